@@ -1,0 +1,64 @@
+# What a user types. Every recipe is one line; logic stands in app/ and deploy/, with tests.
+# Knobs: BROKER=embedded|rabbitmq|redis  POOL=prefork|eventlet|gevent|threads|solo  BACKEND=redis|rpc  SCALE=1
+KIT = .venv/bin/python -m app.cli
+PYTEST = .venv/bin/pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down send result status logs ps images engine env test test-unit test-matrix test-deploy lint lock clean
+.SILENT:
+
+help:         ## what there is to type
+	sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+demo: env     ## real work on an embedded broker, no Docker; POOL= works here too
+	$(KIT) demo
+
+up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE=
+	$(KIT) up
+
+down: env     ## stop the stack; VOLUMES=1 deletes its data too
+	$(KIT) down
+
+send: env     ## send a task: TASK=mail.send_email ARGS='["a@b.c", "hi"]' [KWARGS='{}'] [WAIT=10]
+	$(KIT) send
+
+result: env   ## a task's state and result: ID= [WAIT=10] [FORGET=1]
+	$(KIT) result
+
+status: env   ## broker, queue and workers of the running stack
+	$(KIT) status
+
+logs: env     ## the running stack's logs; FOLLOW=1 goes on
+	$(KIT) logs
+
+ps: env       ## the running stack's containers or processes
+	$(KIT) ps
+
+images: env   ## build the worker images, one tag a pool
+	$(KIT) images
+
+engine:       ## a Docker engine, where none answers (root, Debian or Ubuntu)
+	deploy/engine/start.sh
+
+env:
+	deploy/env.sh local
+
+test: lint test-unit test-matrix test-deploy  ## everything, from a bare machine
+
+lint:         ## style, types, shell scripts, Dockerfiles
+	deploy/env.sh dev && deploy/lint.sh
+
+test-unit:    ## tests that need no container
+	deploy/env.sh dev && $(PYTEST) tests/unit
+
+test-matrix:  ## every combination, in containers: BROKER= POOL= BACKEND= choose some
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration
+
+test-deploy:  ## the commands of this file, as a user types them
+	deploy/env.sh dev && $(PYTEST) tests/deploy
+
+lock: env     ## pin every requirement again, with hashes
+	deploy/lock.sh
+
+clean: down   ## what was made here: the environment, the embedded broker's data
+	rm -rf .venv .kit .mypy_cache .ruff_cache .pytest_cache reports

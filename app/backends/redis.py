@@ -1,0 +1,30 @@
+"""Redis as the result backend: any process reads a result by its id, and chords work. Database 1."""
+
+from typing import TYPE_CHECKING, Any
+
+from app.backends.contract import Backend
+from app.brokers.contract import Broker, Environ
+
+if TYPE_CHECKING:
+    from app.profile import Profile
+
+
+def url(environ: Environ, broker: Broker) -> str:
+    return broker.results_url(environ) if broker.results_url else "redis://results:6379/1"
+
+
+def settings(_: "Profile") -> dict[str, Any]:
+    return {
+        "redis_socket_timeout": 10.0,
+        "redis_socket_connect_timeout": 3.0,
+        "redis_socket_keepalive": True,
+        "redis_backend_health_check_interval": 30,
+        # A results server that is away for a moment delays a task's end; finite, so that a worker can still stop.
+        "result_backend_always_retry": True,
+        "result_backend_max_retries": 20,
+    }
+
+
+backend = Backend(
+    name="redis", schemes=("redis", "rediss"), url=url, settings=settings, has_server=True, read_elsewhere=True, chords=True
+)

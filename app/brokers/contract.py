@@ -1,0 +1,27 @@
+"""What every broker's room supplies."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.profile import Profile
+
+Environ = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A row of the table of brokers.
+
+    `schemes`: what its URLs begin with. `url(environ)`: where it is when CELERY_BROKER_URL does not say.
+    `settings(profile)`: Celery settings that it alone needs. `compose_file`: its stack, or None where it runs without
+    containers. `results_url(environ)`: the Redis results server that comes with it, or None.
+    """
+
+    name: str
+    schemes: tuple[str, ...]
+    url: Callable[[Environ], str]
+    settings: Callable[["Profile"], dict[str, Any]]
+    compose_file: str | None = None
+    results_url: Callable[[Environ], str] | None = None

@@ -1,0 +1,32 @@
+"""Redis as the broker: a server that keeps its data (append-only file), database 0."""
+
+from typing import TYPE_CHECKING, Any
+
+from app.brokers.contract import Broker, Environ
+from app.pools import MOST_CONCURRENCY
+
+if TYPE_CHECKING:
+    from app.profile import Profile
+
+
+def url(_: Environ) -> str:
+    return "redis://broker:6379/0"
+
+
+def settings(profile: "Profile") -> dict[str, Any]:
+    return {
+        "broker_transport_options": {
+            # An unacknowledged message runs again after this long: longer than any task, and any ETA's wait (celery #5935).
+            "visibility_timeout": max(3_600, 4 * profile.task_time_limit),
+            # kombu passes None where nothing is named, and a frozen server then hangs the publisher for ever (celery #6911).
+            "socket_timeout": 10,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            # A connection for each running task's acknowledgement: kombu's 10 fail on green pools (kombu #1350). Only a cap.
+            "max_connections": MOST_CONCURRENCY + 20,
+        },
+    }
+
+
+broker = Broker(name="redis", schemes=("redis", "rediss"), url=url, settings=settings, compose_file="compose.redis.yaml")

@@ -1,0 +1,151 @@
+"""The commands behind `make`: `python -m app.cli COMMAND`, options by name or from the environment."""
+
+import sys
+from typing import Any
+
+import click
+from dotenv import load_dotenv
+
+from app.backends import BACKENDS
+from app.brokers import BROKERS
+from app.local import Local
+from app.pools import POOLS
+from app.refusal import refuse
+from app.stack import ROOT, Compose, build, prepare
+
+Stack = Local | Compose
+
+
+def stack_of(broker: str) -> Stack:
+    """The stack that a broker runs in."""
+    return Compose(broker) if BROKERS[broker].compose_file else Local()
+
+
+def running_stack() -> Stack:
+    """The stack that runs, whichever it is."""
+    running = [stack for stack in (Local(), Compose()) if stack.running()]
+    if not running:
+        refuse("no stack runs; start one with 'make up', or 'make up BROKER=redis POOL=gevent'")
+    return running[0]
+
+
+def choice(name: str, values: dict[str, Any], default: str) -> Any:
+    return click.option(
+        f"--{name}", type=click.Choice(list(values)), default=default, envvar=name.upper(), show_default=True, show_envvar=True
+    )
+
+
+broker_option = choice("broker", BROKERS, "embedded")
+pool_option = choice("pool", POOLS, "prefork")
+backend_option = choice("backend", BACKENDS, "redis")
+
+
+@click.group()
+def cli() -> None:
+    """celery-kit: one Celery task codebase, any broker, any pool."""
+    load_dotenv(ROOT / ".env")
+
+
+@cli.command()
+@broker_option
+@pool_option
+@backend_option
+@click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
+def up(broker: str, pool: str, backend: str, scale: int) -> None:
+    """Start a stack and wait until it is healthy."""
+    places = stack_of(broker).up(pool, backend, scale)
+    click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
+    click.echo("\n".join(f"  {place}" for place in places))
+    result = "make result ID=…" if BACKENDS[backend].read_elsewhere else "(results: send with WAIT=10)"
+    click.echo(f"""Next:
+  make send TASK=mail.send_email ARGS='["you@example.com", "hello"]'    then  {result}
+  make status    make logs    make down""")
+
+
+@cli.command()
+@click.option("--volumes", is_flag=True, envvar="VOLUMES", help="delete the stack's data too")
+def down(volumes: bool) -> None:
+    """Stop whatever stack runs. Its data stays, unless VOLUMES=1."""
+    stacks = [stack for stack in (Local(), Compose()) if stack.running() or volumes]
+    for stack in stacks:
+        stack.down(volumes)
+    click.echo("stopped" + ("; its data is deleted" if volumes else "; its data stays") if stacks else "no stack runs")
+
+
+@cli.command()
+@click.option("--task", envvar="TASK", help="its name, such as mail.send_email")
+@click.option("--args", envvar="ARGS", default="[]", help="a JSON array")
+@click.option("--kwargs", envvar="KWARGS", default="{}", help="a JSON object")
+@click.option("--countdown", type=float, envvar="COUNTDOWN", help="seconds")
+@click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
+def send(task: str | None, args: str, kwargs: str, countdown: float | None, wait: float | None) -> None:
+    """Send a task to the running stack; prints its id."""
+    if not task:
+        refuse('TASK is missing; for example: make send TASK=mail.send_email ARGS=\'["a@b.c", "hi"]\'')
+    options = [("--countdown", countdown), ("--wait", wait)]
+    flags = [f"{flag}={value}" for flag, value in options if value is not None]
+    sys.exit(running_stack().python("app.producer", *flags, "--", task, args, kwargs))
+
+
+@cli.command()
+@click.option("--id", "task_id", envvar="ID")
+@click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
+@click.option("--forget", is_flag=True, envvar="FORGET", help="delete the result")
+def result(task_id: str | None, wait: float | None, forget: bool) -> None:
+    """Show a task's state and result, by its id."""
+    if not task_id:
+        refuse("ID is missing; for example: make result ID=the id that 'make send' printed")
+    flags = [*([f"--wait={wait}"] if wait is not None else []), *(["--forget"] if forget else [])]
+    sys.exit(running_stack().python("app.results", *flags, "--", task_id))
+
+
+@cli.command()
+def status() -> None:
+    """Show the running stack's broker, queue and workers."""
+    sys.exit(running_stack().python("app.status"))
+
+
+@cli.command()
+@click.option("--follow", is_flag=True, envvar="FOLLOW", help="go on until Ctrl-C")
+def logs(follow: bool) -> None:
+    """Show the running stack's logs."""
+    running_stack().logs(follow)
+
+
+@cli.command()
+def ps() -> None:
+    """Show the running stack's processes or containers."""
+    running_stack().ps()
+
+
+@cli.command()
+@pool_option
+@backend_option
+def demo(pool: str, backend: str) -> None:
+    """Run the sample work on the embedded broker."""
+    from app.demo import show  # only here: it needs rich and Pillow
+
+    show(pool, backend)
+
+
+@cli.command()
+@click.option("--pool", "pools", type=click.Choice(list(POOLS)), multiple=True, envvar="POOL", help="all, if none is named")
+def images(pools: tuple[str, ...]) -> None:
+    """Build the worker images, one tag a pool."""
+    prepare()
+    for pool in pools or POOLS:
+        build(pool)
+        click.echo(f"celery-kit:{pool}")
+
+
+def main() -> None:
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        refuse(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

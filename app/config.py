@@ -1,0 +1,46 @@
+"""Celery's settings, in Celery's own names; the whole of it on one screen, composed from the rooms.
+
+Not read before Celery needs a setting. What the user can choose stands in `app/profile.py`.
+"""
+
+from pathlib import Path
+from pkgutil import iter_modules
+
+from app import schedule
+from app.profile import Profile
+
+profile = Profile.from_environ()
+
+broker_url = profile.broker_url
+result_backend = profile.result_backend
+imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__file__).parent / "tasks")])]
+
+# Nothing accepted is lost: a message is acknowledged after its task, and goes back if the worker dies.
+task_acks_late = True
+task_reject_on_worker_lost = True
+worker_prefetch_multiplier = 1
+worker_concurrency = profile.concurrency
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None  # Celery gives up after 100
+broker_pool_acquire_timeout = 10.0  # seconds; Celery waits for ever
+
+# One number bounds a task; the stack's stop grace period and the broker's redelivery follow from it.
+task_time_limit = profile.task_time_limit
+task_soft_time_limit = max(1, task_time_limit - 10) if task_time_limit > 10 else None
+
+task_track_started = True
+result_expires = profile.result_expires
+task_serializer = result_serializer = event_serializer = profile.serializer
+accept_content = list(profile.accept_content)
+timezone = profile.timezone
+enable_utc = True
+
+beat_schedule = schedule.timetable(profile)
+beat_scheduler = "app.schedule:Scheduler"
+beat_schedule_filename = str(profile.data_dir / "celerybeat-schedule")
+beat_max_loop_interval = 10  # seconds
+
+worker_hijack_root_logger = False
+worker_proc_alive_timeout = 30.0
+
+globals().update(profile.broker.settings(profile) | profile.backend.settings(profile))

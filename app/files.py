@@ -1,0 +1,15 @@
+"""The folder that tasks read and write: DATA_DIR, a volume in the stacks."""
+
+from pathlib import Path
+
+from app.profile import Profile
+
+
+def inside(name: str) -> Path:
+    """The path of `name` below DATA_DIR, its folder made. Raises ValueError for a path that leads out of it."""
+    folder = Profile.from_environ().data_dir
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError(f"{name} leads out of DATA_DIR")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

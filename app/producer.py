@@ -1,0 +1,88 @@
+"""Send tasks: one, or many at once. `python -m app.producer TASK [ARGS] [KWARGS]` does it from a shell."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from celery.exceptions import OperationalError
+from celery.result import AsyncResult
+
+from app import app
+from app.refusal import choose, refuse
+
+
+@cache
+def tasks() -> Mapping[str, Any]:
+    """Every task by its name, those of `app/tasks/` loaded."""
+    app.loader.import_default_modules()
+    return app.tasks
+
+
+def send(task: str, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None, **options: Any) -> AsyncResult[Any]:
+    """Send one task by its name. `options` are those of Celery's apply_async (countdown and expires in seconds, eta, …).
+
+    Raises TypeError where the arguments do not fit the task, NotRegistered where no such task is in `app/tasks/`.
+    """
+    result: AsyncResult[Any] = tasks()[task].apply_async(tuple(args), kwargs or {}, **options)
+    return result
+
+
+def send_many(task: str, arguments: Iterable[Iterable[Any]], **options: Any) -> list[str]:
+    """Send a task once for each tuple of arguments, over one connection. Gives the ids, in the same order."""
+    with app.producer_or_acquire() as producer:
+        return [send(task, args, producer=producer, **options).id for args in arguments]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m app.producer", description="Send a task; prints its id.")
+    parser.add_argument("task")
+    parser.add_argument("args", nargs="?", default="[]", help="a JSON array; or -, to read one JSON array a line")
+    parser.add_argument("kwargs", nargs="?", default="{}", help="a JSON object")
+    parser.add_argument("--countdown", type=float, help="seconds from now")
+    parser.add_argument("--wait", type=float, metavar="SECONDS", help="wait this long for the result, and print it")
+    given = parser.parse_args()
+
+    choose("TASK", given.task, sorted(name for name in tasks() if not name.startswith("celery.")))
+    kwargs = _json("KWARGS", given.kwargs, dict)
+    lines = sys.stdin if given.args == "-" else [given.args]
+    calls = [_json("ARGS", line, list) for line in lines if line.strip()]
+    for args in calls:
+        _check_arguments(given.task, args, kwargs)
+
+    try:
+        for args in calls:
+            result = send(given.task, args, kwargs, countdown=given.countdown)
+            print(result.id, flush=True)
+            if given.wait is not None:
+                from app.results import show  # only here: a producer need not know how results look
+
+                show(result, given.wait)
+    except (OperationalError, ConnectionError) as error:
+        refuse(f"the broker at {app.connection().as_uri()} cannot be reached ({error}); 'make ps' shows what runs")
+
+
+def _json(what: str, text: str, kind: type) -> Any:
+    shapes: dict[type, str] = {list: 'an array, such as \'["a@b.c", "hi"]\'', dict: "an object, such as '{\"size\": 128}'"}
+    shape = shapes[kind]
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        refuse(f"{what}={text.strip()} is not JSON ({error}); allowed: {shape}")
+    if not isinstance(value, kind):
+        refuse(f"{what}={text.strip()} is not {shape}")
+    return value
+
+
+def _check_arguments(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    try:
+        tasks()[task].__header__(*args, **kwargs)
+    except TypeError as error:
+        reason = str(error).replace(f"{task.rpartition('.')[2]}()", "").strip()
+        refuse(f"these arguments do not fit {task}: {reason}")
+
+
+if __name__ == "__main__":
+    main()

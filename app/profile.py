@@ -1,0 +1,94 @@
+"""What the user chose: the environment, read and checked in one place.
+
+Names are Celery's own settings in capitals (TIMEZONE, TASK_TIME_LIMIT …); BROKER, BACKEND and POOL choose the rooms.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from app.backends import BACKENDS, Backend
+from app.brokers import BROKERS, Broker
+from app.pools import MOST_CONCURRENCY, POOLS, Pool
+from app.refusal import choose, refuse, whole_number
+
+SERIALIZERS = ("json", "pickle")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One combination and what goes with it. Times are in seconds."""
+
+    broker: Broker
+    backend: Backend
+    pool: Pool
+    broker_url: str
+    result_backend: str
+    timezone: str
+    task_time_limit: int
+    result_expires: int
+    serializer: str
+    accept_content: tuple[str, ...]
+    concurrency: int | None
+    report_every: int
+    data_dir: Path
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Profile":
+        """Read the environment. Refuses (one line, exit code 2) whatever it cannot use."""
+
+        def value(name: str, default: str) -> str:
+            return environ.get(name) or default
+
+        broker_url = environ.get("CELERY_BROKER_URL", "")
+        result_backend = environ.get("CELERY_RESULT_BACKEND", "")
+        broker = _room("BROKER", value("BROKER", ""), "CELERY_BROKER_URL", broker_url, BROKERS, "embedded")
+        backend = _room("BACKEND", value("BACKEND", ""), "CELERY_RESULT_BACKEND", result_backend, BACKENDS, "redis")
+        serializer = choose("TASK_SERIALIZER", value("TASK_SERIALIZER", "json"), SERIALIZERS)
+        accepted = value("ACCEPT_CONTENT", serializer).replace(" ", "").split(",")
+        concurrency = value("WORKER_CONCURRENCY", "")
+        return cls(
+            broker=broker,
+            backend=backend,
+            pool=POOLS[choose("POOL", value("POOL", "prefork"), POOLS)],
+            broker_url=broker_url or broker.url(environ),
+            result_backend=result_backend or backend.url(environ, broker),
+            timezone=_timezone(value("TIMEZONE", "UTC")),
+            task_time_limit=whole_number("TASK_TIME_LIMIT", value("TASK_TIME_LIMIT", "300"), 1, 86_400, "seconds"),
+            result_expires=whole_number("RESULT_EXPIRES", value("RESULT_EXPIRES", "86400"), 0, 31_536_000, "seconds"),
+            serializer=serializer,
+            accept_content=tuple(choose("ACCEPT_CONTENT", name, SERIALIZERS) for name in accepted),
+            concurrency=whole_number("WORKER_CONCURRENCY", concurrency, 1, MOST_CONCURRENCY) if concurrency else None,
+            report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
+            data_dir=Path(value("DATA_DIR", ".kit/data")).resolve(),
+        )
+
+
+Room = TypeVar("Room", Broker, Backend)
+
+
+def _room(name: str, given: str, url_name: str, url: str, rooms: Mapping[str, Room], default: str) -> Room:
+    """The room that was asked for by name, or by the scheme of Celery's own URL, which wins; both must agree."""
+    if given:
+        choose(name, given, rooms)
+    if not url:
+        return rooms[given or default]
+    scheme = url.partition(":")[0].partition("+")[0]
+    serving = [room for room in rooms.values() if scheme in room.schemes]
+    if not serving:
+        allowed = sorted({scheme for room in rooms.values() for scheme in room.schemes})
+        refuse(f"{url_name} begins with {scheme}:, which is not known; allowed: {', '.join(allowed)}")
+    if given and rooms[given] not in serving:
+        refuse(f"{name}={given} contradicts {url_name}, which begins with {scheme}:; leave one of them out")
+    return rooms[given] if given else serving[0]
+
+
+def _timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError):
+        refuse(f"TIMEZONE={name} is not known; allowed: names of the tz database, such as UTC or Europe/Berlin")
+    return name

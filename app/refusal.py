@@ -1,0 +1,33 @@
+"""One clear line for a value that cannot be used."""
+
+import sys
+from collections.abc import Iterable
+from typing import NoReturn
+
+
+def refuse(message: str) -> NoReturn:
+    """Print `message` as one line on standard error and end with exit code 2.
+
+    SystemExit and not an ordinary error: Celery's command line would wrap that in a traceback.
+    """
+    print(f"celery-kit: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def choose(what: str, given: str, allowed: Iterable[str]) -> str:
+    """Give `given` back if it is one of `allowed`; refuse it otherwise. `what` names it, as the user typed it."""
+    allowed = list(allowed)
+    if given not in allowed:
+        refuse(f"{what}={given} is not known; allowed: {', '.join(allowed)}")
+    return given
+
+
+def whole_number(what: str, given: str, least: int, most: int, unit: str = "") -> int:
+    """Give `given` back as an integer between `least` and `most`; refuse it otherwise."""
+    try:
+        number = int(given)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        refuse(f"{what}={given} is not allowed; a whole number from {least} to {most}{unit and ' ' + unit}")
+    return number

@@ -1,0 +1,124 @@
+"""The stacks of containers, as the command line handles them: `docker compose` on the files at the project's root.
+
+Nothing is remembered here: what runs is what the engine says runs.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from app.backends import BACKENDS
+from app.brokers import BROKERS
+from app.refusal import refuse
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = "celery-kit"
+WAIT_SECONDS = "180"
+
+
+def run(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, cwd=ROOT, text=True, check=False, **options)
+
+
+def prepare() -> None:
+    """Have an engine that answers, and base images to build on. Ends with their own line and exit code where it cannot."""
+    for script in ("deploy/engine/start.sh", "deploy/images/choose.sh"):
+        if code := run(script).returncode:
+            raise SystemExit(code)
+
+
+def build(pool: str) -> None:
+    """Build the worker image of a pool and the mail catcher, from the same files that the stacks use."""
+    code = run(
+        "docker", "compose", "-f", "compose.redis.yaml", "build", "--quiet", "worker", "mail", env={**os.environ, "POOL": pool}
+    ).returncode
+    if code:
+        refuse(f"the image of pool {pool} could not be built; the reason stands above")
+
+
+class Compose:
+    """The stack of one broker, or, with none named, whichever stack of this project runs."""
+
+    def __init__(self, broker: str | None = None) -> None:
+        file = BROKERS[broker].compose_file if broker else None
+        self.files = ("-f", file) if file else ()
+
+    def _compose(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return run("docker", "compose", "-p", PROJECT, *self.files, *argv, **options)
+
+    def _containers(self) -> list[dict[str, Any]]:
+        shown = self._compose("ps", "--format", "json", capture_output=True)
+        return [json.loads(line) for line in shown.stdout.splitlines() if line.startswith("{")] if not shown.returncode else []
+
+    def running(self) -> bool:
+        return bool(self._containers())
+
+    def up(self, pool: str, backend: str, scale: int) -> list[str]:
+        """Build what is missing, start, wait until every service is healthy. Gives lines that say where things are."""
+        prepare()
+        environ = {**os.environ, "POOL": pool, "BACKEND": backend}
+        shown = self._compose("config", "--format", "json", env=environ, capture_output=True)
+        if shown.returncode:
+            refuse(f"the stack's settings cannot be used: {shown.stderr.strip().splitlines()[-1]}")
+        services = json.loads(shown.stdout)["services"]
+        if not BACKENDS[backend].has_server and "results" in services:
+            del services["results"]
+        _check_ports(services, self._containers())
+        started = self._compose(
+            "up",
+            "--detach",
+            "--build",
+            "--remove-orphans",
+            "--wait",
+            "--wait-timeout",
+            WAIT_SECONDS,
+            "--scale",
+            f"worker={scale}",
+            *services,
+            env=environ,
+        )
+        if started.returncode:
+            self._compose("logs", "--no-color", "--tail", "15", env=environ)
+            self._compose("down", capture_output=True, env=environ)
+            refuse("the stack did not become healthy; its last words stand above, and it was taken down again")
+        return [
+            f"{name:<9}127.0.0.1:{port['published']} (port {port['target']} in the stack)"
+            for name, service in services.items()
+            for port in service.get("ports", [])
+        ]
+
+    def down(self, volumes: bool) -> None:
+        self._compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
+
+    def python(self, *argv: str) -> int:
+        """Run `python -m …` inside the stack, in a container of the task codebase; gives its exit code."""
+        mine = [c["Service"] for c in self._containers() if c["Service"] in ("worker", "beat") and c["State"] == "running"]
+        if not mine:
+            refuse("neither worker nor beat of the stack runs; 'make ps' shows what does, 'make up' starts it")
+        return self._compose("exec", *([] if sys.stdin.isatty() else ["-T"]), mine[0], "python", "-m", *argv).returncode
+
+    def logs(self, follow: bool) -> None:
+        self._compose("logs", *(["--follow"] if follow else ["--tail", "100"]))
+
+    def ps(self) -> None:
+        self._compose("ps", "--all")
+
+
+def _check_ports(services: dict[str, Any], containers: list[dict[str, Any]]) -> None:
+    """Refuse before anything starts if a port is taken by somebody else."""
+    own = {publisher["PublishedPort"] for container in containers for publisher in container.get("Publishers") or []}
+    for name, service in services.items():
+        for port in service.get("ports", []):
+            number = int(port["published"])
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((port.get("host_ip") or "127.0.0.1", number))
+                except OSError:
+                    if number not in own:
+                        variable = service.get("labels", {}).get(f"celery-kit.port.{port['target']}", "its variable in .env")
+                        refuse(f"port {number} for {name} is in use; free it, or choose another: {variable}={number + 10_000}")

@@ -1,0 +1,63 @@
+#!/bin/sh
+# Which base images this machine builds and runs on: the official ones where a registry answers, stand-ins built
+# from Debian's packages where none does. The answer is kept in .env, which Compose reads too; a value that is
+# already there, or in the environment, is never changed. Takes nothing, prints a line a decision.
+set -eu
+cd "$(dirname "$0")/../.."
+
+pull_seconds=${PULL_SECONDS:-120}
+registry_seconds=10
+suite=trixie
+debian=celery-kit/debian:$suite
+
+say() { printf 'images: %s\n' "$*" >&2; }
+refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
+known() { eval "[ -n \"\${$1:-}\" ]" || grep -qs "^$1=." .env; }
+remember() { printf '%s=%s\n' "$1" "$2" >> .env; }
+
+# Asks for the manifest alone first: a closed network must not cost a pull's time limit.
+official() {
+    docker image inspect "$1" >/dev/null 2>&1 && return
+    timeout "$registry_seconds" docker manifest inspect "$1" >/dev/null 2>&1 || return 1
+    say "pulling $1"
+    timeout "$pull_seconds" docker pull -q "$1" >/dev/null 2>&1
+}
+
+debian_base() {
+    docker image inspect "$debian" >/dev/null 2>&1 && return
+    [ "$(id -u)" -eq 0 ] && [ -f /etc/debian_version ] ||
+        refuse "no registry answers, and base images can be built only by root on Debian or Ubuntu: set PYTHON_IMAGE, RABBITMQ_IMAGE and REDIS_IMAGE in .env to images you have"
+    command -v debootstrap >/dev/null || { apt-get update -qq >/dev/null; apt-get install -y -qq --no-install-recommends debootstrap >/dev/null 2>&1; }
+    say "no registry answers: building $debian with debootstrap"
+    root=$(mktemp -d)
+    trap 'rm -rf "$root"' EXIT
+    mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null | sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \(http[^ ]*\).*/\1/p' | head -n 1)
+    debootstrap --variant=minbase "$suite" "$root" "$mirror" >/tmp/celery-kit-debootstrap.log 2>&1 ||
+        refuse "debootstrap could not build a base image: see /tmp/celery-kit-debootstrap.log"
+    # As the slim images do: no documentation, no translations, no package lists, here and in what is installed later.
+    printf 'path-exclude /usr/share/%s/*\n' doc man info locale lintian > "$root/etc/dpkg/dpkg.cfg.d/slim"
+    printf 'Apt::Install-Recommends "false";\n' > "$root/etc/apt/apt.conf.d/slim"
+    printf 'DPkg::Post-Invoke { "rm -rf /var/cache/apt/*.bin /var/cache/apt/archives/*.deb"; };\n' > "$root/etc/apt/apt.conf.d/clean"
+    printf '#!/bin/sh\nexit 101\n' > "$root/usr/sbin/policy-rc.d" && chmod +x "$root/usr/sbin/policy-rc.d"
+    tar -C "$root" -c \
+        --exclude=./usr/share/doc/* --exclude=./usr/share/man/* --exclude=./usr/share/info/* --exclude=./usr/share/locale/* \
+        --exclude=./var/lib/apt/lists/* --exclude=./var/cache/apt/* --exclude=./var/log/* --exclude=./dev/* . |
+        docker import --change 'CMD ["bash"]' - "$debian" >/dev/null
+}
+
+# variable, official image, folder of the stand-in, its tag
+choose() {
+    if known "$1"; then return; fi
+    if official "$2"; then say "$2 (official)"; remember "$1" "$2"; return; fi
+    debian_base
+    say "building $4 from Debian's packages, in place of $2"
+    docker build -q -t "$4" --build-arg "BASE=$debian" "deploy/images/$3" >/dev/null || refuse "the stand-in $4 could not be built"
+    remember "$1" "$4"
+}
+
+choose PYTHON_IMAGE   python:3.13-slim-trixie python   celery-kit/python:3.13
+choose RABBITMQ_IMAGE rabbitmq:4-management   rabbitmq celery-kit/rabbitmq:4
+choose REDIS_IMAGE    redis:8                 redis    celery-kit/redis:8
+
+# pip inside a build may need this machine's certificate authorities and its index (secrets of the build, never in an image).
+known CA_BUNDLE || { [ ! -f /etc/ssl/certs/ca-certificates.crt ] || remember CA_BUNDLE /etc/ssl/certs/ca-certificates.crt; }

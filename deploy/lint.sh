@@ -1,0 +1,9 @@
+#!/bin/sh
+# Style, types, shell scripts, Dockerfiles, and that the locks fit pyproject.toml.
+set -eu
+cd "$(dirname "$0")/.."
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+git ls-files -z '*.sh' .ci/run | xargs -0 .venv/bin/shellcheck
+git ls-files -z '*Dockerfile' | xargs -0 .venv/bin/hadolint

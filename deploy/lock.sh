@@ -1,0 +1,12 @@
+#!/bin/sh
+# Pins every requirement with hashes: one lock a purpose, all cut from the same resolution, no index address in any.
+set -eu
+cd "$(dirname "$0")/.."
+deploy/env.sh dev
+pin() { .venv/bin/uv pip compile --quiet --generate-hashes --universal --no-header "$@"; }
+pin pyproject.toml --extra dev --upgrade -o requirements/dev.txt
+pin pyproject.toml -c requirements/dev.txt -o requirements/worker.txt
+for extra in eventlet gevent local; do
+    pin pyproject.toml --extra "$extra" -c requirements/dev.txt -o "requirements/$extra.txt"
+done
+echo aiosmtpd | pin - -c requirements/dev.txt -o requirements/mail.txt

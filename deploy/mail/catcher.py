@@ -1,0 +1,90 @@
+"""The development mail catcher: takes every mail (SMTP) and SMS (HTTP), sends none on, and shows what it took.
+
+    SMTP  CATCHER_SMTP_PORT (1025)
+    HTTP  CATCHER_HTTP_PORT (8025): GET /messages, all of them as JSON; POST /sms {"id", "to", "text"}; GET / for people
+
+It keeps the newest 10,000 in memory, and needs nothing but aiosmtpd.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections import deque
+from email import message_from_bytes, policy
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from aiosmtpd.controller import Controller
+
+messages: deque[dict[str, Any]] = deque(maxlen=10_000)
+
+
+class Mailbox:
+    """aiosmtpd's handler."""
+
+    async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:
+        mail = message_from_bytes(envelope.content, policy=policy.default)
+        body = mail.get_body(("plain", "html"))
+        messages.append(
+            {
+                "kind": "mail",
+                "id": mail["Message-ID"],
+                "to": list(envelope.rcpt_tos),
+                "subject": mail["Subject"],
+                "text": body.get_content() if body else "",
+            }
+        )
+        return "250 Message accepted for delivery"
+
+
+class Gateway(BaseHTTPRequestHandler):
+    """The SMS gateway, and the list of messages."""
+
+    def do_POST(self) -> None:
+        try:
+            sms = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            messages.append({"kind": "sms", "id": sms["id"], "to": [sms["to"]], "subject": None, "text": sms["text"]})
+        except (ValueError, KeyError, TypeError):
+            self._answer(400, "application/json", json.dumps({"error": 'not {"id", "to", "text"}'}))
+        else:
+            self._answer(200, "application/json", json.dumps({"id": sms["id"]}))
+
+    def do_GET(self) -> None:
+        if self.path == "/messages":
+            self._answer(200, "application/json", json.dumps(list(messages)))
+        else:
+            rows = "".join(
+                f"<tr><td>{m['kind']}<td>{escape(', '.join(m['to']))}<td>{escape(m['subject'] or '')}<td>{escape(m['text'])}"
+                for m in list(messages)[-200:]
+            )
+            self._answer(200, "text/html; charset=utf-8", f"<!doctype html><title>Caught</title><table>{rows}</table>")
+
+    def _answer(self, status: int, kind: str, text: str) -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a health check asks every few seconds."""
+
+
+def main() -> None:
+    host = os.environ.get("CATCHER_HOST", "0.0.0.0")
+    smtp = Controller(Mailbox(), hostname=host, port=int(os.environ.get("CATCHER_SMTP_PORT", "1025")))
+    http = ThreadingHTTPServer((host, int(os.environ.get("CATCHER_HTTP_PORT", "8025"))), Gateway)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    smtp.start()
+    print(f"catching mail on port {smtp.port}, SMS on port {http.server_port}", flush=True)
+    try:
+        http.serve_forever()
+    finally:
+        smtp.stop()
+
+
+if __name__ == "__main__":
+    main()
