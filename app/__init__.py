@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 
 from app import health, pools
+from app.fixes import short_delays
 
 
 class Kit(Celery):
@@ -18,6 +19,20 @@ class Kit(Celery):
 
     def gen_task_name(self, name: str, module: str) -> Any:
         return super().gen_task_name(name, module.removeprefix("app.tasks."))
+
+    def send_task(
+        self,
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        countdown: Any = None,
+        eta: Any = None,
+        *more: Any,
+        **options: Any,
+    ) -> Any:
+        if self.conf.task_default_queue_type == "quorum":  # the broker itself delays tasks
+            countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
+        return super().send_task(name, args, kwargs, countdown, eta, *more, **options)
 
 
 app = Kit("celery-kit")

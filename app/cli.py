@@ -1,5 +1,6 @@
 """The commands behind `make`: `python -m app.cli COMMAND`, options by name or from the environment."""
 
+import os
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.local import Local
 from app.pools import POOLS
+from app.profile import Profile
 from app.refusal import refuse
 from app.stack import ROOT, Compose, build, prepare
 
@@ -53,6 +55,9 @@ def cli() -> None:
 @click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
 def up(broker: str, pool: str, backend: str, scale: int) -> None:
     """Start a stack and wait until it is healthy."""
+    chosen = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
+    nowhere = {"CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://", "CELERY_RESULT_BACKEND": ""}
+    Profile.from_environ({**nowhere, **os.environ, **chosen})  # what the worker would refuse is refused before anything starts
     places = stack_of(broker).up(pool, backend, scale)
     click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
     click.echo("\n".join(f"  {place}" for place in places))

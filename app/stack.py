@@ -16,7 +16,7 @@ from app.brokers import BROKERS
 from app.refusal import refuse
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = "celery-kit"
+PROJECT = os.environ.get("COMPOSE_PROJECT_NAME") or "celery-kit"
 WAIT_SECONDS = "180"
 
 
@@ -60,7 +60,9 @@ class Compose:
     def up(self, pool: str, backend: str, scale: int) -> list[str]:
         """Build what is missing, start, wait until every service is healthy. Gives lines that say where things are."""
         prepare()
-        environ = {**os.environ, "POOL": pool, "BACKEND": backend}
+        # Longer than the longest task, so that a stopping worker ends what it has begun.
+        grace = f"{int(os.environ.get('TASK_TIME_LIMIT') or 300) + 30}s"
+        environ = {"STOP_GRACE_PERIOD": grace, **os.environ, "POOL": pool, "BACKEND": backend}
         shown = self._compose("config", "--format", "json", env=environ, capture_output=True)
         if shown.returncode:
             refuse(f"the stack's settings cannot be used: {shown.stderr.strip().splitlines()[-1]}")

@@ -1,0 +1,82 @@
+"""THE table of combinations. Test bodies name no product: they take a combination, or a capability of its rows."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pytest
+import requests
+
+from app.backends import BACKENDS, Backend
+from app.brokers import BROKERS, Broker
+from app.pools import POOLS, Pool
+from app.refusal import choose
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A broker, a result backend and a pool."""
+
+    broker: Broker
+    backend: Backend
+    pool: Pool
+
+    def __str__(self) -> str:
+        return f"{self.broker.name}-{self.backend.name}-{self.pool.name}"
+
+
+def _virtual_host(number: int, port: Callable[[int], int]) -> str:
+    """A virtual host of its own, made through RabbitMQ's management interface."""
+    name = f"test{number}"
+    for path in (f"vhosts/{name}", f"permissions/{name}/kit"):
+        requests.put(
+            f"http://127.0.0.1:{port(15672)}/api/{path}",
+            json={"configure": ".*", "write": ".*", "read": ".*"} if "permissions" in path else None,
+            auth=("kit", "kit"),
+            timeout=10,
+        ).raise_for_status()
+    return name
+
+
+@dataclass(frozen=True)
+class Server:
+    """How the tests reach a broker: the port that it listens on, and what its URL ends with to isolate a combination.
+
+    `namespace(number, port)`: `port` gives the host's port for one of the container.
+    """
+
+    url: str
+    port: int
+    namespace: Callable[[int, Callable[[int], int]], str]
+
+
+SERVERS: dict[str, Server] = {
+    "rabbitmq": Server("amqp://kit:kit@{host}:{port}/{namespace}", 5672, _virtual_host),
+    # Databases 0 and 1 are the stack's own.
+    "redis": Server("redis://{host}:{port}/{namespace}", 6379, lambda number, _: str(2 + number)),
+}
+
+
+def _chosen(axis: str, rows: dict[str, Any]) -> list[Any]:
+    """All rows of an axis, or those that BROKER=, BACKEND= or POOL= names."""
+    given = os.environ.get(axis)
+    return [rows[choose(axis, name, rows)] for name in given.split(",")] if given else list(rows.values())
+
+
+COMBINATIONS: list[Combination] = [
+    Combination(*rows)
+    for rows in product(
+        _chosen("BROKER", {name: BROKERS[name] for name in SERVERS}), _chosen("BACKEND", BACKENDS), _chosen("POOL", POOLS)
+    )
+]
+
+
+def marks(combination: Combination) -> list[str]:
+    """A mark for each axis: `-m "redis and gevent"`, `-m "rabbitmq and backend_rpc"`."""
+    return [combination.broker.name, f"backend_{combination.backend.name}", combination.pool.name]
+
+
+def parameters(combinations: list[Combination]) -> list[Any]:
+    return [pytest.param(one, id=str(one), marks=[getattr(pytest.mark, name) for name in marks(one)]) for one in combinations]

@@ -1,0 +1,17 @@
+"""Waiting for a condition: a deadline and a sentence in place of sleeps."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def until(what: str, condition: Callable[[], T], seconds: float = 60.0) -> T:
+    """Ask `condition` until it gives something true, and give that back; fail with `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if answer := condition():
+            return answer
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.05)
