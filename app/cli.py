@@ -42,6 +42,16 @@ pool_option = choice("pool", POOLS, "prefork")
 backend_option = choice("backend", BACKENDS, "redis")
 
 
+def _check(broker: str, pool: str, backend: str) -> None:
+    """Refuse now, before anything starts, what the worker would refuse."""
+    chosen = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
+    servers = {  # where they will be is not asked here
+        "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",
+        "CELERY_RESULT_BACKEND": f"{BACKENDS[backend].schemes[0]}://",
+    }
+    Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **chosen})
+
+
 @click.group()
 def cli() -> None:
     """celery-kit: one Celery task codebase, any broker, any pool."""
@@ -55,9 +65,7 @@ def cli() -> None:
 @click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
 def up(broker: str, pool: str, backend: str, scale: int) -> None:
     """Start a stack and wait until it is healthy."""
-    chosen = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
-    nowhere = {"CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://", "CELERY_RESULT_BACKEND": ""}
-    Profile.from_environ({**nowhere, **os.environ, **chosen})  # what the worker would refuse is refused before anything starts
+    _check(broker, pool, backend)
     places = stack_of(broker).up(pool, backend, scale)
     click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
     click.echo("\n".join(f"  {place}" for place in places))

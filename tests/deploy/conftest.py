@@ -1,0 +1,79 @@
+"""A copy of the project, as a fresh clone has it, for tests that type commands; nothing of the user's own is touched."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from app.stack import ROOT
+
+
+@dataclass
+class Checkout:
+    """A folder to type commands in, with the environment that they see."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    def run(self, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; its output is kept for the assertion that fails."""
+        done = subprocess.run(
+            argv, cwd=self.folder, env={**self.environ, **environ}, capture_output=True, text=True, timeout=400, check=False
+        )
+        print(f"$ {' '.join(argv)}\n{done.stdout}{done.stderr}exit code {done.returncode}")
+        return done
+
+    def make(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return self.run("make", *words, **environ)
+
+    def refusal(self, done: subprocess.CompletedProcess[str]) -> str:
+        """The one line that a refused command says; what `make` itself adds does not count."""
+        assert done.returncode == 2
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("make: ***")]
+        assert len(lines) == 1 and lines[0].startswith("celery-kit: "), lines
+        return lines[0]
+
+
+def free_ports(number: int) -> list[str]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [str(one.getsockname()[1]) for one in sockets]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """Every file that git would give a clone, the environment borrowed, ports and names of its own."""
+    folder = tmp_path_factory.mktemp("checkout") / "celery-kit"
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    for name in filter(None, names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    if (ROOT / ".env").exists():  # which base images this machine has
+        shutil.copy2(ROOT / ".env", folder / ".env")
+    knobs = ("BROKER", "POOL", "BACKEND", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    variables = ("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT")
+    environ = {
+        **{name: value for name, value in os.environ.items() if name not in knobs},
+        **dict(zip(variables, free_ports(len(variables)), strict=True)),
+        "COMPOSE_PROJECT_NAME": f"celery-kit-deploy-{os.getpid()}",
+    }
+    checkout = Checkout(folder, environ)
+    try:
+        yield checkout
+    finally:
+        checkout.make("down", "VOLUMES=1")

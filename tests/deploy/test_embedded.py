@@ -1,0 +1,83 @@
+"""The stack without Docker: `make demo`, and the embedded broker kept running."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from app.pools import POOLS
+from tests.deploy.conftest import Checkout
+from tests.wait import until
+
+NO_DOCKER = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+
+
+@pytest.fixture
+def stack(checkout: Checkout) -> Path:
+    """The embedded stack, running on the solo pool; gives its folder."""
+    if not (checkout.folder / ".kit/embedded/stack.json").exists():
+        assert checkout.make("up", "POOL=solo", **NO_DOCKER).returncode == 0
+    return checkout.folder / ".kit/embedded"
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_demo_ends_with_real_results_on_every_pool(checkout: Checkout, pool: str) -> None:
+    done = checkout.make("demo", f"POOL={pool}", **NO_DOCKER)
+    assert done.returncode == 0
+    assert done.stdout.count("SUCCESS") == 10 and "FAILURE" not in done.stdout
+    assert "Caught: 12 mails, 1 SMS" in done.stdout
+    assert "make up BROKER=rabbitmq" in done.stdout
+    assert sorted(path.name for path in (checkout.folder / ".kit/data/demo").glob("*.jpg"))
+    assert checkout.make("status", **NO_DOCKER).returncode == 2, "the demo left its stack running"
+
+
+def test_what_is_sent_is_looked_up_by_another_command(checkout: Checkout, stack: Path) -> None:
+    sent = checkout.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "hi"]')
+    shown = checkout.make("result", f"ID={sent.stdout.strip()}", "WAIT=20")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("state     SUCCESS\n")
+
+
+def test_a_second_start_is_refused_with_a_clear_word(checkout: Checkout, stack: Path) -> None:
+    assert "an embedded stack runs already (pool solo, process" in checkout.refusal(checkout.make("up"))
+
+
+def test_the_demo_joins_a_stack_that_runs(checkout: Checkout, stack: Path) -> None:
+    done = checkout.make("demo")
+    assert done.returncode == 0
+    assert "Joining the embedded stack that runs already (pool solo)" in done.stdout
+    assert "solo, 1 at once" in checkout.make("status").stdout, "the demo stopped a stack that was not its own"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["TASK=mail.unknown"], "TASK=mail.unknown is not known; allowed: mail.send_email, "),
+        (["TASK=mail.send_email", "ARGS=[1,"], "ARGS=[1, is not JSON"),
+        (["TASK=mail.send_email", 'ARGS={"to": 1}'], "is not an array"),
+        (["TASK=mail.send_email", "KWARGS=[]"], "is not an object"),
+        (["TASK=mail.send_email", 'ARGS=["only one"]'], "do not fit mail.send_email: missing 1 required positional argument"),
+        (["TASK=mail.send_email", "ARGS=[1,2,3,4,5]"], "do not fit mail.send_email: takes"),
+        ([], "TASK is missing"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_in_one_line(checkout: Checkout, stack: Path, words: list[str], said: str) -> None:
+    assert said in checkout.refusal(checkout.make("send", *words))
+
+
+def test_what_was_accepted_survives_a_stop(checkout: Checkout, stack: Path) -> None:
+    sent = checkout.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "hi"]', "COUNTDOWN=4")
+    assert checkout.make("down").returncode == 0
+    assert checkout.make("up", "POOL=threads").returncode == 0
+    assert "SUCCESS" in checkout.make("result", f"ID={sent.stdout.strip()}", "WAIT=40").stdout
+    assert checkout.make("down").returncode == 0
+
+
+def test_a_killed_stack_leaves_nothing_that_stands_in_the_way(checkout: Checkout, stack: Path) -> None:
+    os.kill(json.loads((stack / "stack.json").read_text())["pid"], signal.SIGKILL)
+    until("the lock is free", lambda: checkout.make("ps").returncode == 2, 10)
+    assert checkout.make("up", "POOL=solo").returncode == 0
+    assert "left over from a stack that was killed" in (stack / "stack.log").read_text()
+    assert checkout.make("down").returncode == 0

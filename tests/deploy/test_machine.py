@@ -1,0 +1,72 @@
+"""Machines that lack something, and the images that are deployed."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from app.pools import POOLS
+from tests.deploy.conftest import Checkout
+
+#: The worker image's own weight beside its base (MB); with the official base of some 120 MB it stays below 200 MB.
+OWN_MEGABYTES = 75
+
+
+def output(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_an_image_is_small_and_holds_only_what_runs(pool: str) -> None:
+    image = f"celery-kit:{pool}"
+    base = next(line.partition("=")[2] for line in Path(".env").read_text().splitlines() if line.startswith("PYTHON_IMAGE="))
+    size, of_base = (int(output("docker", "image", "inspect", "--format", "{{.Size}}", name)) for name in (image, base))
+    assert size - of_base < OWN_MEGABYTES * 1_000_000, f"{size / 1e6:.0f} MB on a base of {of_base / 1e6:.0f} MB"
+    look = (
+        "id -u; which gcc cc make uv; ls -d /root/.cache/pip /srv/.cache; ls /run/secrets; env | grep -i -E 'pip|cert'; "
+        "/opt/venv/bin/python -m pip --version; find /srv/app /opt/venv -name '*.py' -size +0 | head -n 1 >/dev/null; "
+        "find /srv/app -name '*.pyc' | head -n 1"
+    )
+    found = output("docker", "run", "--rm", "--entrypoint", "sh", image, "-c", f"({look}) 2>/dev/null; true").splitlines()
+    assert found[0] == "1000"
+    assert len(found) == 2 and found[1].endswith(".pyc"), found
+
+
+def test_an_image_without_a_broker_says_what_it_needs() -> None:
+    done = subprocess.run(["docker", "run", "--rm", "celery-kit:solo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "celery-kit: the embedded broker does not run: "
+        "start it with 'make up', or name another with BROKER= or CELERY_BROKER_URL"
+    ]
+
+
+def test_no_engine_and_not_root_is_one_line(checkout: Checkout) -> None:
+    """As the user nobody, with an address at which no engine answers."""
+    script = Path(checkout.folder / "deploy/engine/start.sh").read_text()
+    drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.getuid() == 0 else []
+    done = checkout.run(*drop, "sh", "-c", script, DOCKER_HOST="unix:///nonexistent/docker.sock")
+    assert "no Docker engine answers, and only root can install or start one" in checkout.refusal(done)
+
+
+def test_an_old_python_is_one_line(checkout: Checkout, tmp_path: Path) -> None:
+    """A script answers in place of an interpreter of 2020, which cannot be had everywhere."""
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo "Python 3.9.2"\n[ "$1" = -V ]\n')
+    old.chmod(0o755)
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "deploy").mkdir()
+    for name in ("requirements/local.txt", "deploy/env.sh"):
+        (tmp_path / name).write_bytes((checkout.folder / name).read_bytes())
+    done = checkout.run("sh", str(tmp_path / "deploy/env.sh"), "local", PYTHON=str(old))
+    assert "is not Python 3.11 or later (Python 3.9.2)" in checkout.refusal(done)
+
+
+def test_the_integration_tests_fail_clearly_without_an_engine(checkout: Checkout) -> None:
+    done = checkout.run(
+        ".venv/bin/pytest", "-q", "tests/integration", "-k", "mail", DOCKER_HOST="unix:///nonexistent/docker.sock"
+    )
+    assert done.returncode == 2
+    assert "no Docker engine answers, and these tests need one: run 'make engine' first" in done.stdout
+    assert "passed" not in done.stdout and "skipped" not in done.stdout

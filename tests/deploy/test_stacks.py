@@ -1,0 +1,114 @@
+"""The stacks of containers, as a user types them."""
+
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from app.backends import BACKENDS
+from app.pools import POOLS
+from tests.deploy.conftest import Checkout
+from tests.matrix import SERVERS
+from tests.wait import until
+
+
+def containers(checkout: Checkout) -> list[str]:
+    label = f"label=com.docker.compose.project={checkout.environ['COMPOSE_PROJECT_NAME']}"
+    return subprocess.run(
+        ["docker", "ps", "--all", "--quiet", "--filter", label], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def volumes(checkout: Checkout) -> list[str]:
+    label = f"label=com.docker.compose.project={checkout.environ['COMPOSE_PROJECT_NAME']}"
+    return subprocess.run(
+        ["docker", "volume", "ls", "--quiet", "--filter", label], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(checkout: Checkout) -> Iterator[None]:
+    yield
+    checkout.make("down")
+    assert not containers(checkout)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("broker", SERVERS)
+def test_up_send_result_down(checkout: Checkout, broker: str, pool: str) -> None:
+    up = checkout.make("up", f"BROKER={broker}", f"POOL={pool}")
+    assert up.returncode == 0
+    assert f"{broker}, {pool}, results by redis: running and healthy" in up.stdout
+    sent = checkout.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "hi"]')
+    shown = checkout.make("result", f"ID={sent.stdout.strip()}", "WAIT=30")
+    assert shown.stdout.startswith("state     SUCCESS\n")
+    assert re.search(
+        rf"worker    celery@\w+: {POOLS[pool].module}, \d+ at once, 1 tasks so far", checkout.make("status").stdout
+    )
+    assert checkout.make("down").returncode == 0
+    assert not containers(checkout)
+    assert volumes(checkout), "down deleted the data"
+
+
+@pytest.mark.parametrize("broker", SERVERS)
+@pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if not backend.has_server])
+def test_without_a_results_server(checkout: Checkout, broker: str, backend: str) -> None:
+    assert checkout.make("up", f"BROKER={broker}", "POOL=threads", f"BACKEND={backend}", "SCALE=2").returncode == 0
+    services = checkout.run("docker", "compose", "ps", "--services", "-a", COMPOSE_FILE=f"compose.{broker}.yaml").stdout.split()
+    assert sorted(services) == ["beat", "broker", "mail", "worker"]
+    sent = checkout.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "hi"]', "WAIT=30")
+    assert "state     SUCCESS" in sent.stdout
+    assert len(re.findall(r"^worker    celery@", checkout.make("status").stdout, re.MULTILINE)) == 2
+
+
+@pytest.mark.parametrize("broker", SERVERS)
+def test_a_compose_file_works_alone(checkout: Checkout, broker: str) -> None:
+    file = f"compose.{broker}.yaml"
+    assert checkout.run("docker", "compose", "-f", file, "up", "--detach", "--wait", "--wait-timeout", "180").returncode == 0
+    sent = checkout.run(
+        "docker", "compose", "-f", file, "exec", "-T", "worker",
+        "python", "-m", "app.producer", "mail.send_email", '["a@b.c", "hi"]', "--wait", "30",
+    )  # fmt: skip
+    assert "state     SUCCESS" in sent.stdout
+    assert checkout.run("docker", "compose", "-f", file, "down").returncode == 0
+
+
+def test_beat_sends_by_its_timetable(checkout: Checkout) -> None:
+    assert checkout.make("up", "BROKER=redis", "POOL=threads", REPORT_EVERY="1").returncode == 0
+    mail = f"http://127.0.0.1:{checkout.environ['MAIL_PORT']}/messages"
+    assert json.loads(checkout.run("curl", "-s", mail).stdout) == []
+    until("beat's report ran", lambda: "reports.daily_statistics" in checkout.make("logs").stdout, 60)
+
+
+def test_a_port_in_use_is_named_and_nothing_starts(checkout: Checkout) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        said = checkout.refusal(checkout.make("up", "BROKER=redis", REDIS_PORT=port))
+    assert f"port {port} for broker is in use; free it, or choose another: REDIS_PORT=" in said
+    assert not containers(checkout)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["BROKER=kafka"], "'kafka' is not one of 'rabbitmq', 'redis', 'embedded'"),
+        (["BROKER=redis", "POOL=fork"], "'fork' is not one of 'prefork', 'eventlet', 'gevent', 'threads', 'solo'"),
+        (["BROKER=redis", "BACKEND=db"], "'db' is not one of 'redis', 'rpc'"),
+        (["BROKER=redis", "SCALE=0"], "0 is not in the range"),
+        (["BROKER=redis", "TIMEZONE=Mars/Olympus"], "TIMEZONE=Mars/Olympus is not known"),
+        (["BROKER=redis", "TASK_TIME_LIMIT=soon"], "TASK_TIME_LIMIT=soon is not allowed"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(checkout: Checkout, words: list[str], said: str) -> None:
+    assert said in checkout.refusal(checkout.make("up", *words))
+    assert not containers(checkout)
+
+
+def test_commands_say_so_where_no_stack_runs(checkout: Checkout) -> None:
+    for command in ("send TASK=mail.send_email", "result ID=1", "status", "logs", "ps"):
+        assert "no stack runs; start one with 'make up'" in checkout.refusal(checkout.make(*command.split()))

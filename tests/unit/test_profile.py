@@ -1,0 +1,58 @@
+"""What the user chose is checked in one place, and refused in one line."""
+
+import pytest
+
+from app.profile import Profile
+
+
+def profile(**environ: str) -> Profile:
+    return Profile.from_environ({"CELERY_BROKER_URL": "redis://127.0.0.1:1", **environ})
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"BROKER": "kafka"}, "BROKER=kafka is not known; allowed: rabbitmq, redis, embedded"),
+        ({"BACKEND": "db"}, "BACKEND=db is not known; allowed: redis, rpc"),
+        ({"POOL": "fork"}, "POOL=fork is not known; allowed: prefork, eventlet, gevent, threads, solo"),
+        ({"CELERY_BROKER_URL": "sqs://"}, "CELERY_BROKER_URL begins with sqs:, which is not known; allowed: amqp, "),
+        ({"BROKER": "rabbitmq"}, "BROKER=rabbitmq contradicts CELERY_BROKER_URL, which begins with redis:"),
+        ({"TIMEZONE": "Mars/Olympus"}, "TIMEZONE=Mars/Olympus is not known"),
+        ({"TIMEZONE": "../etc/passwd"}, "TIMEZONE=../etc/passwd is not known"),
+        ({"TASK_TIME_LIMIT": "soon"}, "TASK_TIME_LIMIT=soon is not allowed; a whole number from 1 to 86400 seconds"),
+        ({"TASK_TIME_LIMIT": "0"}, "TASK_TIME_LIMIT=0 is not allowed"),
+        ({"WORKER_CONCURRENCY": "-1"}, "WORKER_CONCURRENCY=-1 is not allowed"),
+        ({"TASK_SERIALIZER": "xml"}, "TASK_SERIALIZER=xml is not known; allowed: json, pickle"),
+        ({"ACCEPT_CONTENT": "json,xml"}, "ACCEPT_CONTENT=xml is not known"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(
+    environ: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        profile(**environ)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("celery-kit: ") and said in line
+
+
+def test_celerys_own_names_win() -> None:
+    chosen = profile(CELERY_BROKER_URL="amqp://me@elsewhere/x", CELERY_RESULT_BACKEND="redis://there/3", BACKEND="redis")
+    assert (chosen.broker.name, chosen.broker_url) == ("rabbitmq", "amqp://me@elsewhere/x")
+    assert (chosen.backend.name, chosen.result_backend) == ("redis", "redis://there/3")
+
+
+def test_roles_are_the_hosts_where_no_url_is_given() -> None:
+    chosen = Profile.from_environ({"BROKER": "rabbitmq", "RABBITMQ_DEFAULT_PASS": "p@ss/word"})
+    assert chosen.broker_url == "amqp://kit:p%40ss%2Fword@broker:5672/kit"
+    assert chosen.result_backend == "redis://results:6379/1"
+
+
+def test_an_empty_variable_is_no_choice() -> None:
+    assert profile(POOL="", TIMEZONE="", BROKER="") == profile()
+
+
+def test_json_alone_is_accepted_unless_another_is_named() -> None:
+    assert profile().accept_content == ("json",)
+    assert profile(TASK_SERIALIZER="pickle").accept_content == ("pickle",)
+    assert profile(ACCEPT_CONTENT="json, pickle").accept_content == ("json", "pickle")

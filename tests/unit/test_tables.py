@@ -1,0 +1,53 @@
+"""The tables, and the files that have a line for each of their rows."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+from celery.concurrency import get_available_pool_names, get_implementation
+
+from app.brokers import BROKERS
+from app.pools import POOLS
+from app.stack import ROOT
+from tests.matrix import SERVERS
+
+
+def test_every_pool_is_one_of_celerys() -> None:
+    assert set(POOLS) <= set(get_available_pool_names())
+    for pool in POOLS.values():
+        assert pool.sockets_patched or get_implementation(pool.name).__module__ == f"celery.concurrency.{pool.module}"
+
+
+def test_every_pool_has_its_image() -> None:
+    stages = re.findall(r"^FROM deps AS deps-(\w+)$", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE)
+    assert sorted(stages) == sorted(POOLS)
+
+
+def test_every_broker_with_a_stack_has_its_file_and_its_row_in_the_tests() -> None:
+    stacks = {name: broker.compose_file for name, broker in BROKERS.items() if broker.compose_file}
+    assert stacks == {name: f"compose.{name}.yaml" for name in SERVERS}
+    assert all((ROOT / file).exists() for file in stacks.values())
+
+
+def test_products_are_named_in_their_own_rooms_only() -> None:
+    """The rooms, the tables that name them, and sentences for people; no branch anywhere."""
+    products = "|".join(SERVERS)
+    branch = re.compile(rf"""(==|!=|\bin\b)\s*[("'\[]*({products})["']""")
+    code = [path for path in (ROOT / "app").rglob("*.py") if path.parent.name not in ("brokers", "backends")]
+    assert code and not [f"{path}: {line}" for path in code for line in path.read_text().splitlines() if branch.search(line)]
+
+
+def test_every_recipe_of_the_makefile_is_one_line() -> None:
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    assert not [pair for pair in pairwise(lines) if pair[0].startswith("\t") and pair[1].startswith("\t")]
+
+
+def test_locks_agree_hold_hashes_and_name_no_index() -> None:
+    pins: dict[str, set[str]] = {}
+    for lock in Path(ROOT / "requirements").glob("*.txt"):
+        text = lock.read_text()
+        assert "://" not in text and "--index" not in text, lock
+        for name, rest in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE):
+            pins.setdefault(name.lower(), set()).add(rest)
+        assert text.count("==") <= text.count("--hash=sha256:"), lock
+    assert not {name: versions for name, versions in pins.items() if len(versions) > 1}
