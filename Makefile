@@ -4,7 +4,7 @@ KIT = .venv/bin/python -m app.cli
 PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down send result status logs ps images engine env test test-unit test-matrix test-deploy lint lock clean
+.PHONY: help demo up down send result status logs ps images engine env test test-unit test-matrix test-deploy lint docs lock clean
 .SILENT:
 
 help:         ## what there is to type
@@ -56,6 +56,9 @@ test-matrix:  ## every combination, in containers: BROKER= POOL= BACKEND= choose
 
 test-deploy:  ## the commands of this file, as a user types them
 	deploy/env.sh dev && $(PYTEST) tests/deploy
+
+docs: env     ## write the tables in README and docs anew, from the code's own
+	.venv/bin/python -m docs.generate
 
 lock: env     ## pin every requirement again, with hashes
 	deploy/lock.sh

@@ -13,7 +13,7 @@ from app.local import Local
 from app.pools import POOLS
 from app.profile import Profile
 from app.refusal import refuse
-from app.stack import ROOT, Compose, build, prepare
+from app.stack import ROOT, Compose, build, image_size, prepare
 
 Stack = Local | Compose
 
@@ -148,7 +148,7 @@ def images(pools: tuple[str, ...]) -> None:
     prepare()
     for pool in pools or POOLS:
         build(pool)
-        click.echo(f"celery-kit:{pool}")
+        click.echo(f"celery-kit:{pool:<10}{image_size(f'celery-kit:{pool}') / 1e6:4.0f} MB")
 
 
 def main() -> None:

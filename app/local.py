@@ -21,14 +21,13 @@ from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.brokers.embedded import HOME, STATE, server
 from app.pools import POOLS
+from app.profile import stop_grace
 from app.refusal import refuse
 from app.worker import command
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = HOME / "stack.log"
 START_SECONDS = 60.0
-#: Longer than the longest task, as the stacks' stop grace period.
-STOP_SECONDS = float(os.environ.get("TASK_TIME_LIMIT") or 300) + 30
 
 
 class StopRequestedError(Exception):
@@ -165,7 +164,7 @@ def run(pool: str, backend: str, scale: int, owner: str) -> None:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
-            processes.stop(grace=STOP_SECONDS)
+            processes.stop(grace=stop_grace())
             if broker.is_running():
                 broker.stop()
             STATE.unlink(missing_ok=True)
@@ -256,7 +255,7 @@ class Local:
     def down(self, volumes: bool) -> None:
         if about := state():
             os.kill(about["pid"], signal.SIGTERM)
-            _until(lambda: state() is None, STOP_SECONDS + 30)
+            _until(lambda: state() is None, stop_grace() + 30)
         if volumes:
             for path in (HOME / "valkey").glob("*"):
                 subprocess.run(["rm", "-rf", str(path)], check=True)

@@ -57,7 +57,7 @@ class Profile:
             broker_url=broker_url or broker.url(environ),
             result_backend=result_backend or backend.url(environ, broker),
             timezone=_timezone(value("TIMEZONE", "UTC")),
-            task_time_limit=whole_number("TASK_TIME_LIMIT", value("TASK_TIME_LIMIT", "300"), 1, 86_400, "seconds"),
+            task_time_limit=task_time_limit(environ),
             result_expires=whole_number("RESULT_EXPIRES", value("RESULT_EXPIRES", "86400"), 0, 31_536_000, "seconds"),
             serializer=serializer,
             accept_content=tuple(choose("ACCEPT_CONTENT", name, SERIALIZERS) for name in accepted),
@@ -65,6 +65,16 @@ class Profile:
             report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
             data_dir=Path(value("DATA_DIR", ".kit/data")).resolve(),
         )
+
+
+def task_time_limit(environ: Mapping[str, str] = os.environ) -> int:
+    """The one number that bounds a task, in seconds."""
+    return whole_number("TASK_TIME_LIMIT", environ.get("TASK_TIME_LIMIT") or "300", 1, 86_400, "seconds")
+
+
+def stop_grace(environ: Mapping[str, str] = os.environ) -> int:
+    """How long a stopping worker may take, in seconds: longer than the longest task, so that it ends what it has begun."""
+    return task_time_limit(environ) + 30
 
 
 Room = TypeVar("Room", Broker, Backend)

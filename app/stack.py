@@ -13,6 +13,7 @@ from typing import Any
 
 from app.backends import BACKENDS
 from app.brokers import BROKERS
+from app.profile import stop_grace
 from app.refusal import refuse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,11 @@ def build(pool: str) -> None:
         refuse(f"the image of pool {pool} could not be built; the reason stands above")
 
 
+def image_size(image: str) -> int:
+    """The size of an image with its base, in bytes."""
+    return int(run("docker", "image", "inspect", "--format", "{{.Size}}", image, capture_output=True).stdout)
+
+
 class Compose:
     """The stack of one broker, or, with none named, whichever stack of this project runs."""
 
@@ -60,9 +66,7 @@ class Compose:
     def up(self, pool: str, backend: str, scale: int) -> list[str]:
         """Build what is missing, start, wait until every service is healthy. Gives lines that say where things are."""
         prepare()
-        # Longer than the longest task, so that a stopping worker ends what it has begun.
-        grace = f"{int(os.environ.get('TASK_TIME_LIMIT') or 300) + 30}s"
-        environ = {"STOP_GRACE_PERIOD": grace, **os.environ, "POOL": pool, "BACKEND": backend}
+        environ = {"STOP_GRACE_PERIOD": f"{stop_grace()}s", **os.environ, "POOL": pool, "BACKEND": backend}
         shown = self._compose("config", "--format", "json", env=environ, capture_output=True)
         if shown.returncode:
             refuse(f"the stack's settings cannot be used: {shown.stderr.strip().splitlines()[-1]}")
