@@ -1,13 +1,14 @@
 """The table of pools: what each brings, how many tasks it runs at once, what it can do."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from celery.concurrency import get_implementation
 from celery.signals import celeryd_init
 
+from app.limits import Limits
 from app.refusal import refuse
 
 #: The largest concurrency that a worker may be given, in tasks at once.
@@ -33,6 +34,8 @@ class Pool:
     #: Flags for `celery worker`. Mingle costs 1.0 s of start-up; gossip and, on green pools over RabbitMQ, heartbeat events
     #: cost a 0.1 s wait per message (docs: 10 tasks/s plain).
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip")
+    #: By feature, what it cannot do or does differently.
+    limits: Limits = field(default_factory=dict)
 
 
 def _patched(module: str, check: str) -> Callable[[], bool]:

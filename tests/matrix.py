@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import requests
+from redis import Redis
 
 from app.backends import BACKENDS, Backend
 from app.brokers import BROKERS, Broker
+from app.limits import Limit
 from app.pools import POOLS, Pool
 from app.refusal import choose
 
@@ -26,6 +28,12 @@ class Combination:
     def __str__(self) -> str:
         return f"{self.broker.name}-{self.backend.name}-{self.pool.name}"
 
+    def limit(self, feature: str) -> Limit | None:
+        """What the rooms say about a feature here; None: it works."""
+        pool_here = self.broker.pool_limits.get(self.pool.name, {})
+        rooms = (self.pool.limits, self.backend.limits, pool_here, self.broker.limits)
+        return next((room[feature] for room in rooms if feature in room), None)
+
 
 def _virtual_host(number: int, port: Callable[[int], int]) -> str:
     """A virtual host of its own, made through RabbitMQ's management interface."""
@@ -40,22 +48,32 @@ def _virtual_host(number: int, port: Callable[[int], int]) -> str:
     return name
 
 
+def _rabbitmq_version(port: Callable[[int], int]) -> str:
+    found = requests.get(f"http://127.0.0.1:{port(15672)}/api/overview", auth=("kit", "kit"), timeout=10).json()
+    return f"RabbitMQ {found['rabbitmq_version']}"
+
+
+def _redis_version(port: Callable[[int], int]) -> str:
+    return f"Redis {Redis(port=port(6379)).info('server')['redis_version']}"
+
+
 @dataclass(frozen=True)
 class Server:
     """How the tests reach a broker: the port that it listens on, and what its URL ends with to isolate a combination.
 
-    `namespace(number, port)`: `port` gives the host's port for one of the container.
+    `namespace(number, port)`, `version(port)`: `port` gives the host's port for one of the container.
     """
 
     url: str
     port: int
     namespace: Callable[[int, Callable[[int], int]], str]
+    version: Callable[[Callable[[int], int]], str]
 
 
 SERVERS: dict[str, Server] = {
-    "rabbitmq": Server("amqp://kit:kit@{host}:{port}/{namespace}", 5672, _virtual_host),
+    "rabbitmq": Server("amqp://kit:kit@{host}:{port}/{namespace}", 5672, _virtual_host, _rabbitmq_version),
     # Databases 0 and 1 are the stack's own.
-    "redis": Server("redis://{host}:{port}/{namespace}", 6379, lambda number, _: str(2 + number)),
+    "redis": Server("redis://{host}:{port}/{namespace}", 6379, lambda number, _: str(2 + number), _redis_version),
 }
 
 

@@ -1,10 +1,11 @@
 """What every result backend's room supplies."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from app.brokers.contract import Broker, Environ
+from app.limits import Limits
 
 if TYPE_CHECKING:
     from app.profile import Profile
@@ -25,3 +26,4 @@ class Backend:
     has_server: bool
     read_elsewhere: bool
     chords: bool
+    limits: Limits = field(default_factory=dict)

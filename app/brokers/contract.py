@@ -1,8 +1,10 @@
 """What every broker's room supplies."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from app.limits import Limits
 
 if TYPE_CHECKING:
     from app.profile import Profile
@@ -16,7 +18,8 @@ class Broker:
 
     `schemes`: what its URLs begin with. `url(environ)`: where it is when CELERY_BROKER_URL does not say.
     `settings(profile)`: Celery settings that it alone needs. `compose_file`: its stack, or None where it runs without
-    containers. `results_url(environ)`: the Redis results server that comes with it, or None.
+    containers. `results_url(environ)`: the Redis results server that comes with it, or None. `limits`: by feature;
+    `pool_limits`: by pool and feature, what only shows on that pool.
     """
 
     name: str
@@ -25,3 +28,5 @@ class Broker:
     settings: Callable[["Profile"], dict[str, Any]]
     compose_file: str | None = None
     results_url: Callable[[Environ], str] | None = None
+    limits: Limits = field(default_factory=dict)
+    pool_limits: Mapping[str, Limits] = field(default_factory=dict)

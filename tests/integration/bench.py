@@ -1,0 +1,252 @@
+"""What the matrix runs on: each broker once, as its compose file starts it, and worker containers beside it.
+
+The servers are shared by every process of the test session (`servers`); a combination's workers belong to the one process
+that runs its cells. Each combination has a namespace of its own on its broker.
+"""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import docker
+import requests
+from celery import Celery
+from dotenv import dotenv_values
+from filelock import FileLock
+from testcontainers.compose import DockerCompose
+from testcontainers.core.config import testcontainers_config
+from testcontainers.core.container import DockerContainer
+
+from app import Kit
+from app.stack import ROOT
+from tests.matrix import COMBINATIONS, SERVERS, Combination
+from tests.wait import until
+
+# The reaper is an image that a closed network cannot pull; the session takes down what it started, on Ctrl-C too.
+testcontainers_config.ryuk_disabled = True
+
+#: One test session, however many processes it runs in; everything that it starts carries this name.
+SESSION = os.environ.setdefault("CELERY_KIT_TEST_SESSION", f"celery-kit-test-{os.getpid()}")
+FOLDER = Path("/tmp") / SESSION
+PROBES = Path(__file__).with_name("probes")
+LABEL = "celery-kit.test-session"
+ROLES: dict[str, dict[str, str]] = {
+    # What a user starts. Every test may use it, none may disturb it.
+    "main": {},
+    # For tests that disturb or end their worker: it consumes the queue `spare` alone.
+    "spare": {"OPTIONS": "-Q spare"},
+}
+
+
+class Stack:
+    """The servers of one broker's compose file - broker, results, mail catcher - on ports that were free."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.project = f"{SESSION}-{name}"
+        self.file = f"compose.{name}.yaml"
+        self.environ = {
+            **{key: value for key, value in dotenv_values(ROOT / ".env").items() if value},
+            "COMPOSE_PROJECT_NAME": self.project,
+            **dict.fromkeys(("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT"), "0"),
+        }
+        # The results server has a service of its own, or the broker answers to that name.
+        self.results = "results" if "results" in self.run("config", "--services").split() else "broker"
+        self.services = sorted({"broker", "mail", self.results})
+        self.compose = DockerCompose(str(ROOT), self.file, services=self.services, wait=False)
+
+    def start(self) -> None:
+        with patch.dict(os.environ, self.environ):
+            self.compose.start()
+
+    def wait(self) -> None:
+        """Until every server is healthy."""
+        client = docker.from_env()
+        for service in self.services:
+
+            def healthy(name: str = f"{self.project}-{service}-1") -> bool:
+                return str(client.api.inspect_container(name)["State"]["Health"]["Status"]) == "healthy"
+
+            until(f"{service} of {self.name} is healthy", healthy, 180)
+
+    @cache  # noqa: B019  # a handful of stacks, each as long as the session
+    def port(self, number: int, service: str = "broker") -> int:
+        """The host's port for one of a service."""
+        with patch.dict(os.environ, self.environ):
+            return int(self.compose.get_service_port(service, number) or 0)
+
+    def run(self, *argv: str) -> str:
+        """A `docker compose` command on this stack, such as `stop mail`; gives what it printed."""
+        return subprocess.run(
+            ["docker", "compose", "-f", self.file, *argv],
+            cwd=ROOT,
+            env={**os.environ, **self.environ},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What the mail catcher took."""
+        return list(requests.get(f"http://127.0.0.1:{self.port(8025, 'mail')}/messages", timeout=5).json())
+
+
+@cache
+def stack(name: str) -> Stack:
+    return Stack(name)
+
+
+def servers() -> None:
+    """Start the brokers of all chosen combinations, unless another process of this session did."""
+    FOLDER.mkdir(exist_ok=True)
+    with FileLock(FOLDER / "lock"):
+        done = FOLDER / "servers.json"
+        if done.exists():
+            return
+        stacks = [stack(name) for name in dict.fromkeys(one.broker.name for one in COMBINATIONS)]
+        for one in stacks:
+            one.start()
+        for one in stacks:
+            one.wait()
+        for number, combination in enumerate(COMBINATIONS):
+            server, its_stack = SERVERS[combination.broker.name], stack(combination.broker.name)
+            (FOLDER / f"{combination}.namespace").write_text(server.namespace(number % 10, its_stack.port))
+        done.write_text(json.dumps([SERVERS[one.name].version(one.port) for one in stacks]))
+
+
+def versions() -> list[str]:
+    """What the session's servers say of themselves."""
+    done = FOLDER / "servers.json"
+    return list(json.loads(done.read_text())) if done.exists() else []
+
+
+def clean() -> None:
+    """Take down all that this session started, whichever process did."""
+    if not FOLDER.exists():
+        return
+    client = docker.from_env()
+    for container in client.containers.list(all=True, filters={"label": f"{LABEL}={SESSION}"}):
+        container.remove(force=True, v=True)
+    for name in dict.fromkeys(one.broker.name for one in COMBINATIONS):
+        stack(name).run("down", "--volumes", "--remove-orphans", "--timeout", "1")
+    shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+@dataclass
+class Worker:
+    """A worker's container."""
+
+    container: DockerContainer
+
+    @property
+    def docker(self) -> Any:
+        return self.container.get_wrapped_container()
+
+    def consumes(self) -> bool:
+        self.docker.reload()
+        assert self.docker.status == "running", f"the worker ended:\n{self.logs()}"
+        return bool(self.docker.exec_run("healthy").exit_code == 0)
+
+    def ready(self) -> "Worker":
+        until("the worker consumes", self.consumes, 120)
+        return self
+
+    def exit_code(self, seconds: float = 60) -> int:
+        """Wait for its end; gives its exit code."""
+        return int(self.docker.wait(timeout=seconds)["StatusCode"])
+
+    def logs(self) -> str:
+        return b"".join(self.container.get_logs()).decode(errors="replace")
+
+
+@dataclass
+class Running:
+    """A combination that runs: its workers, and what a producer on the host needs."""
+
+    combination: Combination
+    workers: dict[str, Worker] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stack = stack(self.combination.broker.name)
+        self.server = SERVERS[self.combination.broker.name]
+        self.namespace = (FOLDER / f"{self.combination}.namespace").read_text()
+        self.data = FOLDER / str(self.combination)
+        self.data.mkdir()
+        self.data.chmod(0o777)  # the image's user is not this one
+        port = self.stack.port(self.server.port)
+        self.environ = {
+            "BROKER": self.combination.broker.name,
+            "BACKEND": self.combination.backend.name,
+            "POOL": self.combination.pool.name,
+            "CELERY_BROKER_URL": self.server.url.format(host="127.0.0.1", port=port, namespace=self.namespace),
+            "ACCEPT_CONTENT": "json",
+        }
+        if self.combination.backend.has_server:
+            self.environ["CELERY_RESULT_BACKEND"] = f"redis://127.0.0.1:{self.stack.port(6379, self.stack.results)}/1"
+
+    def start(self, role: str, **environ: str) -> Worker:
+        """Start a worker container of a role (:data:`ROLES`); does not wait until it consumes."""
+        url = self.server.url.format(host="broker", port=self.server.port, namespace=self.namespace)
+        given = {**ROLES.get(role, {}), **environ}
+        options = given.pop("OPTIONS", "").split()
+        container = (
+            DockerContainer(f"celery-kit:{self.combination.pool.name}")
+            .with_envs(
+                BROKER=self.combination.broker.name, BACKEND=self.combination.backend.name, CELERY_BROKER_URL=url, **given
+            )
+            .with_volume_mapping(str(self.data), "/data", "rw")
+            .with_kwargs(network=f"{self.stack.project}_default", labels={LABEL: SESSION})
+            .with_command(["python", "-m", "app.worker", "--hostname", f"{role}@%h", *options])
+        )
+        for probe in PROBES.glob("*.py"):
+            container.with_volume_mapping(str(probe), f"/srv/app/tasks/{probe.name}", "ro")
+        container.start()
+        self.workers[role] = Worker(container)
+        return self.workers[role]
+
+    def worker(self, role: str) -> Worker:
+        """The worker of a role, consuming; started anew if a test ended it."""
+        worker = self.workers.get(role)
+        if worker:
+            worker.docker.reload()
+        if not worker or worker.docker.status != "running":
+            worker = self.start(role)
+        return worker.ready()
+
+    @contextmanager
+    def beside(self, role: str, **environ: str) -> Iterator[Worker]:
+        """A further worker for one test. `environ` may hold OPTIONS, for `celery worker`."""
+        worker = self.start(role, **environ)
+        try:
+            yield worker.ready()
+        finally:
+            worker.docker.remove(force=True, v=True)
+            del self.workers[role]
+
+    def app(self, **environ: str) -> Celery:
+        """A Celery app like that of another process: same code, this combination's settings, changed by `environ`."""
+        with patch.dict(os.environ, {**self.environ, **environ}):
+            settings = runpy.run_module("app.config")
+        app = Kit(str(self.combination), set_as_current=False)
+        app.config_from_object(SimpleNamespace(**settings))
+        return app
+
+    def python(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """`python -m …` on the host, as a producer of this combination."""
+        environ = {**os.environ, **self.environ}
+        return subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+
+    def stop(self) -> None:
+        for worker in self.workers.values():
+            worker.docker.remove(force=True, v=True)
