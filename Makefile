@@ -4,7 +4,7 @@ KIT = .venv/bin/python -m app.cli
 PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down send result status logs ps images engine env test test-unit test-matrix test-deploy lint docs lock clean
+.PHONY: help demo up down send result status logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
 .SILENT:
 
 help:         ## what there is to type
@@ -43,7 +43,7 @@ engine:       ## a Docker engine, where none answers (root, Debian or Ubuntu)
 env:
 	deploy/env.sh local
 
-test: lint test-unit test-matrix test-deploy  ## everything, from a bare machine
+test: lint test-unit test-browser test-matrix test-deploy  ## everything, from a bare machine
 
 lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
@@ -52,13 +52,25 @@ test-unit:    ## tests that need no container
 	deploy/env.sh dev && $(PYTEST) tests/unit
 
 test-matrix:  ## every combination, in containers: BROKER= POOL= BACKEND= choose some
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 6 -q --no-header
+
+test-limits:  ## that every limit's row is needed where it stands, and nowhere else: each is inverted, each test must fail
+	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 6 -q --no-header -rfX
+
+test-upstream: ## Celery's own integration suite on our brokers and on plain ones; writes docs/reports/upstream.md (long)
+	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.upstream.run
+
+test-browser: ## the pages that the kit makes, in a real browser
+	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/browser
 
 test-deploy:  ## the commands of this file, as a user types them
 	deploy/env.sh dev && $(PYTEST) tests/deploy
 
-docs: env     ## write the tables in README and docs anew, from the code's own
-	.venv/bin/python -m docs.generate
+docs:         ## write the tables in README and docs anew, from the code's own
+	deploy/env.sh dev && .venv/bin/python -m docs.generate
+
+docs-matrix:  ## take the last run of test-matrix into the docs: tables, page, screenshot
+	cp reports/matrix.json reports/matrix.md reports/matrix.html docs/ && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
 
 lock: env     ## pin every requirement again, with hashes
 	deploy/lock.sh

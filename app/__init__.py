@@ -7,8 +7,8 @@ from typing import Any
 
 from celery import Celery
 
-from app import health, pools
-from app.fixes import short_delays
+from app import brokers, health, pools, security
+from app.fixes import add_consumer, short_delays, time_limit
 
 
 class Kit(Celery):
@@ -37,5 +37,9 @@ class Kit(Celery):
 
 app = Kit("celery-kit")
 app.config_from_object("app.config")
+brokers.connect()
 pools.connect()
+add_consumer.connect()
+time_limit.connect()
 health.install(app)
+security.connect(app)

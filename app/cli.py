@@ -11,8 +11,8 @@ from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.local import Local
 from app.pools import POOLS
-from app.profile import Profile
-from app.refusal import refuse
+from app.profile import Profile, limits
+from app.refusal import choose, refuse
 from app.stack import ROOT, Compose, build, image_size, prepare
 
 Stack = Local | Compose
@@ -24,8 +24,10 @@ def stack_of(broker: str) -> Stack:
 
 
 def running_stack() -> Stack:
-    """The stack that runs, whichever it is."""
-    running = [stack for stack in (Local(), Compose()) if stack.running()]
+    """The stack that runs: whichever it is, or that of BROKER, where it is given."""
+    broker = os.environ.get("BROKER")
+    asked: list[Stack] = [stack_of(choose("BROKER", broker, BROKERS))] if broker else [Local(), Compose()]
+    running = [stack for stack in asked if stack.running()]
     if not running:
         refuse("no stack runs; start one with 'make up', or 'make up BROKER=redis POOL=gevent'")
     return running[0]
@@ -69,6 +71,11 @@ def up(broker: str, pool: str, backend: str, scale: int) -> None:
     places = stack_of(broker).up(pool, backend, scale)
     click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
     click.echo("\n".join(f"  {place}" for place in places))
+    cannot = [name for name, limit in limits(BROKERS[broker], BACKENDS[backend], POOLS[pool]).items() if limit.kind == "cannot"]
+    if cannot:
+        click.echo(
+            f"Celery cannot do here: {', '.join(sorted(cannot)).replace('_', ' ')} (docs/matrix.md: what happens instead)"
+        )
     result = "make result ID=…" if BACKENDS[backend].read_elsewhere else "(results: send with WAIT=10)"
     click.echo(f"""Next:
   make send TASK=mail.send_email ARGS='["you@example.com", "hello"]'    then  {result}

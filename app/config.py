@@ -3,6 +3,7 @@
 Not read before Celery needs a setting. What the user can choose stands in `app/profile.py`.
 """
 
+import logging
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -32,6 +33,8 @@ task_track_started = True
 result_expires = profile.result_expires
 task_serializer = result_serializer = event_serializer = profile.serializer
 accept_content = list(profile.accept_content)
+task_compression = profile.task_compression
+result_compression = profile.result_compression
 timezone = profile.timezone
 enable_utc = True
 
@@ -44,3 +47,10 @@ worker_hijack_root_logger = False
 worker_proc_alive_timeout = 30.0
 
 globals().update(profile.broker.settings(profile) | profile.backend.settings(profile))
+
+if profile.signing:
+    globals().update(profile.signing.settings())
+elif "pickle" in {task_serializer, *accept_content}:
+    logging.getLogger(__name__).warning(
+        "celery-kit: pickle is on: whoever can write to the broker or the results server can run any code in this process"
+    )

@@ -18,7 +18,8 @@ class Heartbeat(bootsteps.StartStopStep):
     Source: Celery's user guide, "Extensions and Bootsteps".
     """
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    # Where the broker delays tasks, one that comes before its queue is bound to the delayed delivery is lost.
+    requires = ("celery.worker.consumer.tasks:Tasks", "celery.worker.consumer.delayed_delivery:DelayedDelivery")
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)

@@ -8,7 +8,7 @@ from typing import Any
 from celery.concurrency import get_implementation
 from celery.signals import celeryd_init
 
-from app.limits import Limits
+from app.limits import DOCS, Limit, Limits
 from app.refusal import refuse
 
 #: The largest concurrency that a worker may be given, in tasks at once.
@@ -42,22 +42,120 @@ def _patched(module: str, check: str) -> Callable[[], bool]:
     return lambda: bool(getattr(import_module(module), check)("socket"))
 
 
+SEEN = "seen by this test"
+
+NO_TIME_LIMIT_BY_CONTROL = Limit(
+    "cannot",
+    "the worker accepts it, and the task goes on: this pool has no time limits",
+    f"{DOCS}/userguide/workers.html#time-limits",
+)
+IGNORED_TIME_LIMIT = Limit(
+    "cannot", "the limit is ignored: the task goes on to its end", f"{DOCS}/userguide/workers.html#time-limits"
+)
+SOFT_TIME_LIMITS: Limits = dict.fromkeys(("soft_time_limit", "soft_time_limit_per_call"), IGNORED_TIME_LIMIT)
+TIME_LIMITS: Limits = {
+    **SOFT_TIME_LIMITS,
+    **dict.fromkeys(
+        (
+            "hard_time_limit",
+            "hard_time_limit_per_call",
+            "hard_time_limit_below_the_soft_one",
+            "hard_time_limit_of_busy_work",
+        ),
+        IGNORED_TIME_LIMIT,
+    ),
+}
+CANNOT_RESIZE = Limit(
+    "cannot", "the worker answers with an AttributeError, and stays as it is", "celery/worker/control.py; " + SEEN
+)
+
+NO_ANSWER = Limit("cannot", "no answer before the running task is over: the worker has one thread", SEEN)
+
+ONE_PROCESS: Limits = {
+    "reject_on_worker_lost": Limit(
+        "cannot",
+        "there is no child process: a task that ends its process ends the worker",
+        f"{DOCS}/userguide/configuration.html#task-reject-on-worker-lost; " + SEEN,
+    ),
+    "cpu_tasks_use_several_cores": Limit("cannot", "all tasks share one process, and so one core", "Python's GIL; " + SEEN),
+}
+#: eventlet and gevent.
+GREEN: Limits = {
+    **ONE_PROCESS,
+    "enable_events": Limit(
+        "cannot",
+        "the worker answers 'event dispatcher unavailable': started without heartbeats and gossip it has none, unless with -E",
+        "celery/worker/control.py, enable_events",
+    ),
+    "worker_heartbeats": Limit("cannot", "none is sent: the kit starts these pools with --without-heartbeat", SEEN),
+}
+PREFORK: Limits = {
+    "hard_time_limit_below_the_soft_one": Limit(
+        "cannot",
+        "the limit is ignored: a hard limit only counts from the soft one on, and the kit sets one of TASK_TIME_LIMIT - 10 s",
+        "celery/concurrency/asynpool.py, on_timeout_set; " + SEEN,
+    ),
+    "context_starts_fresh": Limit("differently", "a later task of the same process sees what an earlier one set", SEEN),
+}
+EVENTLET: Limits = {
+    **TIME_LIMITS,
+    **GREEN,
+    "time_limit_by_control": NO_TIME_LIMIT_BY_CONTROL,
+}
+GEVENT: Limits = {
+    **GREEN,
+    **SOFT_TIME_LIMITS,
+    "hard_time_limit_of_busy_work": Limit(
+        "cannot",
+        "the task goes on to its end: the limit is checked where a task yields",
+        f"{DOCS}/userguide/workers.html#time-limits",
+    ),
+}
+THREADS: Limits = {
+    **TIME_LIMITS,
+    **ONE_PROCESS,
+    "time_limit_by_control": NO_TIME_LIMIT_BY_CONTROL,
+    "pool_grow": CANNOT_RESIZE,
+    "pool_shrink": CANNOT_RESIZE,
+    "terminate": Limit("cannot", "the worker answers with an error, and the task goes on to its end", SEEN),
+    "autoscale": Limit("cannot", "the worker ends as soon as it should grow: this pool has no grow()", SEEN),
+    "context_starts_fresh": Limit("differently", "a later task of the same thread sees what an earlier one set", SEEN),
+}
+SOLO: Limits = {
+    **TIME_LIMITS,
+    **ONE_PROCESS,
+    "time_limit_by_control": NO_TIME_LIMIT_BY_CONTROL,
+    "pool_grow": CANNOT_RESIZE,
+    "pool_shrink": CANNOT_RESIZE,
+    "autoscale": Limit("differently", "the worker stays at one task", SEEN),
+    "terminate": Limit("cannot", "the command is read after the task, which has then completed", SEEN),
+    **dict.fromkeys(("ping_during_a_task", "active", "reserved", "query_task"), NO_ANSWER),
+    "tasks_overlap": Limit("cannot", "tasks run one after the other", f"{DOCS}/userguide/concurrency/index.html"),
+    "context_starts_fresh": Limit("differently", "a later task sees what an earlier one set", SEEN),
+}
+
 _GREEN_FLAGS = ("--without-mingle", "--without-gossip", "--without-heartbeat")
 
 POOLS: dict[str, Pool] = {
     pool.name: pool
     for pool in (
-        Pool("prefork", "prefork", "CPU-bound work; the only pool with hard time limits", None, True, True),
+        Pool(
+            "prefork", "prefork", "CPU-bound work; the only pool with hard time limits", None, True, True,
+            limits=PREFORK,
+        ),
         Pool(
             "eventlet", "eventlet", "many slow connections (upstream: bug fixes only)", 100, False, True,
-            _patched("eventlet.patcher", "is_monkey_patched"), _GREEN_FLAGS,
+            _patched("eventlet.patcher", "is_monkey_patched"), _GREEN_FLAGS, limits=EVENTLET,
         ),
         Pool(
             "gevent", "gevent", "many slow connections", 100, False, True,
-            _patched("gevent.monkey", "is_module_patched"), _GREEN_FLAGS,
+            _patched("gevent.monkey", "is_module_patched"), _GREEN_FLAGS, limits=GEVENT,
         ),
-        Pool("threads", "thread", "slow connections through libraries that cannot be patched", 16, False, True),
-        Pool("solo", "solo", "one task at a time; scale by more workers", 1, False, False),
+        Pool(
+            "threads", "thread", "slow connections through libraries that cannot be patched", 16, False, True,
+            limits=THREADS,
+        ),
+        Pool("solo", "solo", "one task at a time; scale by more workers", 1, False, False, limits=SOLO),
     )
 }  # fmt: skip
 

@@ -12,10 +12,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from app.backends import BACKENDS, Backend
 from app.brokers import BROKERS, Broker
+from app.limits import Limits
 from app.pools import MOST_CONCURRENCY, POOLS, Pool
 from app.refusal import choose, refuse, whole_number
+from app.security import Signing
 
-SERIALIZERS = ("json", "pickle")
+SERIALIZERS = ("json", "yaml", "msgpack", "pickle")
+#: By the names that kombu.compression knows; gzip is its other name for zlib.
+COMPRESSIONS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Profile:
     result_expires: int
     serializer: str
     accept_content: tuple[str, ...]
+    task_compression: str | None
+    result_compression: str | None
+    signing: Signing | None
     concurrency: int | None
     report_every: int
     data_dir: Path
@@ -61,10 +68,19 @@ class Profile:
             result_expires=whole_number("RESULT_EXPIRES", value("RESULT_EXPIRES", "86400"), 0, 31_536_000, "seconds"),
             serializer=serializer,
             accept_content=tuple(choose("ACCEPT_CONTENT", name, SERIALIZERS) for name in accepted),
+            task_compression=_compression("TASK_COMPRESSION", environ),
+            result_compression=_compression("RESULT_COMPRESSION", environ),
+            signing=Signing.from_environ(environ),
             concurrency=whole_number("WORKER_CONCURRENCY", concurrency, 1, MOST_CONCURRENCY) if concurrency else None,
             report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
             data_dir=Path(value("DATA_DIR", ".kit/data")).resolve(),
         )
+
+
+def limits(broker: Broker, backend: Backend, pool: Pool) -> Limits:
+    """By feature, what a combination cannot do or does differently; what is not in it works."""
+    together = {**broker.pool_limits.get(pool.name, {}), **broker.backend_limits.get(backend.name, {})}
+    return {**broker.limits, **together, **backend.limits, **pool.limits}
 
 
 def task_time_limit(environ: Mapping[str, str] = os.environ) -> int:
@@ -94,6 +110,11 @@ def _room(name: str, given: str, url_name: str, url: str, rooms: Mapping[str, Ro
     if given and rooms[given] not in serving:
         refuse(f"{name}={given} contradicts {url_name}, which begins with {scheme}:; leave one of them out")
     return rooms[given] if given else serving[0]
+
+
+def _compression(name: str, environ: Mapping[str, str]) -> str | None:
+    given = environ.get(name)
+    return choose(name, given, COMPRESSIONS) if given else None
 
 
 def _timezone(name: str) -> str:

@@ -1,13 +1,17 @@
 """Write the tables in README.md and docs/ anew from the code: `make docs`. `--check` only says whether they are stale."""
 
+import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.pools import POOLS
+from tests.integration.report import SIGNS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,7 +67,48 @@ def combinations() -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (pools, backends, combinations)}
+def matrix() -> str:
+    """A row a group, a column a broker and backend: how many cells ended how, in the committed run."""
+    data = json.loads((ROOT / "docs/matrix.json").read_text())
+    stacks = list(dict.fromkeys(name.rpartition("-")[0] for name in data["combinations"]))
+    counts = Counter(
+        (data["features"][cell["feature"]]["group"], cell["combination"].rpartition("-")[0], cell["outcome"])
+        for cell in data["cells"]
+    )
+    groups = sorted({group for group, _, _ in counts})
+    features = Counter(feature["group"] for feature in data["features"].values())
+    return (
+        _table(
+            ("features", *(stack.replace("-", " + ") for stack in stacks)),
+            *(
+                (
+                    f"{group} ({features[group]})",
+                    *(
+                        " ".join(
+                            f"{sign}&nbsp;{counts[group, stack, name]}"
+                            for name, sign in SIGNS.items()
+                            if counts[group, stack, name]
+                        )
+                        for stack in stacks
+                    ),
+                )
+                for group in groups
+            ),
+        )
+        + "\n\n"
+        + _about(data)
+    )
+
+
+def _about(data: dict[str, Any]) -> str:
+    about = data["about"]
+    signs = ", ".join(f"{sign} {name}: {about['counts'].get(name, 0)}" for name, sign in SIGNS.items())
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    run = f"Run by `{about['command']}`, {about['date'][:10]}; {versions}; {', '.join(about['servers'])}."
+    return f"Cells of all five pools together. {signs}. {run}"
+
+
+TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (pools, backends, combinations, matrix)}
 
 
 def renewed(text: str) -> str:

@@ -14,6 +14,7 @@ from app.backends import BACKENDS, Backend
 from app.brokers import BROKERS, Broker
 from app.limits import Limit
 from app.pools import POOLS, Pool
+from app.profile import limits
 from app.refusal import choose
 
 
@@ -30,9 +31,7 @@ class Combination:
 
     def limit(self, feature: str) -> Limit | None:
         """What the rooms say about a feature here; None: it works."""
-        pool_here = self.broker.pool_limits.get(self.pool.name, {})
-        rooms = (self.pool.limits, self.backend.limits, pool_here, self.broker.limits)
-        return next((room[feature] for room in rooms if feature in room), None)
+        return limits(self.broker, self.backend, self.pool).get(feature)
 
 
 def _virtual_host(number: int, port: Callable[[int], int]) -> str:

@@ -4,6 +4,14 @@ from app.backends.contract import Backend
 from app.limits import DOCS, Limit
 
 NO_CHORDS = Limit("cannot", "sending a chord raises NotImplementedError", f"{DOCS}/userguide/canvas.html#chords")
+CHORD_IN_A_TASK = Limit(
+    "cannot", "the task fails with NotImplementedError: its replacement would be a chord", NO_CHORDS.reference
+)
+REPLY_TO_THE_WORKER = Limit(
+    "cannot",
+    "the replacement runs, but its value goes to the worker that sent it: the first sender waits for it in vain",
+    "seen by this test; celery/canvas.py, Signature.freeze: reply_to",
+)
 
 backend = Backend(
     name="rpc",
@@ -20,7 +28,42 @@ backend = Backend(
             "another process sees PENDING; the command line refuses and says why",
             f"{DOCS}/userguide/tasks.html#rpc-result-backend-rabbitmq-qpid",
         ),
+        "result_compression": Limit(
+            "cannot",
+            "results go uncompressed, and the worker's log says so once",
+            f"{DOCS}/userguide/configuration.html#result-compression",
+        ),
         "workflow_runs": NO_CHORDS,
         "chord": NO_CHORDS,
+        **dict.fromkeys(
+            (
+                "chord_of_one",
+                "chord_of_many",
+                "chord_in_a_chord",
+                "chord_of_chains",
+                "chord_error",
+                "chord_errback",
+                "group_in_a_chain",
+                "two_groups_in_a_chain",
+            ),
+            NO_CHORDS,
+        ),
+        "replace_by_a_group": CHORD_IN_A_TASK,
+        "replace_by_a_chord": CHORD_IN_A_TASK,
+        "replace": REPLY_TO_THE_WORKER,
+        "replace_by_a_chain": REPLY_TO_THE_WORKER,
+        "collect": Limit(
+            "cannot",
+            "the callback runs, but its value goes to the worker that sent it: collect() waits for it in vain",
+            "seen by this test; celery/canvas.py, Signature.freeze: reply_to",
+        ),
+        "group_result_is_restored": Limit(
+            "cannot", "saving a group's result raises NotImplementedError", "celery/backends/rpc.py, save_group"
+        ),
+        "children": Limit(
+            "differently",
+            "the children's ids come back; their values go to the worker that sent them, so the first sender sees PENDING",
+            "celery/backends/rpc.py, destination_for: a reply goes to the queue of the task's own sender",
+        ),
     },
 )

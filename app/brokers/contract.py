@@ -19,7 +19,9 @@ class Broker:
     `schemes`: what its URLs begin with. `url(environ)`: where it is when CELERY_BROKER_URL does not say.
     `settings(profile)`: Celery settings that it alone needs. `compose_file`: its stack, or None where it runs without
     containers. `results_url(environ)`: the Redis results server that comes with it, or None. `limits`: by feature;
-    `pool_limits`: by pool and feature, what only shows on that pool.
+    `pool_limits`, `backend_limits`: by pool or backend and feature, what only shows together with that one. `transport`: the
+    kombu transport that takes the place of kombu's own for its schemes, where there is one. `delays_tasks`: tasks with an ETA
+    wait in the broker, not in a worker.
     """
 
     name: str
@@ -30,3 +32,6 @@ class Broker:
     results_url: Callable[[Environ], str] | None = None
     limits: Limits = field(default_factory=dict)
     pool_limits: Mapping[str, Limits] = field(default_factory=dict)
+    backend_limits: Mapping[str, Limits] = field(default_factory=dict)
+    transport: str | None = None
+    delays_tasks: bool = False

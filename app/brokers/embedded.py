@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.brokers.contract import Broker, Environ
-from app.brokers.redis import settings
+from app.brokers.redis import TRANSPORT, settings
 from app.refusal import refuse
 
 if TYPE_CHECKING:
@@ -44,4 +44,4 @@ def results_url(_: Environ) -> str:
     return f"{_address()}/1"
 
 
-broker = Broker(name="embedded", schemes=("redis",), url=url, settings=settings, results_url=results_url)
+broker = Broker(name="embedded", schemes=("redis",), url=url, settings=settings, results_url=results_url, transport=TRANSPORT)

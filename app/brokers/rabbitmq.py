@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from app.brokers.contract import Broker, Environ
+from app.limits import DOCS, Limit
 
 if TYPE_CHECKING:
     from app.profile import Profile
@@ -23,6 +24,9 @@ def settings(_: "Profile") -> dict[str, Any]:
         # together are delayed by the broker itself (kombu #2481, rabbitmq-server #11948).
         "task_default_queue_type": "quorum",
         "task_default_exchange_type": "topic",
+        # The same for every other queue that a producer or `-Q` names: Celery's own choice there is classic and direct.
+        "task_create_missing_queue_type": "quorum",
+        "task_create_missing_queue_exchange_type": "topic",
         "broker_transport_options": {"confirm_publish": True},
         "broker_heartbeat": 30,  # seconds; celery's 120 notices a dead connection after four minutes
         # consumer_timeout closes the channel (406): consume again instead of lingering (celery #6760).
@@ -31,5 +35,41 @@ def settings(_: "Profile") -> dict[str, Any]:
 
 
 broker = Broker(
-    name="rabbitmq", schemes=("amqp", "amqps", "pyamqp"), url=url, settings=settings, compose_file="compose.rabbitmq.yaml"
+    name="rabbitmq",
+    schemes=("amqp", "amqps", "pyamqp"),
+    url=url,
+    settings=settings,
+    compose_file="compose.rabbitmq.yaml",
+    delays_tasks=True,
+    limits={
+        "expires": Limit(
+            "differently",
+            "the broker drops the message once it has expired: no worker sees it, and its state stays PENDING",
+            "celery/app/base.py, send_task: expiration; seen by this test",
+        ),
+        "priority": Limit(
+            "differently",
+            "two levels, above 4 and the others, each in the order of sending; of three tasks one is from the lower level",
+            "https://www.rabbitmq.com/docs/4.0/quorum-queues#priorities",
+        ),
+        "scheduled": Limit(
+            "differently",
+            "the list is empty: the broker holds the task, no worker does",
+            f"{DOCS}/getting-started/backends-and-brokers/rabbitmq.html#native-delayed-delivery",
+        ),
+        "pool_grow": Limit(
+            "differently",
+            "the pool grows, the number of tasks at once does not: quorum queues have a static prefetch count",
+            f"{DOCS}/getting-started/backends-and-brokers/rabbitmq.html#using-quorum-queues",
+        ),
+    },
+    backend_limits={
+        "rpc": {
+            "state_after_get": Limit(
+                "differently",
+                "once the sender has waited with get(), a later task stays PENDING for it until it waits for that one too",
+                "celery/backends/rpc.py, get_task_meta: it polls the queue whose messages get()'s consumer has already taken",
+            ),
+        },
+    },
 )

@@ -3,7 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from app.brokers.contract import Broker, Environ
+from app.limits import DOCS, Limit
 from app.pools import MOST_CONCURRENCY
+
+#: kombu's transport, with priorities as AMQP means them.
+TRANSPORT = "app.brokers.redis_transport:Transport"
 
 if TYPE_CHECKING:
     from app.profile import Profile
@@ -29,4 +33,28 @@ def settings(profile: "Profile") -> dict[str, Any]:
     }
 
 
-broker = Broker(name="redis", schemes=("redis", "rediss"), url=url, settings=settings, compose_file="compose.redis.yaml")
+broker = Broker(
+    name="redis",
+    schemes=("redis", "rediss"),
+    url=url,
+    settings=settings,
+    compose_file="compose.redis.yaml",
+    transport=TRANSPORT,
+    limits={
+        "quorum_queues": Limit("cannot", "a queue is a list, on one server; the argument is ignored", "seen by this test"),
+        "acks_late_redelivery": Limit(
+            "differently",
+            "the message is held in the `unacked` hash, for the visibility timeout at least, an hour by default",
+            f"{DOCS}/getting-started/backends-and-brokers/redis.html#visibility-timeout",
+        ),
+    },
+    backend_limits={
+        "rpc": {
+            "result_expires": Limit(
+                "differently",
+                "an answer that nobody fetches stays on the broker: its list gets no time to live",
+                "kombu/transport/redis.py, _put: x-expires is known only to the channel that declared the queue, the sender's",
+            ),
+        },
+    },
+)

@@ -15,18 +15,19 @@ from tests.matrix import SERVERS
 from tests.wait import until
 
 
-def containers(checkout: Checkout) -> list[str]:
+def owned(checkout: Checkout, *listing: str) -> list[str]:
     label = f"label=com.docker.compose.project={checkout.environ['COMPOSE_PROJECT_NAME']}"
-    return subprocess.run(
-        ["docker", "ps", "--all", "--quiet", "--filter", label], capture_output=True, text=True, check=True
-    ).stdout.split()
+    listed = subprocess.run(["docker", *listing, "--quiet", "--filter", label], capture_output=True, text=True, check=True)
+    return listed.stdout.split()
+
+
+def containers(checkout: Checkout) -> list[str]:
+    """The stack's own. Compose labels images too, so whatever runs from one that it built carries the project's name."""
+    return owned(checkout, "ps", "--all", "--filter", "label=com.docker.compose.oneoff=False")
 
 
 def volumes(checkout: Checkout) -> list[str]:
-    label = f"label=com.docker.compose.project={checkout.environ['COMPOSE_PROJECT_NAME']}"
-    return subprocess.run(
-        ["docker", "volume", "ls", "--quiet", "--filter", label], capture_output=True, text=True, check=True
-    ).stdout.split()
+    return owned(checkout, "volume", "ls")
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,15 @@ from celery import Celery
 from xdist.scheduler import LoadScopeScheduling
 
 from app.limits import Limit
+from app.profile import limits
 from tests.integration import report
 from tests.integration.bench import Running, clean, servers, versions
 from tests.matrix import COMBINATIONS, Combination, parameters
 
-WAIT = 60  # seconds; a deadline, never an expectation
+#: `make test-limits`: each row of the limits is taken away where it stands, and put where it does not. Every test must notice.
+INVERTED = bool(os.environ.get("INVERT_LIMITS"))
+
+WAIT = 15 if INVERTED else 60  # seconds; a deadline, never an expectation
 
 
 @dataclass
@@ -90,10 +94,16 @@ def app(running: Running) -> Iterator[Celery]:
 @pytest.fixture
 def cell(request: pytest.FixtureRequest, running: Running, app: Celery, record_property: Any) -> Iterator[Cell]:
     feature = request.node.originalname.removeprefix("test_")
-    limit = None if feature in os.environ.get("WITHOUT_LIMIT", "").split(",") else running.combination.limit(feature)
+    limit = running.combination.limit(feature)
+    if INVERTED:
+        limit = None if limit else Limit("cannot", "nothing of the kind", "none")
     cell = Cell(feature, running, app, limit)
     yield cell
     record_property("saw", "; ".join(cell.noted))
+
+
+def _feature(item: pytest.Item) -> str:
+    return getattr(item, "originalname", item.name).removeprefix("test_")
 
 
 class ByCombination(LoadScopeScheduling):  # type: ignore[misc]
@@ -107,7 +117,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCombinatio
     return ByCombination(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if INVERTED:  # the features that have a limit somewhere; a test that passes all the same is the failure here
+        limited = {feature for one in COMBINATIONS for feature in limits(one.broker, one.backend, one.pool)}
+        config.hook.pytest_deselected(items=[item for item in items if _feature(item) not in limited])
+        items[:] = [item for item in items if _feature(item) in limited]
+        for item in items:
+            item.add_marker(pytest.mark.xfail(strict=True, reason="its row says the opposite of what is so"))
     for item in items:
         if one := getattr(item, "callspec", None) and item.callspec.params.get("combination"):  # type: ignore[attr-defined]
             item.user_properties += report.describe(item, one)

@@ -49,3 +49,16 @@ def test_a_second_report_can_be_switched_on() -> None:
     assert [entry["task"] for entry in settings()["beat_schedule"].values()] == ["reports.daily_statistics"]
     tried = settings(REPORT_EVERY="5")["beat_schedule"]
     assert sorted(str(entry["schedule"]) for entry in tried.values())[0] == "5.0"
+
+
+def test_pickle_is_warned_of_once_and_nothing_else_is(caplog: pytest.LogCaptureFixture) -> None:
+    settings(TASK_SERIALIZER="yaml", ACCEPT_CONTENT="json,yaml,msgpack")
+    assert not caplog.messages
+    settings(ACCEPT_CONTENT="json,pickle")
+    (line,) = caplog.messages
+    assert "pickle is on" in line and "\n" not in line
+
+
+def test_compression_is_handed_to_celery() -> None:
+    found = settings(TASK_COMPRESSION="zstd", RESULT_COMPRESSION="brotli")
+    assert (found["task_compression"], found["result_compression"]) == ("zstd", "brotli")

@@ -1,8 +1,10 @@
 """What the user chose is checked in one place, and refused in one line."""
 
 import pytest
+from kombu.compression import compress, decompress
+from kombu.serialization import dumps, loads
 
-from app.profile import Profile
+from app.profile import COMPRESSIONS, SERIALIZERS, Profile
 
 
 def profile(**environ: str) -> Profile:
@@ -22,8 +24,11 @@ def profile(**environ: str) -> Profile:
         ({"TASK_TIME_LIMIT": "soon"}, "TASK_TIME_LIMIT=soon is not allowed; a whole number from 1 to 86400 seconds"),
         ({"TASK_TIME_LIMIT": "0"}, "TASK_TIME_LIMIT=0 is not allowed"),
         ({"WORKER_CONCURRENCY": "-1"}, "WORKER_CONCURRENCY=-1 is not allowed"),
-        ({"TASK_SERIALIZER": "xml"}, "TASK_SERIALIZER=xml is not known; allowed: json, pickle"),
+        ({"TASK_SERIALIZER": "xml"}, "TASK_SERIALIZER=xml is not known; allowed: json, yaml, msgpack, pickle"),
         ({"ACCEPT_CONTENT": "json,xml"}, "ACCEPT_CONTENT=xml is not known"),
+        ({"TASK_COMPRESSION": "rar"}, "TASK_COMPRESSION=rar is not known; allowed: zlib, bzip2, lzma, brotli, zstd"),
+        ({"RESULT_COMPRESSION": "lz4"}, "RESULT_COMPRESSION=lz4 is not known; allowed: zlib, bzip2, lzma, brotli, zstd"),
+        ({"SECURITY_KEY": "/none"}, "not set: SECURITY_CERTIFICATE, SECURITY_CERT_STORE"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(
@@ -56,3 +61,21 @@ def test_json_alone_is_accepted_unless_another_is_named() -> None:
     assert profile().accept_content == ("json",)
     assert profile(TASK_SERIALIZER="pickle").accept_content == ("pickle",)
     assert profile(ACCEPT_CONTENT="json, pickle").accept_content == ("json", "pickle")
+
+
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_every_compression_is_installed(name: str) -> None:
+    chosen = profile(TASK_COMPRESSION=name, RESULT_COMPRESSION=name)
+    assert chosen.task_compression == chosen.result_compression == name
+    assert decompress(*compress(b"text" * 100, name)) == b"text" * 100
+
+
+@pytest.mark.parametrize("name", SERIALIZERS)
+def test_every_serializer_is_installed(name: str) -> None:
+    assert profile(TASK_SERIALIZER=name).serializer == name
+    kind, encoding, body = dumps([1, "ü"], serializer=name)
+    assert loads(body, kind, encoding, accept={kind}) == [1, "ü"]
+
+
+def test_nothing_is_compressed_unless_told() -> None:
+    assert (profile().task_compression, profile().result_compression) == (None, None)

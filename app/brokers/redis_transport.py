@@ -1,0 +1,20 @@
+"""kombu's Redis transport, with AMQP's meaning of a task's priority: 0 to 9, higher is more urgent, none is 0.
+
+kombu's own has it the other way round, 0 first. A priority is a list of its own there; the worker takes from the first list
+that holds anything, so the order of the steps is the order of urgency. Messages without a priority stay in the list that has
+the queue's plain name. Source: kombu/transport/redis.py, Channel._brpop_start, _q_for_pri.
+"""
+
+from kombu.transport import redis
+
+
+class Channel(redis.Channel):
+    priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu
+
+    def priority(self, n: int) -> int:
+        """The step that a message of priority `n` belongs to; kombu expects ascending steps here."""
+        return max(step for step in self.priority_steps if step <= n)
+
+
+class Transport(redis.Transport):
+    Channel = Channel

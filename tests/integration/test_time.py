@@ -1,0 +1,246 @@
+"""When tasks run, and for how long: delays, expiry, time limits, beat."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded
+from celery.exceptions import TimeoutError as ResultTimeout
+from testcontainers.core.container import DockerContainer
+
+from tests.integration.bench import LABEL, PROBES, SESSION, Running
+from tests.integration.conftest import WAIT, Cell
+from tests.matrix import COMBINATIONS
+from tests.wait import until
+
+#: Neither UTC nor a whole number of hours from it.
+KATHMANDU = "Asia/Kathmandu"
+
+
+def in_seconds(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def ran_at(result: Any) -> datetime:
+    return datetime.fromtimestamp(result.get(timeout=WAIT), UTC)
+
+
+def test_countdown(cell: Cell) -> None:
+    """A task with a countdown runs that many seconds later."""
+    due = in_seconds(2)
+    assert ran_at(cell.send("time_probes.ran_at", countdown=2)) >= due
+
+
+@pytest.mark.by_kit(
+    [one for one in COMBINATIONS if one.broker.delays_tasks],
+    "Celery 5.7.0 raises ValueError where the broker delays tasks itself; the kit rounds up to a second",
+)
+def test_countdown_under_a_second(cell: Cell) -> None:
+    """A countdown may be a fraction of a second."""
+    due = in_seconds(0.5)
+    assert ran_at(cell.send("time_probes.ran_at", countdown=0.5)) >= due
+
+
+def test_eta(cell: Cell) -> None:
+    """A task with an ETA does not run before it."""
+    eta = in_seconds(1.5)
+    assert ran_at(cell.send("time_probes.ran_at", eta=eta)) >= eta
+
+
+def test_eta_in_the_past(cell: Cell) -> None:
+    """A task whose ETA has passed runs at once."""
+    cell.run("time_probes.ran_at", eta=in_seconds(-3600))
+
+
+def test_eta_in_another_zone(cell: Cell) -> None:
+    """An ETA may be in any time zone."""
+    eta = in_seconds(1.5).astimezone(ZoneInfo(KATHMANDU))
+    assert ran_at(cell.send("time_probes.ran_at", eta=eta)) >= eta
+
+
+def test_eta_without_a_zone(cell: Cell) -> None:
+    """An ETA without a time zone is in UTC, whatever the sending app's own is."""
+    eta = in_seconds(1.5)
+    app = cell.running.app(TIMEZONE=KATHMANDU)
+    assert ran_at(app.send_task("time_probes.ran_at", eta=eta.replace(tzinfo=None))) >= eta
+    app.close()
+
+
+def test_eta_holds_nothing_back(cell: Cell) -> None:
+    """Tasks that wait for their ETA hold back none that comes after them, however few the worker takes at once."""
+    cell.running.worker("single")
+    eta = in_seconds(20)
+    late = [cell.send("time_probes.ran_at", eta=eta, queue="single") for _ in range(5)]
+    assert ran_at(cell.send("time_probes.ran_at", queue="single")) < eta
+    assert not any(one.ready() for one in late)
+
+
+def test_expires(cell: Cell) -> None:
+    """A task that waited in its queue beyond its expiry never runs; its state is REVOKED."""
+    cell.running.worker("single")
+    cell.send("time_probes.nap", 2, queue="single")
+    late = cell.send("time_probes.tick", "expired", expires=1, queue="single")
+    in_time = cell.send("time_probes.nap", 0, expires=60, queue="single")
+    assert in_time.get(timeout=WAIT) == "slept on"
+    _expired(cell, late)
+
+
+def test_expires_at_a_time(cell: Cell) -> None:
+    """An expiry may be a time, in any zone; a task that is due later than that never runs."""
+    late = cell.send("time_probes.tick", "expired", expires=in_seconds(1).astimezone(ZoneInfo(KATHMANDU)), countdown=2)
+    cell.run("time_probes.ran_at", expires=in_seconds(60).astimezone(ZoneInfo(KATHMANDU)))
+    _expired(cell, late)
+
+
+def test_expires_before_its_countdown(cell: Cell) -> None:
+    """A task whose expiry comes before its countdown has passed never runs; its state is REVOKED."""
+    late = cell.send("time_probes.tick", "expired", expires=1, countdown=2)
+    _expired(cell, late)
+
+
+def _expired(cell: Cell, late: Any) -> None:
+    if cell.limit:
+        with pytest.raises(ResultTimeout):
+            late.get(timeout=1)
+    else:
+        with pytest.raises(TaskRevokedError, match="expired"):
+            late.get(timeout=WAIT)
+        assert late.state == "REVOKED"
+    assert not (cell.running.data / "ticks.expired").exists()
+
+
+def test_soft_time_limit(cell: Cell) -> None:
+    """A task catches SoftTimeLimitExceeded at its soft time limit, and can clean up."""
+    _cleaned_up(cell, cell.run("time_probes.nap_with_care_and_a_limit", 3))
+
+
+def test_soft_time_limit_per_call(cell: Cell) -> None:
+    """The sender can set the soft time limit of one call."""
+    _cleaned_up(cell, cell.run("time_probes.nap_with_care", 3, soft_time_limit=2))
+
+
+def _cleaned_up(cell: Cell, answer: str) -> None:
+    assert answer == ("slept on" if cell.limit else "cleaned up")
+
+
+def test_hard_time_limit(cell: Cell) -> None:
+    """A task is ended at its hard time limit, whatever it does at the soft one: FAILURE, TimeLimitExceeded."""
+    _ended(cell, cell.send("time_probes.nap_stubbornly_with_a_limit", 4, queue="spare"))
+
+
+def test_hard_time_limit_per_call(cell: Cell) -> None:
+    """The sender can set the time limits of one call."""
+    _ended(cell, cell.send("time_probes.nap_stubbornly", 4, soft_time_limit=2, time_limit=3, queue="spare"))
+
+
+def test_hard_time_limit_below_the_soft_one(cell: Cell) -> None:
+    """A hard time limit counts where the app's soft one is longer, too."""
+    _ended(cell, cell.send("time_probes.nap", 2, time_limit=1, queue="spare"))
+
+
+def _ended(cell: Cell, result: Any) -> None:
+    cell.running.worker("spare")
+    answer = result.get(timeout=WAIT, propagate=False)
+    if cell.limit:
+        assert (result.state, answer) == ("SUCCESS", "slept on")
+    else:
+        assert isinstance(answer, TimeLimitExceeded), answer
+        cell.saw(repr(answer))
+
+
+def test_hard_time_limit_of_busy_work(cell: Cell) -> None:
+    """The hard time limit ends a task that computes and never yields, too."""
+    cell.running.worker("spare")
+    file = cell.running.data / str(uuid.uuid4())
+    result = cell.send("time_probes.burn", 4, file.name, soft_time_limit=2, time_limit=3, queue="spare")
+    answer = result.get(timeout=WAIT, propagate=False)
+    cell.saw(repr(answer))
+    if cell.limit:
+        assert file.exists()
+    else:
+        assert isinstance(answer, TimeLimitExceeded), answer
+        assert not file.exists()
+
+
+@dataclass
+class Beat:
+    """A beat with the timetable of `time_probes`, and what it made happen."""
+
+    running: Running
+    container: Any
+
+    def ticks(self, name: str) -> int:
+        """How often the task of an entry ran."""
+        file = self.running.data / f"ticks.{name}"
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    def goes_on(self) -> None:
+        """Wait for two more ticks."""
+        now = self.ticks("interval")
+        until("two more ticks", lambda: self.ticks("interval") >= now + 2)
+
+    def stop(self) -> dict[str, tuple[int, str]]:
+        """Stop it as its stack does; gives each entry's run count and last run, as it has kept them."""
+        self.container.stop(timeout=20)
+        assert self.container.wait()["StatusCode"] == 0
+        look = (
+            "import json, shelve; kept = shelve.open('/data/celerybeat-schedule', 'r')['entries']; "
+            "print(json.dumps({name: (one.total_run_count, str(one.last_run_at)) for name, one in kept.items()}))"
+        )
+        answer = self.running.worker("main").docker.exec_run(["python", "-c", look], stderr=False)
+        return dict(json.loads(answer.output))
+
+
+@pytest.fixture(scope="module")
+def beat(running: Running) -> Iterator[Beat]:
+    running.worker("main")
+    environ = dict(running.workers["main"].container.env)
+    container = (
+        DockerContainer(f"celery-kit:{running.combination.pool.name}")
+        .with_envs(**environ, TIMEZONE=KATHMANDU, PROBE_TIMETABLE="1")
+        .with_volume_mapping(str(running.data), "/data", "rw")
+        .with_volume_mapping(str(PROBES / "time_probes.py"), "/srv/app/tasks/time_probes.py", "ro")
+        .with_kwargs(network=f"{running.stack.project}_default", labels={LABEL: SESSION})
+        .with_command(["celery", "-A", "app", "beat", "--loglevel", "INFO"])
+        .start()
+        .get_wrapped_container()
+    )
+    yield Beat(running, container)
+    container.remove(force=True, v=True)
+
+
+def test_beat_interval(cell: Cell, beat: Beat) -> None:
+    """Beat sends a task again and again, at its interval."""
+    until("a third tick", lambda: beat.ticks("interval") >= 3)
+
+
+def test_beat_entry_has_options(cell: Cell, beat: Beat) -> None:
+    """An entry of beat's carries options of its own, such as the queue."""
+    cell.running.worker("spare")
+    until("a tick", lambda: beat.ticks("routed") >= 1)
+    assert "time_probes.tick" in cell.running.worker("spare").logs()
+
+
+def test_beat_crontab_is_in_its_time_zone(cell: Cell, beat: Beat) -> None:
+    """Beat reads a crontab in its own time zone, here one that is 5:45 h from UTC, and makes up for a run that it missed."""
+    until("the crontab's tick", lambda: beat.ticks("here") == 1)
+    beat.goes_on()
+    assert (beat.ticks("here"), beat.ticks("elsewhere")) == (1, 0)
+
+
+def test_beat_restart_keeps_its_schedule(cell: Cell, beat: Beat) -> None:
+    """A beat that starts again goes on with its schedule: nothing is sent twice, and its counts go on."""
+    until("the hourly tick", lambda: beat.ticks("hourly") == 1)
+    before = beat.stop()
+    beat.container.start()
+    beat.goes_on()
+    after = beat.stop()
+    assert beat.ticks("hourly") == 1
+    assert after["hourly"] == before["hourly"] and after["hourly"][0] == 1
+    assert after["interval"][0] > before["interval"][0]
+    cell.saw({"before": before, "after": after})

@@ -1,0 +1,46 @@
+"""A priority means the same on every broker: 0 to 9, higher is more urgent. app/brokers/redis_transport.py"""
+
+import pytest
+from kombu import Connection
+from kombu.transport import get_transport_cls
+from kombu.transport.redis import Channel as KombuChannel
+
+from app.brokers import BROKERS, connect
+from app.brokers.redis_transport import Channel, Transport
+
+LOOKS_LIKE_REDIS = [scheme for broker in BROKERS.values() if broker.transport for scheme in broker.schemes]
+
+
+def channel() -> Channel:
+    """A channel that is connected to nothing."""
+    return object.__new__(Channel)
+
+
+def test_the_most_urgent_list_is_looked_at_first() -> None:
+    """kombu looks at the lists in the order of the steps."""
+    assert list(Channel.priority_steps) == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("priority", range(10))
+def test_every_number_is_a_level_of_its_own(priority: int) -> None:
+    assert channel().priority(priority) == priority
+
+
+@pytest.mark.parametrize(("priority", "key"), [(0, "mails"), (1, "mails\x06\x161"), (9, "mails\x06\x169")])
+def test_the_list_with_the_plain_name_is_the_least_urgent(priority: int, key: str) -> None:
+    """So messages without a priority are where monitors look for them."""
+    assert channel()._q_for_pri("mails", priority) == key
+
+
+def test_kombu_still_has_it_the_other_way_round() -> None:
+    """If this fails, app/brokers/redis_transport.py may go."""
+    assert list(KombuChannel.priority_steps) == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize("scheme", LOOKS_LIKE_REDIS)
+def test_a_url_leads_to_our_transport_and_keeps_its_scheme(scheme: str) -> None:
+    connect()
+    assert get_transport_cls(scheme) is Transport
+    connection = Connection(f"{scheme}://localhost:6379/3")
+    assert connection.as_uri().startswith(f"{scheme}://")
+    assert bool(connection.ssl) == (scheme == "rediss")
