@@ -52,7 +52,7 @@ test-unit:    ## tests that need no container
 	deploy/env.sh dev && $(PYTEST) tests/unit
 
 test-matrix:  ## every combination, in containers: BROKER= POOL= BACKEND= choose some
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 6 -q --no-header
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 6 --reruns 1 -q --no-header
 
 test-limits:  ## that every limit's row is needed where it stands, and nowhere else: each is inverted, each test must fail
 	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 6 -q --no-header -rfX

@@ -8,7 +8,7 @@ from typing import Any
 from celery import Celery
 
 from app import brokers, health, pools, security
-from app.fixes import add_consumer, short_delays, time_limit
+from app.fixes import add_consumer, retry_queue, short_delays, time_limit
 
 
 class Kit(Celery):
@@ -32,6 +32,7 @@ class Kit(Celery):
     ) -> Any:
         if self.conf.task_default_queue_type == "quorum":  # the broker itself delays tasks
             countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
+            options = retry_queue.named(options)
         return super().send_task(name, args, kwargs, countdown, eta, *more, **options)
 
 

@@ -10,46 +10,49 @@ from pkgutil import iter_modules
 from app import schedule
 from app.profile import Profile
 
-profile = Profile.from_environ()
+# The underscore keeps it, and the passwords in its URLs, out of `celery inspect conf`.
+_profile = Profile.from_environ()
 
-broker_url = profile.broker_url
-result_backend = profile.result_backend
+broker_url = _profile.broker_url
+result_backend = _profile.result_backend
 imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__file__).parent / "tasks")])]
 
 # Nothing accepted is lost: a message is acknowledged after its task, and goes back if the worker dies.
 task_acks_late = True
 task_reject_on_worker_lost = True
 worker_prefetch_multiplier = 1
-worker_concurrency = profile.concurrency
+worker_concurrency = _profile.concurrency
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None  # Celery gives up after 100
 broker_pool_acquire_timeout = 10.0  # seconds; Celery waits for ever
 
 # One number bounds a task; the stack's stop grace period and the broker's redelivery follow from it.
-task_time_limit = profile.task_time_limit
-task_soft_time_limit = max(1, task_time_limit - 10) if task_time_limit > 10 else None
+task_time_limit = _profile.task_time_limit
+# No soft limit beside it: prefork starts a hard limit's clock only when the soft one fires, so that a task's own, shorter
+# time_limit would count for nothing (celery/concurrency/asynpool.py, on_timeout_set).
+task_soft_time_limit = None
 
 task_track_started = True
-result_expires = profile.result_expires
-task_serializer = result_serializer = event_serializer = profile.serializer
-accept_content = list(profile.accept_content)
-task_compression = profile.task_compression
-result_compression = profile.result_compression
-timezone = profile.timezone
+result_expires = _profile.result_expires
+task_serializer = result_serializer = event_serializer = _profile.serializer
+accept_content = list(_profile.accept_content)
+task_compression = _profile.task_compression
+result_compression = _profile.result_compression
+timezone = _profile.timezone
 enable_utc = True
 
-beat_schedule = schedule.timetable(profile)
+beat_schedule = schedule.timetable(_profile)
 beat_scheduler = "app.schedule:Scheduler"
-beat_schedule_filename = str(profile.data_dir / "celerybeat-schedule")
+beat_schedule_filename = str(_profile.data_dir / "celerybeat-schedule")
 beat_max_loop_interval = 10  # seconds
 
 worker_hijack_root_logger = False
 worker_proc_alive_timeout = 30.0
 
-globals().update(profile.broker.settings(profile) | profile.backend.settings(profile))
+globals().update(_profile.broker.settings(_profile) | _profile.backend.settings(_profile))
 
-if profile.signing:
-    globals().update(profile.signing.settings())
+if _profile.signing:
+    globals().update(_profile.signing.settings())
 elif "pickle" in {task_serializer, *accept_content}:
     logging.getLogger(__name__).warning(
         "celery-kit: pickle is on: whoever can write to the broker or the results server can run any code in this process"

@@ -21,21 +21,34 @@ class Pool:
 
     `module`: Celery's module of the pool, below celery.concurrency. `concurrency`: tasks at once; None: one a CPU core, as
     Celery counts them. `sockets_patched()`: None, or the check that the standard library's sockets yield to other tasks.
-    `time_limits`: Celery enforces task time limits. `answers_while_busy`: remote control and heartbeats during a task.
+    What it can do follows from `limits`, its rows of the support matrix.
     """
 
     name: str
     module: str
     for_work: str
     concurrency: int | None
-    time_limits: bool
-    answers_while_busy: bool
     sockets_patched: Callable[[], bool] | None = None
     #: Flags for `celery worker`. Mingle costs 1.0 s of start-up; gossip and, on green pools over RabbitMQ, heartbeat events
     #: cost a 0.1 s wait per message (docs: 10 tasks/s plain).
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip")
     #: By feature, what it cannot do or does differently.
     limits: Limits = field(default_factory=dict)
+
+    @property
+    def time_limits(self) -> str:
+        """Which task time limits Celery enforces on it, in words."""
+        kinds = [kind for kind in ("soft", "hard") if f"{kind}_time_limit" not in self.limits]
+        return (
+            f"{' and '.join(kinds)}{', of tasks that yield' if 'hard_time_limit_of_busy_work' in self.limits else ''}"
+            if kinds
+            else "none"
+        )
+
+    @property
+    def answers_while_busy(self) -> bool:
+        """It answers remote control, and its broker's heartbeats, during a task."""
+        return "ping_during_a_task" not in self.limits
 
 
 def _patched(module: str, check: str) -> Callable[[], bool]:
@@ -59,7 +72,7 @@ TIME_LIMITS: Limits = {
         (
             "hard_time_limit",
             "hard_time_limit_per_call",
-            "hard_time_limit_below_the_soft_one",
+            "hard_time_limit_alone",
             "hard_time_limit_of_busy_work",
         ),
         IGNORED_TIME_LIMIT,
@@ -90,11 +103,6 @@ GREEN: Limits = {
     "worker_heartbeats": Limit("cannot", "none is sent: the kit starts these pools with --without-heartbeat", SEEN),
 }
 PREFORK: Limits = {
-    "hard_time_limit_below_the_soft_one": Limit(
-        "cannot",
-        "the limit is ignored: a hard limit only counts from the soft one on, and the kit sets one of TASK_TIME_LIMIT - 10 s",
-        "celery/concurrency/asynpool.py, on_timeout_set; " + SEEN,
-    ),
     "context_starts_fresh": Limit("differently", "a later task of the same process sees what an earlier one set", SEEN),
 }
 EVENTLET: Limits = {
@@ -129,7 +137,7 @@ SOLO: Limits = {
     "pool_shrink": CANNOT_RESIZE,
     "autoscale": Limit("differently", "the worker stays at one task", SEEN),
     "terminate": Limit("cannot", "the command is read after the task, which has then completed", SEEN),
-    **dict.fromkeys(("ping_during_a_task", "active", "reserved", "query_task"), NO_ANSWER),
+    **dict.fromkeys(("ping_during_a_task", "active", "query_task"), NO_ANSWER),
     "tasks_overlap": Limit("cannot", "tasks run one after the other", f"{DOCS}/userguide/concurrency/index.html"),
     "context_starts_fresh": Limit("differently", "a later task sees what an earlier one set", SEEN),
 }
@@ -140,22 +148,22 @@ POOLS: dict[str, Pool] = {
     pool.name: pool
     for pool in (
         Pool(
-            "prefork", "prefork", "CPU-bound work; the only pool with hard time limits", None, True, True,
+            "prefork", "prefork", "CPU-bound work; all time limits", None,
             limits=PREFORK,
         ),
         Pool(
-            "eventlet", "eventlet", "many slow connections (upstream: bug fixes only)", 100, False, True,
+            "eventlet", "eventlet", "many slow connections (upstream: bug fixes only)", 100,
             _patched("eventlet.patcher", "is_monkey_patched"), _GREEN_FLAGS, limits=EVENTLET,
         ),
         Pool(
-            "gevent", "gevent", "many slow connections", 100, False, True,
+            "gevent", "gevent", "many slow connections", 100,
             _patched("gevent.monkey", "is_module_patched"), _GREEN_FLAGS, limits=GEVENT,
         ),
         Pool(
-            "threads", "thread", "slow connections through libraries that cannot be patched", 16, False, True,
+            "threads", "thread", "slow connections through libraries that cannot be patched", 16,
             limits=THREADS,
         ),
-        Pool("solo", "solo", "one task at a time; scale by more workers", 1, False, False, limits=SOLO),
+        Pool("solo", "solo", "one task at a time; scale by more workers", 1, limits=SOLO),
     )
 }  # fmt: skip
 

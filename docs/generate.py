@@ -29,7 +29,7 @@ def pools() -> str:
     return _table(
         ("POOL", "made for", "tasks at once", "time limits enforced", "answers during a task"),
         *(
-            (f"`{p.name}`", p.for_work, str(p.concurrency or "one a CPU core"), _yes(p.time_limits), _yes(p.answers_while_busy))
+            (f"`{p.name}`", p.for_work, str(p.concurrency or "one a CPU core"), p.time_limits, _yes(p.answers_while_busy))
             for p in POOLS.values()
         ),
     )

@@ -31,7 +31,9 @@ def _started(task: Task[Any, Any], **_: Any) -> None:
 def _ended(task: Task[Any, Any], task_id: str, state: str | None = None, **_: Any) -> None:
     seconds = time.monotonic() - getattr(task.request, STARTED, time.monotonic())
     now = datetime.now(UTC)
-    line = json.dumps({"at": now.timestamp(), "task": task.name, "id": task_id, "state": state, "seconds": seconds})
+    line = json.dumps(
+        {"at": now.timestamp(), "task": task.name, "id": task_id, "state": state or "IGNORED", "seconds": seconds}
+    )
     with open(_runs() / f"{now:%Y-%m-%d}.jsonl", "a") as file:
         file.write(f"{line}\n")
 

@@ -97,6 +97,7 @@ def cell(request: pytest.FixtureRequest, running: Running, app: Celery, record_p
     limit = running.combination.limit(feature)
     if INVERTED:
         limit = None if limit else Limit("cannot", "nothing of the kind", "none")
+    running.worker("main")  # a cell that ends it costs only itself
     cell = Cell(feature, running, app, limit)
     yield cell
     record_property("saw", "; ".join(cell.noted))

@@ -19,6 +19,8 @@ PACKAGES = ("celery", "kombu", "amqp", "redis", "eventlet", "gevent")
 SIGNS = {"works": "✓", "by celery-kit": "✓+", "differently": "≈", "cannot": "—", "FAILED": "✗"}
 
 _cells: dict[tuple[str, str], dict[str, Any]] = {}
+#: How a cell failed that was then tried once more.
+_first_tries: dict[tuple[str, str], str] = {}
 #: What the servers say of themselves; set when they run.
 servers: list[str] = []
 
@@ -43,14 +45,19 @@ def describe(item: pytest.Item, combination: Combination) -> list[tuple[str, obj
 def collect(report: pytest.TestReport) -> None:
     """Take a test's report for the table; a set-up that failed is a cell that FAILED."""
     about: dict[str, Any] = dict(report.user_properties)
+    cell = about.get("feature", ""), about.get("combination", "")
+    if report.outcome == "rerun":  # type: ignore[comparison-overlap]  # the plugin's own
+        _first_tries[cell] = str(report.longrepr)[-1500:]
+        return
     if "combination" not in about or (report.when != "call" and not report.failed):
         return
+    about["first_try"] = _first_tries.get(cell, "")
     about["seconds"] = round(report.duration, 2)
     if report.failed:
         about |= {"outcome": "FAILED", "what": str(report.longrepr)[-1500:]}
     elif report.skipped:
         about |= {"outcome": "FAILED", "what": "not tried"}
-    _cells[about["feature"], about["combination"]] = about
+    _cells[cell] = about
 
 
 def write(folder: Path) -> Iterable[str]:
@@ -78,6 +85,8 @@ def write(folder: Path) -> Iterable[str]:
     yield f"{len(features)} features x {len(combinations)} combinations, {len(_cells)} cells: " + ", ".join(
         f"{counts[name]} {name}" for name in SIGNS
     )
+    for feature, combination in sorted(_first_tries):
+        yield f"needed a second try: {feature} on {combination}"
     yield f"{folder}/matrix.html, .md and .json have the details"
 
 

@@ -117,22 +117,6 @@ def test_active(cell: Cell) -> None:
     result.get(timeout=WAIT)
 
 
-def test_reserved(cell: Cell) -> None:
-    """Tasks that a worker holds and that wait for a slot are listed."""
-    with cell.running.beside("holder", OPTIONS="-Q holder -c 1 --prefetch-multiplier 3") as worker:
-        name = listening(cell, f"holder@{worker.docker.short_id}")
-        with held(cell, 3, queue="holder", start=1) as results:
-            if cell.limit:
-                assert command(cell, name, "reserved", 1.5) is None
-            else:
-                until("two are reserved", lambda: len(command(cell, name, "reserved")) == 2, 10)
-                assert {task["id"] for task in command(cell, name, "reserved")} == {result.id for result in results} - running(
-                    cell
-                )
-        for result in results:
-            result.get(timeout=WAIT)
-
-
 def test_scheduled(cell: Cell) -> None:
     """Tasks that a worker holds until their ETA are listed."""
     single = node(cell)

@@ -149,3 +149,11 @@ def test_reject_on_worker_lost(cell: Cell) -> None:
         assert result.get(timeout=WAIT) > 1
         assert len(_times(file)) == 2
         assert spare.consumes()
+
+
+@pytest.mark.by_kit(DELAYED_BY_BROKER, "plain Celery sends it to the default queue: app/fixes/retry_queue.py")
+def test_retry_stays_in_its_queue(cell: Cell) -> None:
+    """A task of another queue than the default one is tried again in its own, each time."""
+    cell.running.worker("spare")
+    nodes = cell.run("retry_probes.where_each_try_ran", [], queue="spare")
+    assert [node.partition("@")[0] for node in nodes] == ["spare"] * 3

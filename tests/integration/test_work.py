@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.integration.bench import LABEL, SESSION
 from tests.integration.conftest import WAIT, Cell
+from tests.matrix import COMBINATIONS
 from tests.wait import until
 
 
@@ -31,20 +32,24 @@ def test_sms_arrives(cell: Cell) -> None:
 
 def test_mail_waits_for_its_server(cell: Cell) -> None:
     """Real back-off against a real server: RETRY while it is away, the mail once it is back."""
-    host = f"late-{cell.combination}"
     client = docker.from_env()
-    with cell.running.beside("patient", OPTIONS="-Q patient", SMTP_HOST=host):
+    port = 20_000 + 2 * [str(one) for one in COMBINATIONS].index(str(cell.combination))
+    with cell.running.beside("patient", OPTIONS="-Q patient", SMTP_PORT=str(port)):
         result = cell.send("mail.send_email", "a@b.c", "patience", queue="patient")
         until("the task is in RETRY", lambda: result.state == "RETRY")
         assert isinstance(result.result, OSError)
         cell.saw(f"RETRY: {result.result}")
-        network = client.networks.get(f"{cell.running.stack.project}_default")
-        catcher = client.containers.create("celery-kit:mail", labels={LABEL: SESSION})
-        network.connect(catcher, aliases=[host])
-        catcher.start()
+        catcher = client.containers.run(  # beside the stack's own, at its address
+            "celery-kit:mail",
+            detach=True,
+            labels={LABEL: SESSION},
+            network_mode=f"container:{cell.running.stack.project}-mail-1",
+            environment={"CATCHER_SMTP_PORT": port, "CATCHER_HTTP_PORT": port + 1},
+            healthcheck={"test": ["NONE"]},
+        )
         try:
             message_id = result.get(timeout=WAIT)
-            look = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8025/messages').read().decode())"
+            look = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port + 1}/messages').read().decode())"
             caught = json.loads(catcher.exec_run(["python", "-c", look]).output)
         finally:
             catcher.remove(force=True)
