@@ -1,5 +1,5 @@
 #!/bin/sh
-# Style, types, shell scripts, Dockerfiles, and that the locks fit pyproject.toml.
+# Style, types, shell scripts, Dockerfiles, and that the tables in README and docs are those of the code.
 set -eu
 cd "$(dirname "$0")/.."
 .venv/bin/ruff check .

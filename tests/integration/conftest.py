@@ -1,7 +1,7 @@
 """The matrix: a test is a feature's row, a combination its column; the outcomes go into `reports/matrix.*`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Cell:
     running: Running
     app: Celery
     limit: Limit | None
+    note: Callable[[str, object], None]
     noted: list[str] = field(default_factory=list)
 
     @property
@@ -54,6 +55,7 @@ class Cell:
     def saw(self, what: object) -> None:
         """Note for the report what was seen."""
         self.noted.append(str(what))
+        self.note("saw", "; ".join(self.noted))
 
 
 @pytest.fixture(params=parameters(COMBINATIONS), scope="session")
@@ -92,15 +94,14 @@ def app(running: Running) -> Iterator[Celery]:
 
 
 @pytest.fixture
-def cell(request: pytest.FixtureRequest, running: Running, app: Celery, record_property: Any) -> Iterator[Cell]:
+def cell(request: pytest.FixtureRequest, running: Running, app: Celery, record_property: Any) -> Cell:
     feature = request.node.originalname.removeprefix("test_")
     limit = running.combination.limit(feature)
     if INVERTED:
         limit = None if limit else Limit("cannot", "nothing of the kind", "none")
     running.worker("main")  # a cell that ends it costs only itself
-    cell = Cell(feature, running, app, limit)
-    yield cell
-    record_property("saw", "; ".join(cell.noted))
+    record_property("saw", "")
+    return Cell(feature, running, app, limit, record_property)
 
 
 def _feature(item: pytest.Item) -> str:

@@ -35,7 +35,8 @@ def test_mail_waits_for_its_server(cell: Cell) -> None:
     client = docker.from_env()
     port = 20_000 + 2 * [str(one) for one in COMBINATIONS].index(str(cell.combination))
     with cell.running.beside("patient", OPTIONS="-Q patient", SMTP_PORT=str(port)):
-        result = cell.send("mail.send_email", "a@b.c", "patience", queue="patient")
+        app = cell.running.app()  # of its own: see the limit `state_after_get`
+        result = app.send_task("mail.send_email", ("a@b.c", "patience"), queue="patient")
         until("the task is in RETRY", lambda: result.state == "RETRY")
         assert isinstance(result.result, OSError)
         cell.saw(f"RETRY: {result.result}")
