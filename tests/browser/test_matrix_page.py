@@ -54,7 +54,7 @@ def test_the_axes_filter_the_cells(page: Page, data: dict[str, Any]) -> None:
 
 
 def test_a_cell_opens_what_was_run_and_seen(page: Page, data: dict[str, Any]) -> None:
-    cell = next(cell for cell in data["cells"] if cell["outcome"] == "cannot" and cell["saw"])
+    cell = next(cell for cell in data["cells"] if cell["outcome"] == "cannot" and cell.get("saw"))
     page.locator(f'button[data-cell="{cell["feature"]} {cell["combination"]}"]').click()
     detail = page.locator("#detail")
     assert detail.is_visible()
