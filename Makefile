@@ -52,10 +52,10 @@ test-unit:    ## tests that need no container
 	deploy/env.sh dev && $(PYTEST) tests/unit
 
 test-matrix:  ## every combination, in containers: BROKER= POOL= BACKEND= choose some
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 7 --reruns 1 -q --no-header
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 6 --reruns 1 -q --no-header
 
 test-limits:  ## that every limit's row is needed where it stands, and nowhere else: each is inverted, each test must fail
-	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 7 -q --no-header -rfX
+	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 6 -q --no-header -rfX
 
 test-upstream: ## Celery's own integration suite on our brokers and on plain ones; writes docs/reports/upstream.md (long)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.upstream.run
