@@ -34,8 +34,9 @@ def prepare() -> None:
 
 def build(pool: str) -> None:
     """Build the worker image of a pool and the mail catcher, from the same files that the stacks use."""
+    file = next(broker.compose_file for broker in BROKERS.values() if broker.compose_file)  # they build the same
     code = run(
-        "docker", "compose", "-f", "compose.redis.yaml", "build", "--quiet", "worker", "mail", env={**os.environ, "POOL": pool}
+        "docker", "compose", "-f", file, "build", "--quiet", "worker", "mail", env={**os.environ, "POOL": pool}
     ).returncode
     if code:
         refuse(f"the image of pool {pool} could not be built; the reason stands above")
