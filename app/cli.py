@@ -13,7 +13,7 @@ from app.local import Local
 from app.pools import POOLS
 from app.profile import Profile, limits
 from app.refusal import choose, refuse
-from app.stack import ROOT, Compose, build, image_size, prepare
+from app.stack import ROOT, Compose, build, image, image_size, prepare
 
 Stack = Local | Compose
 
@@ -155,7 +155,7 @@ def images(pools: tuple[str, ...]) -> None:
     prepare()
     for pool in pools or POOLS:
         build(pool)
-        click.echo(f"celery-kit:{pool:<10}{image_size(f'celery-kit:{pool}') / 1e6:4.0f} MB")
+        click.echo(f"{image(pool):<22}{image_size(image(pool)) / 1e6:4.0f} MB")
 
 
 def main() -> None:

@@ -42,6 +42,11 @@ def build(pool: str) -> None:
         refuse(f"the image of pool {pool} could not be built; the reason stands above")
 
 
+def image(tag: str) -> str:
+    """An image of this project: a pool's, or `mail`. IMAGE is the name before the tag, a registry's host included."""
+    return f"{os.environ.get('IMAGE') or 'celery-kit'}:{tag}"
+
+
 def image_size(image: str) -> int:
     """The size of an image with its base, in bytes."""
     return int(run("docker", "image", "inspect", "--format", "{{.Size}}", image, capture_output=True).stdout)

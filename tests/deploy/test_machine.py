@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.pools import POOLS
+from app.stack import image
 from tests.deploy.conftest import Checkout
 
 #: The worker image's own weight beside its base (MB); with the official base of some 120 MB it stays below 200 MB.
@@ -19,22 +20,22 @@ def output(*argv: str) -> str:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_an_image_is_small_and_holds_only_what_runs(pool: str) -> None:
-    image = f"celery-kit:{pool}"
+    name = image(pool)
     base = next(line.partition("=")[2] for line in Path(".env").read_text().splitlines() if line.startswith("PYTHON_IMAGE="))
-    size, of_base = (int(output("docker", "image", "inspect", "--format", "{{.Size}}", name)) for name in (image, base))
+    size, of_base = (int(output("docker", "image", "inspect", "--format", "{{.Size}}", one)) for one in (name, base))
     assert size - of_base < OWN_MEGABYTES * 1_000_000, f"{size / 1e6:.0f} MB on a base of {of_base / 1e6:.0f} MB"
     look = (
         "id -u; which gcc cc make uv; ls -d /root/.cache/pip /srv/.cache; ls /run/secrets; env | grep -i -E 'pip|cert'; "
         "/opt/venv/bin/python -m pip --version; find /srv/app /opt/venv -name '*.py' -size +0 | head -n 1 >/dev/null; "
         "find /srv/app -name '*.pyc' | head -n 1"
     )
-    found = output("docker", "run", "--rm", "--entrypoint", "sh", image, "-c", f"({look}) 2>/dev/null; true").splitlines()
+    found = output("docker", "run", "--rm", "--entrypoint", "sh", name, "-c", f"({look}) 2>/dev/null; true").splitlines()
     assert found[0] == "1000"
     assert len(found) == 2 and found[1].endswith(".pyc"), found
 
 
 def test_an_image_without_a_broker_says_what_it_needs() -> None:
-    done = subprocess.run(["docker", "run", "--rm", "celery-kit:solo"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["docker", "run", "--rm", image("solo")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "celery-kit: the embedded broker does not run: "

@@ -30,7 +30,7 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
 from app import Kit
-from app.stack import ROOT
+from app.stack import ROOT, image
 from tests.matrix import COMBINATIONS, SERVERS, Combination
 from tests.wait import until
 
@@ -223,7 +223,7 @@ class Running:
         given = {**ROLES.get(role, {}), "HEARTBEAT_FILE": f"/data/{beat.name}", **environ}
         options = given.pop("OPTIONS", "").split()
         container = (
-            DockerContainer(f"celery-kit:{self.combination.pool.name}")
+            DockerContainer(image(self.combination.pool.name))
             .with_envs(
                 BROKER=self.combination.broker.name, BACKEND=self.combination.backend.name, CELERY_BROKER_URL=url, **given
             )

@@ -13,6 +13,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.exceptions import TimeoutError as ResultTimeout
 from testcontainers.core.container import DockerContainer
 
+from app.stack import image
 from tests.integration.bench import LABEL, PROBES, SESSION, Running
 from tests.integration.conftest import WAIT, Cell
 from tests.matrix import COMBINATIONS
@@ -206,7 +207,7 @@ def beat(running: Running) -> Iterator[Beat]:
     running.worker("main")
     environ = dict(running.workers["main"].container.env)
     container = (
-        DockerContainer(f"celery-kit:{running.combination.pool.name}")
+        DockerContainer(image(running.combination.pool.name))
         .with_envs(**environ, TIMEZONE=KATHMANDU, PROBE_TIMETABLE="1")
         .with_volume_mapping(str(running.data), "/data", "rw")
         .with_volume_mapping(str(PROBES / "time_probes.py"), "/srv/app/tasks/time_probes.py", "ro")

@@ -9,6 +9,7 @@ import pytest
 from celery.exceptions import TimeoutError as ResultTimeout
 from PIL import Image
 
+from app.stack import image
 from tests.integration.bench import LABEL, SESSION
 from tests.integration.conftest import WAIT, Cell
 from tests.matrix import COMBINATIONS
@@ -41,7 +42,7 @@ def test_mail_waits_for_its_server(cell: Cell) -> None:
         assert isinstance(result.result, OSError)
         cell.saw(f"RETRY: {result.result}")
         catcher = client.containers.run(  # beside the stack's own, at its address
-            "celery-kit:mail",
+            image("mail"),
             detach=True,
             labels={LABEL: SESSION},
             network_mode=f"container:{cell.running.stack.project}-mail-1",
