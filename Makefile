@@ -43,7 +43,8 @@ engine:       ## a Docker engine, where none answers (root, Debian or Ubuntu)
 env:
 	deploy/env.sh local
 
-test: lint test-unit test-browser test-matrix test-deploy  ## everything, from a bare machine
+test: export QUICK = 1
+test: lint test-unit test-browser test-matrix test-deploy  ## everything, from a bare machine; each row of the matrix on 5 of 20
 
 lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
@@ -51,11 +52,11 @@ lint:         ## style, types, shell scripts, Dockerfiles
 test-unit:    ## tests that need no container
 	deploy/env.sh dev && $(PYTEST) tests/unit
 
-test-matrix:  ## every combination, in containers: BROKER= POOL= BACKEND= choose some
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 6 --reruns 1 -q --no-header
+test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 10 --reruns 1 -q --no-header
 
 test-limits:  ## that every limit's row is needed where it stands, and nowhere else: each is inverted, each test must fail
-	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 6 -q --no-header -rfX
+	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 10 -q --no-header -rfX
 
 test-upstream: ## Celery's own integration suite on our brokers and on plain ones; writes docs/reports/upstream.md (long)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.upstream.run
@@ -64,7 +65,7 @@ test-browser: ## the pages that the kit makes, in a real browser
 	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/browser
 
 test-deploy:  ## the commands of this file, as a user types them
-	deploy/env.sh dev && $(PYTEST) tests/deploy
+	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3
 
 docs:         ## write the tables in README and docs anew, from the code's own
 	deploy/env.sh dev && .venv/bin/python -m docs.generate

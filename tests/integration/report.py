@@ -16,6 +16,7 @@ import pytest
 from tests.matrix import COMBINATIONS, Combination
 
 PACKAGES = ("celery", "kombu", "amqp", "redis", "eventlet", "gevent")
+NOT_TRIED = "·"  # by a run of some cells alone
 SIGNS = {"works": "✓", "by celery-kit": "✓+", "differently": "≈", "cannot": "—", "FAILED": "✗"}
 
 _cells: dict[tuple[str, str], dict[str, Any]] = {}
@@ -92,7 +93,7 @@ def write(folder: Path) -> Iterable[str]:
 
 def _sign(data: dict[str, Any], feature: str, combination: str) -> str:
     cell = next((c for c in data["cells"] if (c["feature"], c["combination"]) == (feature, combination)), None)
-    return SIGNS[cell["outcome"]] if cell else "?"
+    return SIGNS[cell["outcome"]] if cell else NOT_TRIED
 
 
 def terminal(data: dict[str, Any]) -> Iterable[str]:
