@@ -403,7 +403,9 @@ def test_signed_ping_is_answered(cell: Cell) -> None:
     """Remote control goes signed too: a signed ping is answered, an unsigned one is not."""
     name = f"signed@{signed_worker(cell).docker.id[:12]}"
     with signing(cell) as app:
-        assert app.control.ping(destination=[name], timeout=WAIT) == [{name: {"ok": "pong"}}]
+        # A broadcast reaches who listens at that moment, and the worker may have begun just now.
+        answer = until("the signed ping is answered", lambda: app.control.ping(destination=[name], timeout=2))
+        assert answer == [{name: {"ok": "pong"}}]
     assert not cell.app.control.ping(destination=[name], timeout=1)
 
 
