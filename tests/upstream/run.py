@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
@@ -97,7 +99,7 @@ def plain() -> Iterator[dict[str, int]]:
 def run(suite: Path, python: Path, module: str, pair: str, ports: dict[str, int]) -> dict[str, str]:
     """Run one module against one pair; gives each test's outcome."""
     broker, backend = (address.format(**ports) for address in PAIRS[pair])
-    results = HOME / "results.xml"
+    results = HOME / f"results-{ports['redis']}.xml"
     results.unlink(missing_ok=True)
     environ = {
         **os.environ,
@@ -139,7 +141,8 @@ def main() -> None:
     with as_our_stack() as ours, plain() as theirs:
         for pair in pairs:
             for module in modules:
-                here, there = (run(suite, python, module, pair, ports) for ports in (ours, theirs))
+                with ThreadPoolExecutor() as side_by_side:
+                    here, there = side_by_side.map(partial(run, suite, python, module, pair), (ours, theirs))
                 counts = [
                     ", ".join(f"{list(one.values()).count(kind)} {kind}" for kind in sorted(set(one.values()))) or "no test"
                     for one in (here, there)
