@@ -20,6 +20,8 @@ from app.security import Signing
 SERIALIZERS = ("json", "yaml", "msgpack", "pickle")
 #: By the names that kombu.compression knows; gzip is its other name for zlib.
 COMPRESSIONS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
+#: fast: the kit's own transports and result writes; plain: Celery's and kombu's. Both understand each other's messages.
+ENGINES = ("plain", "fast")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Profile:
     broker: Broker
     backend: Backend
     pool: Pool
+    engine: str
     broker_url: str
     result_backend: str
     timezone: str
@@ -61,6 +64,7 @@ class Profile:
             broker=broker,
             backend=backend,
             pool=POOLS[choose("POOL", value("POOL", "prefork"), POOLS)],
+            engine=choose("ENGINE", value("ENGINE", "plain"), ENGINES),
             broker_url=broker_url or broker.url(environ),
             result_backend=result_backend or backend.url(environ, broker),
             timezone=_timezone(value("TIMEZONE", "UTC")),

@@ -30,6 +30,8 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
 from app import Kit
+from app.profile import ENGINES
+from app.refusal import choose
 from app.stack import ROOT, image
 from tests.matrix import COMBINATIONS, SERVERS, Combination
 from tests.wait import until
@@ -42,6 +44,8 @@ SESSION = os.environ.setdefault("CELERY_KIT_TEST_SESSION", f"celery-kit-test-{os
 FOLDER = Path("/tmp") / SESSION
 PROBES = Path(__file__).with_name("probes")
 LABEL = "celery-kit.test-session"
+#: The engine that the workers and the producer run on.
+ENGINE = choose("ENGINE", os.environ.get("ENGINE") or "plain", ENGINES)
 ROLES: dict[str, dict[str, str]] = {
     # What a user starts. Every test may use it, none may disturb it.
     "main": {},
@@ -209,6 +213,7 @@ class Running:
             "BROKER": self.combination.broker.name,
             "BACKEND": self.combination.backend.name,
             "POOL": self.combination.pool.name,
+            "ENGINE": ENGINE,
             "CELERY_BROKER_URL": self.server.url.format(host="127.0.0.1", port=port, namespace=self.namespace),
             "ACCEPT_CONTENT": "json",
         }
@@ -225,7 +230,11 @@ class Running:
         container = (
             DockerContainer(image(self.combination.pool.name))
             .with_envs(
-                BROKER=self.combination.broker.name, BACKEND=self.combination.backend.name, CELERY_BROKER_URL=url, **given
+                BROKER=self.combination.broker.name,
+                BACKEND=self.combination.backend.name,
+                CELERY_BROKER_URL=url,
+                ENGINE=ENGINE,
+                **given,
             )
             .with_volume_mapping(str(self.data), "/data", "rw")
             .with_kwargs(network=f"{self.stack.project}_default", labels={LABEL: SESSION}, healthcheck={"test": ["NONE"]})
