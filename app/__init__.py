@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-from app import brokers, health, pools, security
+from app import brokers, health, loop, pools, security
 from app.fixes import add_consumer, retry_queue, short_delays, time_limit
 
 
@@ -43,4 +43,5 @@ pools.connect()
 add_consumer.connect()
 time_limit.connect()
 health.install(app)
+loop.install(app)
 security.connect(app)

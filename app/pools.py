@@ -29,8 +29,7 @@ class Pool:
     for_work: str
     concurrency: int | None
     sockets_patched: Callable[[], bool] | None = None
-    #: Flags for `celery worker`. Mingle costs 1.0 s of start-up; gossip and, on green pools over RabbitMQ, heartbeat events
-    #: cost a 0.1 s wait per message (docs: 10 tasks/s plain).
+    #: Flags for `celery worker`. Mingle costs 1.0 s of start-up.
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip")
     #: By feature, what it cannot do or does differently.
     limits: Limits = field(default_factory=dict)
@@ -93,15 +92,7 @@ ONE_PROCESS: Limits = {
     "cpu_tasks_use_several_cores": Limit("cannot", "all tasks share one process, and so one core", "Python's GIL; " + SEEN),
 }
 #: eventlet and gevent.
-GREEN: Limits = {
-    **ONE_PROCESS,
-    "enable_events": Limit(
-        "cannot",
-        "the worker answers 'event dispatcher unavailable': started without heartbeats and gossip it has none, unless with -E",
-        "celery/worker/control.py, enable_events",
-    ),
-    "worker_heartbeats": Limit("cannot", "none is sent: the kit starts these pools with --without-heartbeat", SEEN),
-}
+GREEN: Limits = {**ONE_PROCESS}
 PREFORK: Limits = {
     "context_starts_fresh": Limit("differently", "a later task of the same process sees what an earlier one set", SEEN),
 }
@@ -142,8 +133,6 @@ SOLO: Limits = {
     "context_starts_fresh": Limit("differently", "a later task sees what an earlier one set", SEEN),
 }
 
-_GREEN_FLAGS = ("--without-mingle", "--without-gossip", "--without-heartbeat")
-
 POOLS: dict[str, Pool] = {
     pool.name: pool
     for pool in (
@@ -153,11 +142,11 @@ POOLS: dict[str, Pool] = {
         ),
         Pool(
             "eventlet", "eventlet", "many slow connections (upstream: bug fixes only)", 100,
-            _patched("eventlet.patcher", "is_monkey_patched"), _GREEN_FLAGS, limits=EVENTLET,
+            _patched("eventlet.patcher", "is_monkey_patched"), limits=EVENTLET,
         ),
         Pool(
             "gevent", "gevent", "many slow connections", 100,
-            _patched("gevent.monkey", "is_module_patched"), _GREEN_FLAGS, limits=GEVENT,
+            _patched("gevent.monkey", "is_module_patched"), limits=GEVENT,
         ),
         Pool(
             "threads", "thread", "slow connections through libraries that cannot be patched", 16,

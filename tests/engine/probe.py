@@ -1,0 +1,48 @@
+"""A worker's app for the tests of the engines: the kit's, or plain Celery's with the same settings (PLAIN=1)."""
+
+import os
+from typing import Any
+
+from celery import Celery
+
+app: Celery
+if os.environ.get("PLAIN"):
+    app = Celery("plain")
+    app.conf.update(
+        broker_url=os.environ["CELERY_BROKER_URL"],
+        result_backend=os.environ["CELERY_RESULT_BACKEND"],
+        task_acks_late=True,
+        worker_prefetch_multiplier=int(os.environ.get("PREFETCH") or 4),
+        broker_connection_retry_on_startup=True,
+        task_default_queue=os.environ.get("QUEUE") or "celery",
+        worker_hijack_root_logger=False,
+    )
+else:
+    from app import app
+
+    app.conf.task_default_queue = os.environ.get("QUEUE") or "celery"
+    if prefetch := os.environ.get("PREFETCH"):
+        app.conf.worker_prefetch_multiplier = int(prefetch)
+app.conf.task_track_started = False
+if os.environ.get("THREAD_SAFE"):
+    app.conf.result_backend_thread_safe = True
+if seconds := os.environ.get("VISIBILITY"):
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, "visibility_timeout": float(seconds)}
+
+
+@app.task(name="engine.add")
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task(name="engine.wait")
+def wait(seconds: float) -> float:
+    import time
+
+    time.sleep(seconds)
+    return seconds
+
+
+@app.task(name="engine.echo")
+def echo(value: Any) -> int:
+    return len(value)
