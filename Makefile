@@ -4,7 +4,7 @@ KIT = .venv/bin/python -m app.cli
 PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down send result status logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
+.PHONY: help demo up down send result status dead logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
 .SILENT:
 
 help:         ## what there is to type
@@ -27,6 +27,9 @@ result: env   ## a task's state and result: ID= [WAIT=10] [FORGET=1]
 
 status: env   ## broker, queue and workers of the running stack
 	$(KIT) status
+
+dead: env     ## what was set aside, with its reason; RETRY=ID|all sends it back, DROP=ID|all deletes it
+	$(KIT) dead
 
 logs: env     ## the running stack's logs; FOLLOW=1 goes on
 	$(KIT) logs

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-from app import brokers, health, loop, pools, security
+from app import brokers, health, loop, pools, security, set_aside
 from app.fixes import add_consumer, retry_queue, short_delays, time_limit
 
 
@@ -16,6 +16,8 @@ class Kit(Celery):
 
     Source: Celery's user guide, "Changing the automatic naming behavior".
     """
+
+    amqp_cls = "app.brokers.rabbitmq_dead:AMQP"
 
     def gen_task_name(self, name: str, module: str) -> Any:
         return super().gen_task_name(name, module.removeprefix("app.tasks."))
@@ -44,4 +46,5 @@ add_consumer.connect()
 time_limit.connect()
 health.install(app)
 loop.install(app)
+set_aside.install(app)
 security.connect(app)

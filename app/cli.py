@@ -126,6 +126,15 @@ def status() -> None:
 
 
 @cli.command()
+@click.option("--retry", envvar="RETRY", metavar="ID|all", help="send back to the queue that it came from")
+@click.option("--drop", envvar="DROP", metavar="ID|all", help="delete for good")
+def dead(retry: str | None, drop: str | None) -> None:
+    """List what was set aside, with its reason; RETRY= sends it back, DROP= deletes it."""
+    flags = [f"--{name}={given}" for name, given in (("retry", retry), ("drop", drop)) if given]
+    sys.exit(running_stack().python("app.dead", *flags))
+
+
+@cli.command()
 @click.option("--follow", is_flag=True, envvar="FOLLOW", help="go on until Ctrl-C")
 def logs(follow: bool) -> None:
     """Show the running stack's logs."""

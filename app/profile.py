@@ -36,6 +36,7 @@ class Profile:
     result_backend: str
     timezone: str
     task_time_limit: int
+    max_deliveries: int
     result_expires: int
     serializer: str
     accept_content: tuple[str, ...]
@@ -69,6 +70,7 @@ class Profile:
             result_backend=result_backend or backend.url(environ, broker),
             timezone=_timezone(value("TIMEZONE", "UTC")),
             task_time_limit=task_time_limit(environ),
+            max_deliveries=max_deliveries(environ),
             result_expires=whole_number("RESULT_EXPIRES", value("RESULT_EXPIRES", "86400"), 0, 31_536_000, "seconds"),
             serializer=serializer,
             accept_content=tuple(choose("ACCEPT_CONTENT", name, SERIALIZERS) for name in accepted),
@@ -95,6 +97,11 @@ def task_time_limit(environ: Mapping[str, str] = os.environ) -> int:
 def stop_grace(environ: Mapping[str, str] = os.environ) -> int:
     """How long a stopping worker may take, in seconds: longer than the longest task, so that it ends what it has begun."""
     return task_time_limit(environ) + 30
+
+
+def max_deliveries(environ: Mapping[str, str] = os.environ) -> int:
+    """How often a message may be handed to a worker that does not end it. Not more than RabbitMQ 4 itself would allow."""
+    return whole_number("MAX_DELIVERIES", environ.get("MAX_DELIVERIES") or "20", 1, 20)
 
 
 Room = TypeVar("Room", Broker, Backend)

@@ -5,9 +5,15 @@ from kombu.transport import TRANSPORT_ALIASES
 from app.brokers import embedded, rabbitmq, redis
 from app.brokers.contract import Broker
 
-__all__ = ["BROKERS", "Broker", "connect"]
+__all__ = ["BROKERS", "Broker", "connect", "serving"]
 
 BROKERS: dict[str, Broker] = {room.broker.name: room.broker for room in (rabbitmq, redis, embedded)}
+
+
+def serving(url: str) -> Broker:
+    """The broker that serves a URL; those that share a scheme share a protocol. Raises StopIteration where there is none."""
+    scheme = url.partition(":")[0].partition("+")[0]
+    return next(broker for broker in BROKERS.values() if scheme in broker.schemes)
 
 
 def connect() -> None:

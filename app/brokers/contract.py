@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from app.limits import Limits
 
@@ -10,6 +10,47 @@ if TYPE_CHECKING:
     from app.profile import Profile
 
 Environ = Mapping[str, str]
+
+
+#: The queue, or the key, that holds what was set aside.
+DEAD = "celery.dead"
+#: The header that counts how often a message came back; RabbitMQ's own name for it, which the kit uses on every broker.
+DELIVERIES = "x-delivery-count"
+#: Where the worker writes what it knows of a message that it sets aside, in its headers.
+NOTE = "celery-kit-dead"
+
+Action = Literal["keep", "retry", "drop"]
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that was set aside. `when`: ISO 8601, UTC. `deliveries`: how often a worker got it.
+
+    `id`: the task's; of a message that names none the first 12 digits of its SHA-1. Two letters may share an id.
+    """
+
+    id: str
+    task: str
+    queue: str
+    reason: str
+    when: str
+    deliveries: int
+
+
+class DeadLetters(Protocol):
+    """Where a broker keeps what was set aside, until somebody sends it back or drops it."""
+
+    def prepare(self, app: Any) -> None:
+        """Make what it takes; a worker calls it at its start."""
+
+    def put(self, app: Any, message: Any, letter: DeadLetter) -> None:
+        """Keep a message, whole: it is safe when this returns, and the caller acknowledges it. Raises as publishing does."""
+
+    def queue_of(self, message: Any, by_tag: Mapping[str, str]) -> str:
+        """The queue that a message came from. `by_tag`: the consumer's queues, by consumer tag."""
+
+    def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
+        """Show every letter to `decide` and do what it says. One that cannot be sent back stays, and its error is raised."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +62,14 @@ class Broker:
     containers. `results_url(environ)`: the Redis results server that comes with it, or None. `limits`: by feature;
     `pool_limits`, `backend_limits`: by pool or backend and feature, what only shows together with that one. `transport`: the
     kombu transport that takes the place of kombu's own for its schemes, where there is one. `delays_tasks`: tasks with an ETA
-    wait in the broker, not in a worker.
+    wait in the broker, not in a worker. `dead_letters`: where it keeps what was set aside.
     """
 
     name: str
     schemes: tuple[str, ...]
     url: Callable[[Environ], str]
     settings: Callable[["Profile"], dict[str, Any]]
+    dead_letters: DeadLetters
     compose_file: str | None = None
     results_url: Callable[[Environ], str] | None = None
     limits: Limits = field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.brokers.contract import Broker, Environ
 from app.brokers.redis import TRANSPORT, settings
+from app.brokers.redis_dead import RedisDeadLetters
 from app.refusal import refuse
 
 if TYPE_CHECKING:
@@ -44,4 +45,12 @@ def results_url(_: Environ) -> str:
     return f"{_address()}/1"
 
 
-broker = Broker(name="embedded", schemes=("redis",), url=url, settings=settings, results_url=results_url, transport=TRANSPORT)
+broker = Broker(
+    name="embedded",
+    schemes=("redis",),
+    url=url,
+    settings=settings,
+    dead_letters=RedisDeadLetters(),
+    results_url=results_url,
+    transport=TRANSPORT,
+)

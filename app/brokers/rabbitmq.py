@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from app.brokers.contract import Broker, Environ
+from app.brokers.rabbitmq_dead import RabbitmqDeadLetters
 from app.limits import DOCS, Limit
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ broker = Broker(
     schemes=("amqp", "amqps", "pyamqp"),
     url=url,
     settings=settings,
+    dead_letters=RabbitmqDeadLetters(),
     compose_file="compose.rabbitmq.yaml",
     delays_tasks=True,
     limits={

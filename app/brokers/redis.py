@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from app.brokers.contract import Broker, Environ
+from app.brokers.redis_dead import RedisDeadLetters
 from app.limits import DOCS, Limit
 from app.pools import MOST_CONCURRENCY
 
@@ -38,6 +39,7 @@ broker = Broker(
     schemes=("redis", "rediss"),
     url=url,
     settings=settings,
+    dead_letters=RedisDeadLetters(),
     compose_file="compose.redis.yaml",
     transport=TRANSPORT,
     limits={

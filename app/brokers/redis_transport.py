@@ -7,8 +7,10 @@ the queue's plain name. Source: kombu/transport/redis.py, Channel._brpop_start, 
 
 from kombu.transport import redis
 
+from app.brokers import redis_dead
 
-class Channel(redis.Channel):
+
+class Channel(redis_dead.Channel):
     priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu
 
     def priority(self, n: int) -> int:

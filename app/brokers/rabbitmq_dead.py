@@ -1,0 +1,130 @@
+"""What is set aside on RabbitMQ: a quorum queue, filled by workers and by the broker itself.
+
+Every quorum queue of the app names :data:`DEAD` as its dead-letter exchange. By it the broker sets aside what a worker
+rejected, and what came back more often than any worker lets it: a message that kills the worker before it can be looked at.
+The queues' arguments say so, not a policy: that needs an administrator's rights on the broker, and without one a task would be
+dropped silently. Arguments cannot change once a queue is there (406), so none of these follows from what a user can set.
+
+Tasks that expired are not dead: the exchange looks at the reason, and their copy goes into a queue of no length. Reason of the
+last death, not the first: a delayed task has "expired" before, in the queues that delay it.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from celery.app import amqp
+from celery.app.amqp import Queues
+from kombu import Exchange, Queue
+
+from app.brokers.contract import DEAD, DELIVERIES, NOTE, Action, DeadLetter
+from app.fixes.retry_queue import DELAY
+
+#: RabbitMQ 4's own limit. Written down, so that one that has another default counts the same.
+BROKER_LIMIT = 20
+
+WITH_DEAD_LETTERS = {
+    "x-delivery-limit": BROKER_LIMIT,
+    "x-dead-letter-exchange": DEAD,
+    # Without these two a dead letter that the broker cannot hand over at once is lost
+    # (https://www.rabbitmq.com/docs/4.0/quorum-queues#activating-at-least-once-dead-lettering).
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+}
+EXPIRED = f"{DEAD}.expired"
+REASONS = {"delivery_limit": "came back too often (the broker's count)", "rejected": "rejected by its task, without requeue"}
+
+
+def _bound(name: str, reason: str, arguments: Mapping[str, Any]) -> Queue:
+    match = {"x-match": "any-with-x", "x-last-death-reason": reason}
+    exchange = Exchange(DEAD, "headers", durable=True)
+    return Queue(name, exchange, durable=True, queue_arguments=dict(arguments), binding_arguments=match)
+
+
+QUEUES = [
+    # No limit: to look at a letter counts as a delivery.
+    *(_bound(DEAD, reason, {"x-queue-type": "quorum", "x-delivery-limit": -1}) for reason in REASONS),
+    _bound(EXPIRED, "expired", {"x-max-length": 0}),
+]
+
+
+class _Queues(Queues):
+    """Celery's table of queues, in which every quorum queue names the dead-letter exchange, one of the user's own too."""
+
+    def __setitem__(self, name: str, queue: Queue) -> None:
+        if queue.queue_arguments and queue.queue_arguments.get("x-queue-type") == "quorum":
+            queue.queue_arguments = WITH_DEAD_LETTERS | queue.queue_arguments
+        super().__setitem__(name, queue)
+
+
+class AMQP(amqp.AMQP):
+    """For the app's `amqp_cls`: producers and workers must declare a queue alike, whatever way it comes to be."""
+
+    queues_cls = _Queues
+
+
+class RabbitmqDeadLetters:
+    def prepare(self, app: Any) -> None:
+        with app.connection_for_write() as connection:
+            for queue in QUEUES:
+                queue(connection.default_channel).declare()
+
+    def put(self, app: Any, message: Any, letter: DeadLetter) -> None:
+        headers = {**message.headers, NOTE: asdict(letter)}
+        if not message.errors:
+            headers.pop("compression", None)  # kombu has taken it off the body
+        self._publish(app, message, DEAD, headers)
+
+    def queue_of(self, message: Any, by_tag: Mapping[str, str]) -> str:
+        info = message.delivery_info
+        return by_tag.get(info.get("consumer_tag")) or DELAY.sub("", info.get("routing_key") or "")
+
+    def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
+        with app.connection_for_write() as connection, closing(connection.channel()) as channel:
+            QUEUES[0](channel).declare()
+            while found := channel.basic_get(DEAD):  # what is not acknowledged goes back when the channel closes
+                message = channel.message_to_python(found)  # not Queue.get: that raises what is wrong with a message
+                letter = _letter(message)
+                action = decide(letter)
+                if action == "retry":
+                    ours = (NOTE, DELIVERIES, "x-death", "x-first-death-", "x-last-death-")
+                    self._publish(
+                        app, message, letter.queue, {k: v for k, v in message.headers.items() if not k.startswith(ours)}
+                    )
+                if action != "keep":
+                    message.ack()
+
+    def _publish(self, app: Any, message: Any, queue: str, headers: Mapping[str, Any]) -> None:
+        """To a queue, by the default exchange; the broker has confirmed it when this returns."""
+        given = {
+            k: v for k, v in message.properties.items() if k not in ("application_headers", "content_encoding", "expiration")
+        }
+        with app.producer_or_acquire() as producer:
+            producer.publish(
+                message.body,
+                exchange="",
+                routing_key=queue,
+                headers=headers,
+                mandatory=True,  # an error where there is no such queue, in place of a confirmed loss
+                retry=True,
+                retry_policy={"max_retries": 3},
+                **{**given, "content_type": message.content_type or "application/data"},
+                content_encoding=message.content_encoding,
+            )
+
+
+def _letter(message: Any) -> DeadLetter:
+    if NOTE in message.headers:
+        return DeadLetter(**message.headers[NOTE])
+    death = message.headers["x-death"][0]  # the broker's own
+    when = death["time"].replace(tzinfo=UTC) if isinstance(death["time"], datetime) else datetime.now(UTC)
+    return DeadLetter(
+        id=str(message.headers.get("id") or message.properties.get("correlation_id") or ""),
+        task=str(message.headers.get("task") or ""),
+        queue=death["queue"],
+        reason=REASONS.get(death["reason"], death["reason"]),
+        when=when.isoformat(timespec="seconds"),
+        deliveries=BROKER_LIMIT + 1 if death["reason"] == "delivery_limit" else message.headers.get(DELIVERIES, 0) + 1,
+    )

@@ -1,0 +1,176 @@
+"""What is set aside on Redis: a hash, by delivery tag; and the parts of the transport that count deliveries and lose nothing.
+
+RabbitMQ counts how often a message came back, and keeps what is rejected (`rabbitmq_dead.py`). kombu 5.7.0's Redis transport
+does neither, and drops on the way what it cannot read: such an item raises in the worker's event loop, after it was popped.
+Source: kombu/transport/redis.py, Channel._brpop_read, _do_restore_message; QoS.reject.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from queue import Empty
+from typing import Any
+
+from kombu.exceptions import InconsistencyError
+from kombu.transport import redis, virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+
+from app.brokers.contract import DEAD, DELIVERIES, Action, DeadLetter
+
+
+class MalformedError(ValueError):
+    """An item of a queue that is no message of kombu's."""
+
+
+class Message(virtual.Message):
+    """kombu's, which says what is wrong with an item before anything is done with it."""
+
+    def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
+        try:
+            info = payload["properties"]["delivery_info"]
+            fit = all(isinstance(text, str) for text in (info["exchange"], info["routing_key"]))
+            if not fit or not isinstance(payload.get("headers") or {}, dict):
+                raise MalformedError("its headers or its address are of the wrong kind")
+            super().__init__(payload, channel=channel, **kwargs)
+        except MalformedError:
+            raise
+        except Exception as error:
+            raise MalformedError(f"{type(error).__name__}: {error}") from error
+
+
+class QoS(redis.QoS):
+    channel: "Channel"
+
+    def restore_unacked(self, client: Any = None) -> None:
+        # A worker that stops hands back what it holds. That says nothing about the messages.
+        self.channel.counts_deliveries = False
+        try:
+            super().restore_unacked(client)
+        finally:
+            self.channel.counts_deliveries = True
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if not requeue and self._delivered and (message := self._delivered.get(delivery_tag)):
+            put(self.channel, message, letter_of(message, "rejected by its task, without requeue"))
+        super().reject(delivery_tag, requeue)
+
+
+class Channel(redis.Channel):
+    """kombu's, which counts deliveries, and sets aside what cannot be read."""
+
+    Message = Message
+    QoS = QoS
+    counts_deliveries = True
+
+    def deliver_raw(self, item: bytes, queue: str) -> None:
+        """Deliver an item that was popped off a queue; one that is no message is set aside."""
+        try:
+            payload = loads(bytes_to_str(item))
+            if not isinstance(payload, dict):
+                raise MalformedError(f"{type(payload).__name__} in place of a message")
+        except ValueError as error:
+            return put_raw(self, item, queue, error)
+        try:
+            self.connection._deliver(payload, queue)
+        except MalformedError as error:
+            put_raw(self, item, queue, error)
+
+    def _brpop_read(self: Any, **options: Any) -> bool:  # kombu's own, with deliver_raw
+        try:
+            try:
+                found = self.client.parse_response(self.client.connection, "BRPOP", **options)
+            except self.connection_errors:
+                self.client.connection.disconnect()
+                raise
+            if not found:
+                raise Empty
+            queue = bytes_to_str(found[0]).rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            self.deliver_raw(found[1], queue)
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _do_restore_message(
+        self: Any, payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
+    ) -> None:
+        # kombu logs and drops a message whose headers are null.
+        headers = payload["headers"] = dict(payload.get("headers") or {})
+        if self.counts_deliveries:
+            headers[DELIVERIES] = int(headers.get(DELIVERIES) or 0) + 1
+        super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)  # type: ignore[misc]
+
+
+def letter_of(message: Any, reason: str) -> DeadLetter:
+    """What a message says of itself, with the reason for which it is set aside."""
+    headers = message.headers
+    return DeadLetter(
+        id=str(headers.get("id") or message.properties.get("correlation_id") or message.delivery_tag),
+        task=str(headers.get("task") or ""),
+        queue=queue_of(message),
+        reason=reason,
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        deliveries=int(headers.get(DELIVERIES) or 0) + 1,
+    )
+
+
+def queue_of(message: Any) -> str:
+    info = message.delivery_info
+    try:
+        queues = message.channel._lookup(info["exchange"], info["routing_key"])
+    except InconsistencyError:  # its binding is gone
+        queues = []
+    return str(next(iter(queues), info["routing_key"]))
+
+
+def put(channel: Any, message: Any, letter: DeadLetter) -> None:
+    """Keep a message. Its delivery tag is its name there: set aside twice, it is there once."""
+    _keep(channel, message.delivery_tag, dumps(message._raw).encode(), letter)
+
+
+def put_raw(channel: Any, item: bytes, queue: str, error: Exception) -> None:
+    name = hashlib.sha1(item).hexdigest()[:12]
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    _keep(channel, name, item, DeadLetter(name, "", queue, f"no message: {error}", when, 1))
+
+
+def _keep(channel: Any, name: str, item: bytes, letter: DeadLetter) -> None:
+    record = {"letter": asdict(letter), "item": item.decode("utf-8", "surrogateescape")}
+    with channel.conn_or_acquire() as client:
+        client.hset(DEAD, name, json.dumps(record))
+
+
+class RedisDeadLetters:
+    def prepare(self, app: Any) -> None:
+        """Nothing: a hash is made by its first field."""
+
+    def put(self, app: Any, message: Any, letter: DeadLetter) -> None:
+        put(message.channel, message, letter)
+
+    def queue_of(self, message: Any, by_tag: Mapping[str, str]) -> str:
+        return queue_of(message)
+
+    def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
+        with app.connection_for_write() as connection, connection.default_channel.conn_or_acquire() as client:
+            channel = connection.default_channel
+            found = client.hgetall(f"{channel.global_keyprefix}{DEAD}")  # kombu puts its prefix before HSET's key, not here
+            records = [(bytes_to_str(name), json.loads(record)) for name, record in found.items()]
+            for name, record in sorted(records, key=lambda one: one[1]["letter"]["when"]):
+                action = decide(DeadLetter(**record["letter"]))
+                if action == "retry":
+                    self._send_back(channel, client, record)
+                if action != "keep":
+                    client.hdel(DEAD, name)
+
+    def _send_back(self, channel: Any, client: Any, record: Mapping[str, Any]) -> None:
+        queue, item = record["letter"]["queue"], record["item"].encode("utf-8", "surrogateescape")
+        try:
+            payload = loads(item.decode())
+            (payload.get("headers") or {}).pop(DELIVERIES, None)
+            channel._put(queue, payload)
+        except (ValueError, AttributeError, KeyError, TypeError):  # as it came
+            client.lpush(queue, item)

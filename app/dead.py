@@ -1,0 +1,56 @@
+"""Dead letters: list what was set aside (`app/set_aside.py`), send it back, drop it. `python -m app.dead` does it."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+
+from celery import Celery
+
+from app import app, brokers
+from app.brokers.contract import Action, DeadLetter
+from app.refusal import refuse
+
+
+def each(app: Celery, decide: Callable[[DeadLetter], Action]) -> None:
+    """Show every letter to `decide`, the oldest first, and do what it says."""
+    brokers.serving(app.conf.broker_url).dead_letters.each(app, decide)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m app.dead", description="List what was set aside, send it back, drop it.")
+    parser.add_argument("--retry", metavar="ID|all")
+    parser.add_argument("--drop", metavar="ID|all")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    given = parser.parse_args()
+    if given.retry and given.drop:
+        refuse("RETRY and DROP contradict each other; give one of them")
+    wanted, action = given.retry or given.drop, "retry" if given.retry else "drop"
+    seen: list[DeadLetter] = []
+
+    def decide(letter: DeadLetter) -> Action:
+        if wanted and wanted not in ("all", letter.id):
+            return "keep"
+        seen.append(letter)
+        return action if wanted else "keep"  # type: ignore[return-value]
+
+    try:
+        each(app, decide)
+    except app.connection().connection_errors as error:
+        refuse(f"the broker at {app.connection().as_uri()} cannot be reached ({error}); 'make ps' shows what runs")
+    if wanted not in (None, "all") and not seen:
+        refuse(f"no dead letter has the id {wanted}; 'make dead' lists them")
+    for letter in sorted(seen, key=lambda one: one.when):
+        print(json.dumps(asdict(letter)) if given.json else _line(letter))
+    if not given.json:
+        done = {"retry": "sent back", "drop": "dropped"}[action] if wanted else "set aside"
+        print(f"{len(seen)} {done}")
+
+
+def _line(letter: DeadLetter) -> str:
+    tries = f"{letter.deliveries} deliver{'y' if letter.deliveries == 1 else 'ies'}"
+    return f"{letter.id}  {letter.task or '(no task)'}  queue {letter.queue}  {letter.when}  {tries}  {letter.reason}"
+
+
+if __name__ == "__main__":
+    main()

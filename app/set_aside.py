@@ -1,0 +1,141 @@
+"""What cannot be run is set aside with its reason, and never dropped. `app/dead.py` lists it, and sends it back.
+
+A worker sets aside: a message that came back MAX_DELIVERIES times without an end, because it kills its process; one that is no
+message, or of a content type that is not accepted, or not signed by a trusted key; a task that no module has; one that
+breaks the worker's own code; and what a task rejects without requeue. Plain Celery 5.7.0 logs and drops most of them, and some
+end its worker. Where they are kept is the broker's affair (`app/brokers/`).
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha1
+from importlib import import_module
+from typing import Any
+
+from celery import Celery, bootsteps
+from celery.exceptions import WorkerLostError
+from celery.utils.log import get_logger
+
+from app import brokers
+from app.brokers.contract import DELIVERIES, DeadLetter
+from app.profile import max_deliveries
+
+logger = get_logger(__name__)
+#: What a message of the wrong shape raises in Celery's own code, beside what Celery itself catches.
+OF_THE_MESSAGE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+class SetAside(bootsteps.StartStopStep):
+    """Take what the consumer would drop. Celery's own handlers still log it, tell the result backend and send their signals."""
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self.limit = max_deliveries()
+        self.letters = brokers.serving(parent.app.conf.broker_url).dead_letters
+        parent.on_decode_error = self.before(parent, parent.on_decode_error, "cannot be decoded")
+        parent.on_unknown_message = self.before(parent, parent.on_unknown_message, "is no task")
+        parent.on_unknown_task = self.before(parent, parent.on_unknown_task, "no such task")
+        parent.on_invalid_task = self.before(parent, parent.on_invalid_task, "is not accepted")
+        parent.create_task_handler = self.guarded(parent, parent.create_task_handler)
+
+    def start(self, parent: Any) -> None:
+        self.letters.prepare(parent.app)
+
+    def before(self, parent: Any, celerys: Callable[..., Any], reason: str) -> Callable[..., Any]:
+        """Celery's handler of such a message, called when it is safe."""
+
+        def handle(*given: Any) -> None:
+            message = next(one for one in given if hasattr(one, "delivery_info"))
+            errors = [str(error) for error in given if isinstance(error, Exception)]
+            self.put(parent, message, ": ".join([reason, *errors]))
+            try:
+                celerys(*given)
+            except OF_THE_MESSAGE:
+                logger.exception("the result backend was not told of a message that was set aside")
+
+        return handle
+
+    def guarded(self, parent: Any, celerys: Callable[..., Any]) -> Callable[..., Any]:
+        """Celery's maker of the handler of all messages, with an eye on those that came back and on those that break it."""
+
+        def create_task_handler(*args: Any, **options: Any) -> Callable[[Any], None]:
+            handle = celerys(*args, **options)
+
+            def on_task_received(message: Any) -> None:
+                if self.deliveries(message) > self.limit:
+                    return self.give_up(parent, message)
+                try:
+                    check(message)
+                    handle(message)
+                except OF_THE_MESSAGE as error:
+                    state = parent.controller.state
+                    mine = [request for request in list(state.requests.values()) if request.message is message]
+                    if message.acknowledged or any(request in state.active_requests for request in mine):
+                        raise  # the task runs, or ran: the error is another's
+                    for request in mine:
+                        state.task_ready(request)
+                    logger.exception("a message broke its handler")
+                    self.put(parent, message, f"breaks its handler: {type(error).__name__}: {error}")
+
+            return on_task_received
+
+        return create_task_handler
+
+    @staticmethod
+    def deliveries(message: Any) -> int:
+        """How often this message was delivered, this time included."""
+        count = message.headers.get(DELIVERIES) if isinstance(message.headers, dict) else None
+        return count + 1 if isinstance(count, int) else 1
+
+    def give_up(self, parent: Any, message: Any) -> None:
+        """Set aside what came back too often, and tell whoever waits for it."""
+        reason = f"delivered {self.limit} times, and no worker lived to end it"
+        self.put(parent, message, reason)
+        try:
+            request: Any = import_module("celery.worker.request").Request(message, app=parent.app, hostname=parent.hostname)
+            error = WorkerLostError(f"set aside: {reason}")
+            request.task.backend.mark_as_failure(request.id, error, request=request._context, store_result=request.store_errors)
+        except Exception:  # the message is safe, whatever it holds
+            logger.exception("the result backend was not told of a message that was set aside")
+
+    def put(self, parent: Any, message: Any, reason: str) -> None:
+        """Keep a message and acknowledge it; Celery's handler may then do either as it likes."""
+        consumer = parent.task_consumer
+        by_tag = {tag: queue for queue, tag in consumer._active_tags.items()} if consumer else {}
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        ids = (headers.get("id"), message.properties.get("correlation_id"))
+        letter = DeadLetter(
+            id=next((one for one in ids if one and isinstance(one, str)), sha1(_bytes(message.body)).hexdigest()[:12]),
+            task=str(headers.get("task") or ""),
+            queue=self.letters.queue_of(message, by_tag),
+            reason=" ".join(reason.split())[:500],
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            deliveries=self.deliveries(message),
+        )
+        self.letters.put(parent.app, message, letter)
+        message.ack()
+        message.ack = message.reject_log_error = lambda *_args, **_options: None
+        logger.error("set aside: %s[%s] of queue %s: %s ('make dead' lists it)", letter.task, letter.id, letter.queue, reason)
+
+
+def check(message: Any) -> None:
+    """Raise TypeError for a body whose parts are of the wrong kind: Celery would fail on it in the pool, and some pools end."""
+    try:
+        body = message.payload
+    except Exception:  # Celery's handler says what is wrong
+        return
+    if isinstance(body, list | tuple) and len(body) == 3:
+        args, kwargs, embed = body
+        if not (isinstance(args, list | tuple) and isinstance(kwargs, dict) and isinstance(embed or {}, dict)):
+            raise TypeError("its body is no arguments, keyword arguments and callbacks")
+
+
+def _bytes(body: Any) -> bytes:
+    return body if isinstance(body, bytes) else repr(body).encode()
+
+
+def install(app: Celery) -> None:
+    """Have every worker of `app` set aside what it cannot run."""
+    app.steps["consumer"].add(SetAside)
