@@ -53,7 +53,7 @@ lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
 
 test-unit:    ## tests that need no container
-	deploy/env.sh dev && $(PYTEST) tests/unit
+	deploy/env.sh dev && $(PYTEST) tests/unit tests/operator
 
 test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 10 --reruns 1 -q --no-header

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-from app import brokers, health, loop, pools, security, set_aside
+from app import brokers, correlation, health, loop, pools, security, set_aside
 from app.fixes import add_consumer, retry_queue, short_delays, time_limit
 
 
@@ -18,6 +18,7 @@ class Kit(Celery):
     """
 
     amqp_cls = "app.brokers.rabbitmq_dead:AMQP"
+    log_cls = "app.logs:Logging"
 
     def gen_task_name(self, name: str, module: str) -> Any:
         return super().gen_task_name(name, module.removeprefix("app.tasks."))
@@ -44,6 +45,7 @@ brokers.connect()
 pools.connect()
 add_consumer.connect()
 time_limit.connect()
+correlation.connect()
 health.install(app)
 loop.install(app)
 set_aside.install(app)

@@ -22,6 +22,7 @@ SERIALIZERS = ("json", "yaml", "msgpack", "pickle")
 COMPRESSIONS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
 #: fast: the kit's own transports and result writes; plain: Celery's and kombu's. Both understand each other's messages.
 ENGINES = ("plain", "fast")
+LOG_FORMATS = ("json", "text")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Profile:
     signing: Signing | None
     concurrency: int | None
     report_every: int
+    log_format: str
     data_dir: Path
 
     @classmethod
@@ -79,6 +81,7 @@ class Profile:
             signing=Signing.from_environ(environ),
             concurrency=whole_number("WORKER_CONCURRENCY", concurrency, 1, MOST_CONCURRENCY) if concurrency else None,
             report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
+            log_format=choose("LOG_FORMAT", value("LOG_FORMAT", "text"), LOG_FORMATS),
             data_dir=Path(value("DATA_DIR", ".kit/data")).resolve(),
         )
 

@@ -11,13 +11,16 @@ from app.pools import Pool
 from app.profile import Profile
 
 
-def command(pool: Pool, options: list[str]) -> list[str]:
+def command(pool: Pool, options: list[str], banner: bool = True) -> list[str]:
     """The command line of a worker on `pool`. `options` come last and win."""
-    return [sys.executable, "-m", "celery", "-A", "app", "worker", "--pool", pool.name, *pool.worker_flags, *options]
+    celery = [sys.executable, "-m", "celery", "-A", "app", *([] if banner else ["--quiet"])]
+    return [*celery, "worker", "--pool", pool.name, *pool.worker_flags, *options]
 
 
 def main() -> None:
-    argv = command(Profile.from_environ().pool, ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]])
+    profile = Profile.from_environ()
+    options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]
+    argv = command(profile.pool, options, banner=profile.log_format == "text")  # none between JSON's lines
     os.execv(argv[0], argv)
 
 

@@ -1,0 +1,47 @@
+"""Tasks for these tests; a worker takes them by `-I tests.operator.probes`."""
+
+import time
+from typing import Any
+
+from celery import Task, shared_task
+from celery.utils.log import get_task_logger
+
+logger = get_task_logger(__name__)
+
+
+@shared_task
+def say(*_: Any) -> None:
+    """One line through the task logger."""
+    logger.info("said by a task")
+
+
+@shared_task(bind=True)
+def again(self: Task[Any, Any]) -> None:
+    """Fail once, try again at once, and say so."""
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    say()
+
+
+@shared_task
+def send_on() -> None:
+    """Send another task."""
+    say.delay()
+
+
+@shared_task
+def fail() -> None:
+    raise ValueError("as asked")
+
+
+@shared_task
+def wait(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@shared_task
+def meet(number: int) -> None:
+    """Say a line before and after a pause, so that tasks of one worker lie over each other."""
+    logger.info("begin %s", number)
+    time.sleep(0.2)
+    logger.info("end %s", number)
