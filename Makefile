@@ -4,7 +4,7 @@ KIT = .venv/bin/python -m app.cli
 PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down send result status dead logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
+.PHONY: help demo up down send result status top dead logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
 .SILENT:
 
 help:         ## what there is to type
@@ -25,8 +25,11 @@ send: env     ## send a task: TASK=mail.send_email ARGS='["a@b.c", "hi"]' [KWARG
 result: env   ## a task's state and result: ID= [WAIT=10] [FORGET=1]
 	$(KIT) result
 
-status: env   ## broker, queue and workers of the running stack
+status: env   ## broker, queues, workers and beat of the running stack
 	$(KIT) status
+
+top: env      ## the same, live; EVERY=2 seconds
+	$(KIT) top
 
 dead: env     ## what was set aside, with its reason; RETRY=ID|all sends it back, DROP=ID|all deletes it
 	$(KIT) dead

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-from app import brokers, correlation, health, loop, pools, security, set_aside
+from app import brokers, correlation, health, loop, pools, security, set_aside, vitals
 from app.fixes import add_consumer, retry_queue, short_delays, time_limit
 
 
@@ -46,6 +46,7 @@ pools.connect()
 add_consumer.connect()
 time_limit.connect()
 correlation.connect()
+vitals.connect()
 health.install(app)
 loop.install(app)
 set_aside.install(app)

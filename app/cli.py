@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from typing import Any
 
 import click
@@ -121,8 +122,37 @@ def result(task_id: str | None, wait: float | None, forget: bool) -> None:
 
 @cli.command()
 def status() -> None:
-    """Show the running stack's broker, queue and workers."""
-    sys.exit(running_stack().python("app.status"))
+    """Show the running stack's broker, queues, workers and beat."""
+    stack = running_stack()
+    inspected = _join(stack)
+    from app import status  # not before the environment names the stack
+
+    click.echo("\n".join(status.lines(status.snapshot(stack.members(inspected)))))
+
+
+@cli.command()
+@click.option("--every", type=click.FloatRange(0.2, 60), default=2, envvar="EVERY", show_envvar=True, help="seconds")
+def top(every: float) -> None:
+    """Show the same again and again, until Ctrl-C."""
+    stack = running_stack()
+    inspected = _join(stack)
+    from rich.live import Live
+    from rich.text import Text
+
+    from app import status
+
+    with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        while True:
+            live.update(Text("\n".join(status.lines(status.snapshot(stack.members(inspected))))), refresh=True)
+            time.sleep(every)
+            inspected = stack.inspected()
+
+
+def _join(stack: Stack) -> list[dict[str, Any]]:
+    """Have this process take part in a stack; gives what its engine says of it."""
+    inspected = stack.inspected()
+    os.environ.update(stack.environment(inspected))
+    return inspected
 
 
 @cli.command()

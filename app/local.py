@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.brokers.embedded import HOME, STATE, server
+from app.facts import Member
 from app.pools import POOLS
 from app.profile import stop_grace
 from app.refusal import refuse
@@ -207,6 +208,17 @@ def environment(about: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _member(one: dict[str, Any]) -> Member:
+    name, running = one["name"], bool(one["command"])
+    role = name.rstrip("0123456789")
+    said: dict[str, Any] = {}
+    if role == "beat" and running:
+        with suppress(OSError, ValueError):
+            said = json.loads((HOME / f"{name}.beat").read_text())
+    node = f"{name}@{socket.gethostname()}" if role == "worker" else None
+    return Member(role, f"{'running' if running else 'ended'}, process {one['pid']}", running, node, said)
+
+
 class Local:
     """The embedded stack, as the command line handles it."""
 
@@ -266,6 +278,20 @@ class Local:
         return subprocess.run(
             [sys.executable, "-m", *argv], cwd=ROOT, env={**os.environ, **environment(about)}, check=False
         ).returncode
+
+    def inspected(self) -> list[dict[str, Any]]:
+        """A description of each of its processes: name, id, whether it runs."""
+        notes = sorted(HOME.glob("*.pid")) if self.running() else []
+        pids = {note.stem: note.read_text().strip() or "0" for note in notes}
+        return [{"name": name, "pid": pid, "command": _running_command(pid)} for name, pid in pids.items()]
+
+    def environment(self, _: list[dict[str, Any]]) -> dict[str, str]:
+        """What a process of this machine needs to take part."""
+        return environment(state() or refuse("no embedded stack runs; start it with 'make up'"))
+
+    def members(self, inspected: list[dict[str, Any]]) -> list[Member]:
+        """Its processes, as this machine sees them."""
+        return [_member(one) for one in inspected]
 
     def logs(self, follow: bool) -> None:
         files = [str(path) for path in sorted(HOME.glob("*.log"))] or refuse("the embedded stack has no logs yet")

@@ -1,6 +1,8 @@
 """Beat's timetable, and a scheduler that shows that beat lives."""
 
+import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ def timetable(profile: "Profile") -> dict[str, dict[str, Any]]:
 
 
 class Scheduler(PersistentScheduler):
-    """Celery's own scheduler; each round touches HEARTBEAT_FILE, if that is set."""
+    """Celery's own scheduler; each round writes HEARTBEAT_FILE, if that is set: what ran, what is next."""
 
     schedule_filename: str
 
@@ -33,7 +35,19 @@ class Scheduler(PersistentScheduler):
         Path(self.schedule_filename).parent.mkdir(parents=True, exist_ok=True)
         super().setup_schedule()
 
+    def timetable(self) -> dict[str, Any]:
+        """By entry: when it last ran (ISO 8601; None: not yet), when it is due next, how often it ran."""
+        told = {}
+        for name, entry in self.schedule.items():
+            ran = entry.last_run_at if entry.total_run_count else None
+            due = entry.default_now() + timedelta(seconds=entry.is_due()[1])
+            told[name] = {"last": ran and ran.isoformat(), "next": due.isoformat(), "runs": entry.total_run_count}
+        return told
+
     def tick(self, *args: Any, **kwargs: Any) -> Any:
+        waits = super().tick(*args, **kwargs)
         if file := os.environ.get("HEARTBEAT_FILE"):
-            Path(file).touch()
-        return super().tick(*args, **kwargs)
+            draft = Path(f"{file}.draft")
+            draft.write_text(json.dumps(self.timetable()))
+            draft.replace(file)  # a reader never sees half of it
+        return waits

@@ -8,12 +8,15 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from app.backends import BACKENDS
 from app.brokers import BROKERS
-from app.profile import stop_grace
+from app.facts import Member
+from app.profile import Profile, stop_grace
 from app.refusal import refuse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,11 +116,79 @@ class Compose:
             refuse("neither worker nor beat of the stack runs; 'make ps' shows what does, 'make up' starts it")
         return self._compose("exec", *([] if sys.stdin.isatty() else ["-T"]), mine[0], "python", "-m", *argv).returncode
 
+    def inspected(self) -> list[dict[str, Any]]:
+        """The engine's description of each of the stack's containers, those that ended included."""
+        label = f"label=com.docker.compose.project={PROJECT}"
+        oneoff = "label=com.docker.compose.oneoff=False"
+        ids = run("docker", "ps", "--all", "--quiet", "--filter", label, "--filter", oneoff, capture_output=True).stdout.split()
+        return list(json.loads(run("docker", "inspect", *ids, capture_output=True).stdout)) if ids else []
+
+    def environment(self, inspected: list[dict[str, Any]]) -> dict[str, str]:
+        """What a process of this machine needs to take part: a worker's own settings, servers by their published ports."""
+        ours = next((one for one in inspected if _service(one) in ("worker", "beat")), None)
+        if ours is None:
+            refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it anew")
+        theirs = dict(line.split("=", 1) for line in ours["Config"]["Env"] if "=" in line)
+        names = [name for name in theirs if name.startswith("RABBITMQ_") or name in ("BROKER", "BACKEND", "POOL")]
+        environ = {name: theirs[name] for name in [*names, "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"] if theirs.get(name)}
+        ports = _published(inspected)
+        profile = Profile.from_environ(environ)
+        environ["CELERY_BROKER_URL"] = _from_here(profile.broker_url, ports)
+        environ["CELERY_RESULT_BACKEND"] = _from_here(profile.result_backend, ports)
+        management = ports.get(("broker", 15672))
+        return environ | ({"RABBITMQ_MANAGEMENT_PORT": str(management)} if management else {})
+
+    def members(self, inspected: list[dict[str, Any]]) -> list[Member]:
+        """Its containers, as the engine sees them."""
+        return [_member(one) for one in inspected]
+
     def logs(self, follow: bool) -> None:
         self._compose("logs", *(["--follow"] if follow else ["--tail", "100"]))
 
     def ps(self) -> None:
         self._compose("ps", "--all")
+
+
+def _service(one: dict[str, Any]) -> str:
+    return str(one["Config"]["Labels"].get("com.docker.compose.service", ""))
+
+
+def _published(inspected: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
+    """By each name that a container answers to in the stack, and its port: the port of this machine."""
+    ports = {}
+    for one in inspected:
+        aliases = {alias for network in one["NetworkSettings"]["Networks"].values() for alias in network["Aliases"] or []}
+        bound = one["NetworkSettings"]["Ports"] or one["HostConfig"]["PortBindings"] or {}
+        for port, places in bound.items():
+            for place in places or []:
+                for name in aliases | {_service(one)}:
+                    ports[name, int(port.partition("/")[0])] = int(place["HostPort"])
+    return ports
+
+
+def _from_here(url: str, ports: dict[tuple[str, int], int]) -> str:
+    """A URL that names a role, with this machine's address of it; others stay as they are."""
+    parts = urlsplit(url)
+    port = ports.get((parts.hostname or "", parts.port or 0))
+    if port is None:
+        return url
+    account = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return urlunsplit(parts._replace(netloc=f"{account}127.0.0.1:{port}"))
+
+
+def _member(one: dict[str, Any]) -> Member:
+    state, service = one["State"], _service(one)
+    health = state.get("Health", {}).get("Status")
+    words = f"{state['Status']}{f', {health}' if health and state['Running'] else ''}"
+    said: dict[str, Any] = {}
+    if service == "beat" and state["Running"]:
+        told = run("docker", "exec", one["Id"], "sh", "-c", 'cat "$HEARTBEAT_FILE"', capture_output=True).stdout
+        with suppress(ValueError):
+            said = json.loads(told)
+    if not state["Running"]:
+        words += f" ({state['ExitCode']})"
+    node = f"celery@{one['Config']['Hostname']}" if service == "worker" else None
+    return Member(service, words, state["Running"], node, said)
 
 
 def _check_ports(services: dict[str, Any], containers: list[dict[str, Any]]) -> None:

@@ -16,7 +16,8 @@ class Backend:
     """A row of the table of result backends.
 
     `has_server`: it needs the service `results`. `read_elsewhere`: any process can read a result by its id, not the sender
-    alone. `chords`: a chord can be sent.
+    alone. `chords`: a chord can be sent. `facts`: where the function stands that asks its server, where it
+    has one: facts(app) gives an `app.facts.Server`.
     """
 
     name: str
@@ -26,4 +27,5 @@ class Backend:
     has_server: bool
     read_elsewhere: bool
     chords: bool
+    facts: str | None = None
     limits: Limits = field(default_factory=dict)

@@ -26,5 +26,12 @@ def settings(_: "Profile") -> dict[str, Any]:
 
 
 backend = Backend(
-    name="redis", schemes=("redis", "rediss"), url=url, settings=settings, has_server=True, read_elsewhere=True, chords=True
+    name="redis",
+    schemes=("redis", "rediss"),
+    url=url,
+    settings=settings,
+    has_server=True,
+    read_elsewhere=True,
+    chords=True,
+    facts="app.backends.redis_facts:facts",
 )

@@ -62,7 +62,8 @@ class Broker:
     containers. `results_url(environ)`: the Redis results server that comes with it, or None. `limits`: by feature;
     `pool_limits`, `backend_limits`: by pool or backend and feature, what only shows together with that one. `transport`: the
     kombu transport that takes the place of kombu's own for its schemes, where there is one. `delays_tasks`: tasks with an ETA
-    wait in the broker, not in a worker. `dead_letters`: where it keeps what was set aside.
+    wait in the broker, not in a worker. `dead_letters`: where it keeps what was set aside. `facts`: where the function stands
+    that asks the server what it does now: facts(app, connection, environ) gives an `app.facts.Server`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Broker:
     url: Callable[[Environ], str]
     settings: Callable[["Profile"], dict[str, Any]]
     dead_letters: DeadLetters
+    facts: str
     compose_file: str | None = None
     results_url: Callable[[Environ], str] | None = None
     limits: Limits = field(default_factory=dict)

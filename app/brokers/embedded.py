@@ -51,6 +51,7 @@ broker = Broker(
     url=url,
     settings=settings,
     dead_letters=RedisDeadLetters(),
+    facts="app.brokers.redis_facts:facts",
     results_url=results_url,
     transport=TRANSPORT,
 )

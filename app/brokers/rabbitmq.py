@@ -41,6 +41,7 @@ broker = Broker(
     url=url,
     settings=settings,
     dead_letters=RabbitmqDeadLetters(),
+    facts="app.brokers.rabbitmq_facts:facts",
     compose_file="compose.rabbitmq.yaml",
     delays_tasks=True,
     limits={

@@ -40,6 +40,7 @@ broker = Broker(
     url=url,
     settings=settings,
     dead_letters=RedisDeadLetters(),
+    facts="app.brokers.redis_facts:facts",
     compose_file="compose.redis.yaml",
     transport=TRANSPORT,
     limits={

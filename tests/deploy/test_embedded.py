@@ -48,7 +48,7 @@ def test_the_demo_joins_a_stack_that_runs(checkout: Checkout, stack: Path) -> No
     done = checkout.make("demo")
     assert done.returncode == 0
     assert "Joining the embedded stack that runs already (pool solo)" in done.stdout
-    assert "solo, 1 at once" in checkout.make("status").stdout, "the demo stopped a stack that was not its own"
+    assert "solo  1        consuming" in checkout.make("status").stdout, "the demo stopped a stack that was not its own"
 
 
 @pytest.mark.parametrize(

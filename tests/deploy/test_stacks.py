@@ -46,9 +46,8 @@ def test_up_send_result_down(checkout: Checkout, broker: str, pool: str) -> None
     sent = checkout.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "hi"]')
     shown = checkout.make("result", f"ID={sent.stdout.strip()}", "WAIT=30")
     assert shown.stdout.startswith("state     SUCCESS\n")
-    assert re.search(
-        rf"worker    celery@\w+: {POOLS[pool].module}, \d+ at once, 1 tasks so far", checkout.make("status").stdout
-    )
+    worker = rf"celery@\w+ +{pool} +\d+ +consuming +celery +0 +0 +1 "
+    assert re.search(worker, checkout.make("status").stdout)
     assert checkout.make("down").returncode == 0
     assert not containers(checkout)
     assert volumes(checkout), "down deleted the data"
@@ -62,7 +61,7 @@ def test_without_a_results_server(checkout: Checkout, broker: str, backend: str)
     assert sorted(services) == ["beat", "broker", "mail", "worker"]
     sent = checkout.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "hi"]', "WAIT=30")
     assert "state     SUCCESS" in sent.stdout
-    assert len(re.findall(r"^worker    celery@", checkout.make("status").stdout, re.MULTILINE)) == 2
+    assert len(re.findall(r"^celery@\w+ +threads .* consuming ", checkout.make("status").stdout, re.MULTILINE)) == 2
 
 
 @pytest.mark.parametrize("broker", SERVERS)

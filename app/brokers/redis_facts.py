@@ -1,0 +1,63 @@
+"""What Redis, as the broker, says: how much waits in which list, how much workers hold, how old the next message is.
+
+A queue is a list for each step of priority; the next message is at its right end. What workers hold is one hash for all queues.
+Source: kombu/transport/redis.py, Channel._size, QoS.append, Channel._queue_bind.
+"""
+
+import json
+import time
+from collections import Counter
+from typing import Any
+
+from app.brokers.contract import Environ
+from app.correlation import SENT
+from app.facts import Queue, Server, known_queues
+
+#: How many held messages are looked at for their queues; beyond it only their number is told.
+MOST = 5_000
+
+
+def facts(app: Any, connection: Any, _: Environ) -> Server:
+    """Ask the server behind `connection`. Raises the connection's errors where it does not answer."""
+    channel = connection.default_channel
+    client, steps = channel.client, channel.priority_steps
+    info = client.info()
+    bound = [member for key in client.scan_iter(match="_kombu.binding.*", count=1_000) for member in client.smembers(key)]
+    names = known_queues(app, (_text(member).split(channel.sep)[-1] for member in bound))
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        for step in steps:
+            pipe.llen(channel._q_for_pri(name, step)).lindex(channel._q_for_pri(name, step), -1)
+    answers = pipe.hlen(channel.unacked_key).execute()
+    held, number = _held(client, channel.unacked_key, answers[-1]), 2 * len(steps)
+    queues = []
+    for position, name in enumerate(names):
+        mine = answers[position * number : (position + 1) * number]
+        ages = [age for age in map(_age, mine[1::2]) if age is not None]
+        queues.append(Queue(name, sum(mine[0::2]), held[name] if held is not None else None, None, max(ages, default=None)))
+    notes = [f"{answers[-1]} messages are held by workers"] if held is None else []
+    return Server(*product_of(info), queues, info["used_memory"], notes=notes)
+
+
+def product_of(info: dict[str, Any]) -> tuple[str, str]:
+    """Its name and version, from INFO."""
+    valkey = info.get("valkey_version")
+    return ("Valkey", str(valkey)) if valkey else ("Redis", str(info["redis_version"]))
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _held(client: Any, key: str, number: int) -> Counter[str] | None:
+    """By queue, how many messages workers hold; None where they are too many to look at."""
+    if number > MOST:
+        return None
+    return Counter(json.loads(value)[2] for value in client.hvals(key))
+
+
+def _age(message: bytes | None) -> float | None:
+    if not message:
+        return None
+    sent = json.loads(message).get("headers", {}).get(SENT)
+    return max(0.0, time.time() - sent) if sent else None
