@@ -48,6 +48,7 @@ class Profile:
     report_every: int
     log_format: str
     data_dir: Path
+    once_url: str | None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Profile":
@@ -83,6 +84,7 @@ class Profile:
             report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
             log_format=choose("LOG_FORMAT", value("LOG_FORMAT", "text"), LOG_FORMATS),
             data_dir=Path(value("DATA_DIR", ".kit/data")).resolve(),
+            once_url=_once_url(value("ONCE_URL", ""), result_backend or backend.url(environ, broker)),
         )
 
 
@@ -129,6 +131,15 @@ def _room(name: str, given: str, url_name: str, url: str, rooms: Mapping[str, Ro
 def _compression(name: str, environ: Mapping[str, str]) -> str | None:
     given = environ.get(name)
     return choose(name, given, COMPRESSIONS) if given else None
+
+
+def _once_url(given: str, result_backend: str) -> str | None:
+    """Where `app/once.py` keeps its claims: its own URL, or the results server, if it can; None: nowhere."""
+    schemes = sorted({scheme for backend in BACKENDS.values() if backend.claims for scheme in backend.schemes})
+    if given:
+        choose("the scheme of ONCE_URL", given.partition(":")[0], schemes)
+        return given
+    return result_backend if result_backend.partition(":")[0] in schemes else None
 
 
 def _timezone(name: str) -> str:

@@ -8,6 +8,9 @@ from app.brokers.contract import Broker, Environ
 from app.limits import Limits
 
 if TYPE_CHECKING:
+    from celery import Celery
+
+    from app.backends.redis_claims import Claims
     from app.profile import Profile
 
 
@@ -18,6 +21,8 @@ class Backend:
     `has_server`: it needs the service `results`. `read_elsewhere`: any process can read a result by its id, not the sender
     alone. `chords`: a chord can be sent. `facts`: where the function stands that asks its server, where it
     has one: facts(app) gives an `app.facts.Server`.
+    alone. `chords`: a chord can be sent. `claims(app, url)`: the store that `app/once.py` keeps its claims in, where a server
+    of this kind can be one.
     """
 
     name: str
@@ -29,3 +34,4 @@ class Backend:
     chords: bool
     facts: str | None = None
     limits: Limits = field(default_factory=dict)
+    claims: Callable[["Celery", str], "Claims"] | None = None

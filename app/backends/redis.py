@@ -6,6 +6,9 @@ from app.backends.contract import Backend
 from app.brokers.contract import Broker, Environ
 
 if TYPE_CHECKING:
+    from celery import Celery
+
+    from app.backends.redis_claims import Claims
     from app.profile import Profile
 
 
@@ -25,6 +28,15 @@ def settings(_: "Profile") -> dict[str, Any]:
     }
 
 
+def claims(app: "Celery", url: str) -> "Claims":
+    """The claims on the server at `url`, by a client with the settings above (and TLS) as Celery's backend makes it."""
+    from celery.backends.redis import RedisBackend
+
+    from app.backends.redis_claims import Claims
+
+    return Claims(RedisBackend(app=app, url=url).client)
+
+
 backend = Backend(
     name="redis",
     schemes=("redis", "rediss"),
@@ -34,4 +46,5 @@ backend = Backend(
     read_elsewhere=True,
     chords=True,
     facts="app.backends.redis_facts:facts",
+    claims=claims,
 )

@@ -227,6 +227,8 @@ class Running:
         beat.unlink(missing_ok=True)
         given = {**ROLES.get(role, {}), "HEARTBEAT_FILE": f"/data/{beat.name}", **environ}
         options = given.pop("OPTIONS", "").split()
+        if not self.combination.backend.claims:  # @once needs a store then
+            given.setdefault("ONCE_URL", "redis://results:6379/1")
         container = (
             DockerContainer(image(self.combination.pool.name))
             .with_envs(

@@ -1,0 +1,96 @@
+"""What `@once` does without a server: keys, refusals, and whose claim has died."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from app import once as module
+from app.once import once
+from app.profile import Profile
+from app.stack import ROOT
+
+
+def test_a_function_called_directly_simply_runs() -> None:
+    @once
+    def double(x: int) -> int:
+        return 2 * x
+
+    assert double(4) == 8
+
+
+def test_a_call_with_the_wrong_arguments_is_still_refused_by_its_sender() -> None:
+    app = Celery(set_as_current=False, broker="memory://")
+
+    @app.task
+    @once
+    def double(x: int) -> int:
+        return 2 * x
+
+    with pytest.raises(TypeError, match="x"):
+        double.delay()
+
+
+def test_an_unknown_word_as_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="key='args' is not known; allowed: arguments, message, or a function"):
+        once(key="args")
+
+
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        ({}, "redis://results:6379/1"),
+        ({"BACKEND": "rpc"}, None),
+        ({"BACKEND": "rpc", "ONCE_URL": "redis://elsewhere/3"}, "redis://elsewhere/3"),
+        ({"CELERY_RESULT_BACKEND": "rediss://theirs:6380/2"}, "rediss://theirs:6380/2"),
+    ],
+)
+def test_the_claims_are_in_the_results_server_or_in_a_store_of_their_own(environ: dict[str, str], url: str | None) -> None:
+    assert Profile.from_environ({"BROKER": "rabbitmq", **environ}).once_url == url
+
+
+def test_a_store_that_cannot_hold_claims_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        Profile.from_environ({"BROKER": "rabbitmq", "ONCE_URL": "amqp://broker"})
+    assert capsys.readouterr().err == "celery-kit: the scheme of ONCE_URL=amqp is not known; allowed: redis, rediss\n"
+
+
+def test_a_worker_without_a_store_is_refused_at_its_start() -> None:
+    code = "from app import app\nfrom app.once import once\n\n@app.task\n@once\ndef f(): ...\napp.Worker(pool='solo')"
+    environ = {**os.environ, "BROKER": "rabbitmq", "BACKEND": "rpc", "ONCE_URL": "", "CELERY_BROKER_URL": "amqp://nobody"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"celery-kit: {module.NO_STORE}; BACKEND=rpc has none"
+
+
+def claim_of(process: list[str | None], run: str = "another") -> dict[str, Any]:
+    return {"run": run, "process": process}
+
+
+def test_the_claim_of_a_process_that_ended_is_dead_and_that_of_one_that_lives_is_not() -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        its = module._process(child.pid)
+        assert not module._is_dead(claim_of(its))
+        child.kill()
+        child.wait()
+        assert module._is_dead(claim_of(its))
+
+
+def test_a_process_of_the_same_number_that_started_later_is_another() -> None:
+    machine, number, started = module._process(os.getppid())
+    assert started and module._is_dead(claim_of([machine, number, str(int(started) - 1)]))
+
+
+def test_of_a_process_on_another_machine_nothing_is_known() -> None:
+    assert not module._is_dead(claim_of(["elsewhere", "1", "1"]))
+
+
+def test_a_claim_of_this_process_is_dead_unless_its_run_goes_on() -> None:
+    mine = module._process(os.getpid())
+    assert module._is_dead(claim_of(mine))
+    module.keeper.runs["mine"] = object()  # type: ignore[assignment]
+    assert not module._is_dead(claim_of(mine, "mine"))
+    del module.keeper.runs["mine"]
