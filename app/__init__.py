@@ -3,11 +3,12 @@
 `celery -A app …` finds :data:`app` here. Settings: `app/config.py`. Tasks: every module in `app/tasks/`.
 """
 
+from functools import partial
 from typing import Any
 
 from celery import Celery
 
-from app import brokers, correlation, health, loop, pools, security, set_aside, vitals
+from app import backends, brokers, correlation, health, loop, pools, security, set_aside, vitals
 from app.fixes import add_consumer, retry_queue, short_delays, time_limit
 
 
@@ -17,7 +18,7 @@ class Kit(Celery):
     Source: Celery's user guide, "Changing the automatic naming behavior".
     """
 
-    amqp_cls = "app.brokers.rabbitmq_dead:AMQP"
+    amqp_cls = "app.publishing:AMQP"
     log_cls = "app.logs:Logging"
 
     def gen_task_name(self, name: str, module: str) -> Any:
@@ -37,6 +38,14 @@ class Kit(Celery):
             countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
             options = retry_queue.named(options)
         return super().send_task(name, args, kwargs, countdown, eta, *more, **options)
+
+    def _get_backend(self) -> Any:
+        backend = super()._get_backend()  # type: ignore[misc]
+        room = backends.room(self.conf.result_backend)
+        if room and room.on_task_call:
+            on_task_call = partial(room.on_task_call, backend)
+            backend.on_task_call = lambda producer, task_id: on_task_call(producer)
+        return backend
 
 
 app = Kit("celery-kit")

@@ -14,7 +14,10 @@ from app.refusal import refuse
 
 def each(app: Celery, decide: Callable[[DeadLetter], Action]) -> None:
     """Show every letter to `decide`, the oldest first, and do what it says."""
-    brokers.serving(app.conf.broker_url).dead_letters.each(app, decide)
+    broker = brokers.room(app.conf.broker_url)
+    if broker is None:
+        refuse("the kit keeps no dead letters on this broker; CELERY_BROKER_URL names one that it has no room for")
+    broker.dead_letters.each(app, decide)
 
 
 def main() -> None:

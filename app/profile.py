@@ -49,6 +49,7 @@ class Profile:
     log_format: str
     data_dir: Path
     once_url: str | None
+    publish_timeout: int
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Profile":
@@ -84,6 +85,7 @@ class Profile:
             report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
             log_format=choose("LOG_FORMAT", value("LOG_FORMAT", "text"), LOG_FORMATS),
             data_dir=Path(value("DATA_DIR", ".kit/data")).resolve(),
+            publish_timeout=whole_number("PUBLISH_TIMEOUT", value("PUBLISH_TIMEOUT", "10"), 1, 3_600, "seconds"),
             once_url=_once_url(value("ONCE_URL", ""), result_backend or backend.url(environ, broker)),
         )
 

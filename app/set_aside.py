@@ -32,8 +32,12 @@ class SetAside(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
+        broker = brokers.room(parent.app.conf.broker_url)
+        self.enabled = broker is not None
+        if broker is None:  # one that the kit has no room for
+            return
         self.limit = max_deliveries()
-        self.letters = brokers.serving(parent.app.conf.broker_url).dead_letters
+        self.letters = broker.dead_letters
         parent.on_decode_error = self.before(parent, parent.on_decode_error, "cannot be decoded")
         parent.on_unknown_message = self.before(parent, parent.on_unknown_message, "is no task")
         parent.on_unknown_task = self.before(parent, parent.on_unknown_task, "no such task")

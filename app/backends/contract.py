@@ -22,7 +22,7 @@ class Backend:
     alone. `chords`: a chord can be sent. `facts`: where the function stands that asks its server, where it
     has one: facts(app) gives an `app.facts.Server`.
     alone. `chords`: a chord can be sent. `claims(app, url)`: the store that `app/once.py` keeps its claims in, where a server
-    of this kind can be one.
+    of this kind can be one. `on_task_call(backend, producer)`: what it does when a task is sent, in place of Celery's own.
     """
 
     name: str
@@ -35,3 +35,4 @@ class Backend:
     facts: str | None = None
     limits: Limits = field(default_factory=dict)
     claims: Callable[["Celery", str], "Claims"] | None = None
+    on_task_call: Callable[[Any, Any], None] | None = None

@@ -37,6 +37,12 @@ def claims(app: "Celery", url: str) -> "Claims":
     return Claims(RedisBackend(app=app, url=url).client)
 
 
+def on_task_call(_backend: Any, _producer: Any) -> None:
+    """Nothing: get() subscribes to what it waits for. Celery subscribes for every task that is sent: a third of a `delay()`,
+    and one more server that has to answer before a task can be sent.
+    """
+
+
 backend = Backend(
     name="redis",
     schemes=("redis", "rediss"),
@@ -47,4 +53,5 @@ backend = Backend(
     chords=True,
     facts="app.backends.redis_facts:facts",
     claims=claims,
+    on_task_call=on_task_call,
 )

@@ -1,5 +1,10 @@
 """Results as messages, back to the process that sent the task; no results server. Only that process can read them."""
 
+from typing import Any
+
+from celery._state import task_join_will_block  # type: ignore[attr-defined]  # its stubs lack it
+from kombu.common import maybe_declare
+
 from app.backends.contract import Backend
 from app.limits import DOCS, Limit
 
@@ -13,6 +18,13 @@ REPLY_TO_THE_WORKER = Limit(
     "seen by this test; celery/canvas.py, Signature.freeze: reply_to",
 )
 
+
+def on_task_call(backend: Any, producer: Any) -> None:
+    """Have the queue for replies, as Celery has it, but not for ever where the broker is away (celery/backends/rpc.py)."""
+    if not task_join_will_block():
+        producer.patiently(lambda: maybe_declare(backend.binding(producer.channel)))
+
+
 backend = Backend(
     name="rpc",
     schemes=("rpc",),
@@ -22,6 +34,7 @@ backend = Backend(
     has_server=False,
     read_elsewhere=False,
     chords=False,
+    on_task_call=on_task_call,
     limits={
         "result_is_read_elsewhere": Limit(
             "cannot",

@@ -4,16 +4,11 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from app.brokers import embedded, rabbitmq, redis
 from app.brokers.contract import Broker
+from app.brokers.rabbitmq_dead import Queues
 
-__all__ = ["BROKERS", "Broker", "connect", "serving"]
+__all__ = ["BROKERS", "Broker", "Queues", "connect", "room"]
 
 BROKERS: dict[str, Broker] = {room.broker.name: room.broker for room in (rabbitmq, redis, embedded)}
-
-
-def serving(url: str) -> Broker:
-    """The broker that serves a URL; those that share a scheme share a protocol. Raises StopIteration where there is none."""
-    scheme = url.partition(":")[0].partition("+")[0]
-    return next(broker for broker in BROKERS.values() if scheme in broker.schemes)
 
 
 def connect() -> None:
@@ -21,3 +16,9 @@ def connect() -> None:
     for broker in BROKERS.values():
         if broker.transport:
             TRANSPORT_ALIASES.update(dict.fromkeys(broker.schemes, broker.transport))
+
+
+def room(url: str | None) -> Broker | None:
+    """The room of the broker at `url`, if it is one of the table's; those that share a scheme share a protocol."""
+    scheme = (url or "").partition(":")[0].partition("+")[0]
+    return next((broker for broker in BROKERS.values() if scheme in broker.schemes), None)

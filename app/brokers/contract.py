@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from kombu.exceptions import OperationalError
+
 from app.limits import Limits
 
 if TYPE_CHECKING:
@@ -53,6 +55,10 @@ class DeadLetters(Protocol):
         """Show every letter to `decide` and do what it says. One that cannot be sent back stays, and its error is raised."""
 
 
+class RefusedError(OperationalError):
+    """The broker answered, and did not take the message: a full queue, or a server that has no room. Trying again is no use."""
+
+
 @dataclass(frozen=True)
 class Broker:
     """A row of the table of brokers.
@@ -64,6 +70,7 @@ class Broker:
     kombu transport that takes the place of kombu's own for its schemes, where there is one. `delays_tasks`: tasks with an ETA
     wait in the broker, not in a worker. `dead_letters`: where it keeps what was set aside. `facts`: where the function stands
     that asks the server what it does now: facts(app, connection, environ) gives an `app.facts.Server`.
+    `bound(channel, seconds)`: has a producer's channel give up waiting for an answer, and say why; kombu's would wait for ever.
     """
 
     name: str
@@ -79,3 +86,4 @@ class Broker:
     backend_limits: Mapping[str, Limits] = field(default_factory=dict)
     transport: str | None = None
     delays_tasks: bool = False
+    bound: Callable[[Any, float], None] | None = None

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from app.brokers.contract import Broker, Environ
+from app.brokers.rabbitmq_bound import bound
 from app.brokers.rabbitmq_dead import RabbitmqDeadLetters
 from app.limits import DOCS, Limit
 
@@ -44,6 +45,7 @@ broker = Broker(
     facts="app.brokers.rabbitmq_facts:facts",
     compose_file="compose.rabbitmq.yaml",
     delays_tasks=True,
+    bound=bound,
     limits={
         "expires": Limit(
             "differently",

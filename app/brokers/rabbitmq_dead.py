@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery.app import amqp
-from celery.app.amqp import Queues
 from kombu import Exchange, Queue
 
 from app.brokers.contract import DEAD, DELIVERIES, NOTE, Action, DeadLetter
@@ -50,19 +49,16 @@ QUEUES = [
 ]
 
 
-class _Queues(Queues):
-    """Celery's table of queues, in which every quorum queue names the dead-letter exchange, one of the user's own too."""
+class Queues(amqp.Queues):
+    """Celery's table of queues, in which every quorum queue names the dead-letter exchange, one of the user's own too.
+
+    Producers and workers must declare a queue alike, whatever way it comes to be.
+    """
 
     def __setitem__(self, name: str, queue: Queue) -> None:
         if queue.queue_arguments and queue.queue_arguments.get("x-queue-type") == "quorum":
             queue.queue_arguments = WITH_DEAD_LETTERS | queue.queue_arguments
         super().__setitem__(name, queue)
-
-
-class AMQP(amqp.AMQP):
-    """For the app's `amqp_cls`: producers and workers must declare a queue alike, whatever way it comes to be."""
-
-    queues_cls = _Queues
 
 
 class RabbitmqDeadLetters:

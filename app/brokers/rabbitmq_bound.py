@@ -1,0 +1,33 @@
+"""A producer's channel that gives up waiting, and says why.
+
+py-amqp waits for the broker's answers (a confirm, a declaration) without end. RabbitMQ does not answer publishers while it has
+a memory or disk alarm: it says so once (connection.blocked), and py-amqp keeps that to itself. A queue that is full and
+rejects says so by a nack. Source: amqp 5.4.2, channel.py, basic_publish_confirm; https://www.rabbitmq.com/docs/connection-blocked
+"""
+
+from typing import Any
+
+from amqp.exceptions import MessageNacked, RecoverableConnectionError
+
+from app.brokers.contract import RefusedError
+
+
+def bound(channel: Any, seconds: float) -> None:
+    """Have `channel` wait no longer than `seconds` for an answer. It raises RecoverableConnectionError then, and
+    RefusedError for a message that the broker does not take.
+    """
+    blocked: list[object] = []
+    channel.connection.on_blocked = blocked.append
+    channel.connection.on_unblocked = blocked.clear
+    wait = channel.wait
+
+    def wait_a_while(method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
+        try:
+            return wait(method, callback, timeout or seconds, returns_tuple)
+        except TimeoutError as error:
+            alarm = "; it blocks publishers: it has a memory or disk alarm" if blocked else ""
+            raise RecoverableConnectionError(f"no answer from the broker within {timeout or seconds:g} s{alarm}") from error
+        except MessageNacked as error:
+            raise RefusedError("the broker did not take the message: its queue is full, or cannot write it") from error
+
+    channel.wait = wait_a_while

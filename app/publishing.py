@@ -1,0 +1,119 @@
+"""How a task gets to the broker: one bounded wait, one clear error, and a producer that keeps its channel.
+
+Celery's own waits can add up to minutes on a broker that does not answer, or have no end (celery #6911, #4627): each step has
+its own timeout and retries, and a confirm has none. Here PUBLISH_TIMEOUT bounds all of them together. And Celery's pool takes a
+producer's channel away after each message and gives it another for the next, which costs a third of a small `delay()`.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from celery.app import amqp
+from kombu import Producer as KombuProducer
+from kombu.exceptions import OperationalError
+from kombu.pools import ProducerPool
+from kombu.resource import Resource
+
+from app.brokers import Queues, room
+from app.brokers.contract import RefusedError
+
+T = TypeVar("T")
+
+
+class Producer(KombuProducer):
+    """Keeps trying for `patience` seconds, whatever the broker's answer or silence, and then raises OperationalError.
+
+    With `retry=False` it tries once. What is raised by then may have reached the broker all the same: a message whose
+    confirmation got lost. Sent again, it has the same task id.
+    """
+
+    patience = 10.0
+    #: How a channel is made to give up waiting: the broker's room knows.
+    bound: Callable[[Any, float], None] | None = None
+
+    def publish(  # type: ignore[override]  # kombu spells the options out
+        self, body: Any, retry: bool = False, retry_policy: Any = None, **options: Any
+    ) -> Any:
+        options["timeout"] = options.get("timeout") or self.patience
+        options["confirm_timeout"] = options.get("confirm_timeout") or self.patience
+        publish = super().publish
+        if not retry:
+            return publish(body, **options)
+        return self.patiently(lambda: publish(body, **options), max(self.patience, _seconds(retry_policy or {})))
+
+    def patiently(self, step: Callable[[], T], patience: float | None = None) -> T:
+        """Do a step on this producer's channel, again on a new connection if that fails, until `patience` is over."""
+        connection: Any = self.connection
+        errors = (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors, OperationalError)
+        deadline = time.monotonic() + (patience or self.patience)
+        pause = 0.05
+        while True:
+            try:
+                return step()
+            except RefusedError:
+                raise
+            except errors as error:
+                if time.monotonic() + pause > deadline:
+                    raise OperationalError(str(error) or type(error).__name__) from error
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+            connection.collect()
+            self.revive(connection)
+
+    def _get_channel(self: Any) -> Any:
+        fresh = callable(self._channel)  # a promise
+        channel = KombuProducer._get_channel(self)
+        if fresh and self.bound:
+            self.bound(channel, self.patience)
+        return channel
+
+    channel = property(_get_channel, KombuProducer._set_channel)
+
+    def __exit__(self: Any, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        if exc_type and (connection := self.__connection__):
+            connection.collect()
+            self.revive(connection)
+        self.release()
+
+
+def _seconds(policy: dict[str, Any]) -> float:
+    """How long a retry policy asks to go on, at least: one that asks for more than the patience gets it."""
+    retries = policy.get("max_retries", 0)
+    return math.inf if retries is None else float(retries * policy.get("interval_max", 0))
+
+
+class Producers(ProducerPool):
+    """Producers that keep their connection and channel between messages."""
+
+    def release(self: Any, resource: Any) -> None:
+        Resource.release(self, resource)
+
+    def prepare(self, p: Any) -> Any:
+        producer: Any = super().prepare(p)
+        if not producer.connection.connected:  # known to be gone
+            producer.revive(producer.connection)
+        return producer
+
+
+class AMQP(amqp.AMQP):
+    """Celery's, with these producers, and queues that have what the brokers' rooms give them."""
+
+    queues_cls = Queues
+
+    @property
+    def producer_pool(self: Any) -> Any:
+        if self._producer_pool is None:
+            conf = self.app.conf
+            # Connecting is tried once at a time; the patience is the producer's.
+            connection = self.app.connection_for_write(transport_options={"max_retries": 0})
+            broker = room(conf.broker_write_url)
+            more: dict[str, Any] = {"patience": float(conf.get("publish_timeout", Producer.patience))}
+            if broker and broker.bound:
+                more["bound"] = staticmethod(broker.bound)
+            limit = conf.broker_pool_limit
+            self._producer_pool = Producers(
+                connection.Pool(limit=limit), limit=limit, Producer=type("Producer", (Producer,), more)
+            )
+        return self._producer_pool
