@@ -1,5 +1,6 @@
 """THE table of combinations. Test bodies name no product: they take a combination, or a capability of its rows."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import requests
+from celery import Celery
 from redis import Redis
 
 from app.backends import BACKENDS, Backend
@@ -56,6 +58,26 @@ def _redis_version(port: Callable[[int], int]) -> str:
     return f"Redis {Redis(port=port(6379)).info('server')['redis_version']}"
 
 
+def _restore_visible(app: Celery) -> None:
+    """Have the broker hand out what a killed worker held: any process may once the visibility timeout is over; here it is 0."""
+    with app.connection_for_write(transport_options={"visibility_timeout": 0}) as connection:
+        channel: Any = connection.default_channel
+        channel.qos.restore_visible(interval=1)
+
+
+def _put_items(app: Celery, queue: str) -> int:
+    """Put items into a queue that are no messages of kombu's; gives their number."""
+    about = {"delivery_tag": "t", "delivery_info": {"exchange": "", "routing_key": queue}, "body_encoding": "base64"}
+    whole: dict[str, Any] = {"body": "e30=", "headers": {}, "properties": about}
+    shapes: list[Any] = [5, None, [], {}, {"properties": {}}, {**whole, "headers": "text"}, {**whole, "body": "!!!"}]
+    shapes += [{**whole, "properties": {**about, **wrong}} for wrong in ({"body_encoding": "rot13"}, {"delivery_info": "text"})]
+    items = [b"", b"garbage", b"\xff\xff", *(json.dumps(shape).encode() for shape in shapes)]
+    with app.connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        channel.client.lpush(queue, *items)
+    return len(items)
+
+
 @dataclass(frozen=True)
 class Server:
     """How the tests reach a broker: the port that it listens on, and what its URL ends with to isolate a combination.
@@ -67,12 +89,23 @@ class Server:
     port: int
     namespace: Callable[[int, Callable[[int], int]], str]
     version: Callable[[Callable[[int], int]], str]
+    #: Hand out again what a killed worker held, now; a broker that sees a connection end does it by itself.
+    restore: Callable[[Celery], None] = lambda _: None
+    #: Put into a queue what only somebody with the server's own client can; gives how many.
+    put_raw: Callable[[Celery, str], int] = lambda _app, _queue: 0
 
 
 SERVERS: dict[str, Server] = {
     "rabbitmq": Server("amqp://kit:kit@{host}:{port}/{namespace}", 5672, _virtual_host, _rabbitmq_version),
     # Databases 0 and 1 are the stack's own.
-    "redis": Server("redis://{host}:{port}/{namespace}", 6379, lambda number, _: str(2 + number), _redis_version),
+    "redis": Server(
+        "redis://{host}:{port}/{namespace}",
+        6379,
+        lambda number, _: str(2 + number),
+        _redis_version,
+        _restore_visible,
+        _put_items,
+    ),
 }
 
 

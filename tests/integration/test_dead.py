@@ -1,0 +1,147 @@
+"""Dead letters: what cannot be run is set aside with its reason, can be sent back, and is never dropped."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery.exceptions import Reject, WorkerLostError
+from kombu.utils.uuid import uuid
+
+from app.brokers.contract import DeadLetter
+from app.dead import letters
+from tests.integration.bench import Worker
+from tests.integration.conftest import WAIT, Cell
+from tests.matrix import COMBINATIONS
+from tests.wait import until
+
+TRIES = 3
+KEPT = "plain Celery drops it, and on some bodies the worker ends: app/set_aside.py"
+
+
+def dead(cell: Cell, queue: str) -> list[DeadLetter]:
+    """What is set aside, of one queue."""
+    return [letter for letter in letters(cell.app) if letter.queue == queue]
+
+
+def _outlived(cell: Cell, queue: str, done: Callable[[], Any]) -> None:
+    """Have a worker consume until `done`, started anew whenever a task ended it, as an engine's restart policy does."""
+    workers: list[Worker] = []
+
+    def done_or_again() -> Any:
+        if workers:
+            workers[0].docker.reload()
+        if not workers or workers[0].docker.status != "running":
+            if workers:
+                workers.pop().docker.remove(force=True, v=True)
+            cell.running.server.restore(cell.app)
+            workers.append(cell.running.start("dead", OPTIONS=f"-Q {queue} -c 1", MAX_DELIVERIES=str(TRIES)))
+        return done()
+
+    try:
+        until("its worker outlived it", done_or_again, 2 * WAIT)
+    finally:
+        cell.running.workers.pop("dead", None)
+        for worker in workers:
+            worker.docker.remove(force=True, v=True)
+
+
+@pytest.mark.by_kit(COMBINATIONS, "a task that kills its process is tried a bounded number of times: app/set_aside.py")
+def test_poison_is_set_aside(cell: Cell) -> None:
+    """A task that kills its process each time is tried three times, then set aside; its sender is told; sent back it runs."""
+    name = queue = f"poison-{uuid()}"
+    result = cell.send("dead_probes.kills_until_cured", name, queue=queue)
+    _outlived(cell, queue, lambda: dead(cell, queue))
+    assert len((cell.running.data / name).read_text()) == TRIES
+    (letter,) = dead(cell, queue)
+    assert (letter.id, letter.task, letter.deliveries) == (result.id, "dead_probes.kills_until_cured", TRIES + 1)
+    assert letter.reason == f"delivered {TRIES} times, and no worker lived to end it"
+    if cell.combination.backend.read_elsewhere:
+        error = result.get(timeout=WAIT, propagate=False)
+        assert isinstance(error, WorkerLostError) and "set aside" in str(error)
+    (cell.running.data / f"{name}.cured").touch()
+    sent = cell.running.python("app.dead", f"--retry={result.id}")
+    assert sent.stdout.splitlines()[-1] == "1 sent back", sent
+    _outlived(cell, queue, lambda: len((cell.running.data / name).read_text()) == TRIES + 1)
+    assert not dead(cell, queue)
+    cell.saw(f"{TRIES} tries, then: {letter.reason}")
+
+
+def _header(**more: Any) -> dict[str, Any]:
+    return {"id": uuid(), "task": "probes.add", "lang": "py", "argsrepr": "", "kwargsrepr": ""} | more
+
+
+_BODY = json.dumps([[1, 2], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]).encode()
+_JSON, _PICKLE = "application/json", "application/x-python-serialize"
+
+#: Body, content type, headers.
+MALFORMED: dict[str, tuple[bytes, str, dict[str, Any]]] = {
+    "no JSON": (b"{{{", _JSON, _header()),
+    "empty": (b"", _JSON, _header()),
+    "no UTF-8": (b"\xff\xfe[]", _JSON, _header()),
+    "a number": (b"5", _JSON, _header()),
+    "null": (b"null", _JSON, _header()),
+    "a string": (b'"text"', _JSON, _header()),
+    "nested too deep": (b"[" * 100_000 + b"]" * 100_000, _JSON, _header()),
+    "pickle": (b"\x80\x04N.", _PICKLE, _header()),
+    "yaml": (b"- 1", "application/x-yaml", _header()),
+    "unknown content type": (b"x", "application/x-nothing", _header()),
+    "not compressed": (b"xxxx", _JSON, _header(compression="application/x-gzip")),
+    "unknown compression": (_BODY, _JSON, _header(compression="application/x-nothing")),
+    "unknown task": (_BODY, _JSON, _header(task="no.such")),
+    "a list as the task": (_BODY, _JSON, _header(task=["a"])),
+    "no id": (_BODY, _JSON, {"task": "probes.add"}),
+    "a table as the id": (_BODY, _JSON, _header(id={"a": 1})),
+    "no headers": (b'{"a": 1}', _JSON, {}),
+    "a body of two": (b"[[], {}]", _JSON, _header()),
+    "a body of numbers": (b"[5, 6, 7]", _JSON, _header()),
+    "an ETA of words": (_BODY, _JSON, _header(eta="yesterday")),
+    "an expiry of words": (_BODY, _JSON, _header(expires="soonish")),
+    "a time limit of words": (_BODY, _JSON, _header(timelimit="x")),
+    "protocol 1, no task": (b'{"id": "1", "args": []}', _JSON, {}),
+    "protocol 1, unknown task": (b'{"id": "1", "task": "no.such", "args": []}', _JSON, {}),
+}
+
+
+@pytest.mark.by_kit(COMBINATIONS, KEPT)
+def test_malformed_messages_are_set_aside(cell: Cell) -> None:
+    """24 sorts of malformed messages, and items that are none, are set aside, each with its reason; the worker goes on."""
+    queue = f"malformed-{uuid()}"
+    with cell.running.beside("dead", OPTIONS=f"-Q {queue} -c 1") as worker, cell.app.producer_or_acquire() as producer:
+        for body, content_type, headers in MALFORMED.values():
+            producer.publish(body, content_type=content_type, headers=headers, exchange="", routing_key=queue)
+        expected = len(MALFORMED) + cell.running.server.put_raw(cell.app, queue)
+        assert cell.run("probes.add", 1, 2, queue=queue) == 3
+        until("all are set aside", lambda: len(dead(cell, queue)) == expected, WAIT)
+        assert all(letter.reason and letter.deliveries == 1 for letter in dead(cell, queue))
+        assert cell.run("probes.add", 1, 3, queue=queue) == 4
+        assert worker.consumes()
+    dropped = cell.running.python("app.dead", "--drop=all")
+    assert dropped.returncode == 0 and not dead(cell, queue)
+    cell.saw(f"{expected} sorts")
+
+
+@pytest.mark.by_kit(COMBINATIONS, KEPT)
+def test_rejected_message_is_set_aside(cell: Cell) -> None:
+    """What a task rejects without requeue is set aside; sent back, it runs again."""
+    queue, name = f"rejected-{uuid()}", f"rejected-{uuid()}"
+    with cell.running.beside("dead", OPTIONS=f"-Q {queue} -c 1"):
+        result = cell.send("retry_probes.rejects", name, False, queue=queue)
+        assert isinstance(result.get(timeout=WAIT, propagate=False), Reject)
+        letter = until("it is set aside", lambda: dead(cell, queue), WAIT)[0]
+        assert (letter.task, letter.reason) == ("retry_probes.rejects", "rejected by its task, without requeue")
+        assert cell.running.python("app.dead", f"--retry={result.id}").returncode == 0
+        until("it ran again", lambda: len((cell.running.data / name).read_text().split()) == 2, WAIT)
+        assert not dead(cell, queue)
+
+
+def test_expired_task_is_no_dead_letter(cell: Cell) -> None:
+    """A task that expired before a worker took it is not set aside: its sender wished that. One that was delayed neither."""
+    queue = f"expired-{uuid()}"
+    cell.send("probes.add", 1, 1, queue=queue, expires=0.2)
+    sent = time.monotonic()
+    until("it has expired", lambda: time.monotonic() > sent + 0.5)
+    with cell.running.beside("dead", OPTIONS=f"-Q {queue} -c 1"):
+        assert cell.run("probes.add", 1, 4, queue=queue, countdown=1) == 5
+        assert not dead(cell, queue)
