@@ -1,0 +1,63 @@
+"""The task of the fault suite, mounted into workers: into the kit's `app/tasks/`, and beside plain Celery's module.
+
+It writes what it does to a file that no part of Celery knows: a line at its begin, a line at its end, each by one write to a
+file opened for appending, so that lines of several processes never mix (POSIX, write and O_APPEND).
+"""
+
+import os
+import time
+from typing import Any
+
+from celery import current_app, shared_task, signals
+
+FOLDER = "/data"
+
+# Hours in life: short enough here that a test sees the end of the wait. The same for the kit and for plain Celery.
+if os.environ.get("VISIBILITY_TIMEOUT"):
+    current_app.conf.broker_transport_options = {
+        **(current_app.conf.broker_transport_options or {}),
+        "visibility_timeout": int(os.environ["VISIBILITY_TIMEOUT"]),
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+    }
+if os.environ.get("TICKS"):
+    current_app.conf.beat_schedule = {"tick": {"task": "faults.effect", "schedule": 1.0, "args": (0.0, "tick")}}
+
+
+def note(*words: object) -> None:
+    line = " ".join(str(word) for word in (*words, f"{time.time():.3f}")) + "\n"
+    file = os.open(f"{FOLDER}/effects", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+@signals.worker_ready.connect(weak=False)
+def ready(sender: Any, **_: Any) -> None:
+    note("ready", "-", sender.hostname)
+
+
+@shared_task(name="faults.effect", bind=True)
+def effect(self: Any, seconds: float, kind: str = "task") -> str:
+    """Take `seconds`, cut into short steps so that a signal's end of it is seen; gives its own id."""
+    note("begin", self.request.id, self.request.hostname, kind)
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.5))
+    note("end", self.request.id, self.request.hostname, kind)
+    return str(self.request.id)
+
+
+@shared_task(name="faults.hog", bind=True)
+def hog(self: Any) -> str:
+    """Take memory until the kernel ends the process; but only once, by the worker's own folder."""
+    note("begin", self.request.id, self.request.hostname, "hog")
+    try:
+        os.close(os.open(f"{FOLDER}/hog.{self.request.id}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        note("end", self.request.id, self.request.hostname, "hog")
+        return str(self.request.id)
+    held = []
+    while True:
+        held.append(b"x" * 8_000_000)

@@ -1,0 +1,64 @@
+"""A TCP proxy with faults: `python link.py NAME:PORT:HOST:PORT…`, in a container of its own between a client and a server.
+
+The file `/data/link.NAME` says how that link is: `open`, `slow` (each piece 0.1 s late, both ways), `half-open` (what is
+connected stalls for good, new connections work) or `dark` (nothing passes, nothing is refused).
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+LATE = 0.1  # seconds
+
+
+class Link:
+    def __init__(self, name: str, host: str, port: int) -> None:
+        self.file, self.host, self.port = Path("/data") / f"link.{name}", host, port
+        self.state, self.stalled = "open", 0
+        self.opened = 0
+
+    async def watch(self) -> None:
+        while True:
+            state = self.file.read_text().strip() if self.file.exists() else "open"
+            if state == "half-open" and self.state != "half-open":
+                self.stalled = self.opened  # those that are connected now
+            self.state = state or self.state
+            await asyncio.sleep(0.05)
+
+    async def pump(self, number: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while piece := await source.read(65536):
+                while self.state == "dark" or number <= self.stalled:
+                    await asyncio.sleep(0.05)
+                if self.state == "slow":
+                    await asyncio.sleep(LATE)
+                sink.write(piece)
+                await sink.drain()
+        except OSError:
+            pass
+        finally:
+            sink.close()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.opened += 1
+        number = self.opened
+        while self.state == "dark":
+            await asyncio.sleep(0.05)
+        try:
+            far_reader, far_writer = await asyncio.open_connection(self.host, self.port)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(self.pump(number, reader, far_writer), self.pump(number, far_reader, writer))
+
+
+async def main() -> None:
+    waiting = []
+    for name, port, host, far_port in (word.split(":") for word in sys.argv[1:]):
+        link = Link(name, host, int(far_port))
+        await asyncio.start_server(link.serve, "0.0.0.0", int(port))  # in a container of its own
+        waiting.append(link.watch())
+    await asyncio.gather(*waiting)
+
+
+asyncio.run(main())

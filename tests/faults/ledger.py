@@ -1,0 +1,73 @@
+"""The ledger: what was accepted, and what was done, written by neither Celery nor the broker."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one process wrote: `event` is ready, begin or end, `time` in seconds since the epoch."""
+
+    event: str
+    task: str
+    node: str
+    kind: str
+    time: float
+
+
+class Ledger:
+    """`accepted`: ids that a producer's send() gave back without an error. The effects are read from the workers' file."""
+
+    def __init__(self, effects: Path) -> None:
+        self.effects = effects
+        self.accepted: set[str] = set()
+        self.refused = 0
+        self._read = 0
+        self._lines: list[Line] = []
+
+    def lines(self) -> list[Line]:
+        """All that was written so far; half a line at the end is left for the next time."""
+        if self.effects.exists():
+            with self.effects.open("rb") as file:
+                file.seek(self._read)
+                text = file.read()
+            text = text[: text.rfind(b"\n") + 1]
+            self._read += len(text)
+            for line in text.decode().splitlines():
+                event, task, node, *kind, time = line.split()
+                self._lines.append(Line(event, task, node, "".join(kind), float(time)))
+        return self._lines
+
+    def _of(self, event: str) -> Counter[str]:
+        return Counter(line.task for line in self.lines() if line.event == event and line.task in self.accepted)
+
+    def missing(self) -> set[str]:
+        """Accepted, and never done."""
+        return self.accepted - set(self._of("end"))
+
+    def repeated(self) -> list[str]:
+        """Done more than once."""
+        return [task for task, times in self._of("end").items() if times > 1]
+
+    def begun_again(self) -> list[str]:
+        """Begun more than once; one of these may have been cut off."""
+        return [task for task, times in self._of("begin").items() if times > 1]
+
+    def under_way(self) -> bool:
+        """Some task was begun more often than it ended."""
+        return bool(self._of("begin") - self._of("end"))
+
+    def first_after(self, moment: float, nodes: Iterable[str]) -> dict[str, float]:
+        """By node, seconds from `moment` to the first task that it began after; nodes that began none are missing."""
+        first: dict[str, float] = {}
+        wanted = set(nodes)
+        for line in self.lines():
+            if line.event == "begin" and line.time >= moment and line.node in wanted:
+                first.setdefault(line.node, line.time - moment)
+        return first
+
+    def ready(self, node: str) -> int:
+        """How often a node has come up."""
+        return sum(1 for line in self.lines() if line.event == "ready" and line.node == node)

@@ -1,0 +1,386 @@
+"""A stand: one broker, one results server, a link with faults and two workers, in containers of this run's own.
+
+Everything carries the label of the run, and is taken away by it, on Ctrl-C too.
+"""
+
+import os
+import runpy
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import docker
+from celery import Celery
+from docker.types import Mount
+from dotenv import dotenv_values
+from kombu import Connection
+from kombu.utils.uuid import uuid
+from redis import Redis
+
+from app import Kit
+from app.pools import Pool
+from app.stack import ROOT, image
+from tests.faults.ledger import Ledger
+from tests.faults.servers import SERVERS
+from tests.wait import until
+
+LABEL = "celery-kit.fault-run"
+RUN = os.environ.setdefault("CELERY_KIT_FAULT_RUN", f"ck-faults-{os.getpid()}")
+INSIDE = Path(__file__).with_name("inside")
+
+#: Seconds after which Redis gives an unacknowledged message to another worker; an hour and more in life.
+VISIBILITY_TIMEOUT = 20
+#: In life the end of a stop's grace is later than a task's longest time; here a task is a few seconds at most.
+GRACE = 20
+#: Tasks at once in each worker, where the pool's own number would make the run long or large.
+AT_ONCE = {"prefork": 4, "eventlet": 50, "gevent": 50}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A broker and a pool; results are kept by Redis."""
+
+    broker: str
+    pool: Pool
+
+    def __str__(self) -> str:
+        return f"{self.broker}-{self.pool.name}"
+
+    @property
+    def at_once(self) -> int:
+        return AT_ONCE.get(self.pool.name) or self.pool.concurrency or 1
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean(run: str = RUN) -> None:
+    """Take down all that a run started, whichever of its processes did."""
+    client = docker.from_env()
+    found = {"filters": {"label": f"{LABEL}={run}"}}
+    for container in client.containers.list(all=True, **found):
+        with suppress(docker.errors.APIError):
+            container.remove(force=True, v=True)
+    for network in client.networks.list(**found):
+        with suppress(docker.errors.APIError):
+            network.remove()
+    for volume in client.volumes.list(**found):
+        with suppress(docker.errors.APIError):
+            volume.remove(force=True)
+
+
+class Stand:
+    """`engine`: kit or plain. Worker names are `one` and `two`."""
+
+    def __init__(self, pair: Pair, engine: str = "kit") -> None:
+        self.pair, self.engine, self.server = pair, engine, SERVERS[pair.broker]
+        self.name = f"{RUN}-{engine}-{pair}-{uuid()[:4]}"
+        self.folder = Path("/tmp") / self.name
+        self.folder.mkdir()
+        self.folder.chmod(0o777)  # the image's user is not this one
+        self.ledger = Ledger(self.folder / "effects")
+        self.client = docker.from_env()
+        self.images = {key: value for key, value in dotenv_values(ROOT / ".env").items() if value} | dict(os.environ)
+        self.workers: dict[str, Any] = {}
+        self.linked: dict[str, bool] = {}
+        self.host_ports: dict[int, int] = {}
+        #: Exit codes of the workers that were stopped.
+        self.exits: list[int] = []
+        try:
+            self._start_servers()
+        except BaseException:
+            self.close()
+            raise
+
+    # Containers
+
+    def _network(self, role: str) -> Any:
+        return self.client.networks.create(f"{self.name}-{role}", driver="bridge", labels={LABEL: RUN})
+
+    def _container(self, role: str, image: str, command: Any = None, **options: Any) -> Any:
+        return self.client.containers.create(
+            image,
+            command,
+            name=f"{self.name}-{role}",
+            labels={LABEL: RUN},
+            healthcheck={"test": ["NONE"]},
+            **options,
+        )
+
+    def _server(self, role: str, name: str, network: Any, mounts: list[Mount]) -> Any:
+        server = SERVERS[name]
+        ports = (server.port, *server.ports) if role == "broker" else (server.port,)
+        published = {f"{port}/tcp": ("127.0.0.1", _free_port()) for port in ports}
+        if role == "broker":
+            self.host_ports = {int(port.split("/")[0]): host for port, (_, host) in published.items()}
+        else:
+            self.results_port = published[f"{server.port}/tcp"][1]
+        variable, default = server.image
+        container = self._container(
+            role,
+            self.images.get(variable, default),
+            list(server.command) or None,
+            hostname=role,
+            user=str(server.uid),
+            environment=server.environment,
+            ports=published,
+            mounts=[*mounts, *(Mount(inside, host, "bind", read_only=True) for host, inside in server.files.items())],
+            network=network.name,
+        )
+        # Its role is its host name, as in the stacks.
+        network.disconnect(container)
+        network.connect(container, aliases=[role])
+        container.start()
+        return container
+
+    def _start_servers(self) -> None:
+        self.broker_network, self.results_network = self._network("broker"), self._network("results")
+        # On a memory file system: small enough to be filled, and as fast on every machine.
+        disk = self.client.volumes.create(
+            f"{self.name}-disk",
+            driver_opts={"type": "tmpfs", "device": "tmpfs", "o": f"size=400m,uid={self.server.uid},gid={self.server.uid}"},
+            labels={LABEL: RUN},
+        )
+        port = self.server.port
+        self.link_port = _free_port()
+        self.link = self._container(
+            "link",
+            self.images.get("PYTHON_IMAGE", "python:3.13-slim-trixie"),
+            ["python3", "-u", "/link.py", f"workers:{port}:broker:{port}", f"producer:{port + 1}:broker:{port}"],
+            mounts=[
+                Mount("/link.py", str(INSIDE / "link.py"), "bind", read_only=True),
+                Mount("/data", str(self.folder), "bind"),
+                Mount("/disk", disk.name, "volume", no_copy=True),  # holds what is on it while the broker is away
+            ],
+            ports={f"{port + 1}/tcp": ("127.0.0.1", self.link_port)},
+            network=self.broker_network.name,
+        )
+        self.broker_network.disconnect(self.link)
+        self.broker_network.connect(self.link, aliases=["link"])
+        self.link.start()
+        self.broker = self._server(
+            "broker", self.pair.broker, self.broker_network, [Mount(self.server.data, disk.name, "volume", no_copy=True)]
+        )
+        self.results = self._server("results", "redis", self.results_network, [])
+        self.wait_for_servers()
+
+    def wait_for_servers(self) -> None:
+        """Until both answer."""
+        url = self.server.url.format(host="127.0.0.1", port=self.host_ports[self.server.port])
+
+        def answers() -> bool:
+            with suppress(Exception), Connection(url, connect_timeout=2) as connection:
+                connection.connect()
+                if self.pair.broker == "redis":
+                    connection.default_channel.client.ping()
+                return bool(Redis(port=self.results_port, socket_timeout=2).ping())
+            return False
+
+        until("the servers answer", answers, 120)
+
+    def port(self, number: int) -> int:
+        """The host's port for one of the broker's."""
+        return self.host_ports[number]
+
+    def start(
+        self, name: str, linked: bool = False, hostname: str = "", command: list[str] | None = None, **environ: str
+    ) -> Any:
+        """Start a worker, anew if there was one of that name. `linked`: it reaches the broker over the link with faults."""
+        if old := self.workers.get(name):
+            old.remove(force=True, v=True)
+        url = self.server.url.format(host="link" if linked else "broker", port=self.server.port)
+        node = f"{hostname or name}@%h"
+        module = "/srv/fault_probe.py" if self.engine == "plain" else "/srv/app/tasks/fault_probe.py"
+        worker = ["python", "-m", "app.worker"]
+        if self.engine == "plain":
+            worker = ["celery", "-A", "plain", "worker", "--pool", self.pair.pool.name, "--loglevel", "INFO"]
+        worker += ["--hostname", node, "--concurrency", str(self.pair.at_once)]
+        environment = {
+            "BROKER": self.pair.broker,
+            "BACKEND": "redis",
+            "CELERY_BROKER_URL": url,
+            "CELERY_RESULT_BACKEND": "redis://results:6379/0",
+            "TASK_TIME_LIMIT": "10",
+            "VISIBILITY_TIMEOUT": str(VISIBILITY_TIMEOUT) if self.pair.broker == "redis" else "",
+            "TZ": "UTC",
+            **environ,
+        }
+        container = self._container(
+            name,
+            image(self.pair.pool.name),
+            command or worker,
+            hostname="worker",
+            environment=environment,
+            mounts=[
+                Mount("/data", str(self.folder), "bind"),
+                Mount(module, str(INSIDE / "fault_probe.py"), "bind", read_only=True),
+                Mount("/srv/plain.py", str(INSIDE / "plain.py"), "bind", read_only=True),
+            ],
+            restart_policy={"Name": "unless-stopped"},
+            mem_limit="500m",
+            memswap_limit="500m",
+            network=self.broker_network.name,
+        )
+        self.results_network.connect(container)
+        if not command:
+            self.workers[name], self.linked[name] = container, linked
+        before = self.ledger.ready(f"{hostname or name}@worker")
+        container.start()
+        container.before = before
+        return container
+
+    def wait_for(self, name: str, hostname: str = "") -> None:
+        """Until a worker that was just started consumes."""
+        container = self.workers[name]
+        node = f"{hostname or name}@worker"
+
+        def up() -> bool:
+            return self.ledger.ready(node) > container.before
+
+        try:
+            until(f"worker {name} consumes", up, 90)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{container.logs(tail=30).decode(errors='replace')}") from None
+
+    def stop(self, name: str) -> None:
+        """Stop a worker with the grace; its exit code is noted."""
+        container = self.workers[name]
+        container.stop(timeout=GRACE)
+        self.exits.append(int(container.wait()["StatusCode"]))
+
+    def beat(self, name: str = "") -> Any:
+        """Start a beat that sends a task each second."""
+        app = "plain" if self.engine == "plain" else "app"
+        command = ["celery", "-A", app, "beat", "--schedule", f"/data/schedule{name}"]
+        return self.start(f"beat{name}", command=command, TICKS="1")
+
+    def wait_for_tick(self, moment: float) -> None:
+        """Until a task of beat's, sent after a moment, was done."""
+        until("beat's task is done", lambda: any(x.kind == "tick" and x.time > moment for x in self.ledger.lines()), 90)
+
+    def ensure(self, linked: bool = False) -> None:
+        """Both workers run, over the link or not, and no other does."""
+        for name in [name for name in self.workers if name not in ("one", "two")]:
+            self.workers.pop(name).remove(force=True, v=True)
+        started = []
+        for name in ("one", "two"):
+            container = self.workers.get(name)
+            if container:
+                container.reload()
+            if not container or container.status != "running" or self.linked[name] != linked:
+                self.start(name, linked)
+                started.append(name)
+        for name in started:
+            self.wait_for(name)
+
+    def running(self) -> list[str]:
+        """Names of the workers that run now."""
+        for container in self.workers.values():
+            container.reload()
+        return [name for name, container in self.workers.items() if container.status == "running"]
+
+    def restarts(self) -> int:
+        """How often the engine has started a worker again that had ended by itself."""
+        for container in self.workers.values():
+            container.reload()
+        return sum(int(container.attrs["RestartCount"]) for container in self.workers.values())
+
+    def set_link(self, which: str, state: str) -> None:
+        (self.folder / f"link.{which}").write_text(state)
+
+    @contextmanager
+    def without(self, network: Any) -> Iterator[None]:
+        """No packet passes between the workers and what is on a network."""
+        held = [container for container in self.workers.values() if container.status == "running"]
+        for container in held:
+            network.disconnect(container, force=True)
+        try:
+            yield
+        finally:
+            for container in held:
+                network.connect(container)
+
+    # The producer
+
+    def app(self) -> Celery:
+        """A producer's app: the kit's own settings, or plain Celery with two addresses."""
+        environ = {
+            "BROKER": self.pair.broker,
+            "BACKEND": "redis",
+            "POOL": self.pair.pool.name,
+            "CELERY_BROKER_URL": self.server.url.format(host="127.0.0.1", port=self.link_port),
+            "CELERY_RESULT_BACKEND": f"redis://127.0.0.1:{self.results_port}/0",
+        }
+        if self.engine == "plain":
+            app = Celery(
+                "plain", broker=environ["CELERY_BROKER_URL"], backend=environ["CELERY_RESULT_BACKEND"], set_as_current=False
+            )
+        else:
+            with patch.dict(os.environ, environ):
+                settings = runpy.run_module("app.config")
+            app = Kit(str(self.pair), set_as_current=False)
+            app.config_from_object(SimpleNamespace(**settings))
+        return app
+
+    def send(self, app: Celery, task: str = "faults.effect", *args: Any) -> None:
+        """Send a task; its id is accepted if that raised nothing."""
+        task_id = uuid()
+        try:
+            app.send_task(task, args, task_id=task_id)
+        except Exception:
+            self.ledger.refused += 1
+        else:
+            self.ledger.accepted.add(task_id)
+
+    @contextmanager
+    def load(self, seconds: float, a_second: float) -> Iterator[None]:
+        """Tasks of `seconds` each, sent by a thread of their own all the while."""
+        enough = threading.Event()
+        app = self.app()
+
+        def run() -> None:
+            while not enough.wait(1 / a_second):
+                self.send(app, "faults.effect", seconds)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            enough.set()
+            thread.join(30)
+
+    def without_result(self, tasks: set[str]) -> set[str]:
+        """Which of these do not have the state SUCCESS on the results server."""
+        names = sorted(tasks)
+        with Redis(port=self.results_port, socket_timeout=10) as redis:
+            metas = redis.mget([f"celery-task-meta-{name}" for name in names]) if names else []
+        return {name for name, meta in zip(names, metas, strict=True) if b'"SUCCESS"' not in (meta or b"")}
+
+    def new_ledger(self) -> None:
+        lines = self.ledger
+        self.ledger = Ledger(self.folder / "effects")
+        self.ledger._lines, self.ledger._read = lines._lines, lines._read
+
+    def close(self) -> None:
+        """Take all of it away."""
+        found = list(self.client.containers.list(all=True, filters={"name": f"^/{self.name}-"}))
+        for container in found:
+            with suppress(docker.errors.APIError):
+                container.remove(force=True, v=True)
+        for network in self.client.networks.list(filters={"name": f"^{self.name}-"}):
+            with suppress(docker.errors.APIError):
+                network.remove()
+        with suppress(docker.errors.APIError):
+            self.client.volumes.get(f"{self.name}-disk").remove(force=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,244 @@
+"""The table of faults: what each does to a stand under load, and what undoes it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.faults import malformed
+from tests.faults.stand import GRACE, Stand
+from tests.wait import until
+
+#: Reasons for which at-least-once runs a task again that was done.
+DELIVERED_AGAIN = "the broker gives to another worker what it believes lost: a connection ended before the acknowledgement"
+TIMED_OUT = "the acknowledgement comes later than the visibility timeout, or with a connection that is gone"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`happens(stand)`: a context; entering it makes the fault, leaving it undoes it. `seconds`: how long it lasts.
+
+    `pools`, `brokers`: where it exists; empty: everywhere. `repeats`: why a task may be done twice, or empty: none may.
+    `linked`: the workers reach the broker over the link with faults. `results_may_go`: results may be gone after it.
+    """
+
+    name: str
+    what: str
+    happens: Callable[[Stand], AbstractContextManager[Any]]
+    seconds: float = 0.0
+    pools: tuple[str, ...] = ()
+    brokers: tuple[str, ...] = ()
+    repeats: str = ""
+    linked: bool = False
+    results_may_go: str = ""
+
+
+def _hold(seconds: float) -> None:
+    """The fault lasts; not a wait for anything."""
+    time.sleep(seconds)
+
+
+@contextmanager
+def worker_sigkill(stand: Stand) -> Iterator[None]:
+    stand.workers["one"].kill(signal="KILL")
+    yield
+    stand.start("one", stand.linked["one"])
+
+
+@contextmanager
+def child_sigkill(stand: Stand) -> Iterator[None]:
+    children = "import os, signal\nfor pid in map(int, filter(str.isdigit, os.listdir('/proc'))):\n"
+    kill = " if pid not in (1, os.getpid()):\n  os.kill(pid, signal.SIGKILL)"
+    stand.workers["one"].exec_run(["python", "-c", children + kill])
+    yield
+
+
+@contextmanager
+def worker_oom(stand: Stand) -> Iterator[None]:
+    stand.send(stand.app(), "faults.hog")
+    until("the hog runs", lambda: any(line.kind == "hog" for line in stand.ledger.lines()), 60)
+    yield
+
+
+@contextmanager
+def worker_sigterm(stand: Stand) -> Iterator[None]:
+    stand.stop("one")
+    yield
+    stand.start("one", stand.linked["one"])
+
+
+@contextmanager
+def rolling_restart(stand: Stand) -> Iterator[None]:
+    for name in ("one", "two"):
+        stand.stop(name)
+        stand.start(name)
+        stand.wait_for(name)
+    yield
+
+
+@contextmanager
+def scale(stand: Stand) -> Iterator[None]:
+    stand.stop("two")
+    for name in ("two", "three"):
+        stand.start(name)
+    for name in ("two", "three"):
+        stand.wait_for(name)
+    for name in ("two", "three"):
+        stand.stop(name)
+    yield
+
+
+@contextmanager
+def broker_restart(stand: Stand) -> Iterator[None]:
+    stand.broker.stop(timeout=60)
+    yield
+    stand.broker.start()
+    stand.wait_for_servers()
+
+
+@contextmanager
+def broker_sigkill(stand: Stand) -> Iterator[None]:
+    stand.broker.kill(signal="KILL")
+    yield
+    stand.broker.start()
+    stand.wait_for_servers()
+
+
+@contextmanager
+def broker_frozen(stand: Stand) -> Iterator[None]:
+    stand.broker.pause()
+    yield
+    stand.broker.unpause()
+
+
+@contextmanager
+def cut_workers_from_broker(stand: Stand) -> Iterator[None]:
+    with stand.without(stand.broker_network):
+        yield
+
+
+@contextmanager
+def cut_workers_from_results(stand: Stand) -> Iterator[None]:
+    with stand.without(stand.results_network):
+        yield
+
+
+def link(which: str, state: str) -> Callable[[Stand], AbstractContextManager[None]]:
+    @contextmanager
+    def happens(stand: Stand) -> Iterator[None]:
+        stand.set_link(which, state)
+        yield
+        stand.set_link(which, "open")
+
+    return happens
+
+
+@contextmanager
+def half_open(stand: Stand) -> Iterator[None]:
+    """What was connected stays dead, as it is behind a firewall that forgot it; it is never undone."""
+    stand.set_link("workers", "half-open")
+    yield
+    stand.set_link("workers", "half-open-for-good")
+
+
+@contextmanager
+def results_restart(stand: Stand) -> Iterator[None]:
+    stand.results.stop(timeout=30)
+    yield
+    stand.results.start()
+    stand.wait_for_servers()
+
+
+@contextmanager
+def results_sigkill(stand: Stand) -> Iterator[None]:
+    stand.results.kill(signal="KILL")
+    yield
+    stand.results.start()
+    stand.wait_for_servers()
+
+
+@contextmanager
+def disk_full(stand: Stand) -> Iterator[None]:
+    fill = (
+        "import os\nfile = open('/disk/filler', 'wb', buffering=0)\n"
+        "free = lambda: os.statvfs('/disk').f_bavail * os.statvfs('/disk').f_frsize\n"
+        f"leave = {stand.server.leave}\n"
+        "try:\n while free() > leave:\n  file.write(b'x' * min(1 << 20, max(1, free() - leave)))\n"
+        "except OSError:\n pass"
+    )
+    stand.link.exec_run(["python3", "-c", fill], user="root")
+    yield
+    stand.link.exec_run(["rm", "-f", "/disk/filler"], user="root")
+
+
+@contextmanager
+def memory_full(stand: Stand) -> Iterator[None]:
+    begin, end = stand.server.memory
+    assert stand.broker.exec_run(list(begin)).exit_code == 0
+    yield
+    assert stand.broker.exec_run(list(end)).exit_code == 0
+
+
+@contextmanager
+def no_connections(stand: Stand) -> Iterator[None]:
+    takes = stand.server.no_connections(stand.port)
+    yield
+    takes()
+
+
+@contextmanager
+def same_name_twice(stand: Stand) -> Iterator[None]:
+    stand.start("three", hostname="one")
+    _hold(8)  # it comes up, or refuses to
+    yield
+    stand.workers.pop("three").remove(force=True, v=True)
+
+
+@contextmanager
+def beat_sigkill(stand: Stand) -> Iterator[None]:
+    with ExitStack() as undo:
+        beat = stand.beat()
+        undo.callback(beat.remove, force=True, v=True)
+        stand.wait_for_tick(time.time())
+        beat.kill(signal="KILL")
+        yield
+        again = stand.beat("again")
+        undo.callback(again.remove, force=True, v=True)
+        stand.wait_for_tick(time.time())
+
+
+@contextmanager
+def malformed_messages(stand: Stand) -> Iterator[None]:
+    url = stand.server.url.format(host="127.0.0.1", port=stand.link_port)
+    malformed.send(url, 200)
+    yield
+
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("worker_sigkill", "a worker dies by SIGKILL", worker_sigkill, 2, repeats=DELIVERED_AGAIN),
+    Fault("child_sigkill", "a worker's child processes die by SIGKILL", child_sigkill, 0, ("prefork",), repeats=DELIVERED_AGAIN),
+    Fault("worker_oom", "a task takes all memory: the kernel kills its process", worker_oom, 5, repeats=DELIVERED_AGAIN),
+    Fault("worker_sigterm", f"a worker is stopped with {GRACE} s of grace, then started", worker_sigterm),
+    Fault("rolling_restart", "each worker in turn is stopped and started", rolling_restart),
+    Fault("scale", "two workers become one, three, one", scale),
+    Fault("broker_restart", "the broker is stopped and started", broker_restart, 3, repeats=DELIVERED_AGAIN),
+    Fault("broker_sigkill", "the broker dies by SIGKILL and is started", broker_sigkill, 3, repeats=DELIVERED_AGAIN),
+    Fault("broker_frozen", "the broker's processes are frozen", broker_frozen, 30, repeats=TIMED_OUT),
+    Fault("cut_workers_from_broker", "no packet between workers and broker", cut_workers_from_broker, 15, repeats=TIMED_OUT),
+    Fault("cut_producer_from_broker", "no byte between producer and broker", link("producer", "dark"), 15, repeats=TIMED_OUT),
+    Fault("cut_workers_from_results", "no packet between workers and results", cut_workers_from_results, 15, repeats=TIMED_OUT),
+    Fault("half_open", "what is connected is dead, and nobody is told", half_open, 5, repeats=TIMED_OUT, linked=True),
+    Fault("slow_network", "0.1 s late, both ways", link("workers", "slow"), 15, linked=True),
+    Fault("results_restart", "the results server is stopped and started", results_restart, 3),
+    Fault(
+        "results_sigkill", "the results server dies by SIGKILL and is started", results_sigkill, 3,
+        results_may_go="its file is written each second: what was written in the last one is gone",
+    ),
+    Fault("disk_full", "the broker's disk is full", disk_full, 10, repeats=TIMED_OUT),
+    Fault("memory_full", "memory alarm, or maxmemory reached", memory_full, 10, repeats=TIMED_OUT),
+    Fault("no_connections", "the broker ends all connections, takes no new one", no_connections, 10, repeats=DELIVERED_AGAIN),
+    Fault("same_name_twice", "a second worker comes up under a name that is taken", same_name_twice),
+    Fault("beat_sigkill", "beat dies by SIGKILL and is started", beat_sigkill, 2),
+    Fault("malformed_messages", "200 malformed messages of 20 sorts in the queue", malformed_messages, 3),
+)  # fmt: skip

@@ -1,0 +1,113 @@
+"""One trial: a fault on a stand that works under load, and the accounts afterwards."""
+
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tests.faults.stand import VISIBILITY_TIMEOUT, Stand
+from tests.faults.table import Fault
+from tests.wait import until
+
+#: Tasks that are accepted and not done when the fault begins, and the seconds in which two workers would do them.
+TASKS = 600
+DRAIN = 8.0
+#: Tasks a second that are sent besides, from before the fault until the accounts.
+STEADY = 20
+#: Deadlines in seconds: flowing again in each worker; and without any further effect, after which a task counts as lost.
+FLOW = 90.0
+QUIET = {"rabbitmq": 30.0, "redis": VISIBILITY_TIMEOUT + 25.0}
+
+
+@dataclass
+class Outcome:
+    """What a trial showed. Counts are tasks.
+
+    `in_flight`: accepted and not done as the fault began. `refused`: sends that raised. `lost`: accepted and never done.
+    `repeated`: done more than once. `cut_off`: begun more than once, so that one run may have been cut off. `no_result`:
+    done, without the state SUCCESS at the end. `flowing`: seconds from the fault's end until every worker that runs had begun
+    a task; None: not within the deadline. `alive`: workers that run at the end. `restarts`: workers that had ended by
+    themselves and were started again by the engine. `exits`: exit codes of the workers that the fault stopped.
+    """
+
+    fault: str
+    broker: str
+    pool: str
+    engine: str
+    in_flight: int = 0
+    accepted: int = 0
+    refused: int = 0
+    lost: int = 0
+    repeated: int = 0
+    cut_off: int = 0
+    no_result: int = 0
+    flowing: float | None = None
+    alive: int = 0
+    restarts: int = 0
+    exits: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def trial(stand: Stand, fault: Fault) -> Outcome:
+    """Run it; what goes wrong inside is told by the outcome's `error`, and never raised."""
+    outcome = Outcome(fault.name, stand.pair.broker, stand.pair.pool.name, stand.engine)
+    began = time.monotonic()
+    try:
+        _run(stand, fault, outcome)
+    except Exception as error:
+        outcome.error = f"{type(error).__name__}: {error}"[:2000]
+    outcome.seconds = round(time.monotonic() - began, 1)
+    return outcome
+
+
+def _run(stand: Stand, fault: Fault, outcome: Outcome) -> None:
+    stand.ensure(fault.linked)
+    stand.new_ledger()
+    ledger, restarts = stand.ledger, stand.restarts()
+    seconds = DRAIN * 2 * stand.pair.at_once / TASKS
+    app = stand.app()
+    while len(ledger.accepted) < 4 * TASKS and len(ledger.missing()) < TASKS:
+        for _ in range(50):
+            stand.send(app, "faults.effect", seconds)
+    with stand.load(seconds, STEADY):
+        outcome.in_flight = len(ledger.missing())
+        with fault.happens(stand):
+            time.sleep(fault.seconds)  # how long the fault lasts
+        ended = time.time()
+        nodes = {f"{name}@worker" for name in stand.workers}
+
+        def flows() -> bool:
+            return set(ledger.first_after(ended, nodes)) >= {f"{name}@worker" for name in stand.running()} != set()
+
+        with suppress(AssertionError):
+            until("each worker works again", flows, FLOW)
+            outcome.flowing = round(max(ledger.first_after(ended, nodes).values()), 1)
+    _settle(stand, QUIET[stand.pair.broker])
+    missing = ledger.missing()
+    outcome.accepted, outcome.refused, outcome.lost = len(ledger.accepted), ledger.refused, len(missing)
+    outcome.repeated, outcome.cut_off = len(ledger.repeated()), len(ledger.begun_again())
+    outcome.no_result = len(stand.without_result(ledger.accepted - missing))
+    outcome.alive, outcome.restarts = len(stand.running()), stand.restarts() - restarts
+    outcome.exits, stand.exits = stand.exits, []
+
+
+def _settle(stand: Stand, quiet: float) -> None:
+    """Until every accepted task is done, or nothing at all was done for `quiet` seconds."""
+    ledger = stand.ledger
+    last = [len(ledger.lines()), time.monotonic()]
+
+    def settled() -> bool:
+        if not ledger.missing():
+            return True
+        if len(ledger.lines()) != last[0]:
+            last[:] = [len(ledger.lines()), time.monotonic()]
+        return time.monotonic() - last[1] > quiet
+
+    until("the accounts are settled", settled, 300)
+    # A task that was given out twice may still run a second time.
+    with suppress(AssertionError):
+        until("nothing runs any more", lambda: not ledger.under_way(), 10)
