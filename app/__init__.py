@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 
 from app import backends, brokers, correlation, health, loop, pools, security, set_aside, vitals
-from app.fixes import add_consumer, retry_queue, short_delays, time_limit
+from app.fixes import add_consumer, hub_stall, retry_queue, short_delays, time_limit
 
 
 class Kit(Celery):
@@ -59,4 +59,6 @@ vitals.connect()
 health.install(app)
 loop.install(app)
 set_aside.install(app)
+hub_stall.connect()
+app.steps["consumer"].add("app.commit_worker:Step")  # by name: producers need no worker
 security.connect(app)

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from pkgutil import iter_modules
 
-from app import schedule
+from app import engine, schedule
 from app.profile import Profile
 
 # The underscore keeps it, and the passwords in its URLs, out of `celery inspect conf`.
@@ -52,6 +52,8 @@ worker_proc_alive_timeout = 30.0
 
 globals().update(_profile.broker.settings(_profile) | _profile.backend.settings(_profile))
 
+if _profile.engine == "fast":
+    globals().update(engine.settings(_profile))
 if _profile.signing:
     globals().update(_profile.signing.settings())
 elif "pickle" in {task_serializer, *accept_content}:

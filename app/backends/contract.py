@@ -23,6 +23,7 @@ class Backend:
     has one: facts(app) gives an `app.facts.Server`.
     alone. `chords`: a chord can be sent. `claims(app, url)`: the store that `app/once.py` keeps its claims in, where a server
     of this kind can be one. `on_task_call(backend, producer)`: what it does when a task is sent, in place of Celery's own.
+    alone. `chords`: a chord can be sent. `fast_class`: what takes the place of Celery's own class on ENGINE=fast.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Backend:
     read_elsewhere: bool
     chords: bool
     facts: str | None = None
+    fast_class: str | None = None
     limits: Limits = field(default_factory=dict)
     claims: Callable[["Celery", str], "Claims"] | None = None
     on_task_call: Callable[[Any, Any], None] | None = None

@@ -54,4 +54,5 @@ backend = Backend(
     facts="app.backends.redis_facts:facts",
     claims=claims,
     on_task_call=on_task_call,
+    fast_class="app.backends.redis_backend:Backend",
 )

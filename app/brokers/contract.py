@@ -71,6 +71,8 @@ class Broker:
     wait in the broker, not in a worker. `dead_letters`: where it keeps what was set aside. `facts`: where the function stands
     that asks the server what it does now: facts(app, connection, environ) gives an `app.facts.Server`.
     `bound(channel, seconds)`: has a producer's channel give up waiting for an answer, and say why; kombu's would wait for ever.
+    kombu transport that takes the place of kombu's own for its schemes, where there is one. `fast_transports`: by scheme, the
+    one of ENGINE=fast. `delays_tasks`: tasks with an ETA wait in the broker, not in a worker.
     """
 
     name: str
@@ -85,5 +87,6 @@ class Broker:
     pool_limits: Mapping[str, Limits] = field(default_factory=dict)
     backend_limits: Mapping[str, Limits] = field(default_factory=dict)
     transport: str | None = None
+    fast_transports: Mapping[str, str] = field(default_factory=dict)
     delays_tasks: bool = False
     bound: Callable[[Any, float], None] | None = None

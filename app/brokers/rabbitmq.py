@@ -44,6 +44,11 @@ broker = Broker(
     dead_letters=RabbitmqDeadLetters(),
     facts="app.brokers.rabbitmq_facts:facts",
     compose_file="compose.rabbitmq.yaml",
+    fast_transports={
+        "amqp": "app.brokers.rabbitmq_transport:Transport",
+        "pyamqp": "app.brokers.rabbitmq_transport:Transport",
+        "amqps": "app.brokers.rabbitmq_transport:SecureTransport",
+    },
     delays_tasks=True,
     bound=bound,
     limits={

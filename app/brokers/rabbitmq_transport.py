@@ -1,0 +1,290 @@
+"""kombu's AMQP transport, with fewer system calls: reads ahead, and sends acknowledgements together.
+
+py-amqp reads a frame's seven bytes, its payload and its end one by one, three frames a message, and changes the socket's time
+limit around each. Here a read takes what is there, up to 64 KiB, and the worker's loop handles all of it. Acknowledgements are
+held until the loop's next tick, or the end of a commit's group (`app/commit.py`), and then go out in one write: those without a
+gap as one frame, `multiple`. Source: amqp 5.4.2, transport.py, channel.py; kombu 5.7.0, transport/pyamqp.py.
+"""
+
+import socket
+import threading
+import time
+from bisect import bisect_left
+from contextlib import suppress
+from ssl import SSLError, SSLWantReadError
+from struct import pack, unpack_from
+from typing import Any
+
+from amqp import transport as amqp_transport
+from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
+from kombu.transport import pyamqp
+
+from app.commit import commit
+
+#: Read at once, in bytes.
+AHEAD = 65_536
+#: After this long, in seconds, the loop looks at its other duties before it handles more messages.
+TURN = 0.01
+
+_FRAME_OVERHEAD = 8
+_FRAME_END = 0xCE
+_BASIC_ACK = (60, 80)
+
+
+def _ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
+    return pack(">BHIHHQBB", 1, channel, 13, *_BASIC_ACK, tag, multiple, _FRAME_END)
+
+
+class _ReadAhead:
+    """Frames out of a buffer of its own. A frame stays there until it is complete, whatever happens in between."""
+
+    sock: Any
+    connected: bool
+
+    def _setup_transport(self) -> None:
+        super()._setup_transport()  # type: ignore[misc]
+        self._data = b""
+        self._at = 0
+        self._write_lock = threading.Lock()
+        self._write_all = self._write
+        self._write = self._write_locked
+
+    def _write_locked(self, data: Any) -> None:
+        # Acknowledgements do not pass py-amqp's frame writer, and its lock.
+        with self._write_lock:
+            self._write_all(data)
+
+    @property
+    def buffered(self) -> bool:
+        """Something has been read that is not handled yet."""
+        return len(self._data) > self._at
+
+    def next_frame(self) -> tuple[int, int, bytes] | None:
+        """Type, channel and payload of the buffer's next frame; None where it is not complete."""
+        data, at = self._data, self._at
+        if len(data) < at + _FRAME_OVERHEAD:
+            return None
+        kind, channel, size = unpack_from(">BHI", data, at)
+        end = at + _FRAME_OVERHEAD + size
+        if len(data) < end:
+            return None
+        if data[end - 1] != _FRAME_END:
+            raise UnexpectedFrame(f"Received frame_end {data[end - 1]:#04x} while expecting {_FRAME_END:#04x}")
+        self._at = end
+        return kind, channel, data[at + 7 : end - 1]
+
+    def read_frame(self, unpack: Any = None) -> tuple[int, int, bytes]:
+        """The next frame; waits for it as long as the socket's time limit says. Raises socket.timeout then."""
+        while (frame := self.next_frame()) is None:
+            try:
+                self._take(self.sock.recv(AHEAD))
+            except OSError as error:
+                self._failed(error)
+        return frame
+
+    def read_now(self) -> bool:
+        """Read what is there, without waiting; False where nothing is."""
+        try:
+            self._take(self._receive_now())
+        except (BlockingIOError, SSLWantReadError):
+            return False
+        except OSError as error:
+            self._failed(error)
+        return True
+
+    def _receive_now(self) -> bytes:
+        return bytes(self.sock.recv(AHEAD, socket.MSG_DONTWAIT))
+
+    def _take(self, data: bytes) -> None:
+        if not data:
+            self.connected = False
+            raise OSError("Server unexpectedly closed connection")
+        self._data = self._data[self._at :] + data
+        self._at = 0
+
+    def _failed(self, error: OSError) -> None:
+        if isinstance(error, TimeoutError | BlockingIOError | InterruptedError | SSLWantReadError) or (
+            isinstance(error, SSLError) and "timed out" in str(error)
+        ):
+            raise TimeoutError from error
+        self.connected = False
+        raise error
+
+
+class TCPTransport(_ReadAhead, amqp_transport.TCPTransport):
+    """Plain."""
+
+
+class SSLTransport(_ReadAhead, amqp_transport.SSLTransport):
+    """TLS, whose sockets know no flags: the time limit is changed for the read alone, while nobody else writes."""
+
+    def _receive_now(self) -> bytes:
+        with self._write_lock:
+            limit = self.sock.gettimeout()
+            self.sock.settimeout(0)
+            try:
+                return bytes(self.sock.recv(AHEAD))
+            finally:
+                self.sock.settimeout(limit)
+
+
+class Channel(pyamqp.Channel):
+    """Knows which deliveries are neither acknowledged nor rejected, so that one frame can speak for many."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._tags = threading.RLock()
+        self._open: set[int] = set()
+        self._acked: list[int] = []
+        super().__init__(*args, **kwargs)
+
+    def _on_open_ok(self) -> None:
+        # After an error of the channel the broker counts from 1 again, and delivers what was open anew.
+        self._forget()
+        super()._on_open_ok()
+
+    def collect(self) -> None:
+        self._forget()
+        super().collect()
+
+    def _forget(self) -> None:
+        with self._tags:
+            self._open.clear()
+            self._acked.clear()
+
+    def _on_basic_deliver(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
+        if consumer_tag not in self.no_ack_consumers:
+            with self._tags:
+                self._open.add(delivery_tag)
+        super()._on_basic_deliver(consumer_tag, delivery_tag, *rest)
+
+    def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
+        message = super().basic_get(queue, no_ack, argsig)
+        if message and not no_ack:
+            with self._tags:
+                self._open.add(message.delivery_tag)
+        return message
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
+        if self.connection is None:
+            raise RecoverableConnectionError("channel is closed")
+        with self._tags:
+            if multiple:
+                self._acked += [tag for tag in self._open if tag <= delivery_tag]
+                self._open = {tag for tag in self._open if tag > delivery_tag}
+            elif delivery_tag in self._open:
+                self._open.remove(delivery_tag)
+                self._acked.append(delivery_tag)
+            # Others are from before the channel's last error: their messages are delivered again.
+        if not self.connection.gathers and not commit.gather(self.flush_acks):
+            self.flush_acks()
+
+    def flush_acks(self) -> None:
+        """Send what is held, in one write. Raises the connection's errors."""
+        with self._tags:
+            if not self._acked or self.connection is None:
+                return
+            acked, self._acked = sorted(self._acked), []
+            together = bisect_left(acked, min(self._open)) if self._open else len(acked)
+            frames = [_ack_frame(self.channel_id, tag, False) for tag in acked[together:]]
+            if together:
+                frames.insert(0, _ack_frame(self.channel_id, acked[together - 1], True))
+            self.connection.send_frames(frames)
+
+    def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
+        with self._tags:
+            if delivery_tag in self._open:
+                self._open.remove(delivery_tag)
+                super().basic_reject(delivery_tag, requeue, argsig)
+
+    def basic_recover(self, requeue: bool = False) -> Any:
+        self.flush_acks()
+        with self._tags:
+            self._open.clear()
+        return super().basic_recover(requeue)
+
+    def close(self, *args: Any, **kwargs: Any) -> Any:
+        with suppress(*pyamqp.Transport.connection_errors):
+            self.flush_acks()
+        return super().close(*args, **kwargs)
+
+
+class Connection(pyamqp.Connection):
+    """`loop`: the worker's, if it has one."""
+
+    Channel = Channel
+    loop: Any = None
+
+    def Transport(
+        self,
+        host: str,
+        connect_timeout: float | None,
+        ssl: Any = False,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+        socket_settings: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        transport = SSLTransport if ssl else TCPTransport
+        return transport(
+            host,
+            connect_timeout=connect_timeout,
+            ssl=ssl,
+            read_timeout=read_timeout,
+            write_timeout=write_timeout,
+            socket_settings=socket_settings,
+            **kwargs,
+        )
+
+    @property
+    def gathers(self) -> bool:
+        """Acknowledgements wait for the loop's next tick."""
+        return self.loop is not None
+
+    def attach(self, loop: Any) -> None:
+        """Have `loop` handle what arrives, and send the acknowledgements."""
+        self.loop = loop
+        loop.add_reader(self.sock, self.on_readable)
+        loop.on_tick.add(self.on_tick)
+
+    def on_readable(self) -> None:
+        """Handle what has arrived, for a TURN; the rest on the loop's next round."""
+        transport = self._transport
+        if not self.connected:
+            raise RecoverableConnectionError("Socket was disconnected")
+        until = time.monotonic() + TURN
+        while transport is self._transport:  # a handler may have closed the connection
+            frame = transport.next_frame()
+            if frame is not None:
+                if self.on_inbound_frame(frame) and time.monotonic() > until:
+                    return
+            elif not transport.read_now():
+                return
+
+    def on_tick(self) -> None:
+        """The loop is about to wait."""
+        if not self.connected:
+            self.loop.on_tick.discard(self.on_tick)
+            return
+        for channel in list(self.channels.values()):
+            if channel is not self:
+                channel.flush_acks()
+        if self._transport.buffered:
+            self.loop.call_soon(self.on_readable)
+
+    def send_frames(self, frames: list[bytes]) -> None:
+        """Write whole frames at once."""
+        self.transport.write(b"".join(frames))
+        self.bytes_sent += len(frames)
+
+
+class Transport(pyamqp.Transport):
+    """See the module."""
+
+    Connection = Connection
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        connection.attach(loop)
+
+
+class SecureTransport(Transport, pyamqp.SSLTransport):
+    """The same over TLS."""

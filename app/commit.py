@@ -1,0 +1,225 @@
+"""Results first, then their acknowledgements, in groups: a round trip for a group in place of several for a task.
+
+A task that ends leaves its result and its acknowledgement here, and its place in the pool to the next one. The group is written
+when it is full or old, and when the worker has nothing else to do; a message is acknowledged once its task's result is stored,
+never before. So a crash, or a results server that is away, can make a task run again, but cannot lose it.
+
+It is for pools that run tasks in the worker's own process, and for late acknowledgement. A result whose acknowledgement does
+not come by here is stored at once: of a task that is acknowledged early, or has a Request class of its own. So is every state
+but STARTED and SUCCESS, and the part of a chord; each takes what waits before it along. Signals and events are sent when a task
+ends, up to SECONDS before its result can be read.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from celery import Celery, states
+
+logger = logging.getLogger(__name__)
+
+#: A group is written when it has this many tasks, …
+COUNT = 64
+#: … when its first one has waited this long, in seconds, …
+SECONDS = 0.004
+#: … or when its results are this large together, in bytes.
+BYTES = 1_000_000
+#: Between two tries while the results server is away, in seconds.
+PATIENCE = 0.5
+
+
+class Write(NamedTuple):
+    """A task's state, as the results server keeps it. `expires`: seconds, 0 for never."""
+
+    key: bytes
+    value: bytes | str
+    expires: int
+    state: str
+
+
+#: The Request class of the tasks whose acknowledgements come by here.
+REQUEST = "app.commit_worker:Request"
+
+#: Stores a group; raises where it could not, and may then be called with the same again.
+Store = Callable[[list[Write]], None]
+
+
+class Commit:
+    """The group of a worker process."""
+
+    def __init__(self) -> None:
+        self._grouping = False
+        self._pid = 0
+        self._store: Store | None = None
+        self._busy: Callable[[], object] = bool
+        self._writes: dict[bytes, Write] = {}
+        self._acks: list[Callable[[], None]] = []
+        self._bytes = 0
+        self._since: float | None = None  # when the group's first one came
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._flusher: int | None = None
+        self._waiting = threading.Event()
+        self._away = False
+        self._loop: int | None = None
+        self._in_loop = False
+        self._sending = False
+        self._after: set[Callable[[], None]] = set()
+
+    @property
+    def running(self) -> bool:
+        """Tasks of this process leave their results and acknowledgements here; a child process's do not."""
+        return self._pid == os.getpid()
+
+    def start(self, store: Store, busy: Callable[[], object]) -> None:
+        """Make groups from now on, and write them by `store`. `busy()`: true while the worker has tasks that have not ended."""
+        self._store, self._busy, self._grouping = store, busy, True
+        if not self.running:
+            self._pid = os.getpid()
+            threading.Thread(target=self._watch, name="commit", daemon=True).start()
+
+    def stop(self) -> None:
+        """Write what there is; whatever comes later is written as it comes."""
+        self._grouping = False
+        self._try()
+
+    def takes(self, app: Celery, task_id: str, state: str, request: Any) -> bool:
+        """A state of this task may wait for its group: the acknowledgement that must not come before it does so, too."""
+        if not self._grouping or not self.running or request is None or request.id != task_id or request.is_eager:
+            return False
+        if state != states.STARTED and (state != states.SUCCESS or request.chord):
+            return False
+        task = app.tasks.get(request.task)
+        return task is not None and bool(task.acks_late) and task.Request == REQUEST
+
+    def result(self, write: Write) -> None:
+        """Take a state into the group. A task's later state takes the place of its earlier one, unless that is a success."""
+        with self._lock:
+            earlier = self._writes.get(write.key)
+            if earlier and earlier.state == states.SUCCESS:
+                return
+            self._writes[write.key] = write
+            self._bytes += len(write.value)
+            self._begin()
+        if self._bytes >= BYTES:
+            self.try_flush()
+
+    def ack(self, send: Callable[[], None]) -> None:
+        """Call `send` when every result that came before it is stored."""
+        with self._lock:
+            self._acks.append(send)
+            full = len(self._acks) >= COUNT
+            self._begin()
+        if not full and self._grouping:
+            if threading.get_ident() == self._loop:  # a pool that runs its tasks in the loop: its next tick is near
+                self._in_loop = True
+                return
+            if self._busy():
+                return
+        self.try_flush()
+
+    def tick(self) -> None:
+        """The worker's loop has handled what was there, and is about to wait."""
+        self._loop = threading.get_ident()
+        if self._in_loop:
+            self._in_loop = False
+            self.try_flush()
+
+    def gather(self, send: Callable[[], None]) -> bool:
+        """True, and `send` is called after the last of them, while a group's acknowledgements are sent; otherwise False."""
+        if self._sending:
+            self._after.add(send)
+        return self._sending
+
+    def flush(self) -> None:
+        """Write the group, then send its acknowledgements. Raises, and keeps both, where it cannot be written."""
+        me = threading.get_ident()
+        if self._flusher == me or (self._since is None and not self._flushing.locked()):
+            return
+        with self._flushing:
+            self._flusher = me
+            try:
+                self._flush()
+            finally:
+                self._flusher = None
+
+    def try_flush(self) -> None:
+        """Write the group, unless the results server is away: then the group waits for it, and tasks go on."""
+        if not self._away:
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            self.flush()
+        except Exception as error:
+            if not self._away:
+                logger.error("Results cannot be stored, and their tasks stay unacknowledged until they are: %r", error)
+            self._away = True
+
+    def _begin(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+            if not self._waiting.is_set():
+                self._waiting.set()
+
+    def _flush(self) -> None:
+        with self._lock:
+            writes, self._writes = self._writes, {}
+            acks, self._acks = self._acks, []
+            self._bytes, self._since = 0, None
+        try:
+            if writes and self._store:
+                self._store(list(writes.values()))
+        except BaseException:
+            with self._lock:
+                for key, write in self._writes.items():
+                    if key not in writes or writes[key].state != states.SUCCESS:
+                        writes[key] = write
+                self._writes = writes
+                self._acks[:0] = acks
+                self._bytes = sum(len(write.value) for write in writes.values())
+                self._begin()
+            raise
+        if self._away:
+            self._away = False
+            logger.warning("Results are stored again")
+        self._send(acks)
+
+    def _send(self, acks: list[Callable[[], None]]) -> None:
+        self._sending = True
+        for send in acks:
+            _call(send)
+        self._sending = False
+        after, self._after = self._after, set()
+        for send in after:
+            _call(send)
+
+    def _watch(self) -> None:
+        """Write what has grown old: whoever else would may be busy with a long task."""
+        while True:
+            since = self._since
+            if since is None:
+                self._waiting.clear()
+                if self._since is None:
+                    self._waiting.wait()
+            elif self._away:
+                time.sleep(PATIENCE)
+                self._try()
+            elif (left := since + SECONDS - time.monotonic()) > 0:
+                time.sleep(left)
+            else:
+                self._try()
+
+
+def _call(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except Exception:  # its connection is gone, and the broker delivers the message again
+        logger.exception("A message could not be acknowledged")
+
+
+#: This process's.
+commit = Commit()

@@ -1,0 +1,52 @@
+"""The worker's side of the commit (`app/commit.py`): its tasks' Request class, and the step that starts it."""
+
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import state
+from celery.worker.request import Request as CelerysRequest
+
+from app.commit import REQUEST, commit
+
+CELERYS_REQUEST = "celery.worker.request:Request"
+
+
+class Request(CelerysRequest):
+    """A request whose late acknowledgement waits for its result. Source: Celery's user guide, "Requests and custom requests"."""
+
+    def acknowledge(self) -> None:
+        if commit.running and self.task.acks_late and not self.acknowledged:
+            commit.ack(super().acknowledge)
+        else:
+            super().acknowledge()
+
+    def reject(self, requeue: bool = False) -> None:
+        if commit.running:
+            commit.try_flush()  # a state that comes once the task has begun elsewhere would be wrong
+        super().reject(requeue)
+
+
+class Step(bootsteps.StartStopStep):
+    """Makes a worker's groups while it consumes, where the results backend has `store_group`."""
+
+    label = "Commit"
+    # Between the two, so that it writes what there is before the channel closes.
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def include_if(self, parent: Any) -> bool:
+        # A pool with a semaphore runs its tasks in other processes.
+        return hasattr(parent.app.backend, "store_group") and not parent.pool.uses_semaphore
+
+    def start(self, parent: Any) -> None:
+        for task in parent.app.tasks.values():
+            if task.Request == CELERYS_REQUEST:
+                task.Request = REQUEST
+        parent.update_strategies()
+        commit.start(parent.app.backend.store_group, state.reserved_requests.__len__)
+        if parent.hub:
+            parent.hub.on_tick.add(commit.tick)
+
+    def stop(self, _: Any) -> None:
+        commit.stop()
+
+    shutdown = stop
