@@ -12,7 +12,7 @@ CELERYS_REQUEST = "celery.worker.request:Request"
 
 
 class Request(CelerysRequest):
-    """A request whose late acknowledgement waits for its result. Source: Celery's user guide, "Requests and custom requests"."""
+    """A request whose late acknowledgement waits for its result. Source: Celery's user guide, "Custom requests"."""
 
     def acknowledge(self) -> None:
         if commit.running and self.task.acks_late and not self.acknowledged:

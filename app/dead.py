@@ -18,8 +18,6 @@ def each(app: Celery, decide: Callable[[DeadLetter], Action]) -> None:
     if broker is None:
         refuse("the kit keeps no dead letters on this broker; CELERY_BROKER_URL names one that it has no room for")
     broker.dead_letters.each(app, decide)
-    """Show every letter to `decide`, and do what it says."""
-    brokers.serving(app.conf.broker_url).dead_letters.each(app, decide)
 
 
 def letters(app: Celery) -> list[DeadLetter]:

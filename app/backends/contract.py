@@ -16,25 +16,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """A row of the table of result backends.
-
-    `has_server`: it needs the service `results`. `read_elsewhere`: any process can read a result by its id, not the sender
-    alone. `chords`: a chord can be sent. `facts`: where the function stands that asks its server, where it
-    has one: facts(app) gives an `app.facts.Server`.
-    alone. `chords`: a chord can be sent. `claims(app, url)`: the store that `app/once.py` keeps its claims in, where a server
-    of this kind can be one. `on_task_call(backend, producer)`: what it does when a task is sent, in place of Celery's own.
-    alone. `chords`: a chord can be sent. `fast_class`: what takes the place of Celery's own class on ENGINE=fast.
-    """
+    """A row of the table of result backends."""
 
     name: str
+    #: What its URLs begin with.
     schemes: tuple[str, ...]
+    #: Where it is when CELERY_RESULT_BACKEND does not say.
     url: Callable[[Environ, Broker], str]
+    #: Celery settings that it alone needs.
     settings: Callable[["Profile"], dict[str, Any]]
+    #: It needs the service `results`.
     has_server: bool
+    #: Any process can read a result by its id, not the sender alone.
     read_elsewhere: bool
+    #: A chord can be sent.
     chords: bool
+    #: Where the function stands that asks its server, where it has one: facts(app) gives an `app.facts.Server`.
     facts: str | None = None
+    #: What takes the place of Celery's own class on ENGINE=fast.
     fast_class: str | None = None
     limits: Limits = field(default_factory=dict)
+    #: claims(app, url): the store that `app/once.py` keeps its claims in, where a server of this kind can be one.
     claims: Callable[["Celery", str], "Claims"] | None = None
+    #: on_task_call(backend, producer): what it does when a task is sent, in place of Celery's own.
     on_task_call: Callable[[Any, Any], None] | None = None

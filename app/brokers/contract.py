@@ -61,32 +61,32 @@ class RefusedError(OperationalError):
 
 @dataclass(frozen=True)
 class Broker:
-    """A row of the table of brokers.
-
-    `schemes`: what its URLs begin with. `url(environ)`: where it is when CELERY_BROKER_URL does not say.
-    `settings(profile)`: Celery settings that it alone needs. `compose_file`: its stack, or None where it runs without
-    containers. `results_url(environ)`: the Redis results server that comes with it, or None. `limits`: by feature;
-    `pool_limits`, `backend_limits`: by pool or backend and feature, what only shows together with that one. `transport`: the
-    kombu transport that takes the place of kombu's own for its schemes, where there is one. `delays_tasks`: tasks with an ETA
-    wait in the broker, not in a worker. `dead_letters`: where it keeps what was set aside. `facts`: where the function stands
-    that asks the server what it does now: facts(app, connection, environ) gives an `app.facts.Server`.
-    `bound(channel, seconds)`: has a producer's channel give up waiting for an answer, and say why; kombu's would wait for ever.
-    kombu transport that takes the place of kombu's own for its schemes, where there is one. `fast_transports`: by scheme, the
-    one of ENGINE=fast. `delays_tasks`: tasks with an ETA wait in the broker, not in a worker.
-    """
+    """A row of the table of brokers."""
 
     name: str
+    #: What its URLs begin with.
     schemes: tuple[str, ...]
+    #: Where it is when CELERY_BROKER_URL does not say.
     url: Callable[[Environ], str]
+    #: Celery settings that it alone needs.
     settings: Callable[["Profile"], dict[str, Any]]
+    #: Where it keeps what was set aside.
     dead_letters: DeadLetters
+    #: Where the function stands that asks the server what it does now: facts(app, connection, environ) gives a `facts.Server`.
     facts: str
+    #: Its stack; None where it runs without containers.
     compose_file: str | None = None
+    #: The Redis results server that comes with it, where one does.
     results_url: Callable[[Environ], str] | None = None
+    #: By feature; and by pool or backend and feature, what only shows together with that one.
     limits: Limits = field(default_factory=dict)
     pool_limits: Mapping[str, Limits] = field(default_factory=dict)
     backend_limits: Mapping[str, Limits] = field(default_factory=dict)
+    #: The kombu transport that takes the place of kombu's own for its schemes, where there is one.
     transport: str | None = None
+    #: By scheme, the transport of ENGINE=fast.
     fast_transports: Mapping[str, str] = field(default_factory=dict)
+    #: Tasks with an ETA wait in the broker, not in a worker.
     delays_tasks: bool = False
+    #: bound(channel, seconds) has a producer's channel give up waiting for an answer, and say why; kombu's would wait for ever.
     bound: Callable[[Any, float], None] | None = None
