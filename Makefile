@@ -5,6 +5,7 @@ PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up down send result status top dead logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
+.PHONY: help demo up down send result status top doctor logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
 .SILENT:
 
 help:         ## what there is to type
@@ -22,7 +23,7 @@ down: env     ## stop the stack; VOLUMES=1 deletes its data too
 send: env     ## send a task: TASK=mail.send_email ARGS='["a@b.c", "hi"]' [KWARGS='{}'] [WAIT=10]
 	$(KIT) send
 
-result: env   ## a task's state and result: ID= [WAIT=10] [FORGET=1]
+result: env   ## a task's state and result: ID= [WAIT=10] [WATCH=1] [FORGET=1]
 	$(KIT) result
 
 status: env   ## broker, queues, workers and beat of the running stack
@@ -33,6 +34,8 @@ top: env      ## the same, live; EVERY=2 seconds
 
 dead: env     ## what was set aside, with its reason; RETRY=ID|all sends it back, DROP=ID|all deletes it
 	$(KIT) dead
+doctor: env   ## what is wrong with this machine and the running stack, and what mends it
+	$(KIT) doctor
 
 logs: env     ## the running stack's logs; FOLLOW=1 goes on
 	$(KIT) logs

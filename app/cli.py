@@ -14,7 +14,7 @@ from app.local import Local
 from app.pools import POOLS
 from app.profile import Profile, limits
 from app.refusal import choose, refuse
-from app.stack import ROOT, Compose, build, image, image_size, prepare
+from app.stack import ROOT, Compose, build, image, image_size, prepare, published_ports
 
 Stack = Local | Compose
 
@@ -112,10 +112,17 @@ def send(task: str | None, args: str, kwargs: str, countdown: float | None, wait
 @click.option("--id", "task_id", envvar="ID")
 @click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
 @click.option("--forget", is_flag=True, envvar="FORGET", help="delete the result")
-def result(task_id: str | None, wait: float | None, forget: bool) -> None:
+@click.option("--watch", is_flag=True, envvar="WATCH", help="follow it to its end, with a bar")
+def result(task_id: str | None, wait: float | None, forget: bool, watch: bool) -> None:
     """Show a task's state and result, by its id."""
     if not task_id:
         refuse("ID is missing; for example: make result ID=the id that 'make send' printed")
+    if watch:
+        _join(running_stack())
+        from app import watch as watching
+
+        sys.argv[1:] = [task_id]
+        watching.main()
     flags = [*([f"--wait={wait}"] if wait is not None else []), *(["--forget"] if forget else [])]
     sys.exit(running_stack().python("app.results", *flags, "--", task_id))
 
@@ -128,6 +135,19 @@ def status() -> None:
     from app import status  # not before the environment names the stack
 
     click.echo("\n".join(status.lines(status.snapshot(stack.members(inspected)))))
+
+
+@cli.command()
+def doctor() -> None:
+    """Look at the machine and at the stack, if one runs, and say what is wrong and what mends it."""
+    from app.doctor import Scene, show
+
+    stack = next((one for one in (Local(), Compose()) if one.running()), None)
+    if stack is None:
+        sys.exit(show(Scene(stack=False, ports=published_ports())))
+    inspected = _join(stack)
+    containers = inspected if isinstance(stack, Compose) else []
+    sys.exit(show(Scene(stack.members(inspected), containers)))
 
 
 @cli.command()

@@ -27,7 +27,8 @@ class Queue:
 
 @dataclass(frozen=True)
 class Server:
-    """`product` and `version` as it says them, `memory` in bytes, `keys` where it counts what it holds, `notes` in words."""
+    """`product` and `version` as it says them, `memory` in bytes, `keys` where it counts what it holds, `notes` in words;
+    `faults`: what is wrong with it, and what mends that."""
 
     product: str
     version: str
@@ -35,6 +36,7 @@ class Server:
     memory: int | None = None
     keys: int | None = None
     notes: list[str] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from celery.result import AsyncResult
 
 from app import app
 from app.profile import Profile
+from app.progress import STATE as PROGRESS
 from app.refusal import refuse
 
 
@@ -25,6 +26,7 @@ class Outcome:
     error: str | None = None
     traceback: str | None = None
     done: str | None = None  # ISO 8601, UTC
+    progress: dict[str, Any] | None = None  # what a task that runs says of itself (app/progress.py)
 
 
 def look_up(task_id: str) -> Outcome:
@@ -38,6 +40,8 @@ def outcome(result: AsyncResult[Any]) -> Outcome:
     done = result.date_done.isoformat() if result.date_done else None
     if isinstance(value, BaseException):
         return Outcome(result.id, state, None, f"{type(value).__name__}: {value}", traceback and str(traceback), done)
+    if state == PROGRESS:
+        return Outcome(result.id, state, progress=value if isinstance(value, dict) else {"text": value})
     return Outcome(result.id, state, value if state == "SUCCESS" else None, None, None, done)
 
 
@@ -54,15 +58,32 @@ def show(result: AsyncResult[Any], wait: float | None = None, as_json: bool = Fa
     found = outcome(result)
     if as_json:
         print(json.dumps(asdict(found), default=repr))
-        return
+    else:
+        show_outcome(found)
+
+
+def show_outcome(found: Outcome) -> None:
+    """Print one for people."""
     fields = {"state": found.state, "value": json.dumps(found.value, default=repr, ensure_ascii=False)}
     if found.state != "SUCCESS":
         del fields["value"]
+    if found.progress:
+        fields["progress"] = " ".join(f"{name}={value}" for name, value in found.progress.items())
     for name, text in (fields | {"error": found.error, "done": found.done, "traceback": found.traceback}).items():
         if text:
             print(f"{name:<10}{text}")
     if found.state == "PENDING":
         print("          waiting for a worker, or not known: never sent, expired, or forgotten")
+
+
+def refuse_where_unreadable() -> None:
+    """End with one line where this process could never see a result."""
+    backend = Profile.from_environ().backend
+    if not backend.read_elsewhere:
+        refuse(
+            f"BACKEND={backend.name} gives a result only to the process that sent the task: "
+            "send it with WAIT=10, or use BACKEND=redis"
+        )
 
 
 def main() -> None:
@@ -73,12 +94,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object")
     given = parser.parse_args()
 
-    backend = Profile.from_environ().backend
-    if not backend.read_elsewhere:
-        refuse(
-            f"BACKEND={backend.name} gives a result only to the process that sent the task: "
-            "send it with WAIT=10, or use BACKEND=redis"
-        )
+    refuse_where_unreadable()
     app.conf.result_backend_always_retry = False  # a person waits: say at once that the server is away
     try:
         if given.forget:

@@ -149,6 +149,18 @@ class Compose:
         self._compose("ps", "--all")
 
 
+def published_ports() -> dict[str, int]:
+    """The ports that the stacks would publish, by the variables that move them; empty where no engine can tell."""
+    found = {}
+    for broker in BROKERS.values():
+        shown = run("docker", "compose", "-f", broker.compose_file or "", "config", "--format", "json", capture_output=True)
+        for service in json.loads(shown.stdout)["services"].values() if not shown.returncode else []:
+            for port in service.get("ports", []):
+                variable = service.get("labels", {}).get(f"celery-kit.port.{port['target']}")
+                found[str(variable)] = int(port["published"])
+    return found
+
+
 def _service(one: dict[str, Any]) -> str:
     return str(one["Config"]["Labels"].get("com.docker.compose.service", ""))
 

@@ -4,11 +4,14 @@ Source: Celery's user guide, "Workers: Writing your own remote control commands"
 """
 
 import os
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from celery.signals import celeryd_init
+
+clock = time.time
 
 
 def connect() -> None:
@@ -38,6 +41,7 @@ def _register(**_: Any) -> None:
         consuming = [queue.name for queue in getattr(consumer.task_consumer, "queues", [])]
         info = consumer.pool.info if consumer.pool else {}
         module = type(consumer.pool).__module__.rpartition(".")[2]
+        limits = [task.time_limit or state.app.conf.task_time_limit or 0 for task in state.app.tasks.values()]
         active = len(work.active_requests)
         return {
             "pool": module,
@@ -49,5 +53,6 @@ def _register(**_: Any) -> None:
             "processed": sum(work.total_count.values()),
             "memory": memory([os.getpid(), *(pid for pid in info.get("processes", []) if isinstance(pid, int))]),
             "visibility_timeout": state.app.conf.broker_transport_options.get("visibility_timeout"),
-            "task_time_limit": state.app.conf.task_time_limit,
+            "longest_task": max(limits, default=None),
+            "clock": clock(),
         }

@@ -4,7 +4,7 @@ from typing import Any
 
 from redis import Redis
 
-from app.brokers.redis_facts import product_of
+from app.brokers.redis_facts import faults, product_of
 from app.facts import PATIENCE, Server
 
 
@@ -13,4 +13,4 @@ def facts(app: Any) -> Server:
     with Redis.from_url(app.conf.result_backend, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE) as client:
         info, keys = client.info(), client.dbsize()
     product, version = product_of(info)
-    return Server(product, version, memory=info["used_memory"], keys=int(keys))
+    return Server(product, version, memory=info["used_memory"], keys=int(keys), faults=faults(info, "results server"))

@@ -50,4 +50,14 @@ def facts(app: Any, connection: Any, environ: Environ) -> Server:
             queues.append(Queue(name, 0, 0, 0))
     if delayed := sum(queue.get("messages", 0) for queue in told if queue["name"].startswith(DELAYED)):
         notes.append(f"{delayed} messages wait for their ETA")
-    return Server("RabbitMQ", version, queues, notes=notes)
+    return Server("RabbitMQ", version, queues, notes=notes, faults=_alarms(connection, environ) if told else [])
+
+
+def _alarms(connection: Any, environ: Environ) -> list[tuple[str, str]]:
+    """While an alarm is on, RabbitMQ takes no message from anybody."""
+    found = []
+    for node in management(connection, environ, "nodes?columns=name,mem_alarm,disk_free_alarm"):
+        for alarm, what in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")):
+            if node.get(alarm):
+                found.append((f"the broker is out of {what} and accepts no task ({node['name']})", f"give it more {what}"))
+    return found

@@ -16,6 +16,9 @@ from app.facts import Queue, Server, known_queues
 #: How many held messages are looked at for their queues; beyond it only their number is told.
 MOST = 5_000
 
+#: The share of its memory at which a server counts as full.
+FULL = 0.9
+
 
 def facts(app: Any, connection: Any, _: Environ) -> Server:
     """Ask the server behind `connection`. Raises the connection's errors where it does not answer."""
@@ -36,13 +39,25 @@ def facts(app: Any, connection: Any, _: Environ) -> Server:
         ages = [age for age in map(_age, mine[1::2]) if age is not None]
         queues.append(Queue(name, sum(mine[0::2]), held[name] if held is not None else None, None, max(ages, default=None)))
     notes = [f"{answers[-1]} messages are held by workers"] if held is None else []
-    return Server(*product_of(info), queues, info["used_memory"], notes=notes)
+    return Server(*product_of(info), queues, info["used_memory"], notes=notes, faults=faults(info, "broker"))
 
 
 def product_of(info: dict[str, Any]) -> tuple[str, str]:
     """Its name and version, from INFO."""
     valkey = info.get("valkey_version")
     return ("Valkey", str(valkey)) if valkey else ("Redis", str(info["redis_version"]))
+
+
+def faults(info: dict[str, Any], role: str) -> list[tuple[str, str]]:
+    """What INFO tells that loses tasks or results, and what mends it."""
+    found = []
+    if (policy := info.get("maxmemory_policy")) != "noeviction":
+        found.append((f"the {role} throws keys away when its memory is full ({policy})", "set maxmemory-policy noeviction"))
+    if role == "broker" and not info.get("aof_enabled"):
+        found.append(("the broker writes no append-only file: a restart loses tasks", "set appendonly yes"))
+    if (most := info.get("maxmemory")) and info["used_memory"] > FULL * most:
+        found.append((f"the {role} uses {info['used_memory'] / 1e6:.0f} MB of its {most / 1e6:.0f} MB", "raise maxmemory"))
+    return found
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from celery import shared_task
 from PIL import Image
 
 from app.files import inside
+from app.progress import progress
 
 
 @shared_task
@@ -21,6 +22,12 @@ def thumbnail(picture: str, size: int = 128) -> dict[str, Any]:
     target = source.with_name(f"{source.stem}.{size}.jpg")
     small.save(target, "JPEG")
     return {"path": str(target.relative_to(inside("."))), "width": small.width, "height": small.height}
+
+
+@shared_task
+def thumbnails(pictures: list[str], size: int = 128) -> list[dict[str, Any]]:
+    """:func:`thumbnail` of each of `pictures`, one after the other; says how many are done."""
+    return [thumbnail(picture, size) for picture in progress(pictures)]
 
 
 @shared_task

@@ -1,10 +1,13 @@
 """Tasks for these tests; a worker takes them by `-I tests.operator.probes`."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import Task, shared_task
 from celery.utils.log import get_task_logger
+
+from app import progress
 
 logger = get_task_logger(__name__)
 
@@ -37,6 +40,17 @@ def fail() -> None:
 @shared_task
 def wait(seconds: float) -> None:
     time.sleep(seconds)
+
+
+@shared_task
+def count(number: int, gate: str) -> int:
+    """Say how far it is; at the middle, wait until the file `gate` is there."""
+    for current in progress.progress(range(number)):
+        if current == number // 2:
+            progress.report(current, number, text="half way")
+            while not Path(gate).exists():
+                time.sleep(0.05)
+    return number
 
 
 @shared_task

@@ -1,0 +1,48 @@
+"""`make doctor` on a machine and on a stack of containers: nothing where all is well, and each fault that is planted."""
+
+import socket
+import subprocess
+
+from tests.deploy.conftest import Checkout
+from tests.deploy.test_status import compose
+from tests.wait import until
+
+
+def found(checkout: Checkout, **environ: str) -> list[str]:
+    done = checkout.make("doctor", **environ)
+    lines = [line.removeprefix("✗ ") for line in done.stdout.splitlines() if line.startswith("✗ ")]
+    assert done.returncode == (2 if lines else 0)  # make's own code
+    return lines
+
+
+def test_a_port_that_another_program_has(checkout: Checkout) -> None:
+    assert found(checkout) == []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert found(checkout, REDIS_PORT=str(port)) == [f"port {port} is in use by another program"]
+
+
+def test_the_faults_of_a_stack(checkout: Checkout) -> None:
+    """One stack, one fault after the other."""
+    assert checkout.make("up", "BROKER=redis", "POOL=threads").returncode == 0
+    assert found(checkout) == []
+    project = checkout.environ["COMPOSE_PROJECT_NAME"]
+
+    new = checkout.folder / "app/tasks/new.py"
+    new.write_text("TEXT = 'not in the image'\n")
+    assert found(checkout) == [f"{project}-worker-1 runs other code than app/ holds"]
+    new.unlink()
+
+    compose(checkout, "redis", "up", "--detach", "--no-deps", "--no-recreate", "--scale", "beat=2", "beat")
+    assert found(checkout) == ["2 beats run: each sends every scheduled task"]
+    compose(checkout, "redis", "up", "--detach", "--no-deps", "--no-recreate", "--scale", "beat=1", "beat")
+
+    limit = ["docker", "update", "--memory", "70m", "--memory-swap", "70m", f"{project}-worker-1"]
+    subprocess.run(limit, check=True, capture_output=True)
+    until("the worker's memory is close to its limit", lambda: [one for one in found(checkout) if "of its 73 MB" in one], 30)
+
+    compose(checkout, "redis", "kill", "worker")
+    (line,) = found(checkout)
+    assert line.startswith("worker celery@") and "is exited (137)" in line

@@ -1,0 +1,64 @@
+"""How far a task is, as another process sees it, on every pool."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from app.pools import POOLS
+from app.stack import ROOT
+from tests.operator.conftest import Bench
+from tests.wait import until
+
+
+def looked_up(bench: Bench, task_id: str) -> dict[str, Any]:
+    """What `python -m app.results` says, from a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app.results", "--json", task_id],
+        cwd=ROOT,
+        env={**os.environ, **bench.environ},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_another_process_sees_how_far_a_task_is_and_follows_it(bench: Bench, app: Celery, pool: str) -> None:
+    bench.worker(pool)
+    gate = bench.folder / "gate"
+    sent = app.send_task("tests.operator.probes.count", [10, str(gate)])
+    until("it is half way", lambda: str(sent.state) == "PROGRESS" and sent.info.get("current") == 5, 30)
+    found = looked_up(bench, sent.id)
+    assert (found["state"], found["value"]) == ("PROGRESS", None)
+    assert found["progress"] == {"current": 5, "total": 10, "text": "half way"}
+
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "app.watch", sent.id],
+        cwd=ROOT,
+        env={**os.environ, **bench.environ, "TTY_COMPATIBLE": "1", "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert follower.stdout
+    line = ""
+    while "half way" not in line:
+        line = follower.stdout.readline()
+        assert line, "it ended before it had drawn anything"
+    assert "5/10" in line
+    gate.touch()
+    rest = follower.stdout.read()
+    assert follower.wait(30) == 0
+    assert "state     SUCCESS" in rest and "value     10" in rest
+
+
+def test_progress_outside_of_a_task_only_counts() -> None:
+    """The function of a task is an ordinary one, in a test or a shell."""
+    from app.progress import progress
+
+    assert list(progress([1, 2])) == [1, 2]

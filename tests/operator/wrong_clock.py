@@ -1,0 +1,11 @@
+"""A worker that imports this goes by a clock that is an hour slow; what hands tasks out does so after a second."""
+
+from celery.signals import celeryd_after_setup
+
+from app import vitals
+
+
+@celeryd_after_setup.connect(weak=False)
+def _wrong(conf: dict[str, dict[str, float]], **_: object) -> None:
+    conf["broker_transport_options"]["visibility_timeout"] = 1
+    vitals.clock = lambda: 0.0
