@@ -4,8 +4,7 @@ KIT = .venv/bin/python -m app.cli
 PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down send result status top dead logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
-.PHONY: help demo up down send result status top doctor logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
+.PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' Makefile)
 .SILENT:
 
 help:         ## what there is to type
@@ -34,6 +33,7 @@ top: env      ## the same, live; EVERY=2 seconds
 
 dead: env     ## what was set aside, with its reason; RETRY=ID|all sends it back, DROP=ID|all deletes it
 	$(KIT) dead
+
 doctor: env   ## what is wrong with this machine and the running stack, and what mends it
 	$(KIT) doctor
 
