@@ -5,11 +5,11 @@ server does both in one step, so that two workers cannot get between each other'
 serializer, or compressed, are written Celery's way. Source: celery/backends/redis.py, base.py (_store_result).
 """
 
-import contextlib
+from contextlib import suppress
 from typing import Any
 
 from celery import states
-from celery.backends.redis import RedisBackend
+from celery.backends import redis
 from celery.exceptions import BackendStoreError
 from redis.exceptions import NoScriptError
 
@@ -43,7 +43,10 @@ return answers
 """
 
 
-class Backend(RedisBackend):
+RedisBackend: Any = redis.RedisBackend  # celery-types know little of it
+
+
+class Backend(RedisBackend):  # type: ignore[misc]
     """See the module."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -59,7 +62,7 @@ class Backend(RedisBackend):
     def _evaluate(self, writes: list[Write]) -> list[int]:
         keys = [write.key for write in writes]
         arguments = [part for write in writes for part in (write.value, write.expires)]
-        with contextlib.suppress(NoScriptError):
+        with suppress(NoScriptError):
             if self._sha:
                 return list(self.client.evalsha(self._sha, len(keys), *keys, *arguments))
         self._sha = self.client.script_load(STORE)
@@ -78,7 +81,7 @@ class Backend(RedisBackend):
         meta["task_id"] = task_id.decode() if isinstance(task_id, bytes) else task_id
         value = self.encode(meta)
         if len(value) > self._MAX_STR_VALUE_SIZE:
-            raise BackendStoreError("value too large for Redis backend", state=state, task_id=task_id)
+            raise BackendStoreError("value too large for Redis backend")
         expires = self.failure_expires if state == states.FAILURE else self.expires
         write = Write(self.get_key_for_task(task_id), value, expires or 0, state)
         if not commit.running:

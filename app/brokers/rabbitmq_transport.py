@@ -40,6 +40,7 @@ class _ReadAhead:
 
     sock: Any
     connected: bool
+    _write: Any
 
     def _setup_transport(self) -> None:
         super()._setup_transport()  # type: ignore[misc]
@@ -128,18 +129,26 @@ class SSLTransport(_ReadAhead, amqp_transport.SSLTransport):
                 self.sock.settimeout(limit)
 
 
-class Channel(pyamqp.Channel):
+# The stubs of amqp and kombu know little of them.
+KombusChannel: Any = pyamqp.Channel
+KombusConnection: Any = pyamqp.Connection
+
+
+class Channel(KombusChannel):  # type: ignore[misc]
     """Knows which deliveries are neither acknowledged nor rejected, so that one frame can speak for many."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._tags = threading.RLock()
         self._open: set[int] = set()
         self._acked: list[int] = []
+        # After an error of the channel the broker counts its deliveries from 1 again, and delivers what was open anew: here
+        # they go on from the last, so that an old message's acknowledgement cannot speak for another one.
+        self._before = self._last = 0
         super().__init__(*args, **kwargs)
 
     def _on_open_ok(self) -> None:
-        # After an error of the channel the broker counts from 1 again, and delivers what was open anew.
         self._forget()
+        self._before = self._last
         super()._on_open_ok()
 
     def collect(self) -> None:
@@ -151,11 +160,19 @@ class Channel(pyamqp.Channel):
             self._open.clear()
             self._acked.clear()
 
+    def _delivered(self, tag: int, to_acknowledge: bool) -> int:
+        with self._tags:
+            self._last = self._before + tag
+            if to_acknowledge:
+                self._open.add(self._last)
+            return self._last
+
     def _on_basic_deliver(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
-        if consumer_tag not in self.no_ack_consumers:
-            with self._tags:
-                self._open.add(delivery_tag)
-        super()._on_basic_deliver(consumer_tag, delivery_tag, *rest)
+        tag = self._delivered(delivery_tag, consumer_tag not in self.no_ack_consumers)
+        super()._on_basic_deliver(consumer_tag, tag, *rest)
+
+    def _on_get_ok(self, delivery_tag: int, *rest: Any) -> Any:
+        return super()._on_get_ok(self._delivered(delivery_tag, False), *rest)
 
     def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
         message = super().basic_get(queue, no_ack, argsig)
@@ -185,16 +202,16 @@ class Channel(pyamqp.Channel):
                 return
             acked, self._acked = sorted(self._acked), []
             together = bisect_left(acked, min(self._open)) if self._open else len(acked)
-            frames = [_ack_frame(self.channel_id, tag, False) for tag in acked[together:]]
+            frames = [_ack_frame(self.channel_id, tag - self._before, False) for tag in acked[together:]]
             if together:
-                frames.insert(0, _ack_frame(self.channel_id, acked[together - 1], True))
+                frames.insert(0, _ack_frame(self.channel_id, acked[together - 1] - self._before, True))
             self.connection.send_frames(frames)
 
     def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
         with self._tags:
             if delivery_tag in self._open:
                 self._open.remove(delivery_tag)
-                super().basic_reject(delivery_tag, requeue, argsig)
+                super().basic_reject(delivery_tag - self._before, requeue, argsig)
 
     def basic_recover(self, requeue: bool = False) -> Any:
         self.flush_acks()
@@ -208,7 +225,7 @@ class Channel(pyamqp.Channel):
         return super().close(*args, **kwargs)
 
 
-class Connection(pyamqp.Connection):
+class Connection(KombusConnection):  # type: ignore[misc]
     """`loop`: the worker's, if it has one."""
 
     Channel = Channel
@@ -247,12 +264,16 @@ class Connection(pyamqp.Connection):
         loop.on_tick.add(self.on_tick)
 
     def on_readable(self) -> None:
-        """Handle what has arrived, for a TURN; the rest on the loop's next round."""
-        transport = self._transport
+        """Something has arrived. Raises RecoverableConnectionError where the connection is gone."""
         if not self.connected:
             raise RecoverableConnectionError("Socket was disconnected")
+        self.handle()
+
+    def handle(self) -> None:
+        """Handle what there is, for a TURN; the rest is for the loop's next round."""
+        transport = self._transport
         until = time.monotonic() + TURN
-        while transport is self._transport:  # a handler may have closed the connection
+        while transport and transport is self._transport:  # a handler may have closed the connection
             frame = transport.next_frame()
             if frame is not None:
                 if self.on_inbound_frame(frame) and time.monotonic() > until:
@@ -269,7 +290,7 @@ class Connection(pyamqp.Connection):
             if channel is not self:
                 channel.flush_acks()
         if self._transport.buffered:
-            self.loop.call_soon(self.on_readable)
+            self.loop.call_soon(self.handle)
 
     def send_frames(self, frames: list[bytes]) -> None:
         """Write whole frames at once."""

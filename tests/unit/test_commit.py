@@ -1,0 +1,248 @@
+"""Results are stored before their acknowledgements are sent, in groups; each rule that ends a group, one by one."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.app.task import Context
+
+from app import commit
+from app.commit import COUNT, Commit, Write
+from tests.wait import until
+
+
+class Server:
+    """A store and a broker in one list, in the order of what reached them. `away`: what it raises."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.away: Exception | None = None
+        self.tries = 0
+
+    def store(self, writes: list[Write]) -> None:
+        self.tries += 1
+        if self.away:
+            raise self.away
+        self.seen.append("+".join(f"{write.key.decode()}:{write.state}" for write in writes))
+
+    def ack(self, name: str) -> Callable[[], None]:
+        return lambda: self.seen.append(f"ack {name}")
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """The worker's unfinished tasks; one to begin with. Groups grow old after a minute, unless a test says otherwise."""
+    monkeypatch.setattr(commit, "SECONDS", 60.0)
+    monkeypatch.setattr(commit, "PATIENCE", 0.01)
+    yield {"another task"}
+
+
+@pytest.fixture
+def group(server: Server, busy: set[str]) -> Commit:
+    group = Commit()
+    group.start(server.store, busy.__len__)
+    return group
+
+
+def write(name: str, state: str = "SUCCESS", size: int = 1) -> Write:
+    return Write(name.encode(), "x" * size, 0, state)
+
+
+def end(group: Commit, server: Server, *names: str) -> None:
+    """What a task does at its end."""
+    for name in names:
+        group.result(write(name))
+        group.ack(server.ack(name))
+
+
+def test_nothing_is_written_before_a_group_ends(group: Commit, server: Server) -> None:
+    end(group, server, *(str(n) for n in range(COUNT - 1)))
+    assert server.seen == []
+
+
+def test_a_full_group_is_written_results_first(group: Commit, server: Server) -> None:
+    names = [str(n) for n in range(COUNT)]
+    end(group, server, *names)
+    assert server.seen == ["+".join(f"{name}:SUCCESS" for name in names), *(f"ack {name}" for name in names)]
+
+
+def test_the_last_task_of_a_worker_does_not_wait(group: Commit, server: Server, busy: set[str]) -> None:
+    end(group, server, "a")
+    busy.clear()
+    end(group, server, "b")
+    assert server.seen == ["a:SUCCESS+b:SUCCESS", "ack a", "ack b"]
+
+
+def test_an_old_group_is_written_while_a_task_goes_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "SECONDS", 0.05)
+    group = Commit()
+    group.start(server.store, lambda: True)
+    end(group, server, "a")
+    until("the group is written", lambda: server.seen == ["a:SUCCESS", "ack a"], 10)
+    end(group, server, "b")
+    until("the next one, too", lambda: server.seen[2:] == ["b:SUCCESS", "ack b"], 10)
+
+
+def test_large_results_are_not_gathered(group: Commit, server: Server) -> None:
+    group.result(write("a", size=commit.BYTES // 2))
+    assert server.seen == []
+    group.result(write("b", size=commit.BYTES // 2))
+    assert server.seen == ["a:SUCCESS+b:SUCCESS"]
+
+
+def test_a_pool_that_runs_its_tasks_in_the_loop_writes_at_the_next_tick(group: Commit, server: Server, busy: set[str]) -> None:
+    """Such a worker never has a second task in its hands: by the rule of the last task each would be a group of its own."""
+    group.tick()
+    busy.clear()
+    end(group, server, "a", "b")
+    assert server.seen == []
+    group.tick()
+    assert server.seen == ["a:SUCCESS+b:SUCCESS", "ack a", "ack b"]
+
+
+def test_the_loop_leaves_other_threads_groups_alone(group: Commit, server: Server) -> None:
+    thread = threading.Thread(target=end, args=(group, server, "a"))
+    thread.start()
+    thread.join()
+    group.tick()
+    assert server.seen == []
+
+
+def test_a_worker_that_stops_writes_at_once(group: Commit, server: Server) -> None:
+    end(group, server, "a")
+    group.stop()
+    assert server.seen == ["a:SUCCESS", "ack a"]
+    end(group, server, "b")
+    assert server.seen[2:] == ["b:SUCCESS", "ack b"]
+
+
+def test_an_acknowledgement_waits_for_its_results_server_and_tasks_go_on(
+    server: Server, busy: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "SECONDS", 0.01)
+    group = Commit()
+    group.start(server.store, busy.__len__)
+    server.away = ConnectionError("away")
+    end(group, server, *(str(n) for n in range(COUNT + 3)))
+    until("it is tried again", lambda: server.tries > 3, 10)
+    assert server.seen == []
+    server.away = None
+    until("all are acknowledged", lambda: len([what for what in server.seen if what.startswith("ack")]) == COUNT + 3, 10)
+    assert server.seen[0] == "+".join(f"{n}:SUCCESS" for n in range(COUNT + 3))
+
+
+def test_flush_tells_that_the_results_server_is_away_and_keeps_the_group(group: Commit, server: Server) -> None:
+    server.away = ConnectionError("away")
+    end(group, server, "a")
+    with pytest.raises(ConnectionError):
+        group.flush()
+    server.away = None
+    group.flush()
+    assert server.seen == ["a:SUCCESS", "ack a"]
+
+
+def test_a_later_state_takes_the_place_of_an_earlier_one(group: Commit, server: Server) -> None:
+    for state in ("STARTED", "SUCCESS", "STARTED"):
+        group.result(write("a", state))
+    group.flush()
+    assert server.seen == ["a:SUCCESS"]
+
+
+def test_a_group_that_could_not_be_written_takes_later_states_too(group: Commit, server: Server) -> None:
+    server.away = ConnectionError("away")
+    group.result(write("a", "STARTED"))
+    group.result(write("b"))
+    with pytest.raises(ConnectionError):
+        group.flush()
+    server.away = None
+    group.result(write("a"))
+    group.result(write("b", "STARTED"))
+    group.flush()
+    assert server.seen == ["a:SUCCESS+b:SUCCESS"]
+
+
+def test_no_acknowledgement_overtakes_a_result_that_is_being_written(server: Server, busy: set[str]) -> None:
+    """The group of one thread is on its way; another thread's flush waits for it."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(writes: list[Write]) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        server.store(writes)
+
+    group = Commit()
+    group.start(slowly, busy.__len__)
+    group.result(write("a"))
+    first = threading.Thread(target=group.flush)
+    first.start()
+    assert begun.wait(10)
+    group.ack(server.ack("a"))
+    second = threading.Thread(target=group.flush)
+    second.start()
+    assert server.seen == []
+    go_on.set()
+    first.join()
+    second.join()
+    assert server.seen == ["a:SUCCESS", "ack a"]
+
+
+def test_one_failing_acknowledgement_does_not_stop_the_others(group: Commit, server: Server) -> None:
+    def fail() -> None:
+        raise ConnectionError("gone")
+
+    group.ack(fail)
+    group.ack(server.ack("b"))
+    group.flush()
+    assert server.seen == ["ack b"]
+
+
+def test_a_transport_is_called_once_after_a_groups_acknowledgements(group: Commit, server: Server) -> None:
+    sent = server.ack("all")
+    for _ in range(2):
+        group.ack(lambda: server.seen.append(str(group.gather(sent))))
+    group.flush()
+    assert server.seen == ["True", "True", "ack all"]
+    assert not group.gather(sent)
+
+
+@pytest.mark.parametrize(
+    ("waits", "state", "request_"),
+    [
+        (True, "SUCCESS", {}),
+        (True, "STARTED", {}),
+        (True, "STARTED", {"chord": {"task": "body"}}),
+        (False, "SUCCESS", {"chord": {"task": "body"}}),
+        (False, "RETRY", {}),
+        (False, "FAILURE", {}),
+        (False, "PROGRESS", {}),
+        (False, "SUCCESS", {"is_eager": True}),
+        (False, "SUCCESS", {"id": "of another task"}),
+        (False, "SUCCESS", {"task": "not.here"}),
+        (False, "SUCCESS", {"task": "early"}),
+        (False, "SUCCESS", {"task": "own"}),
+    ],
+)
+def test_only_what_is_acknowledged_with_the_group_waits_for_it(
+    group: Commit, waits: bool, state: str, request_: dict[str, Any]
+) -> None:
+    def run() -> None: ...
+
+    app = Celery("tasks", set_as_current=False)
+    for name, late, request in (
+        ("late", True, commit.REQUEST),
+        ("early", False, commit.REQUEST),
+        ("own", True, "celery.worker.request:Request"),
+    ):
+        app.task(name=name, acks_late=late, Request=request)(run)
+    context = Context({"id": "1", "task": "late", "is_eager": False, **request_})
+    assert group.takes(app, "1", state, context) is waits
+    assert not group.takes(app, "1", state, None)
+    group.stop()
+    assert not group.takes(app, "1", state, context)
