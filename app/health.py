@@ -1,19 +1,105 @@
-"""A file that the worker's own loop touches while it consumes; health checks look at its age.
+"""A file that says how long the worker can be taken for healthy; written by its own loop, read by `deploy/healthy.sh`.
 
-HEARTBEAT_FILE names it; without that variable nothing is written. A probe needs no Python: `deploy/healthy.sh`.
+HEARTBEAT_FILE names it; without that variable nothing is written. It holds the process id and a time, in seconds since the
+machine's start (a step of the clock must not look like a frozen worker), and is there only while the worker is connected.
+A worker that waits for its broker is alive, but not ready: HEARTBEAT_FILE.alive holds its process id from start to end.
+
+The time is HEARTBEAT_SECONDS ahead of the loop's last round. Two exceptions:
+
+- A pool whose loop rests during a task (solo) moves it ahead by the task time limit when the task begins.
+- A worker that took nothing for HEARTBEAT_SECONDS while a queue of its own held messages and it had room for one is stuck,
+  whatever it thinks of its connection (celery #8030, #9054, #10205): the time is 0.
 """
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from celery import Celery, bootsteps
+from celery import Celery, bootsteps, signals
+from celery.utils.log import get_logger
 
+from app.pools import POOLS
+from app.profile import task_time_limit
+from app.refusal import whole_number
+
+logger = get_logger(__name__)
 EVERY = 2.0  # seconds
+#: So that a broker that does not answer cannot hold up the worker's loop; py-amqp waits for ever otherwise.
+BOUNDED = {"read_timeout": 3, "write_timeout": 3, "socket_timeout": 3}
+
+
+def heartbeat_seconds() -> int:
+    """How old a sign of life may be, in seconds."""
+    return whole_number("HEARTBEAT_SECONDS", os.environ.get("HEARTBEAT_SECONDS") or "30", 5, 3_600, "seconds")
+
+
+def now() -> int:
+    """Seconds since the machine started, as /proc/uptime has them."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME)) if hasattr(time, "CLOCK_BOOTTIME") else int(time.monotonic())
+
+
+def write(file: Path, until: int) -> None:
+    """Say that this process is healthy until then. In one piece: a reader never sees half of it."""
+    draft = file.with_name(file.name + ".draft")
+    draft.write_text(f"{os.getpid()} {until}\n")
+    draft.replace(file)
+
+
+class Progress:
+    """Whether a worker that has room for a message takes one, where there is one. Asks the broker only when nothing comes."""
+
+    def __init__(self, parent: Any, seconds: int) -> None:
+        self.parent, self.seconds = parent, seconds
+        self.queues = set(parent.app.amqp.queues.consume_from)  # also those that somebody cancels
+        self.taken, self.since, self.looked = -1, now(), now()
+        self.connection: Any = None
+
+    def stuck(self) -> bool:
+        state, seen = self.parent.controller.state, now()
+        taken = state.all_total_count[0]
+        if taken != self.taken or self.full(state):
+            self.taken, self.since = taken, seen
+        elif seen - self.looked >= self.seconds / 3:
+            self.looked = seen
+            if not self.waiting():
+                self.since = seen
+        return seen - self.since > self.seconds
+
+    def full(self, state: Any) -> bool:
+        """It holds all that it may, or its rate limits hold it back."""
+        most = self.parent.qos.value if self.parent.qos else 0
+        limited = any(bucket and bucket.contents for bucket in self.parent.task_buckets.values())
+        return limited or bool(most and len(state.requests) >= most)
+
+    def waiting(self) -> bool:
+        """Messages wait for it. False where the broker does not say: that is not the worker's fault."""
+        self.queues |= set(self.parent.app.amqp.queues.consume_from)
+        try:
+            if not self.connection:
+                self.connection = self.parent.app.connection_for_read(connect_timeout=3, transport_options=BOUNDED)
+            return any(self.depth(queue) for queue in self.queues)
+        except Exception as error:
+            logger.warning("the broker was not asked for waiting messages: %r", error)
+            self.close()
+            return False
+
+    def depth(self, queue: str) -> int:
+        with self.connection.channel() as channel:
+            try:
+                return int(channel.queue_declare(queue, passive=True).message_count)
+            except self.connection.channel_errors:  # it is not there
+                return 0
+
+    def close(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection:
+            connection.collect(socket_timeout=1)
 
 
 class Heartbeat(bootsteps.StartStopStep):
-    """Touch the file as long as the consumer is connected; take it away when it is not.
+    """Write the file as long as the consumer is connected; take it away when it is not.
 
     Source: Celery's user guide, "Extensions and Bootsteps".
     """
@@ -25,19 +111,42 @@ class Heartbeat(bootsteps.StartStopStep):
         super().__init__(parent, **options)
         self.file = Path(os.environ.get("HEARTBEAT_FILE", ""))
         self.enabled = self.file != Path()
+        self.seconds = heartbeat_seconds()
         self.timer: Any = None
+        self.progress: Progress | None = None
+        self.was_stuck = False
+        if self.enabled:
+            self.file.with_name(self.file.name + ".alive").write_text(f"{os.getpid()}\n")
+            module = parent.pool.__class__.__module__.rpartition(".")[2] if parent.pool else ""
+            if any(pool.module == module and not pool.answers_while_busy for pool in POOLS.values()):
+                signals.task_prerun.connect(self._begins, weak=False)
 
     def start(self, parent: Any) -> None:
-        self.file.touch()
-        self.timer = parent.timer.call_repeatedly(EVERY, self.file.touch)
+        self.progress = Progress(parent, self.seconds)
+        self._tick()
+        self.timer = parent.timer.call_repeatedly(EVERY, self._tick)
+
+    def _tick(self) -> None:
+        stuck = bool(self.progress and self.progress.stuck())
+        if stuck and not self.was_stuck:
+            logger.error("not healthy: messages wait, and for %s s this worker took none", self.seconds)
+        self.was_stuck = stuck
+        write(self.file, 0 if stuck else now() + self.seconds)
+
+    def _begins(self, task: Any = None, **_: Any) -> None:
+        if self.timer:
+            write(self.file, now() + (getattr(task, "time_limit", None) or task_time_limit()) + self.seconds)
 
     def stop(self, parent: Any) -> None:
         if self.timer:
             self.timer.cancel()
             self.timer = None
+        if self.progress:
+            self.progress.close()
+            self.progress = None
         self.file.unlink(missing_ok=True)
 
-    shutdown = stop
+    shutdown: Callable[..., None] = stop
 
 
 def install(app: Celery) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from celery.beat import PersistentScheduler
 from celery.schedules import crontab
 
+from app import health
+
 if TYPE_CHECKING:
     from app.profile import Profile
 
@@ -28,6 +30,7 @@ def timetable(profile: "Profile") -> dict[str, dict[str, Any]]:
 
 class Scheduler(PersistentScheduler):
     """Celery's own scheduler; each round writes HEARTBEAT_FILE, if that is set: what ran, what is next."""
+    """Celery's own scheduler; each round writes HEARTBEAT_FILE, if that is set."""
 
     schedule_filename: str
 
@@ -51,3 +54,5 @@ class Scheduler(PersistentScheduler):
             draft.write_text(json.dumps(self.timetable()))
             draft.replace(file)  # a reader never sees half of it
         return waits
+            health.write(Path(file), health.now() + health.heartbeat_seconds())
+        return super().tick(*args, **kwargs)

@@ -96,13 +96,13 @@ class SetAside(bootsteps.StartStopStep):
     def give_up(self, parent: Any, message: Any) -> None:
         """Set aside what came back too often, and tell whoever waits for it."""
         reason = f"delivered {self.limit} times, and no worker lived to end it"
-        self.put(parent, message, reason)
         try:
             request: Any = import_module("celery.worker.request").Request(message, app=parent.app, hostname=parent.hostname)
             error = WorkerLostError(f"set aside: {reason}")
             request.task.backend.mark_as_failure(request.id, error, request=request._context, store_result=request.store_errors)
-        except Exception:  # the message is safe, whatever it holds
-            logger.exception("the result backend was not told of a message that was set aside")
+        except Exception:  # whatever the message holds, it is kept
+            logger.exception("the result backend was not told of a message that is set aside")
+        self.put(parent, message, reason)
 
     def put(self, parent: Any, message: Any, reason: str) -> None:
         """Keep a message and acknowledge it; Celery's handler may then do either as it likes."""

@@ -1,3 +1,17 @@
 #!/bin/sh
-# Healthy: HEARTBEAT_FILE was touched within the last HEARTBEAT_SECONDS. Starts no Python: a probe costs milliseconds.
-[ -n "$(find "$HEARTBEAT_FILE" -newermt "-${HEARTBEAT_SECONDS:-30} seconds" 2>/dev/null)" ]
+# healthy:       the worker is connected, its loop runs, and it takes what waits. For readiness, and for Compose.
+# healthy live:  it need not be replaced: as above, or it waits for its broker. For liveness.
+# Starts no other program, not even for the time: a probe costs a millisecond. What it reads is app/health.py's.
+runs() {
+    read -r stat < "/proc/$1/stat" || return 1
+    stat=${stat##*) }
+    case ${stat%% *} in T | t | Z | X) return 1 ;; esac  # stopped or dead
+}
+
+file=${HEARTBEAT_FILE:?}
+if { read -r pid until < "$file"; } 2>/dev/null; then
+    read -r now _ < /proc/uptime
+    [ "${now%.*}" -le "$until" ] && runs "$pid"
+else
+    [ "${1:-}" = live ] && { read -r pid < "$file.alive"; } 2>/dev/null && runs "$pid"
+fi 2>/dev/null
