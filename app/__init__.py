@@ -8,8 +8,8 @@ from typing import Any
 
 from celery import Celery
 
-from app import backends, brokers, correlation, health, loop, pools, security, set_aside, vitals
-from app.fixes import add_consumer, hub_stall, retry_queue, short_delays, time_limit
+from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, vitals
+from app.fixes import add_consumer, cold_shutdown, hub_stall, retry_queue, short_delays, time_limit
 
 
 class Kit(Celery):
@@ -56,6 +56,8 @@ add_consumer.connect()
 time_limit.connect()
 correlation.connect()
 vitals.connect()
+cold_shutdown.connect()
+shutdown.connect()
 health.install(app)
 loop.install(app)
 set_aside.install(app)

@@ -43,9 +43,15 @@ class Ledger:
     def _of(self, event: str) -> Counter[str]:
         return Counter(line.task for line in self.lines() if line.event == event and line.task in self.accepted)
 
+    def begun(self) -> set[str]:
+        return set(self._of("begin"))
+
+    def done(self) -> set[str]:
+        return set(self._of("end"))
+
     def missing(self) -> set[str]:
         """Accepted, and never done."""
-        return self.accepted - set(self._of("end"))
+        return self.accepted - self.done()
 
     def repeated(self) -> list[str]:
         """Done more than once."""

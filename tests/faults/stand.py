@@ -96,6 +96,8 @@ class Stand:
         self.host_ports: dict[int, int] = {}
         #: Exit codes of the workers that were stopped.
         self.exits: list[int] = []
+        self.last_words = ""
+        self._past_restarts = 0
         try:
             self._start_servers()
         except BaseException:
@@ -180,10 +182,7 @@ class Stand:
 
         def answers() -> bool:
             with suppress(Exception), Connection(url, connect_timeout=2) as connection:
-                connection.connect()
-                if self.pair.broker == "redis":
-                    connection.default_channel.client.ping()
-                return bool(Redis(port=self.results_port, socket_timeout=2).ping())
+                return bool(connection.default_channel) and bool(Redis(port=self.results_port, socket_timeout=2).ping())
             return False
 
         until("the servers answer", answers, 120)
@@ -197,6 +196,8 @@ class Stand:
     ) -> Any:
         """Start a worker, anew if there was one of that name. `linked`: it reaches the broker over the link with faults."""
         if old := self.workers.get(name):
+            old.reload()
+            self._past_restarts += int(old.attrs["RestartCount"])
             old.remove(force=True, v=True)
         url = self.server.url.format(host="link" if linked else "broker", port=self.server.port)
         node = f"{hostname or name}@%h"
@@ -210,7 +211,7 @@ class Stand:
             "BACKEND": "redis",
             "CELERY_BROKER_URL": url,
             "CELERY_RESULT_BACKEND": "redis://results:6379/0",
-            "TASK_TIME_LIMIT": "10",
+            "TASK_TIME_LIMIT": "60",
             "VISIBILITY_TIMEOUT": str(VISIBILITY_TIMEOUT) if self.pair.broker == "redis" else "",
             "TZ": "UTC",
             **environ,
@@ -245,7 +246,7 @@ class Stand:
         node = f"{hostname or name}@worker"
 
         def up() -> bool:
-            return self.ledger.ready(node) > container.before
+            return bool(self.ledger.ready(node) > container.before)
 
         try:
             until(f"worker {name} consumes", up, 90)
@@ -256,7 +257,18 @@ class Stand:
         """Stop a worker with the grace; its exit code is noted."""
         container = self.workers[name]
         container.stop(timeout=GRACE)
-        self.exits.append(int(container.wait()["StatusCode"]))
+        self.exits.append(code := int(container.wait()["StatusCode"]))
+        if code:
+            self.last_words += f"{name} exit {code}: {container.logs(tail=8).decode(errors='replace')[-1500:]}\n"
+
+    def words(self) -> str:
+        """What the workers said last, without their tasks' lines."""
+        said = ""
+        for name, container in self.workers.items():
+            lines = container.logs(tail=400).decode(errors="replace").splitlines()
+            told = [line for line in lines if " succeeded in " not in line and " received" not in line]
+            said += f"{name}:\n" + "\n".join(line[:300] for line in told[-12:]) + "\n"
+        return said
 
     def beat(self, name: str = "") -> Any:
         """Start a beat that sends a task each second."""
@@ -293,7 +305,7 @@ class Stand:
         """How often the engine has started a worker again that had ended by itself."""
         for container in self.workers.values():
             container.reload()
-        return sum(int(container.attrs["RestartCount"]) for container in self.workers.values())
+        return self._past_restarts + sum(int(container.attrs["RestartCount"]) for container in self.workers.values())
 
     def set_link(self, which: str, state: str) -> None:
         (self.folder / f"link.{which}").write_text(state)

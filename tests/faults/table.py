@@ -33,6 +33,9 @@ class Fault:
     linked: bool = False
     results_may_go: str = ""
 
+    def fits(self, broker: str, pool: str) -> bool:
+        return (not self.brokers or broker in self.brokers) and (not self.pools or pool in self.pools)
+
 
 def _hold(seconds: float) -> None:
     """The fault lasts; not a wait for anything."""
@@ -217,7 +220,7 @@ def malformed_messages(stand: Stand) -> Iterator[None]:
 
 FAULTS: tuple[Fault, ...] = (
     Fault("worker_sigkill", "a worker dies by SIGKILL", worker_sigkill, 2, repeats=DELIVERED_AGAIN),
-    Fault("child_sigkill", "a worker's child processes die by SIGKILL", child_sigkill, 0, ("prefork",), repeats=DELIVERED_AGAIN),
+    Fault("child_sigkill", "a worker's children die by SIGKILL", child_sigkill, 0, ("prefork",), repeats=DELIVERED_AGAIN),
     Fault("worker_oom", "a task takes all memory: the kernel kills its process", worker_oom, 5, repeats=DELIVERED_AGAIN),
     Fault("worker_sigterm", f"a worker is stopped with {GRACE} s of grace, then started", worker_sigterm),
     Fault("rolling_restart", "each worker in turn is stopped and started", rolling_restart),

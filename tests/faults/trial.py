@@ -11,7 +11,7 @@ from tests.wait import until
 
 #: Tasks that are accepted and not done when the fault begins, and the seconds in which two workers would do them.
 TASKS = 600
-DRAIN = 8.0
+DRAIN = 10.0
 #: Tasks a second that are sent besides, from before the fault until the accounts.
 STEADY = 20
 #: Deadlines in seconds: flowing again in each worker; and without any further effect, after which a task counts as lost.
@@ -28,6 +28,7 @@ class Outcome:
     done, without the state SUCCESS at the end. `flowing`: seconds from the fault's end until every worker that runs had begun
     a task; None: not within the deadline. `alive`: workers that run at the end. `restarts`: workers that had ended by
     themselves and were started again by the engine. `exits`: exit codes of the workers that the fault stopped.
+    `last_words`: of workers that ended otherwise than with 0, or in whose charge tasks were lost.
     """
 
     fault: str
@@ -47,6 +48,7 @@ class Outcome:
     exits: list[int] = field(default_factory=list)
     seconds: float = 0.0
     error: str = ""
+    last_words: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,6 +95,9 @@ def _run(stand: Stand, fault: Fault, outcome: Outcome) -> None:
     outcome.no_result = len(stand.without_result(ledger.accepted - missing))
     outcome.alive, outcome.restarts = len(stand.running()), stand.restarts() - restarts
     outcome.exits, stand.exits = stand.exits, []
+    outcome.last_words, stand.last_words = stand.last_words, ""
+    if missing:
+        outcome.last_words += stand.words()
 
 
 def _settle(stand: Stand, quiet: float) -> None:

@@ -20,6 +20,8 @@ if os.environ.get("VISIBILITY_TIMEOUT"):
         "unacked_restore_interval": 2,
         "unacked_restore_throttle": 1,
     }
+if os.environ.get("SOFT_SHUTDOWN"):
+    current_app.conf.worker_soft_shutdown_timeout = float(os.environ["SOFT_SHUTDOWN"])
 if os.environ.get("TICKS"):
     current_app.conf.beat_schedule = {"tick": {"task": "faults.effect", "schedule": 1.0, "args": (0.0, "tick")}}
 

@@ -1,0 +1,66 @@
+"""A stand for each pair of broker and pool, in the one process that runs its trials; all is taken away at the end."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import docker
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+from tests.faults.stand import Pair, Stand, clean
+from tests.matrix import COMBINATIONS
+
+PAIRS = [Pair(one.broker.name, one.pool) for one in COMBINATIONS if one.backend.name == "redis"]
+
+
+class Stands:
+    """The stand of the pair that is on trial; the one before it is closed."""
+
+    def __init__(self) -> None:
+        self.stand: Stand | None = None
+
+    def __call__(self, pair: Pair) -> Stand:
+        if not self.stand or self.stand.pair != pair:
+            self.close()
+            self.stand = Stand(pair)
+        return self.stand
+
+    def close(self) -> None:
+        """Also where a trial left something behind that would count against the next one."""
+        if self.stand:
+            self.stand.close()
+            self.stand = None
+
+
+@pytest.fixture(scope="session")
+def stands() -> Iterator[Stands]:
+    try:
+        docker.from_env().ping()
+    except docker.errors.DockerException:
+        pytest.exit("no Docker engine answers, and these tests need one: run 'make engine' first", returncode=2)
+    stands = Stands()
+    try:
+        yield stands
+    finally:
+        stands.close()
+
+
+class ByPair(LoadScopeScheduling):  # type: ignore[misc]
+    """A pair's trials run in one process, one after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "-".join(nodeid.rpartition("[")[2].rstrip("]").split("-")[:2])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByPair:
+    return ByPair(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A stand is made once: all of a pair's trials stand together.
+    items.sort(key=lambda item: item.nodeid.rpartition("[")[2].split("-")[:2] if "[" in item.nodeid else [])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        clean()

@@ -1,0 +1,38 @@
+"""The same trials on plain Celery, for the side-by-side table: `python -m tests.faults.plain [FAULT …]`. Nothing is asserted.
+
+BROKER= and POOL= choose some; QUICK=1 takes each fault on one pair a broker.
+"""
+
+import os
+import signal
+import sys
+from itertools import groupby
+
+from tests.faults import report
+from tests.faults.stand import Stand, clean
+from tests.faults.test_faults import TRIALS, some
+from tests.faults.trial import trial
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    wanted = [one for one in (some() if os.environ.get("QUICK") else TRIALS) if not sys.argv[1:] or one[1].name in sys.argv[1:]]
+    try:
+        for _, trials in groupby(sorted(wanted, key=lambda one: str(one[0])), key=lambda one: str(one[0])):
+            stand = None
+            for pair, fault in trials:
+                stand = stand or Stand(pair, "plain")
+                outcome = trial(stand, fault)
+                report.note(outcome)
+                print(f"{pair} {fault.name}: {report.cell(outcome.as_dict())}", flush=True)
+                if outcome.error or outcome.lost or outcome.flowing is None:
+                    stand.close()
+                    stand = None
+            if stand:
+                stand.close()
+    finally:
+        clean()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What the trials showed, beside the same faults on plain Celery: a line of JSON a trial, from which the tables are made.
+
+`python -m tests.faults.report` writes docs/reports/faults.md and faults.json from reports/faults.jsonl; the last outcome of
+each trial counts, so that a run in several parts, or a trial that was run again, gives one report.
+"""
+
+import json
+import os
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from app.pools import POOLS
+from app.stack import ROOT
+from tests.faults.table import FAULTS
+from tests.faults.trial import QUIET, TASKS, Outcome
+
+NOTES = ROOT / "reports/faults.jsonl"
+HERE = ROOT / "docs/reports"
+ENGINES = ("kit", "plain")
+
+
+def note(outcome: Outcome) -> None:
+    """Keep an outcome; several processes may at once."""
+    NOTES.parent.mkdir(exist_ok=True)
+    line = json.dumps({**outcome.as_dict(), "date": f"{datetime.now(UTC):%F %T}"}) + "\n"
+    file = os.open(NOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def outcomes() -> dict[tuple[str, str, str, str], dict[str, Any]]:
+    """By fault, broker, pool and engine."""
+    found = [json.loads(line) for line in NOTES.read_text().splitlines()] if NOTES.exists() else []
+    return {(one["fault"], one["broker"], one["pool"], one["engine"]): one for one in found}
+
+
+def cell(one: "dict[str, Any] | None") -> str:
+    """An outcome in a few words."""
+    if one is None:
+        return ""
+    if one["error"]:
+        return f"not made: {one['error'].split(':')[0]}"
+    words = [f"**lost {one['lost']}**" if one["lost"] else "0 lost"]
+    words += [f"{one['repeated']} twice"] if one["repeated"] else []
+    words += [f"{one['no_result']} without result"] if one["no_result"] else []
+    words += ["**stands still**" if one["flowing"] is None else f"{one['flowing']:.0f} s"]
+    words += [f"ended and came back: {one['restarts']}"] if one["restarts"] > 0 else []
+    words += [f"exit {code}" for code in one["exits"] if code]
+    return ", ".join(words)
+
+
+def tables(found: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
+    """A table a broker and engine: a row a fault, a column a pool."""
+    parts = []
+    for broker in sorted({key[1] for key in found}):
+        for engine in ENGINES:
+            if not any(key[1] == broker and key[3] == engine for key in found):
+                continue
+            parts += ["", f"## {broker}, {'celery-kit' if engine == 'kit' else 'plain Celery'}", ""]
+            parts += [f"| fault | {' | '.join(POOLS)} |", "|" + " --- |" * (len(POOLS) + 1)]
+            for fault in FAULTS:
+                cells = [
+                    cell(found.get((fault.name, broker, pool, engine))) if fault.fits(broker, pool) else "—" for pool in POOLS
+                ]
+                parts.append(f"| `{fault.name}` | {' | '.join(cells)} |")
+    return "\n".join(parts)
+
+
+def sums(found: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
+    """A row an engine: trials, tasks, what was lost; over the trials that were run on both, where plain was run."""
+    rows = [
+        "| | trials | tasks accepted | lost | trials with losses | done twice | standing still | workers that ended |",
+        "|" + " --- |" * 8,
+    ]
+    both = {key[:3] for key in found if key[3] == "plain"} & {key[:3] for key in found if key[3] == "kit"}
+    for name, engine, among in (
+        ("celery-kit, all", "kit", None),
+        ("celery-kit, where plain Celery was run too", "kit", both),
+        ("plain Celery, there", "plain", both),
+    ):
+        chosen = [
+            one for key, one in found.items() if key[3] == engine and (among is None or key[:3] in among) and not one["error"]
+        ]
+        rows.append(
+            f"| {name} | {len(chosen)} | {sum(one['accepted'] for one in chosen)} | {sum(one['lost'] for one in chosen)} "
+            f"| {sum(bool(one['lost']) for one in chosen)} | {sum(one['repeated'] for one in chosen)} "
+            f"| {sum(one['flowing'] is None for one in chosen)} | {sum(max(0, one['restarts']) for one in chosen)} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    found = outcomes()
+    wanted = sum(fault.fits(broker, pool) for fault in FAULTS for broker in QUIET for pool in POOLS)
+    have = {engine: sum(key[3] == engine for key in found) for engine in ENGINES}
+    versions = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "amqp", "redis", "eventlet", "gevent"))
+    what = "\n".join(f"| `{fault.name}` | {fault.what} | {fault.seconds:g} | {fault.repeats or 'none'} |" for fault in FAULTS)
+    HERE.mkdir(parents=True, exist_ok=True)
+    (HERE / "faults.json").write_text(json.dumps(list(found.values()), indent=1) + "\n")
+    (HERE / "faults.md").write_text(
+        f"""# Faults
+
+Two workers under load, {TASKS} tasks accepted and not done as the fault begins, 20 a second more all the while; a ledger
+that no part of Celery knows counts what was accepted and what was done. A task is lost when it was accepted and nothing
+at all has been done for {QUIET["rabbitmq"]:g} s ({QUIET["redis"]:g} s on Redis, whose visibility timeout is 20 s here). The
+seconds are those from the fault's end until every worker that runs has begun a task. Written by `make test-faults`,
+{datetime.now(UTC):%F}; Python 3.13, {versions}. Run: {have["kit"]} of {wanted} trials on celery-kit, {have["plain"]} on plain
+Celery; an empty cell was not run.
+
+{sums(found)}
+{tables(found)}
+
+## The faults
+
+| fault | what happens | lasts, s | why a task may be done twice |
+| --- | --- | --- | --- |
+{what}
+
+"Plain" is `Celery(broker, backend)` and nothing else, on the same images, with the same pools, concurrency and visibility
+timeout, started again by the engine when it ends, as celery-kit's workers are.
+"""
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Every fault on every broker and pool, under load: nothing that was accepted is lost, and work goes on by itself."""
+
+import os
+
+import pytest
+
+from tests.faults import report
+from tests.faults.conftest import PAIRS, Stands
+from tests.faults.stand import Pair
+from tests.faults.table import FAULTS, Fault
+from tests.faults.trial import trial
+
+TRIALS = [(pair, fault) for fault in FAULTS for pair in PAIRS if fault.fits(pair.broker, pair.pool.name)]
+
+
+def some() -> list[tuple[Pair, Fault]]:
+    """Each fault on two of its pairs, one a broker where there are two: in turn, by its place in the table."""
+    chosen = []
+    for place, fault in enumerate(FAULTS):
+        for broker in dict.fromkeys(pair.broker for pair in PAIRS):
+            fitting = [pair for pair in PAIRS if pair.broker == broker and fault.fits(pair.broker, pair.pool.name)]
+            chosen += [(fitting[(place + (broker == PAIRS[0].broker) * 2) % len(fitting)], fault)] if fitting else []
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("pair", "fault"),
+    [pytest.param(*one, id=f"{one[0]}-{one[1].name}") for one in (some() if os.environ.get("QUICK") else TRIALS)],
+)
+def test_fault(stands: Stands, pair: Pair, fault: Fault) -> None:
+    """All that was accepted is done; twice only where at-least-once says why; every worker that runs works again."""
+    outcome = trial(stands(pair), fault)
+    report.note(outcome)
+    if outcome.error or outcome.lost or outcome.flowing is None:
+        stands.close()  # what it left behind would count against the next trial
+    assert (outcome.error, outcome.lost) == ("", 0), outcome.last_words
+    assert outcome.flowing is not None, outcome.last_words
+    assert outcome.in_flight >= 500
+    assert fault.repeats or not outcome.repeated
+    assert set(outcome.exits) <= {0}, outcome.last_words
