@@ -66,10 +66,14 @@ def cli() -> None:
 @pool_option
 @backend_option
 @click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
-def up(broker: str, pool: str, backend: str, scale: int) -> None:
+@click.option("--monitor", is_flag=True, envvar="MONITOR", help="Flower, metrics and alerts beside it")
+def up(broker: str, pool: str, backend: str, scale: int, monitor: bool) -> None:
     """Start a stack and wait until it is healthy."""
     _check(broker, pool, backend)
-    places = stack_of(broker).up(pool, backend, scale)
+    stack = stack_of(broker)
+    if monitor and not isinstance(stack, Compose):
+        refuse("MONITOR=1 needs a stack of containers: BROKER=rabbitmq or BROKER=redis")
+    places = stack.up(pool, backend, scale, monitor) if isinstance(stack, Compose) else stack.up(pool, backend, scale)
     click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
     click.echo("\n".join(f"  {place}" for place in places))
     cannot = [name for name, limit in limits(BROKERS[broker], BACKENDS[backend], POOLS[pool]).items() if limit.kind == "cannot"]

@@ -48,6 +48,7 @@ beat_schedule_filename = str(_profile.data_dir / "celerybeat-schedule")
 beat_max_loop_interval = 10  # seconds
 
 worker_hijack_root_logger = False
+worker_send_task_events = _profile.send_events  # for Flower; MONITOR=1 turns it on
 worker_proc_alive_timeout = 30.0
 
 globals().update(_profile.broker.settings(_profile) | _profile.backend.settings(_profile))

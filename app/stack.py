@@ -5,6 +5,7 @@ Nothing is remembered here: what runs is what the engine says runs.
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -33,6 +34,17 @@ def prepare() -> None:
     for script in ("deploy/engine/start.sh", "deploy/images/choose.sh"):
         if code := run(script).returncode:
             raise SystemExit(code)
+
+
+def monitor_password() -> Path:
+    """The file that holds what Flower asks for, user `kit`; made with a password of its own where there is none."""
+    file = ROOT / (os.environ.get("MONITOR_PASSWORD_FILE") or ".kit/monitor/password")
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.chmod(0o700)  # the file itself is read by the image's user
+        file.write_text(secrets.token_urlsafe(18))
+    print(f"Flower asks for user kit and the password in {file}", file=sys.stderr)
+    return file
 
 
 def build(pool: str) -> None:
@@ -72,8 +84,11 @@ class Compose:
     def running(self) -> bool:
         return bool(self._containers())
 
-    def up(self, pool: str, backend: str, scale: int) -> list[str]:
+    def up(self, pool: str, backend: str, scale: int, monitor: bool = False) -> list[str]:
         """Build what is missing, start, wait until every service is healthy. Gives lines that say where things are."""
+        if monitor:
+            os.environ |= {"MONITOR": "1", "COMPOSE_PROFILES": "monitor", "WORKER_SEND_TASK_EVENTS": "1"}
+            monitor_password()
         prepare()
         environ = {"STOP_GRACE_PERIOD": f"{stop_grace()}s", **os.environ, "POOL": pool, "BACKEND": backend}
         shown = self._compose("config", "--format", "json", env=environ, capture_output=True)

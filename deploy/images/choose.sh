@@ -58,6 +58,7 @@ choose() {
 choose PYTHON_IMAGE   python:3.13-slim-trixie python   celery-kit/python:3.13
 choose RABBITMQ_IMAGE rabbitmq:4-management   rabbitmq celery-kit/rabbitmq:4
 choose REDIS_IMAGE    redis:8                 redis    celery-kit/redis:8
+[ -z "${MONITOR:-}" ] || choose PROMETHEUS_IMAGE prom/prometheus:v3.5.0 prometheus celery-kit/prometheus:2
 
 # pip inside a build may need this machine's certificate authorities and its index (secrets of the build, never in an image).
 known CA_BUNDLE || { [ ! -f /etc/ssl/certs/ca-certificates.crt ] || remember CA_BUNDLE /etc/ssl/certs/ca-certificates.crt; }
