@@ -24,6 +24,7 @@ from app.facts import Member
 from app.pools import POOLS
 from app.profile import stop_grace
 from app.refusal import refuse
+from app.schedule import TIMETABLE
 from app.worker import command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +143,7 @@ def run(pool: str, backend: str, scale: int, owner: str) -> None:
         if not mine:
             refuse("an embedded stack runs already; 'make status' shows it, 'make down' stops it")
         _end_leftovers()
-        for note in (STATE, *HOME.glob("*.beat")):
+        for note in (STATE, *HOME.glob("*.beat*")):
             note.unlink(missing_ok=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop)
@@ -214,7 +215,7 @@ def _member(one: dict[str, Any]) -> Member:
     said: dict[str, Any] = {}
     if role == "beat" and running:
         with suppress(OSError, ValueError):
-            said = json.loads((HOME / f"{name}.beat").read_text())
+            said = json.loads((HOME / f"{name}.beat{TIMETABLE}").read_text())
     node = f"{name}@{socket.gethostname()}" if role == "worker" else None
     return Member(role, f"{'running' if running else 'ended'}, process {one['pid']}", running, node, said)
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from app.profile import Profile
 
 
+#: What the file with the timetable is called: HEARTBEAT_FILE and this.
+TIMETABLE = ".timetable"
+
+
 def timetable(profile: "Profile") -> dict[str, dict[str, Any]]:
     """Celery's beat_schedule. Clock times are in the profile's time zone; REPORT_EVERY=seconds adds an entry to try it out."""
     entries: dict[str, dict[str, Any]] = {
@@ -29,8 +33,7 @@ def timetable(profile: "Profile") -> dict[str, dict[str, Any]]:
 
 
 class Scheduler(PersistentScheduler):
-    """Celery's own scheduler; each round writes HEARTBEAT_FILE, if that is set: what ran, what is next."""
-    """Celery's own scheduler; each round writes HEARTBEAT_FILE, if that is set."""
+    """Celery's own scheduler; each round writes HEARTBEAT_FILE, if that is set, and what ran and is next beside it."""
 
     schedule_filename: str
 
@@ -52,7 +55,6 @@ class Scheduler(PersistentScheduler):
         if file := os.environ.get("HEARTBEAT_FILE"):
             draft = Path(f"{file}.draft")
             draft.write_text(json.dumps(self.timetable()))
-            draft.replace(file)  # a reader never sees half of it
-        return waits
+            draft.replace(f"{file}{TIMETABLE}")  # a reader never sees half of it
             health.write(Path(file), health.now() + health.heartbeat_seconds())
-        return super().tick(*args, **kwargs)
+        return waits

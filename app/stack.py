@@ -19,6 +19,7 @@ from app.brokers import BROKERS
 from app.facts import Member
 from app.profile import Profile, stop_grace
 from app.refusal import refuse
+from app.schedule import TIMETABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME") or "celery-kit"
@@ -209,7 +210,7 @@ def _member(one: dict[str, Any]) -> Member:
     words = f"{state['Status']}{f', {health}' if health and state['Running'] else ''}"
     said: dict[str, Any] = {}
     if service == "beat" and state["Running"]:
-        told = run("docker", "exec", one["Id"], "sh", "-c", 'cat "$HEARTBEAT_FILE"', capture_output=True).stdout
+        told = run("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"', capture_output=True).stdout
         with suppress(ValueError):
             said = json.loads(told)
     if not state["Running"]:
