@@ -33,6 +33,9 @@ class Pool:
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip")
     #: By feature, what it cannot do or does differently.
     limits: Limits = field(default_factory=dict)
+    #: On ENGINE=fast, the messages that a worker holds for each of its tasks at once (worker_prefetch_multiplier): results and
+    #: acknowledgements go in groups, which can be no larger.
+    fast_prefetch: int = 1
 
     @property
     def time_limits(self) -> str:
@@ -138,7 +141,7 @@ POOLS: dict[str, Pool] = {
     for pool in (
         Pool(
             "prefork", "prefork", "CPU-bound work; all time limits", None,
-            limits=PREFORK,
+            limits=PREFORK, fast_prefetch=4,
         ),
         Pool(
             "eventlet", "eventlet", "many slow connections (upstream: bug fixes only)", 100,
@@ -150,9 +153,9 @@ POOLS: dict[str, Pool] = {
         ),
         Pool(
             "threads", "thread", "slow connections through libraries that cannot be patched", 16,
-            limits=THREADS,
+            limits=THREADS, fast_prefetch=4,
         ),
-        Pool("solo", "solo", "one task at a time; scale by more workers", 1, limits=SOLO),
+        Pool("solo", "solo", "one task at a time; scale by more workers", 1, limits=SOLO, fast_prefetch=16),
     )
 }  # fmt: skip
 

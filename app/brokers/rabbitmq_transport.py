@@ -11,7 +11,7 @@ import threading
 import time
 from bisect import bisect_left
 from contextlib import suppress
-from ssl import SSLError, SSLWantReadError
+from ssl import SSLWantReadError
 from struct import pack, unpack_from
 from typing import Any
 
@@ -104,9 +104,8 @@ class _ReadAhead:
         self._at = 0
 
     def _failed(self, error: OSError) -> None:
-        if isinstance(error, TimeoutError | BlockingIOError | InterruptedError | SSLWantReadError) or (
-            isinstance(error, SSLError) and "timed out" in str(error)
-        ):
+        # A TimeoutError with a number is TCP's: it has given the connection up.
+        if (isinstance(error, TimeoutError) and not error.errno) or isinstance(error, BlockingIOError | SSLWantReadError):
             raise TimeoutError from error
         self.connected = False
         raise error

@@ -53,7 +53,7 @@ class Client:
 
 @pytest.fixture
 def queue(urls: Urls) -> Iterator[Queue]:
-    """With the messages 1 to 100. A classic one: a quorum queue drops acknowledgements that come just before the connection's end."""
+    """With the messages 1 to 100. A quorum queue would drop acknowledgements that come just before a connection's end."""
     name = f"engine.{uuid4()}"
     queue = Queue(name, Exchange(""), name, queue_arguments={"x-queue-type": "classic"})
     with Connection(urls.broker) as connection:

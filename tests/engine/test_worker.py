@@ -1,0 +1,163 @@
+"""Workers on ENGINE=fast, as processes of this machine: killed, stopped, without their results server; each pool."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+from uuid import uuid4
+
+import pytest
+from celery import Celery, chord
+from celery.result import AsyncResult
+from redis import Redis
+
+from app import Kit
+from app.pools import POOLS
+from app.stack import ROOT
+from tests.engine.conftest import Urls
+from tests.wait import until
+
+
+class Fast:
+    """A queue of its own, its workers, and a producer."""
+
+    def __init__(self, urls: Urls, pool: str, tmp_path: Path) -> None:
+        self.queue = f"engine.{uuid4()}"
+        self.environ = {
+            **os.environ,
+            "CELERY_BROKER_URL": urls.broker,
+            "CELERY_RESULT_BACKEND": urls.results,
+            "BROKER": "",
+            "BACKEND": "",
+            "ENGINE": "fast",
+            "POOL": pool,
+            "DATA_DIR": str(tmp_path),
+            "PYTHONPATH": f"{ROOT}:{Path(__file__).parent / 'tasks'}",
+        }
+        self.pool = pool
+        self.log = tmp_path / "worker.log"
+        self.runs: Any = Redis.from_url(urls.results)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.app = self._app()
+
+    def _app(self) -> Celery:
+        with patch.dict(os.environ, self.environ):
+            settings = runpy.run_module("app.config")
+        app = Kit("engine", set_as_current=False)
+        app.config_from_object(SimpleNamespace(**settings))
+        return app
+
+    def worker(self, *options: str) -> "subprocess.Popen[bytes]":
+        flags = [*POOLS[self.pool].worker_flags, "-n", f"{uuid4()}@%h", "-Q", self.queue, "--loglevel", "WARNING", *options]
+        argv = [sys.executable, "-m", "celery", "-A", "engine_tasks", "worker", "--pool", self.pool, "-c", "2", *flags]
+        with self.log.open("ab") as log:
+            worker = subprocess.Popen(argv, cwd=ROOT, env=self.environ, stdout=log, stderr=log)
+        self.workers.append(worker)
+        return worker
+
+    def send(self, name: str, *args: Any, **options: Any) -> "AsyncResult[Any]":
+        return self.app.send_task(f"engine.{name}", args, queue=self.queue, **options)
+
+    def send_many(self, count: int) -> list[str]:
+        with self.app.producer_or_acquire() as producer:
+            return [self.send("count", number, producer=producer).id for number in range(count)]
+
+    def stored(self, ids: list[str]) -> int:
+        """How many of these tasks have a result."""
+        backend: Any = self.app.backend
+        found = self.runs.mget([backend.get_key_for_task(one) for one in ids])
+        return sum(1 for value in found if value and b'"SUCCESS"' in value)
+
+    def left(self) -> int:
+        """The messages that the broker still has: ready, and delivered but not acknowledged once all workers are gone."""
+        with self.app.connection_for_read() as connection:
+            queue: Any = self.app.amqp.queues[self.queue](connection.default_channel)
+            return int(queue.queue_declare(passive=True).message_count)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+        with self.app.connection_for_read() as connection:
+            self.app.amqp.queues[self.queue](connection.default_channel).delete()
+        self.app.close()
+
+
+@pytest.fixture(params=list(POOLS))
+def fast(request: pytest.FixtureRequest, urls: Urls, tmp_path: Path) -> Iterator[Fast]:
+    Redis.from_url(urls.results).flushdb()
+    fast = Fast(urls, request.param, tmp_path)
+    try:
+        yield fast
+    finally:
+        fast.close()
+
+
+def _done(fast: Fast, ids: list[str], goal: int) -> bool:
+    return fast.stored(ids) >= goal
+
+
+COUNT = int(os.environ.get("CRASH_TASKS", "1000"))
+KILLS = 5
+
+
+def test_no_task_is_lost_when_workers_are_killed(fast: Fast, record_property: Callable[[str, object], None]) -> None:
+    """SIGKILL several times in the middle: every task has its result; some ran more than once."""
+    ids = fast.send_many(COUNT)
+    for kill in range(1, KILLS + 1):
+        worker = fast.worker()
+        goal = kill * COUNT // (KILLS + 1)
+        until("some more tasks are done", partial(_done, fast, ids, goal), 120)
+        worker.kill()
+        worker.wait()
+    fast.worker()
+    until("every task has its result", lambda: fast.stored(ids) == COUNT, 180)
+    runs = {int(number): int(times) for number, times in fast.runs.hgetall("runs").items()}
+    assert sorted(runs) == list(range(COUNT))
+    record_property("runs", sum(runs.values()))
+    print(f"{fast.pool}: {COUNT} tasks, {KILLS} kills, {sum(runs.values())} runs")
+
+
+def test_a_stopping_worker_hands_everything_in(fast: Fast) -> None:
+    """SIGTERM in the middle: what it has run is stored and acknowledged, the rest is still there; nothing runs twice."""
+    ids = fast.send_many(COUNT)
+    worker = fast.worker()
+    until("it is in the middle", lambda: fast.stored(ids) >= COUNT // 4, 60)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    runs = fast.runs.hgetall("runs")
+    assert {int(times) for times in runs.values()} == {1}
+    assert fast.stored(ids) == len(runs)
+    until("the broker has the rest", lambda: fast.left() == COUNT - len(runs), 20)
+
+
+def test_a_short_tasks_result_does_not_wait_for_a_long_ones_end(fast: Fast) -> None:
+    short = fast.send("count", 1)
+    long = fast.send("nap", 8)
+    fast.worker()
+    assert short.get(timeout=60) == 1
+    until("the long one is marked as started", lambda: long.state == "STARTED", 6)
+    assert long.get(timeout=60) == 8
+
+
+def test_every_kind_of_task(fast: Fast) -> None:
+    fast.worker()
+    failed, early, states = fast.send("fail"), fast.send("early", 1), fast.send("states")
+    again, silent = fast.send("again"), fast.send("silent", 7)
+    assert repr(failed.get(timeout=60, propagate=False)) == "ValueError('no')"
+    assert (early.get(timeout=60), again.get(timeout=60)) == (1, 2)
+    assert states.get(timeout=60) == "PROGRESS"
+    until("the task without a result has run", lambda: fast.runs.hget("runs", "7") == b"1")
+    assert silent.state == "PENDING"
+    header = [fast.app.signature("engine.count", (n,), queue=fast.queue) for n in range(20)]
+    body = fast.app.signature("engine.total", queue=fast.queue)
+    assert chord(header, app=fast.app)(body).get(timeout=60) == sum(range(20))
+    until("everything is acknowledged", lambda: fast.left() == 0)
