@@ -5,6 +5,7 @@ PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' Makefile)
+.PHONY: help demo up down send result status logs ps images engine env test test-unit test-matrix test-faults test-shutdown test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
 .SILENT:
 
 help:         ## what there is to type
@@ -63,6 +64,12 @@ test-unit:    ## tests that need no container
 
 test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 10 --reruns 1 -q --no-header
+
+test-faults:  ## each fault on every broker and pool, and on plain Celery; writes docs/reports/faults.* (hours; QUICK=1: minutes)
+	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.faults.run
+
+test-shutdown: ## a worker that is told to end, on every broker and pool
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/faults/test_shutdown.py -n 4 -q --no-header
 
 test-limits:  ## that every limit's row is needed where it stands, and nowhere else: each is inverted, each test must fail
 	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 10 -q --no-header -rfX

@@ -11,6 +11,15 @@ from app.brokers import redis_dead
 
 
 class Channel(redis_dead.Channel):
+from app.fixes.failed_ack import FreedPlace
+
+
+class QoS(FreedPlace, redis.QoS):
+    """Which messages are out."""
+
+
+class Channel(redis.Channel):
+    QoS = QoS
     priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu
 
     def priority(self, n: int) -> int:

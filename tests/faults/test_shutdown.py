@@ -56,7 +56,7 @@ def test_sigterm_in_the_middle_of_50_long_tasks(stands: Stands, pair: Pair) -> N
 def test_cold_shutdown_hands_back(stands: Stands, pair: Pair, signals: tuple[str, ...]) -> None:
     """It exits with 0 and leaves its tasks: another worker does them at once, and none has failed or counts as done."""
     stand = stands(pair)
-    worker = _busy(stand, 2 * pair.at_once, 20.0 if len(signals) > 1 else 10.0)
+    worker = _busy(stand, 2 * pair.at_once, 12.0 if len(signals) > 1 else 8.0)
     for number, signal in enumerate(signals):
         if number:
             until("the first signal is heard", lambda: b"shutdown (MainProcess)" in worker.logs())
