@@ -6,6 +6,7 @@ PYTEST = .venv/bin/pytest
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' Makefile)
 .PHONY: help demo up down send result status logs ps images engine env test test-unit test-matrix test-faults test-shutdown test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
+.PHONY: help demo up down send forward result status logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
 .SILENT:
 
 help:         ## what there is to type
@@ -24,6 +25,10 @@ send: env     ## send a task: TASK=mail.send_email ARGS='["a@b.c", "hi"]' [KWARG
 	$(KIT) send
 
 result: env   ## a task's state and result: ID= [WAIT=10] [WATCH=1] [FORGET=1]
+forward: env  ## send what waits in the spool, once the broker is back (SPOOL=)
+	$(KIT) forward
+
+result: env   ## a task's state and result: ID= [WAIT=10] [FORGET=1]
 	$(KIT) result
 
 status: env   ## broker, queues, workers and beat of the running stack

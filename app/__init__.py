@@ -3,12 +3,12 @@
 `celery -A app …` finds :data:`app` here. Settings: `app/config.py`. Tasks: every module in `app/tasks/`.
 """
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from celery import Celery
 
-from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, vitals
+from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, spool, vitals
 from app.fixes import add_consumer, cold_shutdown, hub_stall, retry_queue, short_delays, time_limit
 
 
@@ -34,10 +34,20 @@ class Kit(Celery):
         *more: Any,
         **options: Any,
     ) -> Any:
+        if more or not self.spooled:
+            return self._send(name, args, kwargs, countdown, eta, *more, **options)
+        return self.spooled.send_task(name, args, kwargs, countdown, eta, options)
+
+    def _send(self, name: str, args: Any, kwargs: Any, countdown: Any, eta: Any, *more: Any, **options: Any) -> Any:
         if self.conf.task_default_queue_type == "quorum":  # the broker itself delays tasks
             countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
             options = retry_queue.named(options)
         return super().send_task(name, args, kwargs, countdown, eta, *more, **options)
+
+    @cached_property
+    def spooled(self) -> spool.Spooled | None:
+        """Where tasks go while the broker is away; None without SPOOL."""
+        return spool.Spooled(self, self._send) if self.conf.get("spool") else None
 
     def _get_backend(self) -> Any:
         backend = super()._get_backend()  # type: ignore[misc]

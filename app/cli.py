@@ -113,6 +113,12 @@ def send(task: str | None, args: str, kwargs: str, countdown: float | None, wait
 
 
 @cli.command()
+def forward() -> None:
+    """Send what waits in the spool of the running stack (SPOOL)."""
+    sys.exit(running_stack().python("app.producer", "forward"))
+
+
+@cli.command()
 @click.option("--id", "task_id", envvar="ID")
 @click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
 @click.option("--forget", is_flag=True, envvar="FORGET", help="delete the result")

@@ -26,6 +26,7 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None  # Celery gives up after 100
 broker_pool_acquire_timeout = 10.0  # seconds; Celery waits for ever
 publish_timeout = _profile.publish_timeout  # the kit's own, app/publishing.py
+spool, spool_most = _profile.spool, _profile.spool_most  # app/spool.py
 
 # One number bounds a task; the stack's stop grace period and the broker's redelivery follow from it.
 task_time_limit = _profile.task_time_limit

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from celery.exceptions import OperationalError
 from celery.result import AsyncResult
@@ -38,13 +38,19 @@ def send_many(task: str, arguments: Iterable[Iterable[Any]], **options: Any) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m app.producer", description="Send a task; prints its id.")
-    parser.add_argument("task")
+    parser.add_argument("task", help="its name; or `forward`, to send what waits in the spool (docs/spool.md)")
     parser.add_argument("args", nargs="?", default="[]", help="a JSON array; or -, to read one JSON array a line")
     parser.add_argument("kwargs", nargs="?", default="{}", help="a JSON object")
     parser.add_argument("--countdown", type=float, help="seconds from now")
     parser.add_argument("--wait", type=float, metavar="SECONDS", help="wait this long for the result, and print it")
     given = parser.parse_args()
+    if given.task == "forward":
+        forward()
+    else:
+        _send(given)
 
+
+def _send(given: argparse.Namespace) -> None:
     choose("TASK", given.task, sorted(name for name in tasks() if not name.startswith("celery.")))
     kwargs = _json("KWARGS", given.kwargs, dict)
     lines = sys.stdin if given.args == "-" else [given.args]
@@ -61,7 +67,25 @@ def main() -> None:
 
                 show(result, given.wait)
     except (OperationalError, ConnectionError) as error:
-        refuse(f"the broker at {app.connection().as_uri()} cannot be reached ({error}); 'make ps' shows what runs")
+        _away(error)
+    if app.spooled and app.spooled.spool.names():
+        print(f"celery-kit: the broker is away; tasks wait in {app.conf.spool}: 'make forward' sends them", file=sys.stderr)
+
+
+def forward() -> None:
+    """Send what waits in the spool; prints the ids."""
+    tasks()
+    if not app.spooled:
+        refuse("SPOOL is not set: there is no directory to forward tasks from")
+    try:
+        for task_id in app.spooled.forward():
+            print(task_id, flush=True)
+    except (OperationalError, ConnectionError) as error:
+        _away(error)
+
+
+def _away(error: Exception) -> NoReturn:
+    refuse(f"the broker at {app.connection().as_uri()} cannot be reached ({error}); 'make ps' shows what runs")
 
 
 def _json(what: str, text: str, kind: type) -> Any:

@@ -51,6 +51,8 @@ class Profile:
     data_dir: Path
     once_url: str | None
     publish_timeout: int
+    spool: Path | None
+    spool_most: int
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Profile":
@@ -88,6 +90,8 @@ class Profile:
             log_format=choose("LOG_FORMAT", value("LOG_FORMAT", "text"), LOG_FORMATS),
             data_dir=Path(value("DATA_DIR", ".kit/data")).resolve(),
             publish_timeout=whole_number("PUBLISH_TIMEOUT", value("PUBLISH_TIMEOUT", "10"), 1, 3_600, "seconds"),
+            spool=Path(value("SPOOL", "")).resolve() if environ.get("SPOOL") else None,
+            spool_most=whole_number("SPOOL_MOST", value("SPOOL_MOST", "10000"), 1, 10_000_000, "tasks"),
             once_url=_once_url(value("ONCE_URL", ""), result_backend or backend.url(environ, broker)),
         )
 

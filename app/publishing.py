@@ -62,6 +62,12 @@ class Producer(KombuProducer):
             connection.collect()
             self.revive(connection)
 
+    def maybe_declare(self: Any, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
+        known = self.channel.connection.client.declared_entities  # kombu looks there too, but binds a copy of the queue first
+        if entity and entity.can_cache_declaration and hash(entity) in known:
+            return False
+        return KombuProducer.maybe_declare(self, entity, retry, **retry_policy)
+
     def _get_channel(self: Any) -> Any:
         fresh = callable(self._channel)  # a promise
         channel = KombuProducer._get_channel(self)

@@ -1,0 +1,164 @@
+"""The producer's side of a broker that is away: brokers of these tests' own, to be stopped, frozen and alarmed."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from celery import Celery
+from kombu.utils.uuid import uuid
+
+from app.stack import ROOT
+from tests.integration.bench import Stack
+from tests.matrix import SERVERS
+from tests.wait import until
+
+#: How long a broker may take to be back, and a producer to give up: deadlines, never expectations. In seconds.
+BACK, GIVE_UP = 90, 45
+
+
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+class Broker:
+    """A broker that a test may do anything to; it listens on the same port again when it is back."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.stack, self.port = name, Stack(name), free_port()
+        self.stack.project = f"celery-kit-producer-{os.getpid()}-{name}"
+        ports = dict.fromkeys(("RABBITMQ_PORT", "REDIS_PORT"), self.port)
+        self.stack.environ |= {**ports, "COMPOSE_PROJECT_NAME": self.stack.project, "RABBITMQ_MANAGEMENT_PORT": "0"}
+        self.stack.services = ["broker"]
+        self.url = SERVERS[name].url.format(host="127.0.0.1", port=self.port, namespace={"rabbitmq": "kit"}.get(name, "0"))
+
+    def start(self) -> None:
+        self.stack.run("up", "--detach", "--wait", "--wait-timeout", str(BACK), "broker")
+
+    @property
+    def container(self) -> Any:
+        return docker.from_env().containers.get(f"{self.stack.project}-broker-1")
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        self.container.stop(timeout=20)
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Its connections stay, and nothing answers."""
+        self.container.pause()
+        try:
+            yield
+        finally:
+            self.container.unpause()
+
+    @contextmanager
+    def alarmed(self) -> Iterator[None]:
+        """A memory alarm: it takes no message from anybody."""
+
+        def watermark(*value: str) -> None:
+            command = ["rabbitmqctl", "set_vm_memory_high_watermark", *value]
+            assert self.container.exec_run(command, user="rabbitmq").exit_code == 0
+
+        watermark("absolute", "1")
+        try:
+            yield
+        finally:
+            watermark("0.6")
+
+
+@dataclass
+class Producer:
+    """A producer of this broker, in this process or as a command."""
+
+    broker: Broker
+    environ: dict[str, str]
+
+    def app(self, **environ: str) -> Celery:
+        """An app like that of another process."""
+        import runpy
+        from types import SimpleNamespace
+        from unittest.mock import patch
+
+        from app import Kit
+
+        with patch.dict(os.environ, {**self.environ, **environ}):
+            settings = runpy.run_module("app.config")
+        app = Kit(uuid(), set_as_current=False)
+        app.config_from_object(SimpleNamespace(**settings))
+        return app
+
+    def python(self, *argv: str, **environ: str) -> "subprocess.Popen[str]":
+        environment = {**os.environ, **self.environ, **environ}
+        pipe = subprocess.PIPE
+        return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *argv: str, **environ: str) -> tuple[int, list[str], list[str]]:
+        """Exit code, lines of output and of errors of `python -m app.producer …`, which has to end by itself."""
+        with self.python("-m", "app.producer", *argv, **environ) as process:
+            try:
+                out, err = process.communicate(timeout=GIVE_UP)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return process.returncode, out.splitlines(), err.splitlines()
+
+    def received(self, queue: str) -> list[str]:
+        """The ids of the tasks in a queue, in their order; they are taken out."""
+        app, ids = self.app(), []
+        with app.connection_for_read() as connection:
+            where = app.amqp.queues[queue](connection.default_channel)
+            where.declare()
+            while message := where.get(no_ack=True):
+                ids.append(message.headers["id"])
+        app.close()
+        return ids
+
+
+@pytest.fixture(scope="session")
+def results() -> str:
+    """Where results would go: nobody is there, and a producer does not need it."""
+    return f"redis://127.0.0.1:{free_port()}/0"
+
+
+@pytest.fixture(scope="session", params=list(SERVERS))
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    broker = Broker(request.param)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stack.run("down", "--volumes", "--timeout", "1")
+
+
+@pytest.fixture
+def producer(broker: Broker, results: str) -> Producer:
+    environ = {"CELERY_BROKER_URL": broker.url, "CELERY_RESULT_BACKEND": results, "PUBLISH_TIMEOUT": "3"}
+    return Producer(broker, environ)
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"queue-{uuid()}"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+def waits(what: str, condition: Callable[[], Any]) -> Any:
+    return until(what, condition, BACK)
