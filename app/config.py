@@ -17,9 +17,9 @@ broker_url = _profile.broker_url
 result_backend = _profile.result_backend
 imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__file__).parent / "tasks")])]
 
-# Nothing accepted is lost: a message is acknowledged after its task, and goes back if the worker dies.
-task_acks_late = True
-task_reject_on_worker_lost = True
+# Nothing accepted is lost: a message is acknowledged after its task, and goes back if the worker dies. DELIVERY=at-most-once
+# trades that for tasks that never run twice.
+task_acks_late = task_reject_on_worker_lost = _profile.delivery == "at-least-once"
 worker_prefetch_multiplier = 1
 worker_concurrency = _profile.concurrency
 broker_connection_retry_on_startup = True
@@ -56,6 +56,11 @@ globals().update(_profile.broker.settings(_profile) | _profile.backend.settings(
 
 if _profile.engine == "fast":
     globals().update(engine.settings(_profile))
+if not task_acks_late:
+    logging.getLogger(__name__).warning(
+        "celery-kit: DELIVERY=at-most-once: a task that has begun never runs again; if its worker dies, it is lost"
+    )
+
 if _profile.signing:
     globals().update(_profile.signing.settings())
 elif "pickle" in {task_serializer, *accept_content}:

@@ -1,5 +1,7 @@
 """The table of pools: what each brings, how many tasks it runs at once, what it can do."""
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,6 +12,8 @@ from celery.signals import celeryd_init
 
 from app.limits import DOCS, Limit, Limits
 from app.refusal import refuse
+
+logger = logging.getLogger(__name__)
 
 #: The largest concurrency that a worker may be given, in tasks at once.
 MOST_CONCURRENCY = 10_000
@@ -46,6 +50,11 @@ class Pool:
             if kinds
             else "none"
         )
+
+    @property
+    def has_children(self) -> bool:
+        """Tasks run in processes of their own, which can be ended and replaced."""
+        return "reject_on_worker_lost" not in self.limits
 
     @property
     def answers_while_busy(self) -> bool:
@@ -120,7 +129,7 @@ THREADS: Limits = {
     "pool_grow": CANNOT_RESIZE,
     "pool_shrink": CANNOT_RESIZE,
     "terminate": Limit("cannot", "the worker answers with an error, and the task goes on to its end", SEEN),
-    "autoscale": Limit("cannot", "the worker ends as soon as it should grow: this pool has no grow()", SEEN),
+    "autoscale": Limit("cannot", "refused at start: Celery's own worker ends as soon as it should grow", SEEN),
     "context_starts_fresh": Limit("differently", "a later task of the same thread sees what an earlier one set", SEEN),
 }
 SOLO: Limits = {
@@ -160,6 +169,78 @@ POOLS: dict[str, Pool] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Wish:
+    """Something that `celery worker` accepts on every pool and not every pool can do.
+
+    `asked(conf, options)`: it was asked for. `served(pool)`: the pool can do it. `instead`: what happens, and what to do.
+    `fatal`: the worker, or its tasks, would break; without it they would only not get what was asked for.
+    """
+
+    name: str
+    asked: Callable[[Any, dict[str, Any]], object]
+    served: Callable[[Pool], bool]
+    instead: str
+    fatal: bool = False
+
+
+def _cannot(feature: str, kind: str = "cannot") -> Callable[[Pool], bool]:
+    """The check that no row of the pool's limits says so of a feature."""
+    return lambda pool: not (limit := pool.limits.get(feature)) or limit.kind != kind
+
+
+WISHES = (
+    Wish(
+        "--autoscale", lambda _, options: options.get("autoscale"), _cannot("autoscale"),
+        "the worker would end as soon as it should grow; give it --concurrency, and add workers", True,
+    ),
+    Wish(
+        "--autoscale", lambda _, options: options.get("autoscale"), _cannot("autoscale", "differently"),
+        "the worker stays as it is; add workers",
+    ),
+    Wish(
+        "--beat", lambda _, options: options.get("beat"), lambda pool: not pool.sockets_patched,
+        "the timetable would not run; start it as a process of its own: celery -A app beat", True,
+    ),
+    Wish(
+        "worker_soft_shutdown_timeout", lambda conf, _: conf.worker_soft_shutdown_timeout, lambda pool: pool.has_children,
+        "a stop would fail the running task, or hang; leave it out: SIGTERM waits for running tasks", True,
+    ),
+    Wish(
+        "REMAP_SIGTERM", lambda *_: os.environ.get("REMAP_SIGTERM"), lambda pool: pool.has_children,
+        "a stop would lose or fail the running task; leave it out: SIGTERM waits for running tasks", True,
+    ),
+    Wish(
+        "a soft time limit", lambda conf, options: options.get("soft_time_limit") or conf.task_soft_time_limit,
+        _cannot("soft_time_limit"), "tasks run on; bound them in their own code, or choose prefork",
+    ),
+    Wish(
+        "a time limit", lambda conf, options: options.get("time_limit") or os.environ.get("TASK_TIME_LIMIT"),
+        _cannot("hard_time_limit"),
+        "tasks run on, and the limit bounds stop and redelivery alone; bound them in their own code, or choose prefork",
+    ),
+    Wish(
+        "worker_max_tasks_per_child",
+        lambda conf, options: options.get("max_tasks_per_child") or conf.worker_max_tasks_per_child,
+        lambda pool: pool.has_children, "there are no child processes to replace; choose prefork",
+    ),
+    Wish(
+        "worker_max_memory_per_child",
+        lambda conf, options: options.get("max_memory_per_child") or conf.worker_max_memory_per_child,
+        lambda pool: pool.has_children, "there are no child processes to replace; choose prefork",
+    ),
+)  # fmt: skip
+
+
+def check(pool: Pool, conf: Any, options: dict[str, Any]) -> list[str]:
+    """Refuse what breaks the worker on this pool; gives a line for each wish that comes to nothing on it."""
+    unserved = [wish for wish in WISHES if wish.asked(conf, options) and not wish.served(pool)]
+    for wish in unserved:
+        if wish.fatal:
+            refuse(f"{wish.name} cannot be had on pool {pool.name}: {wish.instead}")
+    return [f"celery-kit: {wish.name} does nothing on pool {pool.name}: {wish.instead}" for wish in unserved]
+
+
 def connect() -> None:
     """Have the pool that `celery worker --pool` names take its row's settings, whatever POOL says."""
     celeryd_init.connect(_apply, weak=False)
@@ -174,6 +255,8 @@ def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
         return
     if pool.sockets_patched and not pool.sockets_patched():
         refuse(f"pool {pool.name} was chosen too late to patch the sockets; name it on the command line: --pool {pool.name}")
+    for line in check(pool, conf, options):
+        logger.warning(line)
     if not options.get("concurrency") and not conf.worker_concurrency and pool.concurrency:
         conf.worker_concurrency = pool.concurrency
     if not pool.answers_while_busy:

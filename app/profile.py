@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from app import times
 from app.backends import BACKENDS, Backend
 from app.brokers import BROKERS, Broker
 from app.limits import Limits
@@ -18,6 +19,7 @@ from app.refusal import choose, refuse, whole_number
 from app.security import Signing
 
 SERIALIZERS = ("json", "yaml", "msgpack", "pickle")
+DELIVERIES = ("at-least-once", "at-most-once")
 #: By the names that kombu.compression knows; gzip is its other name for zlib.
 COMPRESSIONS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
 #: fast: the kit's own transports and result writes; plain: Celery's and kombu's. Both understand each other's messages.
@@ -38,6 +40,8 @@ class Profile:
     timezone: str
     task_time_limit: int
     max_deliveries: int
+    visibility_timeout: int
+    delivery: str
     result_expires: int
     serializer: str
     accept_content: tuple[str, ...]
@@ -68,6 +72,10 @@ class Profile:
         serializer = choose("TASK_SERIALIZER", value("TASK_SERIALIZER", "json"), SERIALIZERS)
         accepted = value("ACCEPT_CONTENT", serializer).replace(" ", "").split(",")
         concurrency = value("WORKER_CONCURRENCY", "")
+        limit = task_time_limit(environ)
+        for derived in (times.STOP_GRACE_PERIOD, times.CONSUMER_TIMEOUT):
+            times.seconds(derived, limit, environ)
+        held = times.seconds(times.VISIBILITY_TIMEOUT, limit, environ)
         return cls(
             broker=broker,
             backend=backend,
@@ -76,8 +84,10 @@ class Profile:
             broker_url=broker_url or broker.url(environ),
             result_backend=result_backend or backend.url(environ, broker),
             timezone=_timezone(value("TIMEZONE", "UTC")),
-            task_time_limit=task_time_limit(environ),
+            task_time_limit=limit,
             max_deliveries=max_deliveries(environ),
+            visibility_timeout=held,
+            delivery=choose("DELIVERY", value("DELIVERY", DELIVERIES[0]), DELIVERIES),
             result_expires=whole_number("RESULT_EXPIRES", value("RESULT_EXPIRES", "86400"), 0, 31_536_000, "seconds"),
             serializer=serializer,
             accept_content=tuple(choose("ACCEPT_CONTENT", name, SERIALIZERS) for name in accepted),
@@ -109,7 +119,7 @@ def task_time_limit(environ: Mapping[str, str] = os.environ) -> int:
 
 def stop_grace(environ: Mapping[str, str] = os.environ) -> int:
     """How long a stopping worker may take, in seconds: longer than the longest task, so that it ends what it has begun."""
-    return task_time_limit(environ) + 30
+    return times.seconds(times.STOP_GRACE_PERIOD, task_time_limit(environ), environ)
 
 
 def max_deliveries(environ: Mapping[str, str] = os.environ) -> int:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.facts import Member
-from app.profile import Profile, stop_grace
+from app.profile import Profile
 from app.refusal import refuse
 from app.schedule import TIMETABLE
 
@@ -91,7 +91,7 @@ class Compose:
             os.environ |= {"MONITOR": "1", "COMPOSE_PROFILES": "monitor", "WORKER_SEND_TASK_EVENTS": "1"}
             monitor_password()
         prepare()
-        environ = {"STOP_GRACE_PERIOD": f"{stop_grace()}s", **os.environ, "POOL": pool, "BACKEND": backend}
+        environ = {**os.environ, "POOL": pool, "BACKEND": backend}
         shown = self._compose("config", "--format", "json", env=environ, capture_output=True)
         if shown.returncode:
             refuse(f"the stack's settings cannot be used: {shown.stderr.strip().splitlines()[-1]}")

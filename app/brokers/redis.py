@@ -22,7 +22,7 @@ def settings(profile: "Profile") -> dict[str, Any]:
     return {
         "broker_transport_options": {
             # An unacknowledged message runs again after this long: longer than any task, and any ETA's wait (celery #5935).
-            "visibility_timeout": max(3_600, 4 * profile.task_time_limit),
+            "visibility_timeout": profile.visibility_timeout,
             # kombu passes None where nothing is named, and a frozen server then hangs the publisher for ever (celery #6911).
             "socket_timeout": 5,
             "socket_connect_timeout": 3,

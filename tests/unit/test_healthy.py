@@ -1,0 +1,70 @@
+"""The probe, on what a worker leaves for it: a process that runs, stops or is gone, and a time that has come or not."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app import health
+from app.stack import ROOT
+from tests.wait import until
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    one = subprocess.Popen(["sleep", "600"])
+    yield one
+    one.kill()
+    one.wait()
+
+
+def probe(file: Path, *words: str) -> bool:
+    """The exit code of the probe, which has no PATH: it starts no other program."""
+    environ = {"HEARTBEAT_FILE": str(file), "PATH": ""}
+    return subprocess.run(["/bin/sh", str(ROOT / "deploy/healthy.sh"), *words], env=environ, check=False).returncode == 0
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[0]
+
+
+def test_healthy_until_the_time_that_the_loop_wrote(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    file = tmp_path / "heartbeat"
+    for ahead, healthy in ((30, True), (-1, False)):
+        file.write_text(f"{process.pid} {health.now() + ahead}\n")
+        assert (probe(file), probe(file, "live")) == (healthy, healthy)
+
+
+def test_a_stopped_process_is_not_healthy_whatever_it_wrote(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    file = tmp_path / "heartbeat"
+    file.write_text(f"{process.pid} {health.now() + 3_600}\n")
+    assert probe(file) and probe(file, "live")
+    process.send_signal(signal.SIGSTOP)
+    until("it stopped", lambda: state(process.pid) == "T", 10)
+    assert not probe(file) and not probe(file, "live")
+
+
+def test_a_worker_without_its_broker_is_alive_and_not_ready(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    file = tmp_path / "heartbeat"
+    assert not probe(file) and not probe(file, "live")
+    (tmp_path / "heartbeat.alive").write_text(f"{process.pid}\n")
+    assert not probe(file) and probe(file, "live")
+    process.kill()
+    process.wait()
+    assert not probe(file, "live")
+
+
+def test_the_file_is_written_in_one_piece(tmp_path: Path) -> None:
+    """A reader never sees half of it: another process writes it without a pause."""
+    file = tmp_path / "heartbeat"
+    health.write(file, 1)
+    code = "import sys; from pathlib import Path; from app import health\nwhile True: health.write(Path(sys.argv[1]), 123456)"
+    with subprocess.Popen([sys.executable, "-c", code, str(file)], cwd=ROOT) as writer:
+        try:
+            until("it writes", lambda: file.read_text() == f"{writer.pid} 123456\n", 30)
+            assert {file.read_text() for _ in range(2_000)} == {f"{writer.pid} 123456\n"}
+        finally:
+            writer.kill()
