@@ -5,8 +5,6 @@ PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' Makefile)
-.PHONY: help demo up down send result status logs ps images engine env test test-unit test-matrix test-faults test-shutdown test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
-.PHONY: help demo up down send forward result status logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
 .SILENT:
 
 help:         ## what there is to type

@@ -56,6 +56,7 @@ globals().update(_profile.broker.settings(_profile) | _profile.backend.settings(
 
 if _profile.engine == "fast":
     globals().update(engine.settings(_profile))
+
 if not task_acks_late:
     logging.getLogger(__name__).warning(
         "celery-kit: DELIVERY=at-most-once: a task that has begun never runs again; if its worker dies, it is lost"

@@ -10,21 +10,17 @@ from typing import Any
 from kombu.transport import redis
 
 from app.brokers import redis_dead
-
-
-class Channel(redis_dead.Channel):
 from app.fixes.failed_ack import FreedPlace
 
-
-class QoS(FreedPlace, redis.QoS):
-    """Which messages are out."""
-
-
-class Channel(redis.Channel):
-    QoS = QoS
 kombus: Any = redis.Channel
 
 
+class QoS(FreedPlace, redis_dead.QoS):
+    """Which messages are out."""
+
+
+class Channel(redis_dead.Channel):
+    QoS = QoS
     _kept: Any = None
     priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu
 

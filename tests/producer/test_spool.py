@@ -1,6 +1,5 @@
 """SPOOL: what is accepted while the broker is away is sent when it is back, with its id, also if its producer was killed."""
 
-import os
 import signal
 from pathlib import Path
 
@@ -109,5 +108,5 @@ def test_a_spool_that_cannot_be_written_is_an_error_and_accepts_nothing(
     app = producer.app(SPOOL=str(tmp_path / "file"))
     with pytest.raises(FileExistsError):
         app.send_task("some.task")
-    assert os.listdir(tmp_path) == ["file"]
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
     app.close()
