@@ -5,6 +5,7 @@ PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' Makefile)
+.PHONY: help demo up down send result status top dev doctor logs ps images engine env test test-unit test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
 .SILENT:
 
 help:         ## what there is to type
@@ -37,6 +38,8 @@ top: env      ## the same, live; EVERY=2 seconds
 
 dead: env     ## what was set aside, with its reason; RETRY=ID|all sends it back, DROP=ID|all deletes it
 	$(KIT) dead
+dev: env      ## a worker here, on the running stack, that starts again when code in app/ changes
+	$(KIT) dev
 
 doctor: env   ## what is wrong with this machine and the running stack, and what mends it
 	$(KIT) doctor

@@ -218,6 +218,17 @@ def demo(pool: str, backend: str) -> None:
 
 
 @cli.command()
+def dev() -> None:
+    """A worker of the running stack, on this machine, that starts again when code in app/ changes. Ctrl-C ends it."""
+    pool = os.environ.get("POOL")
+    _join(running_stack())
+    os.environ |= {"POOL": pool} if pool else {}
+    from app.dev import main as develop
+
+    develop()
+
+
+@cli.command()
 @click.option("--pool", "pools", type=click.Choice(list(POOLS)), multiple=True, envvar="POOL", help="all, if none is named")
 def images(pools: tuple[str, ...]) -> None:
     """Build the worker images, one tag a pool."""

@@ -78,14 +78,14 @@ class Bench:
         app.config_from_object(SimpleNamespace(**settings))
         return app
 
-    def start(self, *command: str, **environ: str) -> Process:
+    def start(self, *command: str, cwd: Path = ROOT, **environ: str) -> Process:
         """A process of the kit, `python -m …`."""
         number = len(self.processes)
         log, beat = self.folder / f"{number}.log", self.folder / f"{number}.beat"
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command],
-                cwd=ROOT,
+                cwd=cwd,
                 env={**os.environ, **self.environ, "HEARTBEAT_FILE": str(beat), **environ},
                 stdout=output,
                 stderr=output,
@@ -98,7 +98,15 @@ class Bench:
         """A worker that consumes."""
         name = f"w{len(self.processes)}@%h"
         worker = self.start(
-            "app.worker", "-I", "tests.operator.probes", "-c", "2", "-n", name, *options, **{"POOL": pool, **environ}
+            "app.worker",
+            "-I",
+            "tests.operator.probes",
+            "-c",
+            "2",
+            "-n",
+            name,
+            *options,
+            **{"POOL": pool, **environ},  # type: ignore[arg-type]
         )
         until(f"the worker on {pool} consumes", lambda: self._alive(worker) and worker.beat.exists(), 60)
         return worker

@@ -1,0 +1,28 @@
+"""`make dev`: code that is changed runs, with no hand on the worker."""
+
+import shutil
+
+from celery import Celery
+
+from app.stack import ROOT
+from tests.operator.conftest import Bench
+from tests.wait import until
+
+
+def test_a_new_and_a_changed_task_run_without_a_restart_by_hand(bench: Bench, app: Celery) -> None:
+    folder = bench.folder / "code"
+    shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    dev = bench.start("app.dev", "-c", "2", cwd=folder, POOL="threads")
+    until("it consumes", dev.beat.exists, 60)
+    task = folder / "app/tasks/new.py"
+
+    def answer() -> object:
+        try:
+            return app.send_task("new.say").get(timeout=2)
+        except Exception as error:  # not known yet, or between two workers
+            return error
+
+    for word in ("first", "second"):
+        task.write_text(f"from celery import shared_task\n\n\n@shared_task\ndef say() -> str:\n    return {word!r}\n")
+        until(f"it says {word}", lambda word=word: answer() == word, 60)  # type: ignore[misc]
+    assert dev.process.poll() is None
