@@ -237,6 +237,8 @@ class Running:
                 CELERY_BROKER_URL=url,
                 ENGINE=ENGINE,
                 **given,
+                **{"BROKER": self.combination.broker.name, "BACKEND": self.combination.backend.name},
+                **{"CELERY_BROKER_URL": url, **given},
             )
             .with_volume_mapping(str(self.data), "/data", "rw")
             .with_kwargs(network=f"{self.stack.project}_default", labels={LABEL: SESSION}, healthcheck={"test": ["NONE"]})
