@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 
-from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, spool, vitals
+from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, spool, tracing, vitals
 from app.fixes import add_consumer, cold_shutdown, hub_stall, retry_queue, short_delays, time_limit
 
 
@@ -68,6 +68,7 @@ correlation.connect()
 vitals.connect()
 cold_shutdown.connect()
 shutdown.connect()
+tracing.connect()
 health.install(app)
 loop.install(app)
 set_aside.install(app)
