@@ -16,7 +16,7 @@ from amqp.exceptions import NotFound
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 
-from tests.engine.conftest import Urls
+from tests.engine.rabbitmq.conftest import Urls
 
 TRANSPORT = "app.brokers.rabbitmq_transport:Transport"
 

@@ -21,7 +21,7 @@ from redis import Redis
 from app import Kit
 from app.pools import POOLS
 from app.stack import ROOT
-from tests.engine.conftest import Urls
+from tests.engine.rabbitmq.conftest import Urls
 from tests.wait import until
 
 
@@ -149,7 +149,8 @@ def test_a_short_tasks_result_does_not_wait_for_a_long_ones_end(fast: Fast) -> N
 
 
 def test_every_kind_of_task(fast: Fast) -> None:
-    fast.worker()
+    """Failures, retries, early acknowledgement, states of one's own, no result, a chord; all are acknowledged in the end."""
+    worker = fast.worker()
     failed, early, states = fast.send("fail"), fast.send("early", 1), fast.send("states")
     again, silent = fast.send("again"), fast.send("silent", 7)
     assert repr(failed.get(timeout=60, propagate=False)) == "ValueError('no')"
@@ -160,4 +161,6 @@ def test_every_kind_of_task(fast: Fast) -> None:
     header = [fast.app.signature("engine.count", (n,), queue=fast.queue) for n in range(20)]
     body = fast.app.signature("engine.total", queue=fast.queue)
     assert chord(header, app=fast.app)(body).get(timeout=60) == sum(range(20))
-    until("everything is acknowledged", lambda: fast.left() == 0)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert fast.left() == 0

@@ -1,0 +1,43 @@
+"""ENGINE=fast takes the rooms' classes; ENGINE=plain leaves Celery's and kombu's where they are."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from app.stack import ROOT
+
+#: In a process of its own: which classes serve a scheme is known to a whole process.
+LOOK = """
+from app import app
+for found in (app.connection().get_transport_cls(), type(app.backend)):
+    print(found.__module__ + "." + found.__name__)
+print(app.conf.worker_prefetch_multiplier)
+"""
+
+
+def look(engine: str, scheme: str, pool: str = "solo") -> list[str]:
+    given = {"ENGINE": engine, "POOL": pool, "BROKER": "", "BACKEND": "", "CELERY_BROKER_URL": f"{scheme}://127.0.0.1:1//"}
+    environ = {**os.environ, **given, "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0"}
+    return subprocess.run(
+        [sys.executable, "-c", LOOK], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+FAST = "app.brokers.rabbitmq_transport"
+PLAIN = "kombu.transport.pyamqp"
+
+
+@pytest.mark.parametrize(
+    ("engine", "scheme", "found"),
+    [
+        ("fast", "amqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "16"]),
+        ("fast", "pyamqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "16"]),
+        ("fast", "amqps", [f"{FAST}.SecureTransport", "app.backends.redis_backend.Backend", "16"]),
+        ("plain", "amqp", [f"{PLAIN}.Transport", "celery.backends.redis.RedisBackend", "1"]),
+        ("plain", "amqps", [f"{PLAIN}.SSLTransport", "celery.backends.redis.RedisBackend", "1"]),
+    ],
+)
+def test_the_engine_chooses_the_classes(engine: str, scheme: str, found: list[str]) -> None:
+    assert look(engine, scheme) == found
