@@ -159,10 +159,15 @@ def memory(scene: Scene) -> Found:
         limit, name = one["HostConfig"]["Memory"], one["Name"].lstrip("/")
         if one["State"].get("OOMKilled"):
             yield f"{name} ran out of memory and was killed", "give it a larger memory limit, or WORKER_CONCURRENCY less"
-        elif limit and one["State"]["Running"]:
-            used = _run("docker", "exec", one["Id"], "cat", "/sys/fs/cgroup/memory.current").stdout.strip()
-            if used.isdigit() and int(used) > MEMORY_SHARE * limit:
-                yield f"{name} uses {int(used) / 1e6:.0f} MB of its {limit / 1e6:.0f} MB of memory", "give it a larger limit"
+        elif limit and one["State"]["Running"] and (used := memory_used(one["Id"])) > MEMORY_SHARE * limit:
+            yield f"{name} uses {used / 1e6:.0f} MB of its {limit / 1e6:.0f} MB of memory", "give it a larger limit"
+
+
+def memory_used(container: str) -> int:
+    """In bytes, without what the kernel could take back; by either version of control groups. 0: not told."""
+    told = "cat /sys/fs/cgroup/memory.stat /sys/fs/cgroup/memory/memory.stat 2>/dev/null"
+    lines = (line.split() for line in _run("docker", "exec", container, "sh", "-c", told).stdout.splitlines())
+    return next((int(value) for name, value in lines if name in ("anon", "total_rss")), 0)
 
 
 def images(scene: Scene) -> Found:

@@ -1,4 +1,4 @@
-"""Traces, as an extra: with OTEL_TRACES_EXPORTER=otlp (or console) each task sent and each task run makes a span, all one trace.
+"""Traces, as an extra: with OTEL_TRACES_EXPORTER=otlp (or console) each task sent and each task run makes a span of one trace.
 
 All else is OpenTelemetry's own: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER … The packages are the
 extra `tracing`. Source: opentelemetry-python-contrib, "OpenTelemetry Celery Instrumentation".
