@@ -98,6 +98,28 @@ def named_on_the_dashboard() -> set[str]:
     return {name for query in queries for name in re.findall(r"\b(?:celery_kit|flower)_\w+", query)}
 
 
+def test_each_rule_fires_when_it_must_and_not_else(checkout: Checkout) -> None:
+    """promtool, from the image that runs them."""
+    assert checkout.run("deploy/images/choose.sh", MONITOR="1").returncode == 0
+    chosen = (checkout.folder / ".env").read_text().splitlines()
+    image = next(line.partition("=")[2] for line in chosen if line.startswith("PROMETHEUS_IMAGE="))
+    folder = f"{checkout.folder}/deploy/observability:/rules:ro"
+    done = checkout.run(
+        "docker",
+        "run",
+        "--rm",
+        "--volume",
+        folder,
+        "--entrypoint",
+        "promtool",
+        image,
+        "test",
+        "rules",
+        "/rules/alerts.test.yml",
+    )
+    assert done.returncode == 0 and "SUCCESS" in done.stdout
+
+
 def test_it_is_not_open_and_not_for_a_stack_without_containers(checkout: Checkout) -> None:
     assert "MONITOR=1 needs a stack of containers" in checkout.refusal(checkout.make("up", "MONITOR=1"))
     for file, said in (("", "names no file"), ("/nonexistent", "cannot be read"), ("/dev/null", "is empty")):
