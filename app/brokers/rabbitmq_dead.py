@@ -80,7 +80,11 @@ class RabbitmqDeadLetters:
     def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
         with app.connection_for_write() as connection, closing(connection.channel()) as channel:
             QUEUES[0](channel).declare()
-            while found := channel.basic_get(DEAD):  # what is not acknowledged goes back when the channel closes
+            # As many as there are now: one that is sent back may be set aside again meanwhile.
+            for _ in range(channel.queue_declare(DEAD, passive=True).message_count):
+                found = channel.basic_get(DEAD)  # what is not acknowledged goes back when the channel closes
+                if not found:
+                    break
                 message = channel.message_to_python(found)  # not Queue.get: that raises what is wrong with a message
                 letter = _letter(message)
                 action = decide(letter)
@@ -99,7 +103,7 @@ class RabbitmqDeadLetters:
         }
         with app.producer_or_acquire() as producer:
             producer.publish(
-                message.body,
+                _bytes(message.body, message.content_encoding),
                 exchange="",
                 routing_key=queue,
                 headers=headers,
@@ -109,6 +113,16 @@ class RabbitmqDeadLetters:
                 **{**given, "content_type": message.content_type or "application/data"},
                 content_encoding=message.content_encoding,
             )
+
+
+def _bytes(body: Any, encoding: str | None) -> bytes:
+    """A body as it came: py-amqp has decoded it where it could, by an encoding that Python may know under no such name."""
+    if not isinstance(body, str):
+        return bytes(body)
+    try:
+        return body.encode(encoding or "utf-8")
+    except LookupError:
+        return body.encode()
 
 
 def _letter(message: Any) -> DeadLetter:
