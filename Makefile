@@ -23,11 +23,10 @@ down: env     ## stop the stack; VOLUMES=1 deletes its data too
 send: env     ## send a task: TASK=mail.send_email ARGS='["a@b.c", "hi"]' [KWARGS='{}'] [WAIT=10]
 	$(KIT) send
 
-result: env   ## a task's state and result: ID= [WAIT=10] [WATCH=1] [FORGET=1]
 forward: env  ## send what waits in the spool, once the broker is back (SPOOL=)
 	$(KIT) forward
 
-result: env   ## a task's state and result: ID= [WAIT=10] [FORGET=1]
+result: env   ## a task's state and result: ID= [WAIT=10] [WATCH=1] [FORGET=1]
 	$(KIT) result
 
 status: env   ## broker, queues, workers and beat of the running stack
@@ -38,6 +37,7 @@ top: env      ## the same, live; EVERY=2 seconds
 
 dead: env     ## what was set aside, with its reason; RETRY=ID|all sends it back, DROP=ID|all deletes it
 	$(KIT) dead
+
 dev: env      ## a worker here, on the running stack, that starts again when code in app/ changes
 	$(KIT) dev
 
