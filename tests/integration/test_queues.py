@@ -191,7 +191,8 @@ def test_quorum_queues(cell: Cell) -> None:
     for queue in (cell.app.conf.task_default_queue, "single"):
         with cell.app.connection_for_read() as connection:
             channel: Any = connection.default_channel
-            declare = {"queue": queue, "durable": True, "auto_delete": False, "arguments": {"x-queue-type": "classic"}}
+            arguments = {**(cell.app.amqp.queues[queue].queue_arguments or {}), "x-queue-type": "classic"}
+            declare = {"queue": queue, "durable": True, "auto_delete": False, "arguments": arguments}
             if cell.limit:
                 channel.queue_declare(**declare)
             else:
