@@ -83,7 +83,7 @@ class Compose:
         return [json.loads(line) for line in shown.stdout.splitlines() if line.startswith("{")] if not shown.returncode else []
 
     def running(self) -> bool:
-        return bool(self._containers())
+        return bool(_ids())
 
     def up(self, pool: str, backend: str, scale: int, monitor: bool = False) -> list[str]:
         """Build what is missing, start, wait until every service is healthy. Gives lines that say where things are."""
@@ -134,9 +134,7 @@ class Compose:
 
     def inspected(self) -> list[dict[str, Any]]:
         """The engine's description of each of the stack's containers, those that ended included."""
-        label = f"label=com.docker.compose.project={PROJECT}"
-        oneoff = "label=com.docker.compose.oneoff=False"
-        ids = run("docker", "ps", "--all", "--quiet", "--filter", label, "--filter", oneoff, capture_output=True).stdout.split()
+        ids = _ids("--all")
         return list(json.loads(run("docker", "inspect", *ids, capture_output=True).stdout)) if ids else []
 
     def environment(self, inspected: list[dict[str, Any]]) -> dict[str, str]:
@@ -175,6 +173,13 @@ def published_ports() -> dict[str, int]:
                 variable = service.get("labels", {}).get(f"celery-kit.port.{port['target']}")
                 found[str(variable)] = int(port["published"])
     return found
+
+
+def _ids(*options: str) -> list[str]:
+    """The stack's containers; those that run, unless `--all` is given. Asks the engine itself: Compose takes longer."""
+    labels = (f"label=com.docker.compose.project={PROJECT}", "label=com.docker.compose.oneoff=False")
+    filters = [word for label in labels for word in ("--filter", label)]
+    return run("docker", "ps", "--quiet", *options, *filters, capture_output=True).stdout.split()
 
 
 def _service(one: dict[str, Any]) -> str:
