@@ -77,7 +77,7 @@ def _soften(worker: Any) -> None:
     elif _is(worker, "solo"):
         # The one thread is inside of the task: its end is seen by the loop, the end of the wait by an alarm.
         state.should_terminate = platforms.EX_OK
-        _at_alarm(timeout, lambda: _hand_back(worker))
+        _at_alarm(timeout, lambda: _hand_back(worker) if state.active_requests else None)
     else:
         consumer = worker.consumer
         consumer.call_soon(ignore_errors, consumer, consumer.task_consumer.cancel)
@@ -93,6 +93,9 @@ def _soften(worker: Any) -> None:
 def _hand_back(worker: Any) -> None:
     """End without waiting for a task: what is not acknowledged goes back to the broker."""
     state: Any = import_module("celery.worker.state")
+    if worker.__dict__.get("_handed_back"):
+        return  # on a signal or by the timer before this one: closing must not be cut short
+    worker._handed_back = True
     if _runs(worker):  # its loop looks at this
         state.should_terminate = platforms.EX_OK
         if _is(worker, "solo"):

@@ -254,12 +254,22 @@ class Stand:
             raise AssertionError(f"{error}\n{container.logs(tail=30).decode(errors='replace')}") from None
 
     def stop(self, name: str) -> None:
-        """Stop a worker with the grace; its exit code is noted."""
+        """Stop a worker with the grace, as the engine does; its exit code is noted, and where it hung."""
         container = self.workers[name]
-        container.stop(timeout=GRACE)
+        container.kill(signal="SIGTERM")
+        with suppress(AssertionError):
+            until("it has ended", lambda: not self._runs(container), GRACE - 2)
+        if self._runs(container):
+            with suppress(docker.errors.APIError):
+                container.kill(signal="SIGUSR1")  # Celery then prints what each thread does
+        container.stop(timeout=2)
         self.exits.append(code := int(container.wait()["StatusCode"]))
         if code:
-            self.last_words += f"{name} exit {code}: {container.logs(tail=8).decode(errors='replace')[-1500:]}\n"
+            self.last_words += f"{name} exit {code}: {container.logs(tail=120).decode(errors='replace')[-6000:]}\n"
+
+    def _runs(self, container: Any) -> bool:
+        container.reload()
+        return bool(container.status == "running")
 
     def words(self) -> str:
         """What the workers said last, without their tasks' lines."""

@@ -92,6 +92,8 @@ def _run(stand: Stand, fault: Fault, outcome: Outcome) -> None:
     missing = ledger.missing()
     outcome.accepted, outcome.refused, outcome.lost = len(ledger.accepted), ledger.refused, len(missing)
     outcome.repeated, outcome.cut_off = len(ledger.repeated()), len(ledger.begun_again())
+    with suppress(AssertionError):  # a result is stored after its task's last line
+        until("every result is there", lambda: not stand.without_result(ledger.accepted - missing), 20)
     outcome.no_result = len(stand.without_result(ledger.accepted - missing))
     outcome.alive, outcome.restarts = len(stand.running()), stand.restarts() - restarts
     outcome.exits, stand.exits = stand.exits, []
