@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from app.pools import POOLS
 from tests.deploy.conftest import Checkout
@@ -65,6 +66,18 @@ def test_the_demo_joins_a_stack_that_runs(checkout: Checkout, stack: Path) -> No
 )
 def test_what_cannot_be_sent_is_refused_in_one_line(checkout: Checkout, stack: Path, words: list[str], said: str) -> None:
     assert said in checkout.refusal(checkout.make("send", *words))
+
+
+def test_what_cannot_be_run_is_listed_sent_back_and_dropped(checkout: Checkout, stack: Path) -> None:
+    with Redis.from_url(f"{json.loads((stack / 'stack.json').read_text())['address']}/0") as broker:
+        broker.lpush("celery", b"no message")
+    until("it is set aside", lambda: "queue celery" in checkout.make("dead").stdout, 30)
+    assert checkout.make("dead").stdout.endswith("1 set aside\n")
+    assert "no dead letter has the id 0; 'make dead' lists them" in checkout.refusal(checkout.make("dead", "RETRY=0"))
+    assert checkout.make("dead", "RETRY=all").stdout.endswith("1 sent back\n")
+    until("it is set aside again", lambda: "queue celery" in checkout.make("dead").stdout, 30)
+    assert checkout.make("dead", "DROP=all").stdout.endswith("1 dropped\n")
+    assert checkout.make("dead").stdout == "0 set aside\n"
 
 
 def test_what_was_accepted_survives_a_stop(checkout: Checkout, stack: Path) -> None:
