@@ -26,6 +26,8 @@ class Snapshot:
     results: Server | str | None
     workers: dict[str, dict[str, Any]]
     members: list[Member]
+    broker_url: str = ""  # without their passwords
+    results_url: str = ""
 
 
 def ask_broker() -> Server | str:
@@ -67,15 +69,15 @@ def snapshot(members: Iterable[Member] = ()) -> Snapshot:
         broker, results = asking.submit(ask_broker), asking.submit(ask_results)
         found = broker.result()
         workers = ask_workers(expected) if isinstance(found, Server) and (expected or not members) else {}
-        return Snapshot(found, results.result(), workers, members)
+        return Snapshot(found, results.result(), workers, members, app.connection().as_uri(), app.backend.as_uri())
 
 
 def lines(found: Snapshot) -> list[str]:
     """The table, ready to print."""
-    shown = [f"broker    {_server(found.broker, app.connection().as_uri())}"]
+    shown = [f"broker    {_server(found.broker, found.broker_url)}"]
     shown += [f"          {note}" for note in (found.broker.notes if isinstance(found.broker, Server) else [])]
     if found.results:
-        shown.append(f"results   {_server(found.results, app.backend.as_uri())}")
+        shown.append(f"results   {_server(found.results, found.results_url)}")
     else:
         shown.append("results   as messages, to whoever sent the task; no server")
     if isinstance(found.broker, Server):

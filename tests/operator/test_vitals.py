@@ -1,0 +1,85 @@
+"""What a worker answers of itself, on every pool; what the table makes of it, and of one that does not answer."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from app.facts import Member, Queue, Server
+from app.pools import POOLS
+from app.stack import ROOT
+from app.status import Snapshot, lines, state_of
+from tests.operator.conftest import Bench
+from tests.wait import until
+
+
+def vitals(app: Celery) -> dict[str, Any]:
+    inspect: Any = app.control.inspect(timeout=10, limit=1)
+    return dict(next(iter(inspect._request("vitals").values())))
+
+
+def table(bench: Bench) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "app.status"],
+        cwd=ROOT,
+        env={**os.environ, **bench.environ},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_tells_its_pool_its_queues_and_its_tasks(bench: Bench, app: Celery, pool: str) -> None:
+    bench.worker(pool)
+    app.send_task("tests.operator.probes.say").get(timeout=30)
+    told = vitals(app)
+    assert (told["pool"], told["consuming"], told["processed"]) == (POOLS[pool].module, ["celery"], 1)
+    assert told["concurrency"] == (1 if pool == "solo" else 2)
+    assert told["memory"] > 10_000_000 and told["longest_task"] == 300
+    if POOLS[pool].answers_while_busy:
+        for _ in range(4):
+            app.send_task("tests.operator.probes.wait", [5])
+        until("two run", lambda: vitals(app)["active"] == 2, 20)
+        assert pool in table(bench)
+
+
+def test_a_queue_shows_what_waits_what_is_held_and_for_how_long(bench: Bench, app: Celery) -> None:
+    for priority in (0, 5, 9):
+        app.send_task("tests.operator.probes.wait", [30], priority=priority)
+    row = next(line for line in table(bench).splitlines() if line.startswith("celery ")).split()
+    assert row[1:4] == ["3", "0", "-"] and int(row[4]) >= 0 and row[5] == "s"
+    bench.worker("threads")
+    until("two are held", lambda: "celery  0        3" in table(bench) or "celery  1        2" in table(bench), 20)
+
+
+def test_a_worker_that_should_be_there_is_shown_by_its_state() -> None:
+    answer = {"consuming": ["celery"]}
+    members = [
+        Member("worker", "running, healthy", True, "celery@good"),
+        Member("worker", "running, healthy", True, "celery@deaf"),
+        Member("worker", "running, healthy", True, "celery@idle"),
+        Member("worker", "exited (137)", False, "celery@dead"),
+    ]
+    found = Snapshot(
+        Server("Broker", "1.0", [Queue("celery", 10_000, 3, 1, 7_300.0)]),
+        None,
+        {"celery@good": answer, "celery@idle": {"consuming": []}},
+        members,
+    )
+    states = {member.node: state_of(member.node or "", found) for member in members}
+    assert states == {
+        "celery@good": "consuming",
+        "celery@deaf": "running, healthy, NO ANSWER",
+        "celery@idle": "ALIVE, CONSUMES NOTHING",
+        "celery@dead": "EXITED (137)",
+    }
+
+
+def test_a_broker_that_is_away_does_not_hide_the_workers() -> None:
+    found = Snapshot("does not answer: Connection refused", None, {}, [Member("worker", "running", True, "celery@w")])
+    shown = "\n".join(lines(found))
+    assert "DOES NOT ANSWER (Connection refused)" in shown and "running, cannot be asked" in shown
