@@ -34,11 +34,13 @@ class Kit(Celery):
         *more: Any,
         **options: Any,
     ) -> Any:
-        if more or not self.spooled:
+        if more or not self.spooled or hasattr(options.get("producer"), "records"):  # app/bulk.py: nothing is sent yet
             return self._send(name, args, kwargs, countdown, eta, *more, **options)
         return self.spooled.send_task(name, args, kwargs, countdown, eta, options)
 
-    def _send(self, name: str, args: Any, kwargs: Any, countdown: Any, eta: Any, *more: Any, **options: Any) -> Any:
+    def _send(
+        self, name: str, args: Any, kwargs: Any, countdown: Any = None, eta: Any = None, *more: Any, **options: Any
+    ) -> Any:
         if self.conf.task_default_queue_type == "quorum":  # the broker itself delays tasks
             countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
             options = retry_queue.named(options)

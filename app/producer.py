@@ -9,8 +9,10 @@ from typing import Any, NoReturn
 
 from celery.exceptions import OperationalError
 from celery.result import AsyncResult
+from kombu.utils.uuid import uuid
 
 from app import app
+from app.bulk import Call, NotAllSentError, Sender, calls
 from app.refusal import choose, refuse
 
 
@@ -30,10 +32,31 @@ def send(task: str, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = No
     return result
 
 
-def send_many(task: str, arguments: Iterable[Iterable[Any]], **options: Any) -> list[str]:
-    """Send a task once for each tuple of arguments, over one connection. Gives the ids, in the same order."""
+def send_many(task: str, arguments: Iterable[Iterable[Any] | Call], **options: Any) -> list[str]:
+    """Send a task many times at once: an item is a tuple of arguments, or a :class:`Call` with options of its own.
+
+    Gives the ids, in the same order, once the broker has confirmed all of them. `options` are those of Celery's apply_async,
+    for all. Raises NotAllSentError, which says which were confirmed; with SPOOL the others are written there instead, and
+    nothing is raised. TypeError and NotRegistered as :func:`send`, before anything is sent.
+    """
+    todo = list(calls(arguments))
+    spooled = app.spooled
     with app.producer_or_acquire() as producer:
-        return [send(task, args, producer=producer, **options).id for args in arguments]
+        try:
+            if spooled and spooled.spool.sending:  # behind what waits there
+                raise OperationalError("tasks wait in the spool")
+            return Sender(app, tasks()[task], options, producer).send(todo)
+        except OperationalError as error:
+            if not spooled:
+                raise
+            parts = (error.confirmed, error.uncertain, error.unsent) if isinstance(error, NotAllSentError) else ()
+            ids = [task_id for part in parts for task_id in part] or [uuid() for _ in todo]
+            rest = set(ids) - set(parts[0] if parts else ())
+    for call, task_id in zip(todo, ids, strict=True):
+        if task_id in rest:
+            own = {**options, **call.options, "task_id": task_id}
+            spooled.accept(task, call.args, dict(call.kwargs), own.pop("countdown", None), own.pop("eta", None), own)
+    return ids
 
 
 def main() -> None:

@@ -167,6 +167,10 @@ class Spooled:
                 return self.send(name, args, kwargs, countdown, eta, **options)
             except (OperationalError, ConnectionError, RefusedError) as error:
                 logger.warning("the broker is away (%s): tasks go to the spool %s", error, self.spool.directory)
+        return self.accept(name, args, kwargs, countdown, eta, options)
+
+    def accept(self, name: str, args: Any, kwargs: Any, countdown: Any, eta: Any, options: dict[str, Any]) -> Any:
+        """Write it to the spool, to be sent later; gives an AsyncResult. `options` hold its `task_id`."""
         self.spool.put(self._call(name, args, kwargs, countdown, eta, options), self._serializer(options))
         self.spool.forward_in_background(self.send_call)
         result = (options.get("result_cls") or self.app.AsyncResult)(options["task_id"])

@@ -1,8 +1,8 @@
 """What every broker's room supplies."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from kombu.exceptions import OperationalError
 
@@ -59,9 +59,64 @@ class RefusedError(OperationalError):
     """The broker answered, and did not take the message: a full queue, or a server that has no room. Trying again is no use."""
 
 
+class UnconfirmedError(OperationalError):
+    """Messages that the broker has not confirmed: `ids`. Any of them may have arrived all the same."""
+
+    def __init__(self, why: str, ids: Collection[str]) -> None:
+        super().__init__(why)
+        self.ids = ids
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A message just as Celery publishes it, its body serialized, to make others like it from."""
+
+    id: str
+    body: bytes
+    priority: int | None
+    content_type: str
+    content_encoding: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    exchange: str
+    routing_key: str
+
+
+class Part(NamedTuple):
+    """What a message of a batch has of its own; all else is its sample's. An id that stands in the sample becomes this one."""
+
+    sample: Sample
+    id: str
+    body: bytes
+    argsrepr: str
+    kwargsrepr: str
+
+
+class Bulk(Protocol):
+    """How a broker takes many messages at once."""
+
+    def __init__(self, connection: Any, patience: float) -> None: ...
+
+    def send(self, parts: Sequence[Part]) -> None:
+        """Publish, and wait for the broker's word that it has all of them. Raises UnconfirmedError where that fails."""
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Broker:
     """A row of the table of brokers."""
+
+    """A row of the table of brokers.
+
+    `schemes`: what its URLs begin with. `url(environ)`: where it is when CELERY_BROKER_URL does not say.
+    `settings(profile)`: Celery settings that it alone needs. `compose_file`: its stack, or None where it runs without
+    containers. `results_url(environ)`: the Redis results server that comes with it, or None. `limits`: by feature;
+    `pool_limits`, `backend_limits`: by pool or backend and feature, what only shows together with that one. `transport`: the
+    kombu transport that takes the place of kombu's own for its schemes, where there is one. `delays_tasks`: tasks with an ETA
+    wait in the broker, not in a worker. `bound(channel, seconds)`: has a producer's channel give up waiting for an answer, and
+    say why, where kombu's would wait for ever. `bulk`: how it takes many messages at once, for `send_many`.
+    """
 
     name: str
     #: What its URLs begin with.
@@ -90,3 +145,4 @@ class Broker:
     delays_tasks: bool = False
     #: bound(channel, seconds) has a producer's channel give up waiting for an answer, and say why; kombu's would wait for ever.
     bound: Callable[[Any, float], None] | None = None
+    bulk: type[Bulk] | None = None

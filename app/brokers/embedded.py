@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.brokers.contract import Broker, Environ
 from app.brokers.redis import TRANSPORT, settings
+from app.brokers.redis_bulk import Bulk
 from app.brokers.redis_dead import RedisDeadLetters
 from app.refusal import refuse
 
@@ -54,4 +55,11 @@ broker = Broker(
     facts="app.brokers.redis_facts:facts",
     results_url=results_url,
     transport=TRANSPORT,
+    name="embedded",
+    schemes=("redis",),
+    url=url,
+    settings=settings,
+    results_url=results_url,
+    transport=TRANSPORT,
+    bulk=Bulk,
 )

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from app.brokers.contract import Broker, Environ
 from app.brokers.rabbitmq_bound import bound
+from app.brokers.rabbitmq_bulk import Bulk
 from app.brokers.rabbitmq_dead import RabbitmqDeadLetters
 from app.limits import DOCS, Limit
 
@@ -51,6 +52,7 @@ broker = Broker(
     },
     delays_tasks=True,
     bound=bound,
+    bulk=Bulk,
     limits={
         "expires": Limit(
             "differently",

@@ -1,0 +1,64 @@
+"""Many messages, and one wait for the confirms of all of them: the round trip is what a single publish spends its time on."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from app.brokers.contract import Part, UnconfirmedError
+
+
+class Bulk:
+    """A channel of its own, in confirm mode. Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms"""
+
+    def __init__(self, connection: Any, patience: float) -> None:
+        self.connection, self.patience = connection, patience
+        self.channel = connection.channel()
+        self.channel.confirm_select()
+        self.channel.events["basic_ack"].add(self._acked)
+        self.channel.events["basic_nack"].add(self._nacked)
+        self._tag = 0
+        self._ids: dict[int, str] = {}  # by delivery tag
+        self._waiting: set[str] = set()
+        self._refused: set[str] = set()
+
+    def send(self, parts: Sequence[Part]) -> None:
+        deadline = time.monotonic() + self.patience
+        self._waiting = {part.id for part in parts}
+        try:
+            for part in parts:
+                self._tag += 1
+                self._ids[self._tag] = part.id
+                message, sample = self._message(part), part.sample
+                self.channel._basic_publish(message, sample.exchange, sample.routing_key, timeout=self.patience)
+            while self._waiting:
+                self.connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
+        except (*self.connection.connection_errors, *self.connection.channel_errors) as error:
+            raise UnconfirmedError(str(error) or type(error).__name__, self._waiting | self._refused) from error
+        if self._refused:
+            raise UnconfirmedError("the broker did not take some: their queue is full, or cannot write them", self._refused)
+
+    def close(self) -> None:
+        if self.channel.is_open:
+            self.channel.close()
+
+    def _message(self, part: Part) -> Any:
+        sample = part.sample
+        headers = {name: part.id if value == sample.id else value for name, value in sample.headers.items()}
+        headers["argsrepr"], headers["kwargsrepr"] = part.argsrepr, part.kwargsrepr
+        properties = {**sample.properties, "correlation_id": part.id}
+        return self.channel.prepare_message(
+            part.body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
+        )
+
+    def _acked(self, tag: int, multiple: bool) -> None:
+        self._waiting.difference_update(self._answered(tag, multiple))
+
+    def _nacked(self, tag: int, multiple: bool) -> None:
+        refused = self._answered(tag, multiple)
+        self._refused.update(refused)
+        self._waiting.difference_update(refused)
+
+    def _answered(self, tag: int, multiple: bool) -> list[str]:
+        """The ids that an answer to `tag` is about; `multiple`: to all before it that have none yet, too."""
+        tags = [each for each in self._ids if each <= tag] if multiple else [tag]
+        return [self._ids.pop(each) for each in tags if each in self._ids]
