@@ -17,7 +17,7 @@ class Request(CelerysRequest):
     """A request whose late acknowledgement waits for its result. Source: Celery's guide, "Custom requests"."""
 
     def acknowledge(self) -> None:
-        if commit.running and self.task.acks_late and not self.acknowledged:
+        if commit.running and self.task.acks_late:
             commit.ack(super().acknowledge)
         else:
             super().acknowledge()

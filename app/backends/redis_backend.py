@@ -1,8 +1,9 @@
 """Celery's Redis result backend, with one round trip for a group of results in place of two or three for each.
 
 A success is never overwritten by a late state of the same task, as in Celery's own, which asks first and writes then; here the
-server does both in one step, so that two workers cannot get between each other's. It reads JSON only: results in another
-serializer, or compressed, are written Celery's way. Source: celery/backends/redis.py, base.py (_store_result).
+server does both in one step, so that two workers cannot get between each other's. It reads JSON only: where it finds a result
+in another serializer, or compressed, that one task is left to Celery's way. Source: celery/backends/redis.py, base.py
+(_store_result).
 """
 
 from contextlib import suppress
@@ -75,8 +76,6 @@ class Backend(RedisBackend):  # type: ignore[misc]
     def _store_result(
         self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
     ) -> Any:
-        if self.serializer != "json" or self.compression:
-            return super()._store_result(task_id, result, state, traceback, request=request, **options)
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id.decode() if isinstance(task_id, bytes) else task_id
         value = self.encode(meta)

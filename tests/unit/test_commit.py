@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from app import commit
+from app import commit, commit_worker
 from app.commit import COUNT, Commit, Write
 from tests.wait import until
 
@@ -168,6 +169,25 @@ def test_a_group_that_could_not_be_written_takes_later_states_too(group: Commit,
     assert server.seen == ["a:SUCCESS+b:SUCCESS"]
 
 
+def test_states_that_come_while_a_write_fails_take_their_place(server: Server, busy: set[str]) -> None:
+    def fail_once(writes: list[Write]) -> None:
+        if not server.tries:
+            server.tries += 1
+            group.result(write("a"))
+            group.result(write("b", "STARTED"))
+            raise ConnectionError("away")
+        server.store(writes)
+
+    group = Commit()
+    group.start(fail_once, busy.__len__)
+    group.result(write("a", "STARTED"))
+    group.result(write("b"))
+    with pytest.raises(ConnectionError):
+        group.flush()
+    group.flush()
+    assert server.seen == ["a:SUCCESS+b:SUCCESS"]
+
+
 def test_no_acknowledgement_overtakes_a_result_that_is_being_written(server: Server, busy: set[str]) -> None:
     """The group of one thread is on its way; another thread's flush waits for it."""
     begun, go_on = threading.Event(), threading.Event()
@@ -210,6 +230,44 @@ def test_a_transport_is_called_once_after_a_groups_acknowledgements(group: Commi
     group.flush()
     assert server.seen == ["True", "True", "ack all"]
     assert not group.gather(sent)
+
+
+def request(server: Server, late: bool = True) -> Any:
+    """A task's request as the worker has it, as far as its message's end goes."""
+    request: Any = commit_worker.Request.__new__(commit_worker.Request)
+    request._on_ack = lambda *_: server.ack("1")()
+    request._on_reject = lambda *_: server.seen.append("reject 1")
+    request._connection_errors, request._eventer = (), None
+    request._task = SimpleNamespace(acks_late=late)
+    return request
+
+
+@pytest.fixture
+def working(group: Commit, monkeypatch: pytest.MonkeyPatch) -> Commit:
+    monkeypatch.setattr(commit_worker, "commit", group)
+    return group
+
+
+def test_a_late_acknowledgement_waits_for_its_group_and_comes_once(working: Commit, server: Server) -> None:
+    one = request(server)
+    one.acknowledge()
+    one.acknowledge()
+    assert server.seen == []
+    working.flush()
+    one.acknowledge()
+    assert server.seen == ["ack 1"]
+
+
+def test_an_early_acknowledgement_waits_for_nothing(working: Commit, server: Server) -> None:
+    """It comes before the task runs, so that no crash makes it run again."""
+    request(server, late=False).acknowledge()
+    assert server.seen == ["ack 1"]
+
+
+def test_a_rejected_tasks_states_are_written_before_it_begins_elsewhere(working: Commit, server: Server) -> None:
+    working.result(write("1", "STARTED"))
+    request(server).reject(requeue=True)
+    assert server.seen == ["1:STARTED", "reject 1"]
 
 
 @pytest.mark.parametrize(
