@@ -145,4 +145,5 @@ class Broker:
     delays_tasks: bool = False
     #: bound(channel, seconds) has a producer's channel give up waiting for an answer, and say why; kombu's would wait for ever.
     bound: Callable[[Any, float], None] | None = None
+    #: How it takes many messages at once, for `send_many`.
     bulk: type[Bulk] | None = None

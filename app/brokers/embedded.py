@@ -55,11 +55,5 @@ broker = Broker(
     facts="app.brokers.redis_facts:facts",
     results_url=results_url,
     transport=TRANSPORT,
-    name="embedded",
-    schemes=("redis",),
-    url=url,
-    settings=settings,
-    results_url=results_url,
-    transport=TRANSPORT,
     bulk=Bulk,
 )

@@ -108,6 +108,5 @@ def test_a_spool_that_cannot_be_written_is_an_error_and_accepts_nothing(
     app = producer.app(SPOOL=str(tmp_path / "file"))
     with pytest.raises(FileExistsError):
         app.send_task("some.task")
-    assert [one.name for one in tmp_path.iterdir()] == ["file"]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     app.close()
