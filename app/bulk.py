@@ -128,7 +128,7 @@ class Sender:
         return (
             any(signal.receivers for signal in SEEN_BY)
             or not all(isinstance(route, MapRoute) for route in self.app.amqp.routes)
-            or type(self.task).apply_async is not Task.apply_async
+            or self.task.apply_async.__func__ is not Task.apply_async
             or conf.task_send_sent_event
             or conf.task_protocol != 2
             or bool(self.options.get("compression") or conf.task_compression)

@@ -104,7 +104,9 @@ class Producer:
     def python(self, *argv: str, **environ: str) -> "subprocess.Popen[str]":
         environment = {**os.environ, **self.environ, **environ}
         pipe = subprocess.PIPE
-        return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            [sys.executable, *argv], cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        )
 
     def run(self, *argv: str, **environ: str) -> tuple[int, list[str], list[str]]:
         """Exit code, lines of output and of errors of `python -m app.producer …`, which has to end by itself."""

@@ -1,0 +1,53 @@
+"""What send_many makes by itself is what Celery and kombu make."""
+
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+import pytest
+from celery import signals
+from celery.utils.saferepr import saferepr
+
+from app import Kit
+from app.bulk import NotAllSentError, Sender, _reads_the_same
+from app.ids import ids
+
+
+def test_ids_are_random_uuids() -> None:
+    some = list(islice(ids(), 1_000))
+    assert len(set(some)) == 1_000
+    assert {(UUID(one).version, str(UUID(one)) == one) for one in some} == {(4, True)}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, 2**80, 1.5, 1e300, True, None, "", "plain", "it's", 'a"b', "back\\slash", "new\nline", "ünï", "\x7f", "\xad"],
+)
+def test_a_value_whose_repr_is_taken_reads_as_saferepr_has_it(value: Any) -> None:
+    for values in ((value,), (value, value), {"key": value}):
+        assert not _reads_the_same(value) or repr(values) == saferepr(values)
+
+
+class Anything:
+    """Stands where a producer would; nothing is sent here."""
+
+    connection = None
+    patiently = None
+
+
+def test_each_message_goes_through_celery_when_somebody_wants_to_see_it() -> None:
+    def see(**_: Any) -> None: ...
+
+    app = Kit("nowhere", set_as_current=False, broker="memory://")
+    task = app.task(name="some.task")(lambda: None)
+    assert not Sender(app, task, {}, Anything()).each_is_seen
+    assert Sender(app, task, {"serializer": "yaml"}, Anything()).each_is_seen
+    signals.before_task_publish.connect(see)
+    assert Sender(app, task, {}, Anything()).each_is_seen
+    signals.before_task_publish.disconnect(see)
+
+
+def test_what_was_not_sent_is_said_by_number_and_by_id() -> None:
+    error = NotAllSentError("gone", ["1", "2"], ["3"], ["4"])
+    assert str(error) == "2 of 4 messages are confirmed, 1 may have arrived, 1 were not sent: gone"
+    assert (error.confirmed, error.uncertain, error.unsent) == (["1", "2"], ["3"], ["4"])
