@@ -1,5 +1,5 @@
 #!/bin/sh
-# Style, types, shell scripts, Dockerfiles, and that the tables in README and docs are those of the code.
+# Style, types, shell scripts, Dockerfiles, workflows, and that the tables in README and docs are those of the code.
 set -eu
 cd "$(dirname "$0")/.."
 .venv/bin/ruff check .
@@ -8,3 +8,5 @@ cd "$(dirname "$0")/.."
 .venv/bin/python -m docs.generate --check
 git ls-files -z '*.sh' .ci/run | xargs -0 .venv/bin/shellcheck
 git ls-files -z '*Dockerfile' | xargs -0 .venv/bin/hadolint
+.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+.venv/bin/check-jsonschema --quiet --builtin-schema vendor.renovate renovate.json
