@@ -61,13 +61,14 @@ def test_cold_shutdown_hands_back(stands: Stands, pair: Pair, signals: tuple[str
         if number:
             until("the first signal is heard", lambda: b"shutdown (MainProcess)" in worker.logs())
         worker.kill(signal=signal)
-    assert worker.wait(timeout=60)["StatusCode"] == 0
+    code = worker.wait(timeout=60)["StatusCode"]
     assert stand.ledger.done() == set()
     stand.start("two", VISIBILITY_TIMEOUT=HOURS)
     stand.wait_for("two")
     until("another worker has begun them", lambda: len(stand.ledger.begun_again()) == pair.at_once, 60)
     until("nothing is lost", lambda: not stand.ledger.missing(), 120)
     until("every result is there", lambda: not stand.without_result(stand.ledger.accepted))
+    assert code == 0
 
 
 @pairs
