@@ -35,11 +35,14 @@ class Anything:
     patiently = None
 
 
+def nothing() -> None: ...
+
+
 def test_each_message_goes_through_celery_when_somebody_wants_to_see_it() -> None:
     def see(**_: Any) -> None: ...
 
     app = Kit("nowhere", set_as_current=False, broker="memory://")
-    task = app.task(name="some.task")(lambda: None)
+    task = app.task(name="some.task")(nothing)
     assert not Sender(app, task, {}, Anything()).each_is_seen
     assert Sender(app, task, {"serializer": "yaml"}, Anything()).each_is_seen
     signals.before_task_publish.connect(see)
