@@ -1,6 +1,9 @@
 """Redis as the broker: a server that keeps its data (append-only file), database 0."""
 
+import logging
 from typing import TYPE_CHECKING, Any
+
+import kombu
 
 from app.brokers.contract import Broker, Environ
 from app.brokers.redis_bulk import Bulk
@@ -8,8 +11,11 @@ from app.brokers.redis_dead import RedisDeadLetters
 from app.limits import DOCS, Limit
 from app.pools import MOST_CONCURRENCY
 
-#: kombu's transport, with priorities as AMQP means them.
+#: kombu's transport, with priorities as AMQP means them, and the fast engine's fetch.
 TRANSPORT = "app.brokers.redis_transport:Transport"
+
+#: The kombu that the fast engine was written for.
+KOMBU = "5.7."
 
 if TYPE_CHECKING:
     from app.profile import Profile
@@ -19,11 +25,27 @@ def url(_: Environ) -> str:
     return "redis://broker:6379/0"
 
 
+def engine(chosen: str, version: str = vars(kombu)["__version__"]) -> str:
+    """The engine that can be used with kombu's `version`; says so where it is not the chosen one."""
+    if chosen == "fast" and not version.startswith(KOMBU):
+        logging.getLogger(__name__).warning(
+            "celery-kit: ENGINE=fast is for kombu %sx, and this is %s: plain it is", KOMBU, version
+        )
+        return "plain"
+    return chosen
+
+
 def settings(profile: "Profile") -> dict[str, Any]:
     return {
         "broker_transport_options": {
+            "engine": engine(profile.engine),
             # An unacknowledged message runs again after this long: longer than any task, and any ETA's wait (celery #5935).
             "visibility_timeout": profile.visibility_timeout,
+            # How often that is looked after, in seconds, and on every look; kombu's 10 and every tenth add 100 s. Whoever dies
+            # while looking keeps the others from it for as long as the last.
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 10,
             # kombu passes None where nothing is named, and a frozen server then hangs the publisher for ever (celery #6911).
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
