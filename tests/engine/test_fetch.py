@@ -1,0 +1,399 @@
+"""The fast engine's fetch from Redis, as a consumer sees it. app/brokers/redis_fetch.py"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from kombu import Connection, Consumer, Exchange, Queue
+
+from app.brokers import connect
+from app.brokers.redis_fetch import BYTES, MOST
+from tests.engine.rig import Server
+from tests.wait import until
+
+connect()
+
+
+def names(count: int = 1) -> list[str]:
+    return [uuid4().hex[:8] for _ in range(count)]
+
+
+@contextmanager
+def connection(server: Server, engine: str = "fast", **options: Any) -> Iterator[Connection]:
+    with Connection(server.urls["CELERY_BROKER_URL"], transport_options={"engine": engine, **options}) as one:
+        yield one
+
+
+class Taken:
+    """A consumer of queues, and what it was given."""
+
+    def __init__(self, connection: Connection, queues: list[str], prefetch: int = 1, **options: Any) -> None:
+        self.messages: list[Any] = []
+        self.then: Callable[[Any], Any] = lambda _: None
+        self.connection = connection
+        self.channel: Any = connection.channel()
+        self.consumer = Consumer(
+            self.channel, [direct(name) for name in queues], on_message=self._take, accept=["json"], **options
+        )
+        self.consumer.qos(prefetch_count=prefetch)
+        self.consumer.consume()
+
+    def _take(self, message: Any) -> None:
+        self.messages.append(message)
+        self.then(message)
+
+    def bodies(self) -> list[Any]:
+        return [message.payload for message in self.messages]
+
+    def has(self, count: int) -> bool:
+        return len(self.messages) >= count
+
+    def drain(self, until_true: Callable[[], Any]) -> None:
+        until("the consumer has it", lambda: until_true() or (self._turn() and until_true()), 30)
+
+    def _turn(self) -> bool:
+        with suppress(TimeoutError):
+            self.connection.drain_events(timeout=0.05)
+        return True
+
+    def settle(self) -> None:
+        """Let it take what it will: some turns of its loop after the last that brought anything."""
+        quiet = 0
+        while quiet < 3:
+            before = len(self.messages)
+            self._turn()
+            on_its_way = self.channel.fetcher and self.channel.fetcher.waits
+            quiet = 0 if on_its_way or len(self.messages) > before else quiet + 1
+
+
+def direct(name: str) -> Queue:
+    return Queue(name, Exchange(name, "direct"), name)
+
+
+def publish(connection: Connection, queue: str, *bodies: Any, **options: Any) -> None:
+    with connection.Producer() as producer:
+        for body in bodies:
+            producer.publish(
+                body,
+                exchange=Exchange(queue, "direct"),
+                routing_key=queue,
+                declare=[direct(queue)],
+                serializer="json",
+                **options,
+            )
+
+
+def unacknowledged(server: Server, prefix: str = "") -> int:
+    return int(server.broker.hlen(f"{prefix}unacked"))
+
+
+def test_a_message_is_on_record_before_anyone_has_it(server: Server) -> None:
+    """In kombu's own format: what a dead worker held is restored by any other."""
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, "a")
+        taken = Taken(one, [queue])
+        taken.drain(lambda: taken.messages)
+        tag = taken.messages[0].delivery_tag
+        raw, exchange, routing_key = json.loads(server.broker.hget("unacked", tag) or "")
+        assert (exchange, routing_key) == (queue, queue)
+        assert raw["properties"]["delivery_tag"] == tag
+        assert server.broker.zscore("unacked_index", tag)
+        taken.messages[0].ack()
+        taken.drain(lambda: not server.broker.hexists("unacked", tag) and not server.broker.zscore("unacked_index", tag))
+
+
+@pytest.mark.parametrize(("dies", "restores"), [("fast", "plain"), ("plain", "fast")])
+def test_engines_restore_each_others_messages(server: Server, dies: str, restores: str) -> None:
+    (queue,) = names()
+    with (
+        connection(server, dies) as one,
+        connection(server, restores, visibility_timeout=0.1, unacked_restore_interval=1) as two,
+    ):
+        publish(one, queue, "a")
+        first = Taken(one, [queue])
+        first.drain(lambda: first.messages)
+        second = Taken(two, [queue])
+        second.drain(lambda: second.messages)
+        assert second.bodies() == ["a"] and second.messages[0].headers["redelivered"]
+        second.messages[0].ack()
+        first.messages[0].ack()
+
+
+def test_no_more_than_the_prefetch_count_is_taken_of_slow_work(server: Server) -> None:
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, *range(50))
+        taken = Taken(one, [queue], prefetch=3)
+        taken.settle()
+        assert taken.bodies() == [0, 1, 2] and server.broker.llen(queue) == 47
+        taken.messages[0].ack()
+        taken.drain(lambda: len(taken.messages) == 4)
+        taken.settle()
+        assert server.broker.llen(queue) == 46
+        taken.consumer.qos(prefetch_count=5)
+        taken.settle()
+        assert taken.bodies() == [0, 1, 2, 3, 4, 5]
+
+
+def test_quick_work_is_taken_in_batches(server: Server) -> None:
+    """A round trip for many messages and their acknowledgements, where kombu has five for each."""
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, *range(3000))
+        taken = Taken(one, [queue])
+        taken.then = lambda message: message.ack()
+        before = calls(server)
+        taken.drain(lambda: len(taken.messages) == 3000 and not server.broker.llen(queue))
+        trips = calls(server) - before
+    assert taken.bodies() == list(range(3000))
+    assert trips < 3000 / 10, f"{trips} round trips"
+    assert unacknowledged(server) == 0
+
+
+def calls(server: Server) -> int:
+    """The script's runs so far, and every command by which kombu would do its work."""
+    stats = server.broker.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "brpop", "exec"))
+
+
+def test_queues_take_turns(server: Server) -> None:
+    busy, quiet = names(2)
+    with connection(server) as one:
+        publish(one, busy, *["busy"] * 20)
+        publish(one, quiet, *["quiet"] * 3)
+        taken = Taken(one, [busy, quiet], prefetch=6)
+        taken.settle()
+        assert sorted(taken.bodies()) == ["busy"] * 3 + ["quiet"] * 3
+
+
+def test_a_queue_order_of_the_users_own_is_kept(server: Server) -> None:
+    """queue_order_strategy=priority: the first queue's messages come before all others'."""
+    first, second = names(2)
+    with connection(server, queue_order_strategy="priority") as one:
+        publish(one, second, *["second"] * 5)
+        publish(one, first, *["first"] * 5)
+        taken = Taken(one, [first, second], prefetch=7)
+        taken.settle()
+        assert taken.bodies() == ["first"] * 5 + ["second"] * 2
+
+
+def test_the_most_urgent_come_first(server: Server) -> None:
+    (queue,) = names()
+    with connection(server) as one:
+        for priority in (0, 9, 3, 0, 5):
+            publish(one, queue, priority, priority=priority)
+        taken = Taken(one, [queue], prefetch=5)
+        taken.settle()
+        assert taken.bodies() == [9, 5, 3, 0, 0]
+
+
+def test_a_push_wakes_an_idle_consumer(server: Server) -> None:
+    """The server tells it; it does not have to look again and again."""
+    (queue,) = names()
+    with connection(server) as one, connection(server) as other:
+        taken = Taken(one, [queue])
+        taken.settle()
+        for number in range(20):
+            before = calls(server)
+            publish(other, queue, number)
+            one.drain_events(timeout=30)
+            taken.drain(partial(taken.has, number + 1))
+            taken.messages[-1].ack()
+            taken.settle()
+            assert calls(server) - before <= 4
+        assert taken.bodies() == list(range(20))
+
+
+def test_messages_of_any_size_come_through(server: Server) -> None:
+    """Large ones alone: a batch ends with the one that fills it."""
+    (queue,) = names()
+    with connection(server) as one:
+        sizes = [10, BYTES, 10, 1_000_000, 3_000_000, 10]
+        publish(one, queue, *["x" * size for size in sizes])
+        taken = Taken(one, [queue], prefetch=10)
+        taken.settle()
+        assert [len(body) for body in taken.bodies()] == sizes
+        taken.channel.close()
+        assert server.broker.llen(queue) == len(sizes)
+
+
+@pytest.mark.parametrize("raw", ["", "{", "[]", '{"properties": {}}', '{"properties": {"delivery_tag": 7}}', "\xff" * 5000])
+def test_what_is_no_message_is_set_aside(server: Server, raw: str, caplog: pytest.LogCaptureFixture) -> None:
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, "before")
+        server.broker.lpush(queue, raw)
+        publish(one, queue, "after")
+        taken = Taken(one, [queue], prefetch=10)
+        taken.settle()
+        assert taken.bodies() == ["before", "after"]
+        assert server.broker.lrange(f"{queue}.malformed", 0, -1) == [raw.encode()]
+        assert f"{queue}.malformed" in caplog.text
+
+
+def test_a_message_may_look_like_anything_inside(server: Server) -> None:
+    """Its tag is found by its place, whatever stands in its body and headers."""
+    (queue,) = names()
+    tricky = {"properties": {"delivery_tag": "no", "delivery_info": {}}, "text": '"properties": {"delivery_tag": "no"}'}
+    with connection(server) as one:
+        publish(one, queue, tricky, headers={"h": tricky, "long": "x" * 10_000})
+        publish(one, queue, tricky, headers={"h": tricky}, correlation_id="x" * 5_000)
+        taken = Taken(one, [queue], prefetch=2)
+        taken.settle()
+        assert taken.bodies() == [tricky, tricky]
+        assert all(server.broker.hexists("unacked", message.delivery_tag) for message in taken.messages)
+
+
+def test_a_rejected_message_comes_back_or_goes(server: Server) -> None:
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, "again", "gone")
+        taken = Taken(one, [queue], prefetch=1)
+        taken.settle()
+        taken.messages[0].reject(requeue=True)
+        taken.drain(lambda: len(taken.messages) == 2)
+        assert sorted(taken.bodies()) in (["again", "again"], ["again", "gone"])
+        for number in range(1, 3):
+            taken.drain(partial(taken.has, number + 1))
+            taken.messages[number].reject()
+        taken.settle()
+        assert unacknowledged(server) == 0 and server.broker.llen(queue) == 0
+
+
+def test_a_cancelled_consumer_keeps_nothing_that_it_was_not_given(server: Server) -> None:
+    """What was fetched ahead goes back at once, in its order: a worker that stops may still have a long task to end."""
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, *range(10))
+        taken = Taken(one, [queue], prefetch=10)
+        fetcher = taken.channel.fetcher
+        taken.then = lambda _: taken.consumer.qos(prefetch_count=2)
+        taken.settle()
+        assert taken.bodies() == [0, 1] and len(fetcher.ready) == 8
+        taken.consumer.cancel()
+        assert [json.loads(raw)["properties"] is not None for raw in server.broker.lrange(queue, 0, -1)] == [True] * 8
+        assert unacknowledged(server) == 2
+        again = Taken(one, [queue], prefetch=10)
+        again.settle()
+        assert again.bodies() == list(range(2, 10))
+
+
+def test_a_closed_channel_gives_back_what_is_not_acknowledged(server: Server) -> None:
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, "a", "b", "c")
+        taken = Taken(one, [queue], prefetch=3)
+        taken.settle()
+        taken.messages[1].ack()
+    assert server.broker.llen(queue) == 2 and unacknowledged(server) == 0
+
+
+def test_an_acknowledgement_after_the_end_counts(server: Server) -> None:
+    """Such as that of a task which ends while its worker stops: no loop runs any more that would send it."""
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, "a")
+        taken = Taken(one, [queue])
+        taken.settle()
+        taken.consumer.cancel()
+        taken.messages[0].ack()
+        assert unacknowledged(server) == 0
+
+
+def test_queues_are_added_and_cancelled_while_it_consumes(server: Server) -> None:
+    first, second = names(2)
+    with connection(server) as one:
+        taken = Taken(one, [first], prefetch=10)
+        publish(one, first, 1)
+        publish(one, second, 2)
+        taken.settle()
+        taken.consumer.add_queue(direct(second))
+        taken.consumer.consume()
+        taken.drain(lambda: taken.bodies() == [1, 2])
+        taken.consumer.cancel_by_queue(first)
+        publish(one, first, 3)
+        publish(one, second, 4)
+        taken.drain(lambda: len(taken.messages) == 3)
+        taken.settle()
+        assert taken.bodies() == [1, 2, 4] and server.broker.llen(first) == 1
+
+
+def test_what_is_consumed_without_acknowledgements_is_not_recorded(server: Server) -> None:
+    """Answers of remote control, events, results by rpc: nobody would ever take the record away."""
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, "a")
+        taken = Taken(one, [queue], no_ack=True)
+        taken.drain(lambda: taken.messages)
+        assert taken.channel.fetcher is None and unacknowledged(server) == 0
+
+
+def test_a_key_prefix_is_kept(server: Server) -> None:
+    (queue,) = names()
+    with connection(server, global_keyprefix="mine:") as one:
+        publish(one, queue, "a", "b")
+        taken = Taken(one, [queue])
+        taken.settle()
+        assert taken.bodies() == ["a"] and unacknowledged(server, "mine:") == 1
+        taken.messages[0].ack()
+        taken.drain(lambda: len(taken.messages) == 2)
+        taken.messages[1].ack()
+        taken.drain(lambda: not unacknowledged(server, "mine:"))
+    assert not server.broker.exists("unacked", queue)
+
+
+def test_scripts_that_the_server_forgot_are_loaded_again(server: Server) -> None:
+    (queue,) = names()
+    with connection(server) as one:
+        taken = Taken(one, [queue])
+        taken.settle()
+        server.broker.script_flush()
+        publish(one, queue, "a")
+        with pytest.raises(one.connection_errors, match="refused"):  # the worker's loop connects again on these
+            taken.drain(lambda: taken.messages)
+        taken.drain(lambda: taken.messages)
+        taken.messages[0].ack()
+        taken.drain(lambda: not unacknowledged(server))
+
+
+def test_acknowledgements_survive_a_lost_connection(server: Server) -> None:
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, *range(20))
+        taken = Taken(one, [queue], prefetch=20)
+        taken.settle()
+        for message in taken.messages:
+            message.ack()
+        server.broker.client_kill_filter(_type="normal", skipme=True)
+        with pytest.raises(one.connection_errors):
+            taken.drain(lambda: not unacknowledged(server))
+        taken.drain(lambda: not unacknowledged(server))
+        assert server.broker.llen(queue) == 0
+
+
+def test_a_server_without_tracking_is_used_as_plain_does(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    (queue,) = names()
+    server.broker.acl_setuser(
+        "limited", enabled=True, passwords=["+x"], keys="*", channels="*", categories=["+@all"], commands=["-client|tracking"]
+    )
+    url = server.urls["CELERY_BROKER_URL"].replace("//", "//limited:x@")
+    with Connection(url, transport_options={"engine": "fast"}) as one:
+        publish(one, queue, "a")
+        taken = Taken(one, [queue])
+        taken.drain(lambda: taken.messages)
+        assert "cannot be used with this Redis" in caplog.text
+        taken.messages[0].ack()
+        assert unacknowledged(server) == 0
+
+
+def test_no_limit_is_no_reason_to_take_all(server: Server) -> None:
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, *range(MOST + 50))
+        taken = Taken(one, [queue], prefetch=0)
+        taken.drain(lambda: len(taken.messages) == MOST + 50)

@@ -1,0 +1,43 @@
+"""A broker that restarts does not end the worker. app/fixes/redis_restart.py"""
+
+from uuid import uuid4
+
+import pytest
+
+from app.pools import POOLS
+from app.profile import ENGINES
+from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
+from tests.wait import until
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_outlives_a_restart_of_the_broker(server: Server, pool: str, engine: str) -> None:
+    """With a task running and another one waiting for its ETA, which come again afterwards."""
+    queue = uuid4().hex[:8]
+    app = producer(server)
+    with worker(server, pool, engine, queue, VISIBILITY="4") as one:
+        held = send(app, queue, 1, countdown=5) + send(app, queue, 1, "engine.wait", (3,))
+        until("both are out", lambda: server.broker.hlen("unacked") == 2)
+        server.stop()
+        server.start()
+        until("both are done", lambda: done(server, held) == 2 or one.process.poll() is not None, 90)
+        assert one.process.poll() is None, f"the worker ended:\n{one.log.read_text()}"
+        after = send(app, queue, 20)
+        until("new ones are done", lambda: done(server, after) == 20)
+        until("nothing is left", lambda: not server.broker.hlen("unacked") and not server.broker.llen(queue))
+        assert one.stop() == 0
+
+
+def test_celery_still_needs_the_fix(server: Server) -> None:
+    """If this fails, app/fixes/redis_restart.py may go."""
+    queue = uuid4().hex[:8]
+    app = producer(server)
+    with worker(server, "prefork", PLAIN_CELERY, queue) as one:
+        send(app, queue, 1, "engine.wait", (5,))
+        until("it is out", lambda: server.broker.hlen("unacked"))
+        server.stop()
+        server.start()
+        until("the worker has ended", lambda: one.process.poll() is not None)
+        assert "has no attribute 'hostname'" in one.log.read_text()
+    server.broker.delete("unacked", "unacked_index")

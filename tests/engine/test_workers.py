@@ -1,0 +1,114 @@
+"""What a worker of each pool does on each engine, over Redis. app/brokers/redis_transport.py, app/loop.py"""
+
+from functools import partial
+from uuid import uuid4
+
+import pytest
+
+from app.pools import POOLS
+from app.profile import ENGINES
+from tests.engine.rig import CONCURRENCY, Server, done, producer, send, worker
+from tests.wait import until
+
+GREEN = [name for name, pool in POOLS.items() if pool.sockets_patched]
+
+
+@pytest.fixture
+def queue() -> str:
+    return uuid4().hex[:8]
+
+
+def has_done(server: Server, ids: list[str], count: int) -> bool:
+    return done(server, ids) >= count
+
+
+def left(server: Server, queue: str) -> int:
+    """Messages that wait or are out."""
+    return int(server.broker.llen(queue) + server.broker.hlen("unacked"))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_killed_worker_loses_nothing(server: Server, queue: str, pool: str) -> None:
+    """Amid quick tasks, again and again; figures, beside plain Celery's: python -m tests.engine.crash."""
+    ids = send(producer(server), queue, 400)
+    for goal in (1, 100, 200):
+        with worker(server, pool, "fast", queue, VISIBILITY="2") as one:
+            until(f"{goal} tasks are done", partial(has_done, server, ids, goal))
+            one.kill()
+    with worker(server, pool, "fast", queue, VISIBILITY="2") as one:
+        until("every task is done", lambda: done(server, ids) == len(ids), 120)
+        until("nothing is left", lambda: not left(server, queue))
+        assert one.stop() == 0
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_round_trip_is_for_many_tasks(server: Server, queue: str, pool: str) -> None:
+    """Plain Celery: BRPOP, its record, and the acknowledgement, for each one."""
+    ids = send(producer(server), queue, 1000)
+    before = server.broker.info("commandstats")
+    with worker(server, pool, "fast", queue):
+        until("every task is done", lambda: done(server, ids) == len(ids), 120)
+        until("nothing is left", lambda: not left(server, queue))
+    after = server.broker.info("commandstats")
+    trips = {
+        name: after[f"cmdstat_{name}"]["calls"] - before.get(f"cmdstat_{name}", {"calls": 0})["calls"]
+        for name in ("evalsha", "brpop", "exec")
+        if f"cmdstat_{name}" in after
+    }
+    assert trips["evalsha"] < 1000 and trips.get("brpop", 0) == 0, trips
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("pool", GREEN)
+def test_a_green_pool_takes_the_next_task_at_once(server: Server, queue: str, pool: str, engine: str) -> None:
+    """Plain Celery does two tasks in two seconds here: nothing wakes its loop when a place is free again."""
+    ids = send(producer(server), queue, 200)
+    with worker(server, pool, engine, queue, "-c", "2", PREFETCH="1"):
+        until("every task is done", lambda: done(server, ids) == len(ids))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("pool", GREEN)
+def test_a_green_pool_restores_what_a_dead_worker_held(server: Server, queue: str, pool: str, engine: str) -> None:
+    """Even while it has nothing else to do; plain Celery looks only where a wait brought nothing and was not for BRPOP."""
+    (held,) = send(producer(server), queue, 1, "engine.wait", (1,))
+    with worker(server, pool, engine, queue, VISIBILITY="2") as one:
+        until("the task is out", lambda: server.broker.hlen("unacked"))
+        one.kill()
+    assert not done(server, [held])
+    with worker(server, pool, engine, queue, VISIBILITY="2"):
+        until("another worker has done it", lambda: done(server, [held]), 2 + 10 + 1)
+
+
+@pytest.mark.parametrize("pool", GREEN)
+def test_events_of_a_green_pool_go_in_groups(server: Server, queue: str, pool: str) -> None:
+    """As those of the other pools do; plain Celery publishes each by itself."""
+    ids = send(producer(server), queue, 300)
+    before = server.broker.info("commandstats").get("cmdstat_publish", {"calls": 0})["calls"]
+    with worker(server, pool, "fast", queue, "-E"):
+        until("every task is done", lambda: done(server, ids) == len(ids))
+        after = server.broker.info("commandstats")["cmdstat_publish"]["calls"]
+    # Each result is published too, on the same server.
+    assert after - before < 2 * len(ids)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_that_stops_hands_back_what_it_has_not_begun(server: Server, queue: str, pool: str, engine: str) -> None:
+    count = 4 * CONCURRENCY[pool]
+    ids = send(producer(server), queue, count, "engine.wait", (1,))
+    with worker(server, pool, engine, queue) as one:
+        until("it has begun", lambda: server.broker.hlen("unacked"))
+        assert one.stop() == 0
+    assert server.broker.hlen("unacked") == 0
+    assert server.broker.llen(queue) + done(server, ids) == count
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_tasks_with_an_eta_do_not_keep_others_waiting(server: Server, queue: str, pool: str) -> None:
+    later = send(producer(server), queue, 30, countdown=600)
+    ids = send(producer(server), queue, 30)
+    with worker(server, pool, "fast", queue) as one:
+        until("the others are done", lambda: done(server, ids) == len(ids))
+        assert one.stop() == 0
+    assert not done(server, later) and server.broker.llen(queue) == len(later)
