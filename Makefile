@@ -5,7 +5,6 @@ PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
 .PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' Makefile)
-.PHONY: help demo up down send result status logs ps images engine env test test-unit test-engine test-matrix test-limits test-upstream test-browser test-deploy lint docs docs-matrix lock clean
 .SILENT:
 
 help:         ## what there is to type
@@ -60,8 +59,7 @@ env:
 	deploy/env.sh local
 
 test: export QUICK = 1
-test: lint test-unit test-browser test-matrix test-deploy  ## everything, from a bare machine; each row of the matrix on 5 of 20
-test: lint test-unit test-engine test-browser test-matrix test-deploy  ## everything, from a bare machine
+test: lint test-unit test-engine test-browser test-matrix test-deploy  ## everything, from a bare machine; each row of the matrix on 5 of 20
 
 lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
@@ -80,11 +78,6 @@ test-shutdown: ## a worker that is told to end, on every broker and pool
 
 test-engine:  ## ENGINE=fast on real servers: workers that are killed and stopped, transports, result backend
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine
-test-engine:  ## both engines on an embedded Redis: crashes, restarts, round trips
-	deploy/env.sh dev && $(PYTEST) tests/engine
-
-test-matrix:  ## every combination, in containers: BROKER= POOL= BACKEND= choose some
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 6 --reruns 1 -q --no-header
 
 test-limits:  ## that every limit's row is needed where it stands, and nowhere else: each is inverted, each test must fail
 	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 10 -q --no-header -rfX

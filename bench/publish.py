@@ -93,7 +93,7 @@ def main() -> None:
         print(f"| {way} | {found['rate']:,.0f} | {by_rate:.1f} | {found['cpu']:.0f} | {by_cpu:.1f} |")
     packages = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "redis", "amqp"))
     print(
-        f"\nMedians of {given.rounds} interleaved rounds of {given.number:,} tasks (send_many: ten times as many), with confirms; "
+        f"\nMedians of {given.rounds} interleaved rounds of {given.number:,} tasks (send_many: ten times as many), confirmed; "
     )
     print(f"{datetime.now(UTC):%Y-%m-%d}, python {platform.python_version()}, {packages}, {os.cpu_count()} cores.")
 

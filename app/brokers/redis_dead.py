@@ -10,15 +10,18 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib import import_module
 from queue import Empty
 from typing import Any
 
 from kombu.exceptions import InconsistencyError
-from kombu.transport import redis, virtual
+from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 from app.brokers.contract import DEAD, DELIVERIES, Action, DeadLetter
+
+redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
 
 
 class MalformedError(ValueError):
@@ -102,7 +105,7 @@ class Channel(redis.Channel):
         headers = payload["headers"] = dict(payload.get("headers") or {})
         if self.counts_deliveries:
             headers[DELIVERIES] = int(headers.get(DELIVERIES) or 0) + 1
-        super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)  # type: ignore[misc]
+        super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
 
 
 def letter_of(message: Any, reason: str) -> DeadLetter:

@@ -173,18 +173,18 @@ def test_states_that_come_while_a_write_fails_take_their_place(server: Server, b
     def fail_once(writes: list[Write]) -> None:
         if not server.tries:
             server.tries += 1
-            group.result(write("a"))
-            group.result(write("b", "STARTED"))
+            one.result(write("a"))
+            one.result(write("b", "STARTED"))
             raise ConnectionError("away")
         server.store(writes)
 
-    group = Commit()
-    group.start(fail_once, busy.__len__)
-    group.result(write("a", "STARTED"))
-    group.result(write("b"))
+    one = Commit()
+    one.start(fail_once, busy.__len__)
+    one.result(write("a", "STARTED"))
+    one.result(write("b"))
     with pytest.raises(ConnectionError):
-        group.flush()
-    group.flush()
+        one.flush()
+    one.flush()
     assert server.seen == ["a:SUCCESS+b:SUCCESS"]
 
 
