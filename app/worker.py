@@ -11,16 +11,17 @@ from app.pools import Pool
 from app.profile import Profile
 
 
-def command(pool: Pool, options: list[str], banner: bool = True) -> list[str]:
-    """The command line of a worker on `pool`. `options` come last and win."""
+def command(pool: Pool, options: list[str], banner: bool = True, events: bool = False) -> list[str]:
+    """The command line of a worker on `pool`. `options` come last and win. `events`: it tells that it lives, for Flower."""
     celery = [sys.executable, "-m", "celery", "-A", "app", *([] if banner else ["--quiet"])]
-    return [*celery, "worker", "--pool", pool.name, *pool.worker_flags, *options]
+    flags = [flag for flag in pool.worker_flags if not (events and flag == "--without-heartbeat")]
+    return [*celery, "worker", "--pool", pool.name, *flags, *options]
 
 
 def main() -> None:
     profile = Profile.from_environ()
     options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]
-    argv = command(profile.pool, options, banner=profile.log_format == "text")  # none between JSON's lines
+    argv = command(profile.pool, options, banner=profile.log_format == "text", events=profile.send_events)
     os.execv(argv[0], argv)
 
 
