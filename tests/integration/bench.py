@@ -51,8 +51,8 @@ ROLES: dict[str, dict[str, str]] = {
     "main": {},
     # For tests that disturb or end their worker: it consumes the queue `spare` alone.
     "spare": {"OPTIONS": "-Q spare"},
-    # One task at a time: what waits behind another, and in which order.
-    "single": {"OPTIONS": "-Q single -c 1"},
+    # One task at a time, and no message beyond it, on either engine: what waits behind another, and in which order.
+    "single": {"OPTIONS": "-Q single -c 1 --prefetch-multiplier 1"},
     # Two queues, and events of its tasks.
     "watched": {"OPTIONS": "-Q watched,watched.too -E"},
     # These start with the first test that asks for them.
