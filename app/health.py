@@ -116,6 +116,7 @@ class Heartbeat(bootsteps.StartStopStep):
         self.progress: Progress | None = None
         self.was_stuck = False
         if self.enabled:
+            parent.on_connection_error_after_connected = self._lost(parent, parent.on_connection_error_after_connected)
             self.file.with_name(self.file.name + ".alive").write_text(f"{os.getpid()}\n")
             module = parent.pool.__class__.__module__.rpartition(".")[2] if parent.pool else ""
             if any(pool.module == module and not pool.answers_while_busy for pool in POOLS.values()):
@@ -123,10 +124,21 @@ class Heartbeat(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         self.progress = Progress(parent, self.seconds)
-        self._tick()
         self.timer = parent.timer.call_repeatedly(EVERY, self._tick)
+        self._tick()
+
+    def _lost(self, parent: Any, celerys: Callable[[Exception], None]) -> Callable[[Exception], None]:
+        """Say so before Celery closes the connection: on a dead one that takes it seconds."""
+
+        def lost(error: Exception) -> None:
+            self.stop(parent)
+            celerys(error)
+
+        return lost
 
     def _tick(self) -> None:
+        if self.timer is None:  # the timers of green pools fire once more after they were cancelled
+            return
         stuck = bool(self.progress and self.progress.stuck())
         if stuck and not self.was_stuck:
             logger.error("not healthy: messages wait, and for %s s this worker took none", self.seconds)
@@ -134,12 +146,13 @@ class Heartbeat(bootsteps.StartStopStep):
         write(self.file, 0 if stuck else now() + self.seconds)
 
     def _begins(self, task: Any = None, **_: Any) -> None:
-        if self.timer:
+        if self.timer is not None:
             write(self.file, now() + (getattr(task, "time_limit", None) or task_time_limit()) + self.seconds)
 
     def stop(self, parent: Any) -> None:
-        if self.timer:
-            self.timer.cancel()
+        if self.timer is not None:
+            # Green pools give the greenlet of the first round, which is false and cannot be cancelled once that is over.
+            getattr(self.timer, "entry", self.timer).cancel()
             self.timer = None
         if self.progress:
             self.progress.close()
