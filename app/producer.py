@@ -91,6 +91,8 @@ def _send(given: argparse.Namespace) -> None:
                 show(result, given.wait)
     except (OperationalError, ConnectionError) as error:
         _away(error)
+    except OSError as error:
+        refuse(f"SPOOL={app.conf.spool} cannot be written: {error.strerror}")
     if app.spooled and app.spooled.spool.names():
         print(f"celery-kit: the broker is away; tasks wait in {app.conf.spool}: 'make forward' sends them", file=sys.stderr)
 
