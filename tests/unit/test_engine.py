@@ -41,3 +41,20 @@ PLAIN = "kombu.transport.pyamqp"
 )
 def test_the_engine_chooses_the_classes(engine: str, scheme: str, found: list[str]) -> None:
     assert look(engine, scheme) == found
+
+
+"""The fast engine is for the kombu that it was written for. app/brokers/redis.py"""
+
+
+from app.brokers.redis import engine
+
+
+def test_another_kombu_means_the_plain_engine_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert engine("fast", "5.8.0") == "plain"
+    assert "5.8.0" in caplog.text
+
+
+@pytest.mark.parametrize("chosen", ["plain", "fast"])
+def test_the_chosen_engine_is_used_with_its_kombu(chosen: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert engine(chosen, "5.7.9") == chosen
+    assert not caplog.text
