@@ -107,6 +107,8 @@ def forward() -> None:
             print(task_id, flush=True)
     except (OperationalError, ConnectionError) as error:
         _away(error)
+    if rest := len(app.spooled.spool.names()):
+        refuse(f"{rest} tasks stay in {app.conf.spool}: another process is sending them, or a line above says why not")
 
 
 def _away(error: Exception) -> NoReturn:

@@ -147,8 +147,7 @@ class Spooled:
         directory = Path(app.conf.spool)
         directory.mkdir(parents=True, exist_ok=True)
         self.spool = Spool(directory, app.conf.spool_most)
-        if self.spool.names():  # what an earlier process has left
-            self.spool.forward_in_background(self.send_call)
+        self._looked = False
 
     def send_call(self, call: Call) -> Any:
         return self.send(
@@ -162,6 +161,10 @@ class Spooled:
     def send_task(self, name: str, args: Any, kwargs: Any, countdown: Any, eta: Any, options: dict[str, Any]) -> Any:
         """Send, or accept for later; gives an AsyncResult either way."""
         options["task_id"] = options.get("task_id") or uuid()
+        if not self._looked:
+            self._looked = True
+            if self.spool.names():  # what an earlier process has left; this task goes behind it
+                self.spool.forward_in_background(self.send_call)
         if not self.spool.sending:
             try:
                 return self.send(name, args, kwargs, countdown, eta, **options)
