@@ -80,6 +80,10 @@ class Channel(redis.Channel):
             self.connection._deliver(payload, queue)
         except MalformedError as error:
             put_raw(self, item, queue, error)
+            about = payload.get("properties")
+            if isinstance(about, dict) and isinstance(tag := about.get("delivery_tag"), str):
+                qos: Any = self.qos  # which has recorded it already, where that is part of the fetch
+                qos._remove_from_indices(tag).execute()
 
     def _brpop_read(self: Any, **options: Any) -> bool:  # kombu's own, with deliver_raw
         try:
