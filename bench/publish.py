@@ -94,7 +94,6 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "redis", "amqp"))
     print(
         f"\nMedians of {given.rounds} interleaved rounds of {given.number:,} tasks (send_many: ten times as many), confirmed; "
-        f"\nMedians of {given.rounds} interleaved rounds of {given.number:,} tasks (send_many: ten times more), with confirms;"
     )
     print(f"{datetime.now(UTC):%Y-%m-%d}, python {platform.python_version()}, {packages}, {os.cpu_count()} cores.")
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from app.brokers.redis import engine
 from app.stack import ROOT
 
 #: In a process of its own: which classes serve a scheme is known to a whole process.
@@ -41,12 +42,6 @@ PLAIN = "kombu.transport.pyamqp"
 )
 def test_the_engine_chooses_the_classes(engine: str, scheme: str, found: list[str]) -> None:
     assert look(engine, scheme) == found
-
-
-"""The fast engine is for the kombu that it was written for. app/brokers/redis.py"""
-
-
-from app.brokers.redis import engine
 
 
 def test_another_kombu_means_the_plain_engine_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
