@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -22,6 +23,7 @@ from app import Kit
 from app.pools import POOLS
 from app.stack import ROOT
 from tests.engine.rabbitmq.conftest import Urls
+from tests.engine.rabbitmq.proxy import Proxy
 from tests.wait import until
 
 
@@ -34,6 +36,7 @@ class Fast:
             **os.environ,
             "CELERY_BROKER_URL": urls.broker,
             "CELERY_RESULT_BACKEND": urls.results,
+            "RUNS": urls.results,
             "BROKER": "",
             "BACKEND": "",
             "ENGINE": "fast",
@@ -46,6 +49,14 @@ class Fast:
         self.runs: Any = Redis.from_url(urls.results)
         self.workers: list[subprocess.Popen[bytes]] = []
         self.app = self._app()
+
+    def behind_a_proxy(self, name: str) -> Proxy:
+        """Have the workers to come reach the server of this variable through a proxy."""
+        url = urlsplit(self.environ[name])
+        proxy = Proxy(str(url.hostname), int(url.port or 0))
+        user = f"{url.username}:{url.password}@" if url.username else ""
+        self.environ[name] = url._replace(netloc=f"{user}127.0.0.1:{proxy.port}").geturl()
+        return proxy
 
     def _app(self) -> Celery:
         with patch.dict(os.environ, self.environ):
@@ -137,6 +148,35 @@ def test_a_stopping_worker_hands_everything_in(fast: Fast) -> None:
     assert {int(times) for times in runs.values()} == {1}
     assert fast.stored(ids) == len(runs)
     until("the broker has the rest", lambda: fast.left() == COUNT - len(runs), 20)
+
+
+def test_a_worker_goes_on_when_its_broker_is_back(fast: Fast) -> None:
+    proxy = fast.behind_a_proxy("CELERY_BROKER_URL")
+    ids = fast.send_many(COUNT)
+    worker = fast.worker()
+    for part in (1, 2):
+        until("it is in the middle", partial(_done, fast, ids, part * COUNT // 4), 60)
+        proxy.cut()
+    until("every task has its result", lambda: fast.stored(ids) == COUNT, 120)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert fast.left() == 0
+    proxy.close()
+
+
+def test_no_task_is_lost_while_the_results_server_is_away(fast: Fast) -> None:
+    proxy = fast.behind_a_proxy("CELERY_RESULT_BACKEND")
+    ids = fast.send_many(COUNT)
+    worker = fast.worker()
+    until("it is in the middle", lambda: fast.stored(ids) >= COUNT // 4, 60)
+    proxy.cut(shut=True)
+    until("it has tried more than once", lambda: proxy.refused >= 3, 60)
+    proxy.cut(shut=False)
+    until("every task has its result", lambda: fast.stored(ids) == COUNT, 120)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert fast.left() == 0
+    proxy.close()
 
 
 def test_a_short_tasks_result_does_not_wait_for_a_long_ones_end(fast: Fast) -> None:

@@ -10,7 +10,7 @@ from redis import Redis
 from app import app
 
 app.conf.imports = ()
-runs = Redis.from_url(os.environ["CELERY_RESULT_BACKEND"])
+runs = Redis.from_url(os.environ["RUNS"])
 
 
 @app.task(name="engine.count")

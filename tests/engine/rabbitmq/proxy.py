@@ -1,0 +1,51 @@
+"""A port that passes on to a server, and can be cut."""
+
+import threading
+from contextlib import suppress
+from socket import SHUT_RDWR, create_connection, create_server, socket
+
+
+class Proxy:
+    """`refused`: connections that were closed at once, because it is shut."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target = (host, port)
+        self.server = create_server(("127.0.0.1", 0))
+        self.port = int(self.server.getsockname()[1])
+        self.shut = False
+        self.refused = 0
+        self.ends: list[socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def cut(self, shut: bool = False) -> None:
+        """End all connections; and those to come, too, if `shut`."""
+        self.shut = shut
+        for end in self.ends:
+            with suppress(OSError):
+                end.shutdown(SHUT_RDWR)
+        self.ends.clear()
+
+    def close(self) -> None:
+        self.server.close()
+        self.cut(True)
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                one, _ = self.server.accept()
+                if self.shut:
+                    self.refused += 1
+                    one.close()
+                    continue
+                other = create_connection(self.target)
+                self.ends += [one, other]
+                for ends in ((one, other), (other, one)):
+                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket, target: socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(SHUT_RDWR)
