@@ -21,6 +21,7 @@ from app.status import Snapshot, snapshot
 ROOT = Path(__file__).resolve().parents[1]
 Found = Iterator[tuple[str, str]]  # what is wrong; what mends it
 
+PATIENCE = 3.0  # seconds: a verdict may take longer than a look
 CLOCK_SECONDS = 5.0  # apart; events, ETAs and expiry are off by as much
 DISK_BYTES = 1_000_000_000
 MEMORY_SHARE = 0.9
@@ -40,7 +41,7 @@ class Scene:
 
     @cached_property
     def now(self) -> Snapshot:
-        return snapshot(self.members)
+        return snapshot(self.members, PATIENCE)
 
     @property
     def broker(self) -> Server | None:

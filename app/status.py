@@ -55,20 +55,20 @@ def ask_results() -> Server | str | None:
         return f"does not answer: {_first_line(error)}"
 
 
-def ask_workers(expected: int) -> dict[str, dict[str, Any]]:
-    """What each worker answers, by node name; waits until `expected` have, a second at most."""
-    inspect: Any = app.control.inspect(timeout=PATIENCE, limit=expected or None)
+def ask_workers(expected: int, patience: float) -> dict[str, dict[str, Any]]:
+    """What each worker answers, by node name; waits until `expected` have, `patience` seconds at most."""
+    inspect: Any = app.control.inspect(timeout=patience, limit=expected or None)
     return inspect._request("vitals") or {}
 
 
-def snapshot(members: Iterable[Member] = ()) -> Snapshot:
-    """Ask all of them, at the same time where that can be."""
+def snapshot(members: Iterable[Member] = (), patience: float = PATIENCE) -> Snapshot:
+    """Ask all of them, at the same time where that can be; `patience`, in seconds, is for the workers."""
     members = list(members)
     expected = sum(member.running for member in members if member.node)
     with ThreadPoolExecutor() as asking:
         broker, results = asking.submit(ask_broker), asking.submit(ask_results)
         found = broker.result()
-        workers = ask_workers(expected) if isinstance(found, Server) and (expected or not members) else {}
+        workers = ask_workers(expected, patience) if isinstance(found, Server) and (expected or not members) else {}
         return Snapshot(found, results.result(), workers, members, app.connection().as_uri(), app.backend.as_uri())
 
 

@@ -11,6 +11,7 @@ from redis import Redis
 
 from app.stack import ROOT
 from tests.operator.conftest import Bench, Process
+from tests.operator.test_vitals import vitals
 from tests.wait import until
 
 
@@ -94,7 +95,8 @@ def test_a_server_that_throws_keys_away_or_forgets_them(bench: Bench, healthy: P
 
 
 def test_a_worker_that_consumes_nothing(bench: Bench, app: Celery, healthy: Process) -> None:
-    app.control.cancel_consumer("celery", reply=True)
+    app.control.cancel_consumer("celery")
+    until("it has stopped", lambda: vitals(app)["consuming"] == [], 20)
     code, (line,) = doctor(bench)
     assert code == 1 and line.endswith("lives and consumes nothing")
 
