@@ -1,7 +1,8 @@
 """What the trials showed, beside the same faults on plain Celery: a line of JSON a trial, from which the tables are made.
 
 `python -m tests.faults.report` writes docs/reports/faults.md and faults.json from reports/faults.jsonl; the last outcome of
-each trial counts, so that a run in several parts, or a trial that was run again, gives one report.
+each trial counts, so that a run in several parts, or a trial that was run again, gives one report. ABOUT= adds a sentence, about
+the machine for instance.
 """
 
 import json
@@ -18,6 +19,8 @@ from tests.faults.trial import QUIET, TASKS, Outcome
 NOTES = ROOT / "reports/faults.jsonl"
 HERE = ROOT / "docs/reports"
 ENGINES = ("kit", "plain")
+#: Tasks that a trial has to have in flight; where publishing was slower than the workers, the cell says how many there were.
+IN_FLIGHT = 500
 
 
 def note(outcome: Outcome) -> None:
@@ -49,6 +52,7 @@ def cell(one: "dict[str, Any] | None") -> str:
     words += ["**stands still**" if one["flowing"] is None else f"{one['flowing']:.0f} s"]
     words += [f"ended and came back: {one['restarts']}"] if one["restarts"] > 0 else []
     words += [f"exit {code}" for code in one["exits"] if code]
+    words += [f"{one['in_flight']} in flight"] if one["in_flight"] < IN_FLIGHT else []
     return ", ".join(words)
 
 
@@ -98,8 +102,9 @@ def main() -> None:
     have = {engine: sum(key[3] == engine for key in found) for engine in ENGINES}
     versions = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "amqp", "redis", "eventlet", "gevent"))
     what = "\n".join(f"| `{fault.name}` | {fault.what} | {fault.seconds:g} | {fault.repeats or 'none'} |" for fault in FAULTS)
+    about = os.environ.get("ABOUT", "")
     HERE.mkdir(parents=True, exist_ok=True)
-    (HERE / "faults.json").write_text(json.dumps(list(found.values()), indent=1) + "\n")
+    (HERE / "faults.json").write_text(json.dumps([{**one, "last_words": ""} for one in found.values()], indent=1) + "\n")
     (HERE / "faults.md").write_text(
         f"""# Faults
 
@@ -108,7 +113,7 @@ that no part of Celery knows counts what was accepted and what was done. A task 
 at all has been done for {QUIET["rabbitmq"]:g} s ({QUIET["redis"]:g} s on Redis, whose visibility timeout is 20 s here). The
 seconds are those from the fault's end until every worker that runs has begun a task. Written by `make test-faults`,
 {datetime.now(UTC):%F}; Python 3.13, {versions}. Run: {have["kit"]} of {wanted} trials on celery-kit, {have["plain"]} on plain
-Celery; an empty cell was not run.
+Celery; an empty cell was not run. faults.json has the date of each, for a run may be made in parts. {about}
 
 {sums(found)}
 {tables(found)}
@@ -119,8 +124,8 @@ Celery; an empty cell was not run.
 | --- | --- | --- | --- |
 {what}
 
-"Plain" is `Celery(broker, backend)` and nothing else, on the same images, with the same pools, concurrency and visibility
-timeout, started again by the engine when it ends, as celery-kit's workers are.
+"Plain" is `Celery(broker, backend)` and nothing else, on the same images, with the same pools, concurrency, visibility
+timeout and interval of its sweeps, started again by the engine when it ends, as celery-kit's workers are.
 """
     )
 

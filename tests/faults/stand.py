@@ -275,7 +275,7 @@ class Stand:
         """What the workers said last, without their tasks' lines."""
         said = ""
         for name, container in self.workers.items():
-            lines = container.logs(tail=400).decode(errors="replace").splitlines()
+            lines = container.logs(tail=5000).decode(errors="replace").splitlines()
             told = [line for line in lines if " succeeded in " not in line and " received" not in line]
             said += f"{name}:\n" + "\n".join(line[:300] for line in told[-12:]) + "\n"
         return said

@@ -35,6 +35,6 @@ def test_fault(stands: Stands, pair: Pair, fault: Fault) -> None:
         stands.close()  # what it left behind would count against the next trial
     assert (outcome.error, outcome.lost) == ("", 0), outcome.last_words
     assert outcome.flowing is not None, outcome.last_words
-    assert outcome.in_flight >= 500
+    assert outcome.in_flight >= report.IN_FLIGHT
     assert fault.repeats or not outcome.repeated
     assert set(outcome.exits) <= {0}, outcome.last_words
