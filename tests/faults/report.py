@@ -1,7 +1,7 @@
 """What the trials showed, beside the same faults on plain Celery: a line of JSON a trial, from which the tables are made.
 
 `python -m tests.faults.report` writes docs/reports/faults.md and faults.json from reports/faults.jsonl; the last outcome of
-each trial counts, so that a run in several parts, or a trial that was run again, gives one report. ABOUT= adds a sentence, about
+each trial counts, so that a run in several parts, or a trial that was run again, gives one report. ABOUT= adds a sentence, on
 the machine for instance.
 """
 
