@@ -201,7 +201,7 @@ def test_quorum_queues(cell: Cell) -> None:
 
 
 def test_unknown_task(cell: Cell) -> None:
-    """A task that the worker does not know fails for its sender; the message is gone, the worker goes on."""
+    """A task that the worker does not know fails for its sender; the message is gone from its queue, the worker goes on."""
     result = cell.send("nobody.knows.me", queue="single")
     with pytest.raises(NotRegistered, match=r"nobody\.knows\.me"):
         result.get(timeout=WAIT)
