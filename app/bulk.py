@@ -18,6 +18,7 @@ from kombu.utils.json import JSONEncoder
 
 from app.brokers import room
 from app.brokers.contract import Bulk, Part, Sample, UnconfirmedError
+from app.correlation import name_it
 from app.ids import ids
 
 #: Messages that are confirmed together: more gain nothing, and what a failure leaves uncertain is so many at most.
@@ -126,7 +127,7 @@ class Sender:
         """Something on a message's way has to see each of them, or its body is more than JSON."""
         conf = self.app.conf
         return (
-            any(signal.receivers for signal in SEEN_BY)
+            any(receiver is not name_it for signal in SEEN_BY for _, receiver in signal.receivers)
             or not all(isinstance(route, MapRoute) for route in self.app.amqp.routes)
             or self.task.apply_async.__func__ is not Task.apply_async
             or conf.task_send_sent_event

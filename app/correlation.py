@@ -43,10 +43,11 @@ def current() -> str | None:
 
 def connect() -> None:
     """Have every task that this process sends carry both headers."""
-    before_task_publish.connect(_name, weak=False)
+    before_task_publish.connect(name_it, weak=False)
 
 
-def _name(headers: dict[str, Any] | None = None, **_: Any) -> None:
+def name_it(headers: dict[str, Any] | None = None, **_: Any) -> None:
+    """Put both into a message's headers; they are the same for all messages of one `send_many`."""
     if headers is None:
         return
     headers[SENT] = round(time.time(), 3)

@@ -1,7 +1,6 @@
 """The table of pools: what each brings, how many tasks it runs at once, what it can do."""
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -203,19 +202,11 @@ WISHES = (
         "the timetable would not run; start it as a process of its own: celery -A app beat", True,
     ),
     Wish(
-        "worker_soft_shutdown_timeout", lambda conf, _: conf.worker_soft_shutdown_timeout, lambda pool: pool.has_children,
-        "a stop would fail the running task, or hang; leave it out: SIGTERM waits for running tasks", True,
-    ),
-    Wish(
-        "REMAP_SIGTERM", lambda *_: os.environ.get("REMAP_SIGTERM"), lambda pool: pool.has_children,
-        "a stop would lose or fail the running task; leave it out: SIGTERM waits for running tasks", True,
-    ),
-    Wish(
         "a soft time limit", lambda conf, options: options.get("soft_time_limit") or conf.task_soft_time_limit,
         _cannot("soft_time_limit"), "tasks run on; bound them in their own code, or choose prefork",
     ),
     Wish(
-        "a time limit", lambda conf, options: options.get("time_limit") or os.environ.get("TASK_TIME_LIMIT"),
+        "a time limit", lambda conf, options: options.get("time_limit"),
         _cannot("hard_time_limit"),
         "tasks run on, and the limit bounds stop and redelivery alone; bound them in their own code, or choose prefork",
     ),

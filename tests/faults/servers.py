@@ -87,7 +87,10 @@ SERVERS: dict[str, Server] = {
         files={
             str(ROOT / "deploy/brokers/rabbitmq/celery-kit.conf"): "/etc/rabbitmq/conf.d/20-celery-kit.conf",
         },
-        environment={f"RABBITMQ_DEFAULT_{name}": "kit" for name in ("USER", "PASS", "VHOST")},
+        environment={
+            **{f"RABBITMQ_DEFAULT_{name}": "kit" for name in ("USER", "PASS", "VHOST")},
+            "CONSUMER_TIMEOUT": "30000000",
+        },
         memory=(
             ("rabbitmqctl", "-q", "set_vm_memory_high_watermark", "absolute", "1MB"),
             ("rabbitmqctl", "-q", "set_vm_memory_high_watermark", "0.6"),

@@ -11,11 +11,6 @@ from app.pools import POOLS, check
 ASKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
     "autoscale": ({}, {"autoscale": "4,1"}, {"threads": "refused", "solo": "nothing"}),
     "beat": ({}, {"beat": True}, {"gevent": "refused", "eventlet": "refused"}),
-    "soft shutdown": (
-        {"worker_soft_shutdown_timeout": 5},
-        {},
-        dict.fromkeys(("solo", "threads", "gevent", "eventlet"), "refused"),
-    ),
     "soft time limit": ({}, {"soft_time_limit": 5}, dict.fromkeys(("solo", "threads", "gevent", "eventlet"), "nothing")),
     "time limit": ({}, {"time_limit": 5}, dict.fromkeys(("solo", "threads", "eventlet"), "nothing")),
     "recycling": (
@@ -28,10 +23,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("asked", ASKED)
-def test_a_wish_is_served_refused_or_said_to_come_to_nothing(
-    asked: str, pool: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TASK_TIME_LIMIT", raising=False)
+def test_a_wish_is_served_refused_or_said_to_come_to_nothing(asked: str, pool: str, capsys: pytest.CaptureFixture[str]) -> None:
     conf, options, outcomes = ASKED[asked]
     app = Celery(set_as_current=False)
     app.conf.update(conf)
@@ -44,15 +36,3 @@ def test_a_wish_is_served_refused_or_said_to_come_to_nothing(
         lines = check(POOLS[pool], app.conf, options)
         assert len(lines) == (1 if outcomes.get(pool) == "nothing" else 0)
         assert all(f"does nothing on pool {pool}: " in line for line in lines)
-
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_remapped_sigterm_is_refused_where_a_stop_would_lose_the_task(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TASK_TIME_LIMIT", raising=False)
-    monkeypatch.setenv("REMAP_SIGTERM", "SIGQUIT")
-    conf = Celery(set_as_current=False).conf
-    if POOLS[pool].has_children:
-        assert check(POOLS[pool], conf, {}) == []
-    else:
-        with pytest.raises(SystemExit):
-            check(POOLS[pool], conf, {})
