@@ -118,7 +118,7 @@ class AMQP(amqp.AMQP):
             more: dict[str, Any] = {"patience": float(conf.get("publish_timeout", Producer.patience))}
             if broker and broker.bound:
                 more["bound"] = staticmethod(broker.bound)
-            limit = conf.broker_pool_limit
+            limit = self.app.pool.limit  # asking for it also has Celery let go of this pool in a forked child
             self._producer_pool = Producers(
                 connection.Pool(limit=limit), limit=limit, Producer=type("Producer", (Producer,), more)
             )

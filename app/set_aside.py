@@ -125,7 +125,12 @@ class SetAside(bootsteps.StartStopStep):
 
 
 def check(message: Any) -> None:
-    """Raise TypeError for a body whose parts are of the wrong kind: Celery would fail on it in the pool, and some pools end."""
+    """Raise TypeError for parts of the wrong kind: Celery would fail on them in the pool, and some pools end."""
+    limits = message.headers.get("timelimit") if isinstance(message.headers, dict) else None
+    fit = isinstance(limits, list | tuple) and [isinstance(one, int | float | None) for one in limits] == [True, True]
+    if limits is not None and not fit:
+        # Celery fails on them once it has given the task a place in the pool, and never takes that back.
+        raise TypeError("its time limits are no two numbers")
     try:
         body = message.payload
     except Exception:  # Celery's handler says what is wrong

@@ -21,8 +21,12 @@ REPLY_TO_THE_WORKER = Limit(
 
 def on_task_call(backend: Any, producer: Any) -> None:
     """Have the queue for replies, as Celery has it, but not for ever where the broker is away (celery/backends/rpc.py)."""
-    if not task_join_will_block():
+    if task_join_will_block():
+        return
+    if hasattr(producer, "patiently"):
         producer.patiently(lambda: maybe_declare(backend.binding(producer.channel)))
+    else:  # beat's, or one of the user's own
+        maybe_declare(backend.binding(producer.channel), retry=True, interval_start=0, interval_step=1, max_retries=3)
 
 
 backend = Backend(

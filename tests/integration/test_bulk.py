@@ -5,6 +5,7 @@ from typing import Any
 from kombu.utils.uuid import uuid
 
 from app.bulk import Call, Sender, calls
+from app.correlation import SENT
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_flow import flow_probes
 
@@ -26,7 +27,12 @@ def taken(cell: Cell, queue: str) -> dict[str, Any]:
         while message := where.get(no_ack=True):
             task_id = message.headers["id"]
             own = {"delivery_tag": None, "application_headers": None, "delivery_info": None}
-            parts = (dict(message.headers), {**message.properties, **own}, message.content_type, message.content_encoding)
+            parts = (
+                {**message.headers, SENT: None},
+                {**message.properties, **own},
+                message.content_type,
+                message.content_encoding,
+            )
             found[task_id] = (repr(parts).replace(task_id, "the id"), message.body)
     return found
 
