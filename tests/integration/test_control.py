@@ -394,14 +394,6 @@ def test_worker_heartbeats(cell: Cell) -> None:
     assert bool(beats(seen)) == (not cell.limit)
 
 
-def test_events_do_not_slow_tasks(cell: Cell) -> None:
-    """A worker that sends events keeps its pace past its first prefetch window."""
-    node(cell, "watched")
-    for _ in range(1000):  # 100 s with Celery's own loop on eventlet and gevent over RabbitMQ
-        cell.send("probes.add", 1, 1, queue="watched", ignore_result=True)
-    assert cell.run("probes.add", 2, 2, queue="watched") == 4
-
-
 def test_enable_events(cell: Cell) -> None:
     """Events are switched on and off while a worker runs."""
     single = node(cell)

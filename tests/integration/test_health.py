@@ -4,6 +4,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import docker
@@ -70,6 +71,10 @@ def link(cell: Cell, name: str) -> Iterator[Any]:
         container.remove(force=True, v=True)
 
 
+def passed(moment: float) -> bool:
+    return time.monotonic() > moment
+
+
 def test_probe_of_a_busy_worker(cell: Cell) -> None:
     """A worker is healthy during a task that takes longer than a sign of life may be old, whatever its loop does."""
     with probed(cell) as (worker, queue):
@@ -78,8 +83,7 @@ def test_probe_of_a_busy_worker(cell: Cell) -> None:
         seen = set()
         while not result.ready():
             seen |= {(healthy(worker), healthy(worker, "live"))}
-            looked = time.monotonic()
-            until("a second has passed", lambda since=looked: time.monotonic() > since + 1)
+            until("a second has passed", partial(passed, time.monotonic() + 1))
         assert seen == {(True, True)}
 
 
