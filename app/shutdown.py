@@ -6,6 +6,7 @@ messages to another worker after the visibility timeout only. So the worker goes
 
 import os
 import signal
+import sys
 from typing import Any
 
 from celery import signals
@@ -19,6 +20,10 @@ BEFORE_THE_END = 10.0
 def connect() -> None:
     """Have every worker that is stopped by SIGTERM hand back its tasks before the grace ends."""
     signals.worker_shutting_down.connect(_limit, weak=False)
+    # The kernel keeps SIGTERM from a container's first process as long as it has no handler of its own, and Celery installs one
+    # late in its start: a stop before that would last until the grace ends.
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _limit(sig: str, how: str, **_: Any) -> None:

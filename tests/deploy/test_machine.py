@@ -1,6 +1,7 @@
 """Machines that lack something, and the images that are deployed."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -71,3 +72,16 @@ def test_the_integration_tests_fail_clearly_without_an_engine(checkout: Checkout
     assert done.returncode == 2
     assert "no Docker engine answers, and these tests need one: run 'make engine' first" in done.stdout
     assert "passed" not in done.stdout and "skipped" not in done.stdout
+
+
+def test_a_container_that_is_stopped_while_it_starts_ends_at_once() -> None:
+    """Its first process hears SIGTERM before Celery has a handler for it."""
+    look = "import os, signal, app; os.kill(1, signal.SIGTERM); signal.pause()"
+    done = subprocess.run(
+        ["docker", "run", "--rm", "-e", "CELERY_BROKER_URL=redis://127.0.0.1:1/0", image("solo"), "python", "-c", look],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr

@@ -189,6 +189,13 @@ class Beat:
         file = self.running.data / f"ticks.{name}"
         return len(file.read_text().splitlines()) if file.exists() else 0
 
+    def starts_again(self) -> None:
+        """Start it once more, and wait until it is connected and sends: a stop in the middle of connecting may take its grace."""
+        self.container.start()
+        until("it has begun", lambda: self.container.logs().count(b"beat: Starting...") == 2)
+        until("it sends", lambda: self.container.logs().rpartition(b"beat: Starting...")[2].count(b"Sending due") > 4)
+        self.goes_on()
+
     def goes_on(self) -> None:
         """Wait for two more ticks."""
         now = self.ticks("interval")
@@ -247,8 +254,7 @@ def test_beat_restart_keeps_its_schedule(cell: Cell, beat: Beat) -> None:
     """A beat that starts again goes on with its schedule: nothing is sent twice, and its counts go on."""
     until("the hourly tick", lambda: beat.ticks("hourly") == 1)
     before = beat.stop()
-    beat.container.start()
-    beat.goes_on()
+    beat.starts_again()
     after = beat.stop()
     assert beat.ticks("hourly") == 1
     assert after["hourly"] == before["hourly"] and after["hourly"][0] == 1
