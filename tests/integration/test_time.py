@@ -190,7 +190,7 @@ class Beat:
         return len(file.read_text().splitlines()) if file.exists() else 0
 
     def starts_again(self) -> None:
-        """Start it once more, and wait until it is connected and sends: a stop in the middle of connecting may take its grace."""
+        """Start it once more, and wait until it sends: a stop in the middle of connecting may take its grace."""
         self.container.start()
         until("it has begun", lambda: self.container.logs().count(b"beat: Starting...") == 2)
         until("it sends", lambda: self.container.logs().rpartition(b"beat: Starting...")[2].count(b"Sending due") > 4)
