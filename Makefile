@@ -59,13 +59,22 @@ env:
 	deploy/env.sh local
 
 test: export QUICK = 1
-test: lint test-unit test-engine test-browser test-matrix test-deploy  ## everything, from a bare machine; each row of the matrix on 5 of 20
+test: lint test-unit test-browser test-matrix test-deploy  ## from a bare machine, each row of the matrix on 5 of 20; more: test-*
 
 lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
 
 test-unit:    ## tests that need no container
-	deploy/env.sh dev && $(PYTEST) tests/unit tests/operator
+	deploy/env.sh dev && $(PYTEST) tests/unit
+
+test-operator: ## logs, progress, doctor, traces, make dev: workers of every pool on this machine
+	deploy/env.sh dev && $(PYTEST) tests/operator
+
+test-producer: ## a producer whose broker is away, the spool, batches that are cut, on real servers that stop
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/producer
+
+test-monitor: ## MONITOR=1: Flower in a browser, metrics, alerts by rule and in life
+	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/deploy/test_monitor.py
 
 test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 10 --reruns 1 -q --no-header
@@ -89,13 +98,13 @@ test-browser: ## the pages that the kit makes, in a real browser
 	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/browser
 
 test-deploy:  ## the commands of this file, as a user types them
-	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3
+	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --ignore tests/deploy/test_monitor.py
 
 docs:         ## write the tables in README and docs anew, from the code's own
 	deploy/env.sh dev && .venv/bin/python -m docs.generate
 
 docs-matrix:  ## take the last run of test-matrix into the docs: tables, page, screenshot
-	cp reports/matrix.json reports/matrix.md reports/matrix.html docs/ && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
+	.venv/bin/python -m docs.take_matrix && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
 
 lock: env     ## pin every requirement again, with hashes
 	deploy/lock.sh
