@@ -98,7 +98,7 @@ test-browser: ## the pages that the kit makes, in a real browser
 	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/browser
 
 test-deploy:  ## the commands of this file, as a user types them
-	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --ignore tests/deploy/test_monitor.py
+	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --dist loadfile --reruns 1 --ignore tests/deploy/test_monitor.py
 
 docs:         ## write the tables in README and docs anew, from the code's own
 	deploy/env.sh dev && .venv/bin/python -m docs.generate

@@ -81,8 +81,8 @@ def _end_leftovers() -> None:
 
 
 def _running_command(pid: str) -> str:
-    """The command line of a process; empty if it ended, reaped or not."""
-    shown = subprocess.run(["ps", "-o", "stat=,command=", "-p", pid], capture_output=True, text=True, check=False).stdout
+    """The whole command line of a process, however long; empty if it ended, reaped or not."""
+    shown = subprocess.run(["ps", "-ww", "-o", "stat=,command=", "-p", pid], capture_output=True, text=True, check=False).stdout
     return "" if shown.startswith("Z") else shown
 
 
