@@ -17,7 +17,9 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
             if cell["feature"] in rows:
                 cells[cell["feature"], cell["combination"]] = {"run": data["about"]["date"], **cell}
     known = {name: about for name, about in {**old["features"], **new["features"]}.items() if name in rows}
+    runs = len({cell["run"] for cell in cells.values()})
     about = {**new["about"], "counts": dict(Counter(cell["outcome"] for cell in cells.values()))}
+    about["command"] = "make test-matrix" if runs == 1 else f"make test-matrix, in {runs} parts; each cell says when"
     return {"about": about, "combinations": old["combinations"], "features": known, "cells": list(cells.values())}
 
 
