@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 
 from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, spool, tracing, vitals
-from app.fixes import add_consumer, cold_shutdown, hub_stall, retry_queue, short_delays, time_limit
+from app.fixes import add_consumer, beat_stop, cold_shutdown, hub_stall, retry_queue, short_delays, time_limit
 
 
 class Kit(Celery):
@@ -68,6 +68,7 @@ add_consumer.connect()
 time_limit.connect()
 correlation.connect()
 vitals.connect()
+beat_stop.connect()
 cold_shutdown.connect()
 shutdown.connect()
 tracing.connect()
