@@ -1,4 +1,4 @@
-"""`celery -A tests.operator.stopped_beat beat`: a beat that gets its stop while it sends, and where Python swallows an exception."""
+"""`celery -A tests.operator.stopped_beat beat`: a beat that is stopped while it sends, where Python swallows exceptions."""
 
 import os
 import signal
