@@ -3,6 +3,10 @@
 `celery -A app …` finds :data:`app` here. Settings: `app/config.py`. Tasks: every module in `app/tasks/`.
 """
 
+from app import patched  # noqa: F401  # first of all
+
+# isort: split
+
 from functools import cached_property, partial
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Start a worker from the profile: `python -m app.worker [options of celery worker]`.
 
-The pool goes on the command line, the only place where Celery patches the sockets early enough for eventlet and gevent.
-There the process is replaced by Celery's own; the other pools' workers start in this one, which has imported half of it
-already. Either way PID 1 of a container is the worker and gets its signals.
+This process becomes the worker: PID 1 of a container gets the worker's signals. `app/patched.py` has patched its sockets.
 """
 
 import os
@@ -25,8 +23,6 @@ def main() -> None:
     profile = Profile.from_environ()
     options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]
     argv = command(profile.pool, options, banner=profile.log_format == "text", events=profile.send_events)
-    if profile.pool.sockets_patched:
-        os.execv(argv[0], argv)
     sys.argv[:] = [celery.__file__, *argv[3:]]
     celery.main()
 
