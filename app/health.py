@@ -41,10 +41,20 @@ def now() -> int:
 
 
 def write(file: Path, until: int) -> None:
-    """Say that this process is healthy until then. In one piece: a reader never sees half of it."""
-    draft = file.with_name(file.name + ".draft")
-    draft.write_text(f"{os.getpid()} {until}\n")
-    draft.replace(file)
+    """Say that this process is healthy until then."""
+    put(file, f"{os.getpid()} {until}\n")
+
+
+def put(file: Path, text: str) -> None:
+    """Write in one piece: a reader never sees half of it. What cannot be written - a full disk - is no reason to end: the file
+    gets old, and the probe says so.
+    """
+    draft = file.with_name(f"{file.name}.{os.getpid()}.draft")
+    try:
+        draft.write_text(text)
+        draft.replace(file)
+    except OSError as error:
+        logger.warning("no sign of life can be left in %s: %s", file, error)
 
 
 class Progress:

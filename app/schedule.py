@@ -53,8 +53,6 @@ class Scheduler(PersistentScheduler):
     def tick(self, *args: Any, **kwargs: Any) -> Any:
         waits = super().tick(*args, **kwargs)
         if file := os.environ.get("HEARTBEAT_FILE"):
-            draft = Path(f"{file}.draft")
-            draft.write_text(json.dumps(self.timetable()))
-            draft.replace(f"{file}{TIMETABLE}")  # a reader never sees half of it
+            health.put(Path(f"{file}{TIMETABLE}"), json.dumps(self.timetable()))
             health.write(Path(file), health.now() + health.heartbeat_seconds())
         return waits

@@ -227,6 +227,7 @@ def beat(running: Running) -> Iterator[Beat]:
     container = (
         DockerContainer(image(running.combination.pool.name))
         .with_envs(**environ, TIMEZONE=KATHMANDU, PROBE_TIMETABLE="1")
+        .with_env("HEARTBEAT_FILE", "/data/heartbeat.beat")
         .with_volume_mapping(str(running.data), "/data", "rw")
         .with_volume_mapping(str(PROBES / "time_probes.py"), "/srv/app/tasks/time_probes.py", "ro")
         .with_kwargs(network=f"{running.stack.project}_default", labels={LABEL: SESSION})

@@ -118,5 +118,5 @@ def test_result_is_read_elsewhere(cell: Cell) -> None:
 def test_worker_is_pid_1_and_not_root(cell: Cell) -> None:
     """PID 1 of the container is the worker, which gets SIGTERM itself; it is not root."""
     container = cell.running.worker("main").docker
-    assert b"celery" in container.exec_run("cat /proc/1/cmdline").output
+    assert b"app.worker" in container.exec_run("cat /proc/1/cmdline").output
     assert container.exec_run("id -u").output.strip() == b"1000"

@@ -22,3 +22,10 @@ def test_stop_while_the_broker_is_away(bench: Bench) -> None:
     until("it tries", lambda: "beat: Connection error" in beat.log.read_text())
     os.kill(beat.process.pid, signal.SIGTERM)
     assert beat.process.wait(10) == 0, beat.log.read_text()
+
+
+def test_sign_of_life_that_cannot_be_left(bench: Bench) -> None:
+    """A beat that cannot write its heartbeat - a full disk - says so and goes on sending."""
+    beat = bench.start("celery", "-A", "app", "beat", "-l", "INFO", HEARTBEAT_FILE="/proc/none/beat", REPORT_EVERY="1")
+    until("it sends again and again", lambda: beat.log.read_text().count("Sending due task") > 2)
+    assert "no sign of life can be left in /proc/none/beat" in beat.log.read_text()
