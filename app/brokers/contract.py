@@ -107,17 +107,7 @@ class Bulk(Protocol):
 class Broker:
     """A row of the table of brokers."""
 
-    """A row of the table of brokers.
-
-    `schemes`: what its URLs begin with. `url(environ)`: where it is when CELERY_BROKER_URL does not say.
-    `settings(profile)`: Celery settings that it alone needs. `compose_file`: its stack, or None where it runs without
-    containers. `results_url(environ)`: the Redis results server that comes with it, or None. `limits`: by feature;
-    `pool_limits`, `backend_limits`: by pool or backend and feature, what only shows together with that one. `transport`: the
-    kombu transport that takes the place of kombu's own for its schemes, where there is one. `delays_tasks`: tasks with an ETA
-    wait in the broker, not in a worker. `bound(channel, seconds)`: has a producer's channel give up waiting for an answer, and
-    say why, where kombu's would wait for ever. `bulk`: how it takes many messages at once, for `send_many`.
-    """
-
+    #: What BROKER= says.
     name: str
     #: What its URLs begin with.
     schemes: tuple[str, ...]
