@@ -53,6 +53,7 @@ beat_schedule_filename = str(_profile.data_dir / "celerybeat-schedule")
 beat_max_loop_interval = 10  # seconds; how often beat shows that it lives
 
 worker_hijack_root_logger = False  # app/logs.py sets it up
+worker_redirect_stdouts = _profile.redirect_stdouts  # what a task prints is a line of the log; a debugger needs it as it is
 worker_send_task_events = _profile.send_events  # for Flower; MONITOR=1 turns it on
 worker_proc_alive_timeout = 30.0  # seconds; on a busy machine a new child takes longer than Celery's 4
 
