@@ -4,9 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from sphinx import addnodes
-
 project = "celery-kit"
 extensions = ["myst_parser"]
 #: README is the first page; the sources are the whole repository's, so that no link has to be rewritten.
@@ -36,8 +33,11 @@ def _contents(_: Any, page: str, source: list[str]) -> None:
         )
 
 
-def _shown(app: Any, tree: nodes.document, page: str) -> None:
+def _shown(_: Any, tree: Any, page: str) -> None:
     """A page of HTML that is linked as a file is shown, not saved."""
+    from docutils import nodes  # of the site's own environment
+    from sphinx import addnodes
+
     for link in list(tree.findall(addnodes.download_reference)):
         if link.get("filename", "").endswith(".html"):
             up = "../" * page.count("/")

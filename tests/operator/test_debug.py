@@ -1,20 +1,19 @@
 """What a person does who looks for a fault in a task: run it where it stands, or stop in the middle of it."""
 
 import os
-import pty
 import re
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from celery import Celery
 
 from app.stack import ROOT
 from tests.operator.conftest import Bench, Process
+from tests.terminal import Terminal
 from tests.wait import until
 
 TASK = """
@@ -22,7 +21,7 @@ from celery import shared_task
 
 @shared_task
 def stop(number: int) -> int:
-    {stop}
+    breakpoint()
     return number + 1
 """
 
@@ -36,43 +35,15 @@ for sent in count.delay(["one"], "picture"), send("workflows.count", [["one", "t
 """
 
 
-class Terminal:
-    """A worker of `make dev` on the solo pool, in a terminal: what it shows, and what is typed."""
-
-    def __init__(self, bench: Bench, task: str) -> None:
-        folder = bench.folder / "code"
-        shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "app/tasks/debug.py").write_text(task)
-        self.master, inner = pty.openpty()
-        self.beat, self.text = bench.folder / "dev.beat", ""
-        environ = {**os.environ, **bench.environ, "POOL": "solo", "HEARTBEAT_FILE": str(self.beat), "LOG_FORMAT": "text"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app.dev"], cwd=folder, env=environ, stdin=inner, stdout=inner, stderr=inner,
-            start_new_session=True,
-        )  # fmt: skip
-        os.close(inner)
-        bench.processes.append(Process(process, Path(os.devnull), self.beat))
-        Thread(target=self._read, daemon=True).start()
-        until("it consumes", self.beat.exists, 60)
-
-    def _read(self) -> None:
-        try:
-            while words := os.read(self.master, 4_096):
-                self.text += words.decode(errors="replace")
-        except OSError:  # it ended
-            pass
-
-    def shows(self, words: str) -> None:
-        until(f"it shows {words!r}", lambda: words in self.text, 30)
-
-    def type(self, line: str) -> None:
-        self.text = ""
-        os.write(self.master, f"{line}\n".encode())
-
-
 def test_a_breakpoint_has_the_terminal(bench: Bench, app: Celery) -> None:
     """On the solo pool the task stops at breakpoint(), answers what is typed, and goes on."""
-    terminal = Terminal(bench, TASK.format(stop="breakpoint()"))
+    folder = bench.folder / "code"
+    shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "app/tasks/debug.py").write_text(TASK)
+    environ = {**os.environ, **bench.environ, "POOL": "solo", "LOG_FORMAT": "text"}
+    terminal = Terminal(sys.executable, "-m", "app.dev", cwd=folder, environ=environ)
+    bench.processes.append(Process(terminal.process, Path(os.devnull), Path(os.devnull)))
+    terminal.shows("ready.")
     result = app.send_task("debug.stop", [6])
     terminal.shows("(Pdb) ")
     terminal.type("print(number * 7)")
