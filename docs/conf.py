@@ -21,7 +21,7 @@ PAGES = {
     "Choose": ["docs/brokers", "docs/pools", "docs/matrix"],
     "Use": ["docs/settings", "docs/migration", "docs/once", "docs/spool"],
     "Run": ["docs/delivery", "docs/shutdown", "docs/failures", "docs/reports/faults"],
-    "The kit": ["docs/new-broker", "docs/reports/upstream", "CONTRIBUTING", "CHANGELOG", "README.zh-CN"],
+    "The kit": ["docs/new-broker", "docs/reports/upstream", "CONTRIBUTING", "CHANGELOG", "中文 <README.zh-CN>"],
 }
 
 
