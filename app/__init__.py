@@ -3,13 +3,17 @@
 `celery -A app …` finds :data:`app` here. Settings: `app/config.py`. Tasks: every module in `app/tasks/`.
 """
 
+from app import patched  # noqa: F401  # first of all
+
+# isort: split
+
 from functools import cached_property, partial
 from typing import Any
 
 from celery import Celery
 
 from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, spool, tracing, vitals
-from app.fixes import add_consumer, cold_shutdown, hub_stall, retry_queue, short_delays, time_limit
+from app.fixes import add_consumer, beat_stop, cold_shutdown, hub_stall, retry_queue, short_delays, time_limit
 
 
 class Kit(Celery):
@@ -68,6 +72,7 @@ add_consumer.connect()
 time_limit.connect()
 correlation.connect()
 vitals.connect()
+beat_stop.connect()
 cold_shutdown.connect()
 shutdown.connect()
 tracing.connect()

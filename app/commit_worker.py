@@ -12,8 +12,6 @@ CELERYS_REQUEST = "celery.worker.request:Request"
 
 
 class Request(CelerysRequest):
-    """A request whose late acknowledgement waits for its result. Source: Celery's user guide, "Custom requests"."""
-
     """A request whose late acknowledgement waits for its result. Source: Celery's guide, "Custom requests"."""
 
     def acknowledge(self) -> None:

@@ -143,14 +143,15 @@ class Compose:
         if ours is None:
             refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it anew")
         theirs = dict(line.split("=", 1) for line in ours["Config"]["Env"] if "=" in line)
-        names = [name for name in theirs if name.startswith("RABBITMQ_") or name in ("BROKER", "BACKEND", "POOL")]
-        environ = {name: theirs[name] for name in [*names, "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"] if theirs.get(name)}
+        own = tuple(room.variables for room in BROKERS.values() if room.variables)
+        chosen = ("BROKER", "BACKEND", "POOL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+        environ = {name: value for name, value in theirs.items() if value and (name in chosen or name.startswith(own))}
         ports = _published(inspected)
         profile = Profile.from_environ(environ)
         environ["CELERY_BROKER_URL"] = _from_here(profile.broker_url, ports)
         environ["CELERY_RESULT_BACKEND"] = _from_here(profile.result_backend, ports)
-        management = ports.get(("broker", 15672))
-        return environ | ({"RABBITMQ_MANAGEMENT_PORT": str(management)} if management else {})
+        named = {name: ports.get(("broker", port)) for port, name in profile.broker.ports.items()}
+        return environ | {name: str(published) for name, published in named.items() if published}
 
     def members(self, inspected: list[dict[str, Any]]) -> list[Member]:
         """Its containers, as the engine sees them."""

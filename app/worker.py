@@ -1,11 +1,12 @@
 """Start a worker from the profile: `python -m app.worker [options of celery worker]`.
 
-The pool goes on the command line, the only place where Celery patches the sockets early enough for eventlet and gevent,
-and the process is replaced by Celery's own, so that PID 1 of a container is the worker and gets its signals.
+This process becomes the worker: PID 1 of a container gets the worker's signals. `app/patched.py` has patched its sockets.
 """
 
 import os
 import sys
+
+from celery import __main__ as celery
 
 from app.pools import Pool
 from app.profile import Profile
@@ -13,16 +14,17 @@ from app.profile import Profile
 
 def command(pool: Pool, options: list[str], banner: bool = True, events: bool = False) -> list[str]:
     """The command line of a worker on `pool`. `options` come last and win. `events`: it tells that it lives, for Flower."""
-    celery = [sys.executable, "-m", "celery", "-A", "app", *([] if banner else ["--quiet"])]
+    start = [sys.executable, "-m", "celery", "-A", "app", *([] if banner else ["--quiet"])]
     flags = [flag for flag in pool.worker_flags if not (events and flag == "--without-heartbeat")]
-    return [*celery, "worker", "--pool", pool.name, *flags, *options]
+    return [*start, "worker", "--pool", pool.name, *flags, *options]
 
 
 def main() -> None:
     profile = Profile.from_environ()
     options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]
     argv = command(profile.pool, options, banner=profile.log_format == "text", events=profile.send_events)
-    os.execv(argv[0], argv)
+    sys.argv[:] = [celery.__file__, *argv[3:]]
+    celery.main()
 
 
 if __name__ == "__main__":

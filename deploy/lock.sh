@@ -9,5 +9,6 @@ pin pyproject.toml -c requirements/dev.txt -o requirements/worker.txt
 for extra in docs eventlet gevent local monitor; do
     pin pyproject.toml --extra "$extra" -c requirements/dev.txt -o "requirements/$extra.txt"
 done
+pin bench/peers/requirements.in -o bench/peers/requirements.txt
 pin tests/upstream/requirements.in pyproject.toml -o tests/upstream/requirements.txt
 echo aiosmtpd | pin - -c requirements/dev.txt -o requirements/mail.txt

@@ -12,6 +12,7 @@ from typing import Any
 from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.pools import POOLS
+from bench import report
 from docs import reference
 from docs.reference import table
 from tests.faults.table import FAULTS
@@ -190,20 +191,29 @@ def faults() -> str:
     return table(heads, *(row(fault.name, fault.what) for fault in FAULTS))
 
 
+def bench() -> str:
+    """What `make bench` found, if a run is kept as docs/bench.json: which pool for which work, each beside plain Celery."""
+    file = ROOT / "docs/bench.json"
+    if not file.exists():
+        return "Not measured yet: `make bench`."
+    found = json.loads(file.read_text())
+    return "\n\n".join(filter(None, (report.best(found), report.pools(found), report.made_by(found))))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{
         one.__name__: one
-        for one in (pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults)
+        for one in (pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench)
     },
     **reference.TABLES,
 }
 
 
 def renewed(text: str) -> str:
-    """`text` with every part between `<!-- table: NAME -->` and `<!-- end -->` written anew, if the code has that table."""
+    """`text` with every part between `<!-- table: NAME -->` and `<!-- end -->` written anew."""
     return re.sub(
         r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}" if found[2] in TABLES else found[0],
+        lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}",
         text,
         flags=re.DOTALL,
     )

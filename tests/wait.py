@@ -7,11 +7,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(what: str, condition: Callable[[], T], seconds: float = 60.0) -> T:
-    """Ask `condition` until it gives something true, and give that back; fail with `what` after `seconds`."""
+def until(what: str, condition: Callable[[], T], seconds: float = 60.0, every: float = 0.05) -> T:
+    """Ask `condition` until it gives something true, and give that back; fail with `what` after `seconds`. `every`: seconds."""
     deadline = time.monotonic() + seconds
     while True:
         if answer := condition():
             return answer
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.05)
+        time.sleep(every)

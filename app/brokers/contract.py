@@ -137,3 +137,6 @@ class Broker:
     bound: Callable[[Any, float], None] | None = None
     #: How it takes many messages at once, for `send_many`.
     bulk: type[Bulk] | None = None
+    #: What its own variables begin with, and by port of its container the one that says where that is published.
+    variables: str | None = None
+    ports: Mapping[int, str] = field(default_factory=dict)

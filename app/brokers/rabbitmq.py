@@ -53,6 +53,8 @@ broker = Broker(
     delays_tasks=True,
     bound=bound,
     bulk=Bulk,
+    variables="RABBITMQ_",
+    ports={15672: "RABBITMQ_MANAGEMENT_PORT"},
     limits={
         "expires": Limit(
             "differently",

@@ -1,10 +1,8 @@
 """The probe of a worker's container, in the four hard cases: busy, frozen, without its broker, connected but not consuming."""
 
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import docker
@@ -37,6 +35,10 @@ asyncio.run(main())
 """
 
 
+#: Seconds between two probes: each is a process in the container.
+EVERY = 0.3
+
+
 def healthy(worker: Worker, *words: str) -> bool:
     """What the image's own health check says; with "live", what a liveness probe asks."""
     command = ["docker", "exec", worker.docker.id, "healthy", *words]
@@ -52,7 +54,7 @@ def probed(cell: Cell, **environ: str) -> Iterator[tuple[Worker, str]]:
     queue = f"health-{uuid()}"
     options = {"OPTIONS": f"-Q {queue} -c 1", "HEARTBEAT_SECONDS": str(SECONDS), **environ}
     with cell.running.beside("probed", **options) as worker:
-        until("it is healthy", lambda: healthy(worker) and healthy(worker, "live"), WAIT)
+        until("it is healthy", lambda: healthy(worker) and healthy(worker, "live"), WAIT, EVERY)
         yield worker, queue
 
 
@@ -71,29 +73,30 @@ def link(cell: Cell, name: str) -> Iterator[Any]:
         container.remove(force=True, v=True)
 
 
-def passed(moment: float) -> bool:
-    return time.monotonic() > moment
-
-
 def test_probe_of_a_busy_worker(cell: Cell) -> None:
     """A worker is healthy during a task that takes longer than a sign of life may be old, whatever its loop does."""
-    with probed(cell) as (worker, queue):
-        result = cell.send("time_probes.nap", 3 * SECONDS, queue=queue)
+    app = cell.running.app()  # of its own: see the limit `state_after_get`
+    with probed(cell) as (worker, queue), app.connection_for_write():
+        result = app.send_task("time_probes.nap", (3 * SECONDS,), queue=queue)
         until("it runs", lambda: result.state == "STARTED" or not cell.combination.backend.read_elsewhere, WAIT)
         seen = set()
-        while not result.ready():
-            seen |= {(healthy(worker), healthy(worker, "live"))}
-            until("a second has passed", partial(passed, time.monotonic() + 1))
+
+        def ended() -> bool:
+            seen.add((healthy(worker), healthy(worker, "live")))
+            return bool(result.ready())
+
+        until("the task ended", ended, WAIT, 1)
         assert seen == {(True, True)}
+    app.close()
 
 
 def test_probe_of_a_frozen_worker(cell: Cell) -> None:
     """A stopped worker is neither ready nor alive, at once; when it goes on it is healthy again."""
     with probed(cell) as (worker, _):
         worker.docker.kill(signal="STOP")
-        until("the probe sees it", lambda: not healthy(worker) and not healthy(worker, "live"), SECONDS)
+        until("the probe sees it", lambda: not healthy(worker) and not healthy(worker, "live"), SECONDS, EVERY)
         worker.docker.kill(signal="CONT")
-        until("it is healthy again", lambda: healthy(worker) and healthy(worker, "live"), WAIT)
+        until("it is healthy again", lambda: healthy(worker) and healthy(worker, "live"), WAIT, EVERY)
 
 
 def test_probe_of_a_worker_without_its_broker(cell: Cell) -> None:
@@ -102,11 +105,11 @@ def test_probe_of_a_worker_without_its_broker(cell: Cell) -> None:
     url = cell.running.server.url.format(host=name, port=cell.running.server.port, namespace=cell.running.namespace)
     with link(cell, name) as way, probed(cell, CELERY_BROKER_URL=url) as (worker, queue):
         way.kill()
-        until("the probe sees it", lambda: not healthy(worker), WAIT)
+        until("the probe sees it", lambda: not healthy(worker), WAIT, EVERY)
         assert healthy(worker, "live")
         way.start()
         assert cell.run("probes.add", 1, 2, queue=queue) == 3
-        until("it is ready again", lambda: healthy(worker), WAIT)
+        until("it is ready again", lambda: healthy(worker), WAIT, EVERY)
 
 
 def test_probe_of_a_worker_that_does_not_consume(cell: Cell) -> None:
@@ -117,8 +120,8 @@ def test_probe_of_a_worker_that_does_not_consume(cell: Cell) -> None:
         assert healthy(worker)
         # The first may still answer a question that the worker had asked before.
         results = [cell.send("probes.add", 2, 2, queue=queue) for _ in range(2)]
-        until("the probe sees it", lambda: not healthy(worker) and not healthy(worker, "live"), WAIT)
+        until("the probe sees it", lambda: not healthy(worker) and not healthy(worker, "live"), WAIT, EVERY)
         assert f"not healthy: messages wait, and for {SECONDS} s this worker took none" in worker.logs()
         command(cell, node, "add_consumer", queue=queue)
         assert [result.get(timeout=WAIT) for result in results] == [4, 4]
-        until("it is healthy again", lambda: healthy(worker), WAIT)
+        until("it is healthy again", lambda: healthy(worker), WAIT, EVERY)

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -184,6 +184,13 @@ class Beat:
     running: Running
     container: Any
 
+    def until(self, what: str, condition: Callable[[], object]) -> None:
+        """Wait; a failure shows what beat said."""
+        try:
+            until(what, condition)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; beat said:\n{self.container.logs(tail=40).decode()}") from None
+
     def ticks(self, name: str) -> int:
         """How often the task of an entry ran."""
         file = self.running.data / f"ticks.{name}"
@@ -192,19 +199,19 @@ class Beat:
     def starts_again(self) -> None:
         """Start it once more, and wait until it sends: a stop in the middle of connecting may take its grace."""
         self.container.start()
-        until("it has begun", lambda: self.container.logs().count(b"beat: Starting...") == 2)
-        until("it sends", lambda: self.container.logs().rpartition(b"beat: Starting...")[2].count(b"Sending due") > 4)
+        self.until("it has begun", lambda: self.container.logs().count(b"beat: Starting...") == 2)
+        self.until("it sends", lambda: self.container.logs().rpartition(b"beat: Starting...")[2].count(b"Sending due") > 4)
         self.goes_on()
 
     def goes_on(self) -> None:
         """Wait for two more ticks."""
         now = self.ticks("interval")
-        until("two more ticks", lambda: self.ticks("interval") >= now + 2)
+        self.until("two more ticks", lambda: self.ticks("interval") >= now + 2)
 
     def stop(self) -> dict[str, tuple[int, str]]:
         """Stop it as its stack does; gives each entry's run count and last run, as it has kept them."""
         self.container.stop(timeout=20)
-        assert self.container.wait()["StatusCode"] == 0
+        assert self.container.wait()["StatusCode"] == 0, self.container.logs(tail=40).decode()
         look = (
             "import json, shelve; kept = shelve.open('/data/celerybeat-schedule', 'r')['entries']; "
             "print(json.dumps({name: (one.total_run_count, str(one.last_run_at)) for name, one in kept.items()}))"
@@ -233,26 +240,26 @@ def beat(running: Running) -> Iterator[Beat]:
 
 def test_beat_interval(cell: Cell, beat: Beat) -> None:
     """Beat sends a task again and again, at its interval."""
-    until("a third tick", lambda: beat.ticks("interval") >= 3)
+    beat.until("a third tick", lambda: beat.ticks("interval") >= 3)
 
 
 def test_beat_entry_has_options(cell: Cell, beat: Beat) -> None:
     """An entry of beat's carries options of its own, such as the queue."""
     cell.running.worker("spare")
-    until("a tick", lambda: beat.ticks("routed") >= 1)
+    beat.until("a tick", lambda: beat.ticks("routed") >= 1)
     assert "time_probes.tick" in cell.running.worker("spare").logs()
 
 
 def test_beat_crontab_is_in_its_time_zone(cell: Cell, beat: Beat) -> None:
     """Beat reads a crontab in its own time zone, here one that is 5:45 h from UTC, and makes up for a run that it missed."""
-    until("the crontab's tick", lambda: beat.ticks("here") == 1)
+    beat.until("the crontab's tick", lambda: beat.ticks("here") == 1)
     beat.goes_on()
     assert (beat.ticks("here"), beat.ticks("elsewhere")) == (1, 0)
 
 
 def test_beat_restart_keeps_its_schedule(cell: Cell, beat: Beat) -> None:
     """A beat that starts again goes on with its schedule: nothing is sent twice, and its counts go on."""
-    until("the hourly tick", lambda: beat.ticks("hourly") == 1)
+    beat.until("the hourly tick", lambda: beat.ticks("hourly") == 1)
     before = beat.stop()
     beat.starts_again()
     after = beat.stop()

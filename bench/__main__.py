@@ -1,0 +1,267 @@
+"""`make bench`: every broker, pool and engine beside plain Celery and its peers, in interleaved rounds on the same servers.
+
+Writes reports/bench.json after every case, and the report made from it: reports/bench.md and bench.svg. A ratio counts, within
+one run; a rate is this machine's.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.brokers import BROKERS
+from app.pools import POOLS
+from app.refusal import choose, refuse, whole_number
+from bench import report
+from bench.contenders import CELERYS, CORES, FAST, HERE, PEER_ROWS, PLAIN, SETTINGS, Contender
+from bench.peers.setup import PEERS, prepare
+from bench.publish import WAYS
+from bench.rounds import ROOT, Case, NothingDoneError, consume, environment, running
+from bench.servers import Place, Servers
+from tests.matrix import SERVERS
+
+REPORTS = Path("reports")
+Measure = Callable[[Servers], dict[str, Any]]
+
+
+@dataclass
+class Trial:
+    """One thing to measure, round after round, and what it gave. Trials of one `group` take turns."""
+
+    section: str
+    group: str
+    name: str
+    case: Case
+    measure: Measure
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "section": self.section, "name": self.name, "case": asdict(self.case), "rounds": self.rounds, "error": self.error,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the user chose."""
+
+    brokers: list[str]
+    pools: list[str]
+    rounds: int
+    seconds: float
+    quick: bool
+
+    def consumed(self, section: str, contenders: Iterable[Contender], case: Case) -> Iterator[Trial]:
+        for one in contenders:
+            if case.broker in one.brokers:
+                yield Trial(section, f"{section} {case}", one.name, case, _consume(one, case, self.seconds))
+
+
+def _consume(contender: Contender, case: Case, seconds: float) -> Measure:
+    return lambda servers: asdict(consume(servers, contender, case, seconds))
+
+
+def pools(plan: Plan) -> Iterator[Trial]:
+    """One worker of each pool: plain Celery, the kit's settings alone, its engine."""
+    for broker in plan.brokers:
+        for pool in plan.pools:
+            yield from plan.consumed("pools", (PLAIN, FAST) if plan.quick else CELERYS, Case(broker, pool))
+
+
+def peers(plan: Plan) -> Iterator[Trial]:
+    """All cores: the kit's workers of the pool solo, one a core, beside each peer at its best."""
+    for broker in plan.brokers:
+        ours = Case(broker, "solo", workers=CORES)
+        group = list(plan.consumed("peers", (FAST, PLAIN), ours)) + list(
+            plan.consumed("peers", PEER_ROWS, Case(broker, "its own"))
+        )
+        for one in group:
+            one.group = f"peers {broker}"
+            yield one
+
+
+def limits(plan: Plan) -> Iterator[Trial]:
+    """What the bare client library does, and how much of it one worker keeps."""
+    for broker in plan.brokers:
+        case = Case(broker, "solo")
+        trials = [Trial("limits", "", "bare loop", case, _limit(case)), *plan.consumed("limits", (FAST,), case)]
+        for one in trials:
+            one.group = f"limits {broker}"
+            yield one
+
+
+def _limit(case: Case) -> Measure:
+    def measure(servers: Servers) -> dict[str, Any]:
+        with servers.place() as place:
+            return {"rate": float(_python(PLAIN, place, case, "bench.limits", case.broker, "20000"))}
+
+    return measure
+
+
+def _python(contender: Contender, place: Place, case: Case, *argv: str) -> str:
+    """What `python -m …` prints, on these servers."""
+    environ = environment(contender, place, case)
+    return subprocess.run([HERE, "-m", *argv], cwd=ROOT, env=environ, check=True, capture_output=True, text=True).stdout
+
+
+def publish(plan: Plan) -> Iterator[Trial]:
+    """One producer."""
+    for broker in plan.brokers:
+        case = Case(broker, "solo")
+        for way, times in WAYS.items():
+            yield Trial("publish", f"publish {broker}", way, case, _publish(way, (500 if plan.quick else 2_000) * times, case))
+
+
+def _publish(way: str, number: int, case: Case) -> Measure:
+    def measure(servers: Servers) -> dict[str, Any]:
+        with servers.place() as place:
+            return dict(json.loads(_python(SETTINGS, place, case, "bench.publish", way, str(number))))
+
+    return measure
+
+
+def work(plan: Plan) -> Iterator[Trial]:
+    """Other work than none: waiting, computing, larger messages, a deep queue, more workers."""
+    for broker in plan.brokers:
+        for pool in plan.pools:
+            for kind in ("nap", "burn"):
+                yield from plan.consumed("work", (PLAIN, FAST), Case(broker, pool, work=kind))
+        for size in (10_000, 1_000_000):
+            case = Case(broker, "solo", size=size, depth=400 if size > 100_000 else 0)
+            yield from plan.consumed("size", (PLAIN, FAST), case)
+        yield from plan.consumed("depth", (FAST,), Case(broker, "solo", depth=100_000))
+        for workers in range(1, 2 * CORES + 1):
+            yield from plan.consumed("workers", (PLAIN, FAST), Case(broker, "solo", workers=workers))
+
+
+def idle(plan: Plan) -> Iterator[Trial]:
+    """A worker with nothing to do: send one task, wait for its result; its CPU and memory when none comes."""
+    for broker in plan.brokers:
+        for pool in plan.pools:
+            case = Case(broker, pool)
+            for one in (PLAIN, FAST):
+                yield Trial("idle", f"idle {case}", one.name, case, _idle(one, case, 100 if plan.quick else 300))
+
+
+def _idle(contender: Contender, case: Case, number: int) -> Measure:
+    producer = "plain" if contender is PLAIN else "kit"
+
+    def measure(servers: Servers) -> dict[str, Any]:
+        from bench.rounds import used
+
+        with servers.place() as place, running(contender, place, case, environment(contender, place, case)) as sessions:
+            times = sorted(json.loads(_python(contender, place, case, "bench.latency", producer, str(number))))
+            before, began = used(sessions)[0], time.monotonic()
+            time.sleep(3)  # what is measured: three seconds of nothing
+            spent, memory = used(sessions)
+            share = (spent - before) / (time.monotonic() - began)
+        return {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100], "cpu": share * 100, "memory": memory}
+
+    return measure
+
+
+SECTIONS: dict[str, Callable[[Plan], Iterator[Trial]]] = {
+    one.__name__: one for one in (pools, peers, limits, publish, work, idle)
+}
+
+
+def about(plan: Plan) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    packages = {name: version(name) for name in ("celery", "kombu", "amqp", "redis", "gevent", "eventlet")}
+    listed: list[dict[str, str]] = []
+    if PEERS.exists():
+        pip = [str(PEERS / "bin/python"), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+        listed = json.loads(subprocess.run(pip, check=True, capture_output=True, text=True).stdout)
+    names = ("dramatiq", "huey", "taskiq", "arq", "rq")
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "make bench" + "".join(f" {name}={value}" for name in report.KNOBS if (value := os.environ.get(name))),
+        "cores": CORES,
+        "python": platform.python_version(),
+        "packages": packages | {one["name"]: one["version"] for one in listed if one["name"] in names},
+        "servers": [],
+        "rounds": plan.rounds,
+        "seconds": plan.seconds,
+    }
+
+
+def run(plan: Plan, trials: Sequence[Trial], out: Path) -> dict[str, Any]:
+    """Run them, a group's trials in turn, and write what there is after each group."""
+    found: dict[str, Any] = {"about": about(plan), "trials": []}
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for one in trials:
+        groups.setdefault((one.case.broker, one.group), []).append(one)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(trials) * plan.rounds)
+        for broker in plan.brokers:
+            progress.update(bar, description=f"{broker} starts")
+            with Servers(broker) as servers:
+                found["about"]["servers"].append(servers.version())
+                for (its_broker, _), group in groups.items():
+                    if its_broker != broker:
+                        continue
+                    for _ in range(plan.rounds):
+                        for one in group:
+                            progress.update(bar, description=f"{broker} {one.section} {one.case.pool} {one.name}")
+                            _once(one, servers)
+                            progress.advance(bar)
+                    found["trials"] += [one.as_dict() for one in group]
+                    out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _once(one: Trial, servers: Servers) -> None:
+    if one.error:
+        return  # what cannot do it once is not asked again
+    try:
+        one.rounds.append(one.measure(servers))
+    except NothingDoneError as error:
+        one.error = str(error)
+    except subprocess.CalledProcessError as error:
+        one.error = f"{' '.join(error.cmd[1:4])} ended with {error.returncode}: {str(error.stderr)[-500:]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.parse_args()
+
+    def chosen(name: str, allowed: Iterable[str]) -> list[str]:
+        given = os.environ.get(name)
+        return [choose(name, one, list(allowed)) for one in given.split(",")] if given else list(allowed)
+
+    quick = bool(os.environ.get("QUICK"))
+    plan = Plan(
+        brokers=chosen("BROKER", [name for name in SERVERS if name in BROKERS]),
+        pools=chosen("POOL", POOLS),
+        rounds=whole_number("ROUNDS", os.environ.get("ROUNDS") or ("1" if quick else "3"), 1, 100),
+        seconds=whole_number("SECONDS", os.environ.get("SECONDS") or ("2" if quick else "4"), 1, 3_600, "seconds"),
+        quick=quick,
+    )
+    sections = chosen("ONLY", SECTIONS) if not quick or os.environ.get("ONLY") else ["pools"]
+    earlier = Path(os.environ["COMPARE"]) if os.environ.get("COMPARE") else None
+    if earlier and not earlier.is_file():
+        refuse(f"COMPARE={earlier}: there is no such file; allowed: a bench.json of an earlier run")
+    if {"peers"} & set(sections):
+        prepare()
+    REPORTS.mkdir(exist_ok=True)
+    found = run(plan, [trial for name in sections for trial in SECTIONS[name](plan)], REPORTS / "bench.json")
+    print(report.write(found, REPORTS, json.loads(earlier.read_text()) if earlier else None))
+    sys.exit(1 if any(one["error"] for one in found["trials"]) else 0)
+
+
+if __name__ == "__main__":
+    main()

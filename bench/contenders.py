@@ -1,0 +1,120 @@
+"""Who takes part: how each sends, how its worker starts, how its results are counted."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.peers.setup import PEERS
+from bench.servers import Place
+
+HERE = sys.executable
+
+#: Tasks at once of one worker, by pool; where nothing is said, one a core.
+CONCURRENCY = {"solo": 1, "threads": 2, "prefork": 2, "gevent": 50, "eventlet": 50}
+CORES = os.cpu_count() or 1
+
+
+def stored(place: Place, _: int) -> int:
+    """Results, where each has a key of its own."""
+    return int(place.results.dbsize())
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table.
+
+    `send`: the command that sends; NUMBER WORK BYTES are added. `worker(pool)`: the command of one worker. `environ(place)`:
+    what both need. `most`: tasks that it gets at least through in a round, so that no time goes into sending more.
+    `done(place, sent)`: how many have a result. `brokers`: where it can take part.
+    """
+
+    name: str
+    send: list[str]
+    worker: Callable[[str], list[str]]
+    environ: Callable[[Place], Mapping[str, str]]
+    most: int
+    done: Callable[[Place, int], int] = stored
+    brokers: tuple[str, ...] = ("redis", "rabbitmq")
+    settings: Mapping[str, str] = field(default_factory=dict)
+    #: read(place): how many results say that the task has succeeded, read back one by one.
+    read: Callable[[Place], int] | None = None
+
+
+def succeeded(place: Place) -> int:
+    """Celery's results, read back and understood."""
+    names = list(place.results.scan_iter("celery-task-meta-*", count=10_000))
+    kept = [one for start in range(0, len(names), 1_000) for one in place.results.mget(names[start : start + 1_000])]
+    return sum(json.loads(one)["status"] == "SUCCESS" for one in kept if one)
+
+
+def _celery(place: Place) -> dict[str, str]:
+    return {"CELERY_BROKER_URL": place.broker_url, "CELERY_RESULT_BACKEND": place.results_url}
+
+
+def _peer(place: Place) -> dict[str, str]:
+    return {"BROKER_URL": place.broker_url, "RESULTS_URL": place.results_url}
+
+
+def _size(pool: str) -> list[str]:
+    return ["--concurrency", str(CONCURRENCY[pool])]
+
+
+def _plain(pool: str) -> list[str]:
+    return [HERE, "-m", "celery", "-A", "bench.plain", "worker", "-l", "WARNING", "-Q", "bench", "-P", pool, *_size(pool)]
+
+
+def _kit(engine: str, most: int) -> Contender:
+    def worker(pool: str) -> list[str]:
+        return [HERE, "-m", "app.worker", "-I", "bench.celerys", "-l", "WARNING", "-Q", "bench", *_size(pool)]
+
+    return Contender(
+        f"celery-kit {engine}", [HERE, "-m", "bench.kit"], worker, _celery, most, settings={"ENGINE": engine}, read=succeeded
+    )
+
+
+def _left(key: str, command: str) -> Callable[[Place, int], int]:
+    """Done is what has left the queue: the results lie among other keys."""
+    return lambda place, sent: sent - int(getattr(place.redis, command)(key))
+
+
+def _peers() -> list[Contender]:
+    def python(name: str) -> list[str]:
+        return [str(PEERS / "bin/python"), "-m", f"bench.peers.{name}"]
+
+    def tool(*argv: Any) -> Callable[[str], list[str]]:
+        return lambda _: [str(PEERS / "bin" / argv[0]), *map(str, argv[1:])]
+
+    def dramatiq(processes: int) -> Contender:
+        worker = tool("dramatiq", "bench.peers.dramatiqs", "--processes", processes, "--threads", 8)
+        return Contender(f"dramatiq, {processes} processes", python("dramatiqs"), worker, _peer, 20_000)
+
+    redis = ("redis",)
+    return [
+        dramatiq(CORES),
+        dramatiq(2 * CORES),
+        Contender(
+            "huey", python("hueys"), tool("huey_consumer", "bench.peers.hueys.huey", "-k", "process", "-w", CORES, "-q"),
+            _peer, 20_000, lambda place, _: int(place.redis.hlen("huey.results.bench")), redis,
+        ),
+        Contender(
+            "taskiq", python("taskiqs"), tool("taskiq", "worker", "bench.peers.taskiqs:broker", "--workers", CORES),
+            _peer, 15_000,
+        ),
+        Contender(
+            "arq", python("arqs"), tool("arq", "bench.peers.arqs.Worker"), _peer, 8_000, _left("arq:queue", "zcard"), redis
+        ),
+        Contender(
+            "rq", python("rqs"), tool("rq", "worker-pool", "bench", "-n", CORES, "-w", "rq.SimpleWorker", "-q"), _peer, 4_000,
+            _left("rq:queue:bench", "llen"), redis,
+        ),
+    ]  # fmt: skip
+
+
+PLAIN = Contender("plain Celery", [HERE, "-m", "bench.plain"], _plain, _celery, 6_000, read=succeeded)
+SETTINGS = _kit("plain", 8_000)
+FAST = _kit("fast", 30_000)
+CELERYS = (PLAIN, SETTINGS, FAST)
+PEER_ROWS = tuple(_peers())

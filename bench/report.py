@@ -1,0 +1,209 @@
+"""The benchmark as tables: `reports/bench.md`, and `reports/bench.svg` where the peers' environment is there: it can draw."""
+
+import statistics
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.peers.setup import PEERS, ROOT
+
+#: What a user may set, in the order in which the report repeats it.
+KNOBS = ("QUICK", "ONLY", "BROKER", "POOL", "ROUNDS", "SECONDS")
+PLAIN, SETTINGS, FAST = "plain Celery", "celery-kit plain", "celery-kit fast"
+Trial = dict[str, Any]
+
+
+def median(trial: Trial, figure: str = "rate") -> float:
+    return float(statistics.median(one[figure] for one in trial["rounds"]))
+
+
+def of(found: dict[str, Any], section: str) -> list[Trial]:
+    return [one for one in found["trials"] if one["section"] == section and one["rounds"]]
+
+
+def ratios(ours: Trial, theirs: Trial, figure: str = "rate") -> list[float]:
+    """Round by round, smallest first: the two of a round ran one after the other."""
+    pairs = zip(ours["rounds"], theirs["rounds"], strict=False)
+    return sorted(mine[figure] / other[figure] for mine, other in pairs if other[figure])
+
+
+def times(ours: Trial, theirs: Trial, figure: str = "rate") -> str:
+    """The median ratio, and its spread: `4.1 (3.9-4.4)`."""
+    found = ratios(ours, theirs, figure)
+    if not found:
+        return ""
+    spread = f" ({found[0]:.2g}-{found[-1]:.2g})" if len(found) > 1 else ""
+    return f"{statistics.median(found):.2g}{spread}".replace("e+02", "00")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) if rows else ""
+
+
+def by_case(trials: list[Trial]) -> Iterator[dict[str, Trial]]:
+    """The trials of one case, by name."""
+    found: dict[str, dict[str, Trial]] = {}
+    for one in trials:
+        found.setdefault(str(one["case"]), {})[one["name"]] = one
+    yield from found.values()
+
+
+def number(trial: Trial | None, figure: str = "rate") -> str:
+    return f"{median(trial, figure):,.0f}" if trial else ""
+
+
+def pools(found: dict[str, Any]) -> str:
+    rows = []
+    for one in by_case(of(found, "pools")):
+        plain, settings, fast = (one.get(name) for name in (PLAIN, SETTINGS, FAST))
+        if not plain or not fast:
+            continue
+        case = fast["case"]
+        rows.append(
+            [case["broker"], case["pool"], number(plain), number(settings), times(settings, plain) if settings else "",
+             number(fast), f"**{times(fast, plain)}**", times(fast, settings) if settings else "",
+             f"{median(plain, 'trips'):.2g} / {median(fast, 'trips'):.2g}", f"{number(plain, 'cpu')} / {number(fast, 'cpu')}"]
+        )  # fmt: skip
+    head = ["broker", "pool", "plain Celery, tasks/s", "ENGINE=plain", "x plain Celery", "ENGINE=fast", "x plain Celery",
+            "x ENGINE=plain", "Redis reads a task", "CPU us a task"]  # fmt: skip
+    return table(head, rows)
+
+
+def peers(found: dict[str, Any]) -> str:
+    rows = []
+    for broker in dict.fromkeys(one["case"]["broker"] for one in of(found, "peers")):
+        all_of_it = [one for one in of(found, "peers") if one["case"]["broker"] == broker]
+        ours = next((one for one in all_of_it if one["name"] == FAST), None)
+        for one in sorted(all_of_it, key=median, reverse=True):
+            name = f"{one['name']}, {one['case']['workers']} x solo" if one["case"]["pool"] == "solo" else one["name"]
+            rows.append([broker, name, number(one), times(ours, one) if ours and one is not ours else "", number(one, "cpu"),
+                         f"{median(one, 'memory') / 1e6:.0f}"])  # fmt: skip
+    return table(["broker", "all cores", "tasks/s", "celery-kit is x times it", "CPU us a task", "MB"], rows)
+
+
+def limits(found: dict[str, Any]) -> str:
+    rows = []
+    for one in by_case(of(found, "limits")):
+        if FAST in one and "bare loop" in one:
+            share = statistics.median(ratios(one[FAST], one["bare loop"]))
+            broker = one[FAST]["case"]["broker"]
+            rows.append([broker, number(one["bare loop"]), number(one[FAST]), f"{share:.0%}"])
+    return table(["broker", "bare loop in batches, tasks/s", "one solo worker, ENGINE=fast", "share"], rows)
+
+
+def publish(found: dict[str, Any]) -> str:
+    rows = []
+    for one in by_case(of(found, "publish")):
+        plain = one["plain delay"]
+        for name, trial in one.items():
+            rows.append([trial["case"]["broker"], name, number(trial), times(trial, plain), number(trial, "cpu")])
+    return table(["broker", "producer", "tasks/s", "x plain delay", "CPU us a task"], rows)
+
+
+def other(found: dict[str, Any]) -> str:
+    """Work, size, depth and workers in one table."""
+    rows = []
+    for section, what in (("work", "work"), ("size", "size"), ("depth", "depth"), ("workers", "workers")):
+        for one in by_case(of(found, section)):
+            fast, plain = one.get(FAST), one.get(PLAIN)
+            if fast:
+                case = fast["case"]
+                rows.append([case["broker"], case["pool"], f"{what} {case[what]:,}" if what != "work" else case[what],
+                             number(plain), number(fast), times(fast, plain) if plain else ""])  # fmt: skip
+    return table(["broker", "pool", "what", "plain Celery, tasks/s", "ENGINE=fast", "x plain Celery"], rows)
+
+
+def idle(found: dict[str, Any]) -> str:
+    rows = []
+    for one in by_case(of(found, "idle")):
+        if FAST in one and PLAIN in one:
+            fast, plain = one[FAST], one[PLAIN]
+            cells = [
+                f"{median(plain, figure) * by:.{digits}f} / {median(fast, figure) * by:.{digits}f}"
+                for figure, by, digits in (("p50", 1, 1), ("p99", 1, 1), ("cpu", 1, 2), ("memory", 1e-6, 0))
+            ]
+            starts = []
+            for name in (PLAIN, FAST):
+                case = {"broker": fast["case"]["broker"], "pool": fast["case"]["pool"]}
+                trial = next((t for t in of(found, "pools") if t["name"] == name and case.items() <= t["case"].items()), None)
+                starts.append(f"{median(trial, 'first'):.2f}" if trial else "?")
+            rows.append([fast["case"]["broker"], fast["case"]["pool"], *cells, " / ".join(starts)])
+    head = ["broker", "pool", "send to result, p50 ms", "p99 ms", "idle CPU %", "MB", "start to first result, s"]
+    return table(head, rows)
+
+
+def best(found: dict[str, Any]) -> str:
+    """Which pool for which work: of each kind the pool that got most done."""
+    lines = []
+    words = {"nap": "tasks that wait (5 ms each)", "burn": "tasks that compute (some 2 ms each)"}
+    for kind, said in words.items():
+        for broker in dict.fromkeys(one["case"]["broker"] for one in of(found, "work")):
+            its = (FAST, kind, broker)
+            trials = [t for t in of(found, "work") if (t["name"], t["case"]["work"], t["case"]["broker"]) == its]
+            ranked = sorted(trials, key=median, reverse=True)
+            order = ", ".join(f"{one['case']['pool']} {number(one)}" for one in ranked)
+            lines.append(f"- {said}, on {broker}, tasks/s of one worker: {order}")
+    return "\n".join(lines)
+
+
+PARTS = {
+    "One worker of each pool": pools,
+    "All cores, beside the peers": peers,
+    "Beside the bare client library": limits,
+    "Publishing, one producer": publish,
+    "Other work": other,
+    "Idle": idle,
+    "Which pool for which work": best,
+}
+
+
+def made_by(found: dict[str, Any]) -> str:
+    """The line that says where the figures come from."""
+    said = found["about"]
+    packages = ", ".join(f"{name} {version}" for name, version in said["packages"].items())
+    return (
+        f"`{said['command']}`, {said['when'][:10]}: medians of {said['rounds']} interleaved rounds of {said['seconds']} s, "
+        f"acks_late, results stored and read back; {said['cores']} cores, python {said['python']}, {packages}; "
+        f"{', '.join(said['servers'])}. Ratios are of rounds beside each other (smallest-largest)."
+    )
+
+
+def failures(found: dict[str, Any]) -> str:
+    return "\n".join(
+        f"- {one['section']}, {one['case']['broker']} {one['case']['pool']}, {one['name']}: {one['error'].splitlines()[0]}"
+        for one in found["trials"] if one["error"]
+    )  # fmt: skip
+
+
+def compared(found: dict[str, Any], earlier: dict[str, Any]) -> str:
+    """This run's ratios against plain Celery beside an earlier run's."""
+
+    def ratio(run: dict[str, Any]) -> dict[tuple[str, str], float]:
+        cases = [one for one in by_case(of(run, "pools")) if FAST in one and PLAIN in one]
+        medians = [(one[FAST]["case"], statistics.median(ratios(one[FAST], one[PLAIN]))) for one in cases]
+        return {(case["broker"], case["pool"]): ratio for case, ratio in medians}
+
+    now, then = ratio(found), ratio(earlier)
+    rows = [[*key, f"{then[key]:.2g}", f"{now[key]:.2g}", f"{now[key] / then[key]:.2f}"] for key in now if key in then]
+    return table(["broker", "pool", f"x plain, {earlier['about']['when'][:10]}", "x plain, now", "now / then"], rows)
+
+
+def markdown(found: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
+    parts = [f"# Benchmark\n\n{made_by(found)}"]
+    parts += [f"## {title}\n\n{text}" for title, make in PARTS.items() if (text := make(found))]
+    if earlier:
+        parts.append(f"## Compared\n\n{compared(found, earlier)}")
+    if failed := failures(found):
+        parts.append(f"## What did not work\n\n{failed}")
+    return "\n\n".join(parts) + "\n"
+
+
+def write(found: dict[str, Any], folder: Path, earlier: dict[str, Any] | None = None) -> str:
+    """Write the report beside bench.json; gives its text."""
+    text = markdown(found, earlier)
+    (folder / "bench.md").write_text(text)
+    if (PEERS / "bin/python").exists() and of(found, "pools"):
+        command = [str(PEERS / "bin/python"), "-m", "bench.plot", str((folder / "bench.json").resolve())]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return text

@@ -1,0 +1,135 @@
+"""One round: a queue that is full, workers that start, and how fast the results come."""
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.contenders import Contender
+from bench.servers import Place, Servers
+
+ROOT = Path(__file__).parents[1]
+#: Tasks that are not counted, or seconds: what a worker does first - its first window of prefetched messages - is not its pace.
+WARM, WARM_SECONDS = 500, 4.0
+LONGEST = 60.0  # seconds until the first result
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class NothingDoneError(RuntimeError):
+    """No result came, or not all that were counted can be read."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: `size` bytes a task, `depth` tasks in the queue (0: enough for the round), so many `workers`."""
+
+    broker: str
+    pool: str
+    work: str = "noop"
+    size: int = 100
+    depth: int = 0
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Figures:
+    """tasks/s; the workers' CPU in microseconds a task and memory in bytes; seconds to the first result; how often Redis read
+    from a client, a task; tasks that were counted.
+    """
+
+    rate: float
+    cpu: float
+    memory: float
+    first: float
+    trips: float
+    tasks: int
+
+
+def _members(sessions: list[int]) -> Iterator[list[str]]:
+    """Of each process of these sessions, the fields of /proc/PID/stat after its name."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) in sessions:
+            yield fields
+
+
+def used(sessions: list[int]) -> tuple[float, int]:
+    """CPU in seconds and resident memory in bytes of the processes that these started."""
+    cpu, memory = 0.0, 0
+    for fields in _members(sessions):
+        cpu += sum(map(int, fields[11:15])) / TICKS  # its children's that have ended, too
+        memory += int(fields[21]) * PAGE
+    return cpu, memory
+
+
+@contextmanager
+def running(contender: Contender, place: Place, case: Case, environ: dict[str, str]) -> Iterator[list[int]]:
+    """Workers, each in a session of its own; gives the sessions."""
+    with tempfile.TemporaryFile() as log:
+        started = [
+            subprocess.Popen(contender.worker(case.pool), cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True)
+            for _ in range(case.workers)
+        ]
+        try:
+            yield [one.pid for one in started]
+        except NothingDoneError as error:
+            log.seek(0)
+            raise NothingDoneError(f"{error}; the worker said: {log.read()[-2000:].decode(errors='replace')}") from None
+        finally:
+            for one in started:
+                one.terminate()
+            for one in started:
+                with suppress(subprocess.TimeoutExpired):
+                    one.wait(10)
+                with suppress(ProcessLookupError):
+                    os.killpg(one.pid, signal.SIGKILL)  # what is left of it, its children too
+                one.wait()
+
+
+def environment(contender: Contender, place: Place, case: Case) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("BROKER", "BACKEND", "POOL", "ENGINE")}
+    return {**kept, **contender.environ(place), **contender.settings, "POOL": case.pool, "PYTHONWARNINGS": "ignore"}
+
+
+def consume(servers: Servers, contender: Contender, case: Case, seconds: float) -> Figures:
+    """Measure for so many seconds, or until the queue is empty. Raises NothingDoneError."""
+    with servers.place() as place:
+        environ = environment(contender, place, case)
+        number = case.depth or int(contender.most * case.workers * min(1.0, seconds / 4))
+        send = [*contender.send, str(number), case.work, str(case.size)]
+        subprocess.run(send, cwd=ROOT, env=environ, check=True, capture_output=True)
+        started = time.monotonic()
+        with running(contender, place, case, environ) as sessions:
+            done, first = _until(contender, place, number, 1, started + LONGEST)
+            if not done:
+                raise NothingDoneError(f"{contender.name}: no result within {LONGEST:g} s")
+            done, _ = _until(contender, place, number, min(WARM, number // 5), first + WARM_SECONDS)
+            begin, before, trips, cpu = time.monotonic(), done, place.trips(), used(sessions)[0]
+            done, end = _until(contender, place, number, number, begin + seconds)
+            spent, memory = used(sessions)
+            tasks = max(done - before, 1)
+            figures = Figures(
+                rate=tasks / (end - begin), cpu=(spent - cpu) / tasks * 1e6, memory=memory, first=first - started,
+                trips=(place.trips() - trips) / tasks, tasks=done - before,
+            )  # fmt: skip
+        if contender.read and (readable := contender.read(place)) < done:
+            raise NothingDoneError(f"{contender.name}: {done} results were counted, {readable} can be read")
+        return figures
+
+
+def _until(contender: Contender, place: Place, number: int, enough: int, deadline: float) -> tuple[int, float]:
+    """Wait for so many results; gives how many there are, and when that was."""
+    while True:
+        done, now = contender.done(place, number), time.monotonic()
+        if done >= enough or now > deadline:
+            return done, now
+        time.sleep(0.02)

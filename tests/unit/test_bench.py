@@ -1,0 +1,37 @@
+"""The benchmark's report: ratios of rounds beside each other, and nothing of a trial that failed."""
+
+from typing import Any
+
+from bench import report
+
+
+def trial(name: str, rates: list[float], error: str = "", **case: Any) -> dict[str, Any]:
+    its = {"broker": "redis", "pool": "solo", "work": "noop", "size": 100, "depth": 0, "workers": 1, **case}
+    rounds = [{"rate": rate, "cpu": 1e6 / rate, "trips": 5.0, "memory": 5e7, "first": 0.5, "tasks": 100} for rate in rates]
+    return {"section": "pools", "name": name, "case": its, "rounds": rounds, "error": error}
+
+
+def found(*trials: dict[str, Any]) -> dict[str, Any]:
+    about = {
+        "when": "2026-01-02T03:04:05+00:00", "command": "make bench", "cores": 2, "python": "3.13",
+        "packages": {"celery": "5.7"}, "servers": ["Redis 8"], "rounds": 3, "seconds": 4,
+    }  # fmt: skip
+    return {"about": about, "trials": list(trials)}
+
+
+def test_ratio_is_of_rounds_beside_each_other() -> None:
+    """A machine that gets slower from round to round changes the rates, not the ratio."""
+    text = report.markdown(found(trial("plain Celery", [100, 50, 10]), trial("celery-kit fast", [400, 200, 40])))
+    assert "| 50 |" in text and "**4 (4-4)**" in text
+
+
+def test_failed_trial_is_named() -> None:
+    """What did not work is in the report, and in no table."""
+    text = report.markdown(found(trial("plain Celery", [100]), trial("celery-kit fast", [], "no result within 60 s")))
+    assert "celery-kit fast: no result within 60 s" in text and "One worker of each pool" not in text
+
+
+def test_compared_with_an_earlier_run() -> None:
+    now = found(trial("plain Celery", [100]), trial("celery-kit fast", [300]))
+    then = found(trial("plain Celery", [200]), trial("celery-kit fast", [1200]))
+    assert "| redis | solo | 6 | 3 | 0.50 |" in report.markdown(now, then)
