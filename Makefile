@@ -109,8 +109,11 @@ docs:         ## write the tables in README and docs anew, from the code's own
 docs-matrix:  ## take the last run of test-matrix into the docs: tables, page, screenshot
 	.venv/bin/python -m docs.take_matrix && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
 
+docs-site:    ## README and docs as a site, in site/
+	deploy/env.sh docs && .venv/bin/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going -c docs . site && echo site/index.html
+
 lock: env     ## pin every requirement again, with hashes
 	deploy/lock.sh
 
 clean: down   ## what was made here: the environment, the embedded broker's data
-	rm -rf .venv .kit .mypy_cache .ruff_cache .pytest_cache reports
+	rm -rf .venv .kit site .mypy_cache .ruff_cache .pytest_cache reports

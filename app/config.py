@@ -15,14 +15,15 @@ _profile = Profile.from_environ()
 
 broker_url = _profile.broker_url
 result_backend = _profile.result_backend
+# A task is a function in a module of app/tasks/, and nothing else has to be told.
 imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__file__).parent / "tasks")])]
 
 # Nothing accepted is lost: a message is acknowledged after its task, and goes back if the worker dies. DELIVERY=at-most-once
 # trades that for tasks that never run twice.
 task_acks_late = task_reject_on_worker_lost = _profile.delivery == "at-least-once"
-worker_prefetch_multiplier = 1
-worker_concurrency = _profile.concurrency
-broker_connection_retry_on_startup = True
+worker_prefetch_multiplier = 1  # a worker keeps no more from the others than it is about to run
+worker_concurrency = _profile.concurrency  # None: the pool's own, app/pools.py
+broker_connection_retry_on_startup = True  # a worker may start before its broker
 broker_connection_max_retries = None  # Celery gives up after 100
 broker_pool_acquire_timeout = 10.0  # seconds; Celery waits for ever
 publish_timeout = _profile.publish_timeout  # the kit's own, app/publishing.py
@@ -34,23 +35,27 @@ task_time_limit = _profile.task_time_limit
 # time_limit would count for nothing (celery/concurrency/asynpool.py, on_timeout_set).
 task_soft_time_limit = None
 
-task_track_started = True
+task_always_eager = _profile.always_eager  # for tests and a first look: delay() runs the task, and no broker is asked
+task_track_started = True  # STARTED tells what runs from what waits
+
 result_expires = _profile.result_expires
-task_serializer = result_serializer = event_serializer = _profile.serializer
+task_serializer = result_serializer = event_serializer = _profile.serializer  # one for all three
 accept_content = list(_profile.accept_content)
 task_compression = _profile.task_compression
 result_compression = _profile.result_compression
 timezone = _profile.timezone
-enable_utc = True
+enable_utc = True  # times in messages, whatever TIMEZONE
 
+# app/schedule.py: its timetable, and a scheduler that tells when each entry ran, and that beat lives.
 beat_schedule = schedule.timetable(_profile)
 beat_scheduler = "app.schedule:Scheduler"
 beat_schedule_filename = str(_profile.data_dir / "celerybeat-schedule")
-beat_max_loop_interval = 10  # seconds
+beat_max_loop_interval = 10  # seconds; how often beat shows that it lives
 
-worker_hijack_root_logger = False
+worker_hijack_root_logger = False  # app/logs.py sets it up
+worker_redirect_stdouts = _profile.redirect_stdouts  # what a task prints is a line of the log; a debugger needs it as it is
 worker_send_task_events = _profile.send_events  # for Flower; MONITOR=1 turns it on
-worker_proc_alive_timeout = 30.0
+worker_proc_alive_timeout = 30.0  # seconds; on a busy machine a new child takes longer than Celery's 4
 
 globals().update(_profile.broker.settings(_profile) | _profile.backend.settings(_profile))
 

@@ -4,6 +4,7 @@ It takes tasks of the stack that the environment names, beside that stack's own 
 task has the terminal. Source: watchfiles, "run_process".
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ APP = Path(__file__).parent
 def main(*options: str) -> None:
     """Run it until Ctrl-C."""
     print(f"watching {APP}; Ctrl-C ends it", file=sys.stderr, flush=True)
+    os.environ.setdefault("WORKER_REDIRECT_STDOUTS", "0")  # Celery would make a log line of each answer of a debugger
     words = f"{sys.executable} -m app.worker --hostname dev@%h {' '.join(options)}"
     run_process(APP, target=words, target_type="command", watch_filter=PythonFilter(), sigint_timeout=stop_grace())
 

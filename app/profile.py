@@ -51,6 +51,8 @@ class Profile:
     concurrency: int | None
     report_every: int
     send_events: bool
+    always_eager: bool
+    redirect_stdouts: bool
     log_format: str
     data_dir: Path
     once_url: str | None
@@ -97,6 +99,8 @@ class Profile:
             concurrency=whole_number("WORKER_CONCURRENCY", concurrency, 1, MOST_CONCURRENCY) if concurrency else None,
             report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
             send_events=choose("WORKER_SEND_TASK_EVENTS", value("WORKER_SEND_TASK_EVENTS", "0"), ("0", "1")) == "1",
+            always_eager=choose("TASK_ALWAYS_EAGER", value("TASK_ALWAYS_EAGER", "0"), ("0", "1")) == "1",
+            redirect_stdouts=choose("WORKER_REDIRECT_STDOUTS", value("WORKER_REDIRECT_STDOUTS", "1"), ("0", "1")) == "1",
             log_format=choose("LOG_FORMAT", value("LOG_FORMAT", "text"), LOG_FORMATS),
             data_dir=Path(value("DATA_DIR", ".kit/data")).resolve(),
             publish_timeout=whole_number("PUBLISH_TIMEOUT", value("PUBLISH_TIMEOUT", "10"), 1, 3_600, "seconds"),

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes or renews .venv from a lock: `deploy/env.sh local` to use the kit, `deploy/env.sh dev` to test it too.
+# Makes or renews .venv from a lock: `deploy/env.sh local` to use the kit, `deploy/env.sh dev` to test it too,
+# `deploy/env.sh docs` to make the site.
 # PYTHON names the interpreter, 3.11 or later. Does nothing where the environment holds that lock already.
 set -eu
 cd "$(dirname "$0")/.."
@@ -7,8 +8,9 @@ cd "$(dirname "$0")/.."
 lock=requirements/$1.txt
 refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
 
-# The developers' lock holds all of the other.
-for held in "$lock" requirements/dev.txt; do
+# The developers' lock holds all of the others, but not what makes the site.
+[ "$1" = docs ] && held_by="$lock" || held_by="$lock requirements/dev.txt"
+for held in $held_by; do
     cmp -s "$held" ".venv/$(basename "$held")" && exit 0
 done
 

@@ -3,10 +3,10 @@
 set -eu
 cd "$(dirname "$0")/.."
 deploy/env.sh dev
-pin() { .venv/bin/uv pip compile --quiet --generate-hashes --universal --no-header "$@"; }
+pin() { .venv/bin/uv pip compile --quiet --generate-hashes --universal --fork-strategy fewest --no-header "$@"; }
 pin pyproject.toml --extra dev --upgrade -o requirements/dev.txt
 pin pyproject.toml -c requirements/dev.txt -o requirements/worker.txt
-for extra in eventlet gevent local monitor; do
+for extra in docs eventlet gevent local monitor; do
     pin pyproject.toml --extra "$extra" -c requirements/dev.txt -o "requirements/$extra.txt"
 done
 pin bench/peers/requirements.in -o bench/peers/requirements.txt

@@ -5,20 +5,20 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.pools import POOLS
+from bench import report
+from docs import reference
+from docs.reference import table
+from tests.faults.table import FAULTS
 from tests.integration.report import SIGNS
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def _table(*rows: tuple[str, ...]) -> str:
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
 
 
 def _yes(value: bool) -> str:
@@ -26,7 +26,7 @@ def _yes(value: bool) -> str:
 
 
 def pools() -> str:
-    return _table(
+    return table(
         ("POOL", "made for", "tasks at once", "time limits enforced", "answers during a task"),
         *(
             (f"`{p.name}`", p.for_work, str(p.concurrency or "one a CPU core"), p.time_limits, _yes(p.answers_while_busy))
@@ -36,7 +36,7 @@ def pools() -> str:
 
 
 def backends() -> str:
-    return _table(
+    return table(
         ("BACKEND", "a result is read by", "chords", "a server of its own"),
         *(
             (
@@ -53,7 +53,7 @@ def backends() -> str:
 def combinations() -> str:
     """Broker x backend by pool; each cell is a combination that `make test-matrix` runs."""
     stacks = [broker for broker in BROKERS.values() if broker.compose_file]
-    return _table(
+    return table(
         ("BROKER", "BACKEND", *(f"`{pool}`" for pool in POOLS)),
         *(
             (
@@ -67,9 +67,14 @@ def combinations() -> str:
     )
 
 
+@cache
+def _matrix() -> dict[str, Any]:
+    return dict(json.loads((ROOT / "docs/matrix.json").read_text()))
+
+
 def matrix() -> str:
     """A row a group, a column a broker and backend: how many cells ended how, in the committed run."""
-    data = json.loads((ROOT / "docs/matrix.json").read_text())
+    data = _matrix()
     stacks = list(dict.fromkeys(name.rpartition("-")[0] for name in data["combinations"]))
     counts = Counter(
         (data["features"][cell["feature"]]["group"], cell["combination"].rpartition("-")[0], cell["outcome"])
@@ -78,7 +83,7 @@ def matrix() -> str:
     groups = sorted({group for group, _, _ in counts})
     features = Counter(feature["group"] for feature in data["features"].values())
     return (
-        _table(
+        table(
             ("features", *(stack.replace("-", " + ") for stack in stacks)),
             *(
                 (
@@ -108,7 +113,100 @@ def _about(data: dict[str, Any]) -> str:
     return f"Cells of all five pools together. {signs}. {run}"
 
 
-TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (pools, backends, combinations, matrix)}
+def brokers() -> str:
+    return table(
+        ("BROKER", "where it runs", "a task with an ETA waits", "URLs begin with"),
+        *(
+            (
+                f"`{broker.name}`",
+                f"[{broker.compose_file}](../{broker.compose_file})" if broker.compose_file else "a process of this machine",
+                "in the broker" if broker.delays_tasks else "in a worker",
+                ", ".join(f"`{scheme}:`" for scheme in broker.schemes),
+            )
+            for broker in BROKERS.values()
+        ),
+    )
+
+
+def broker_differences() -> str:
+    """What is different on each broker, with each backend where it matters: the rooms' own rows."""
+    titles = {name: about["title"] for name, about in _matrix()["features"].items()}
+    rows = []
+    for broker in BROKERS.values():
+        together = [(f"`{broker.name}`", broker.limits)]
+        together += [(f"`{broker.name}` and `{name}`", limits) for name, limits in broker.backend_limits.items()]
+        rows += [
+            (who, titles[name], SIGNS[limit.kind], limit.what) for who, limits in together for name, limit in limits.items()
+        ]
+    return table(("where", "what the test says of the others", "", "there"), *rows)
+
+
+def pool_differences() -> str:
+    """What a pool cannot do or does differently, as the committed run of the matrix saw it with all brokers and backends."""
+    data, outcomes = _matrix(), dict[tuple[str, str], set[str]]()
+    for cell in data["cells"]:
+        outcomes.setdefault((cell["feature"], cell["combination"].rpartition("-")[2]), set()).add(cell["outcome"])
+    instead: dict[str, dict[str, list[str]]] = {}
+    for pool in POOLS.values():
+        for feature, limit in pool.limits.items():
+            instead.setdefault(feature, {}).setdefault(limit.what, []).append(f"`{pool.name}`")
+    return table(
+        ("what the test says", *(f"`{pool}`" for pool in POOLS), "elsewhere"),
+        *(
+            (
+                data["features"][feature]["title"],
+                *(
+                    " ".join(sign for name, sign in SIGNS.items() if name in outcomes.get((feature, pool), ()))
+                    for pool in POOLS
+                ),
+                "; ".join(f"{', '.join(names)}: {what}" if len(told) > 1 else what for what, names in told.items()),
+            )
+            for feature, told in instead.items()
+        ),
+    )
+
+
+def faults() -> str:
+    """A row a fault, over the committed trials. At work again: every worker has begun a task after the fault's end."""
+    trials = json.loads((ROOT / "docs/reports/faults.json").read_text())
+
+    def row(fault: str, what: str) -> tuple[str, ...]:
+        kit, plain = (
+            [one for one in trials if one["fault"] == fault and one["engine"] == engine and not one["error"]]
+            for engine in ("kit", "plain")
+        )
+        if not kit:
+            return (f"`{fault}`", what, "not run", *[""] * 5)
+        flowing = [one["flowing"] for one in kit]
+        return (
+            f"`{fault}`",
+            what,
+            ", ".join(sorted(f"{one['broker']} {one['pool']}" for one in kit)),
+            *(str(sum(one[name] for one in kit)) for name in ("accepted", "lost", "repeated")),
+            "never" if None in flowing else f"{max(flowing):.0f} s",
+            f"{sum(one['lost'] for one in plain)} of {sum(one['accepted'] for one in plain)}" if plain else "",
+        )
+
+    heads = ("fault", "what happens", "run on", "accepted", "lost", "done twice", "at work again in", "plain Celery lost")
+    return table(heads, *(row(fault.name, fault.what) for fault in FAULTS))
+
+
+def bench() -> str:
+    """What `make bench` found, if a run is kept as docs/bench.json: which pool for which work, each beside plain Celery."""
+    file = ROOT / "docs/bench.json"
+    if not file.exists():
+        return "Not measured yet: `make bench`."
+    found = json.loads(file.read_text())
+    return "\n\n".join(filter(None, (report.best(found), report.pools(found), report.made_by(found))))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    **{
+        one.__name__: one
+        for one in (pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench)
+    },
+    **reference.TABLES,
+}
 
 
 def renewed(text: str) -> str:

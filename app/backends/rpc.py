@@ -1,12 +1,15 @@
 """Results as messages, back to the process that sent the task; no results server. Only that process can read them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery._state import task_join_will_block  # type: ignore[attr-defined]  # its stubs lack it
 from kombu.common import maybe_declare
 
 from app.backends.contract import Backend
 from app.limits import DOCS, Limit
+
+if TYPE_CHECKING:
+    from app.profile import Profile
 
 NO_CHORDS = Limit("cannot", "sending a chord raises NotImplementedError", f"{DOCS}/userguide/canvas.html#chords")
 CHORD_IN_A_TASK = Limit(
@@ -29,12 +32,18 @@ def on_task_call(backend: Any, producer: Any) -> None:
         maybe_declare(backend.binding(producer.channel), retry=True, interval_start=0, interval_step=1, max_retries=3)
 
 
+def settings(_: "Profile") -> dict[str, Any]:
+    return {
+        # Durable, so that a restart of the broker does not lose an answer.
+        "result_persistent": True,
+    }
+
+
 backend = Backend(
     name="rpc",
     schemes=("rpc",),
     url=lambda _environ, _broker: "rpc://",
-    # Durable, so that a restart of the broker does not lose an answer.
-    settings=lambda _profile: {"result_persistent": True},
+    settings=settings,
     has_server=False,
     read_elsewhere=False,
     chords=False,

@@ -107,6 +107,7 @@ class Bulk(Protocol):
 class Broker:
     """A row of the table of brokers."""
 
+    #: What BROKER= says.
     name: str
     #: What its URLs begin with.
     schemes: tuple[str, ...]

@@ -38,7 +38,7 @@ def engine(chosen: str, version: str = vars(kombu)["__version__"]) -> str:
 def settings(profile: "Profile") -> dict[str, Any]:
     return {
         "broker_transport_options": {
-            "engine": engine(profile.engine),
+            "engine": engine(profile.engine),  # read by app/brokers/redis_transport.py
             # An unacknowledged message runs again after this long: longer than any task, and any ETA's wait (celery #5935).
             "visibility_timeout": profile.visibility_timeout,
             # How often that is looked after, in seconds, and on every look; kombu's 10 and every tenth add 100 s. Whoever dies

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from redis import Redis
 
 from app.pools import POOLS
 from tests.deploy.conftest import Checkout
+from tests.terminal import Terminal
 from tests.wait import until
 
 NO_DOCKER = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
@@ -78,6 +81,36 @@ def test_what_cannot_be_run_is_listed_sent_back_and_dropped(checkout: Checkout, 
     until("it is set aside again", lambda: "queue celery" in checkout.make("dead").stdout, 30)
     assert checkout.make("dead", "DROP=all").stdout.endswith("1 dropped\n")
     assert checkout.make("dead").stdout == "0 set aside\n"
+
+
+def test_what_runs_is_watched_and_worked_on(checkout: Checkout, stack: Path) -> None:
+    """Its processes, the table that stays, and a worker beside it from the code as it is; Ctrl-C ends the last two."""
+    assert re.search(r"^worker1 +process \d+$", checkout.make("ps").stdout, re.MULTILINE)
+    for words, shown in ((("top",), "consuming"), (("dev", "POOL=solo"), "ready.")):
+        terminal = Terminal("make", *words, cwd=checkout.folder, environ=checkout.environ)
+        try:
+            terminal.shows(shown)
+            os.killpg(terminal.process.pid, signal.SIGINT)
+            until(f"make {words[0]} ends", lambda: terminal.process.poll() is not None, 30)  # noqa: B023
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(terminal.process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("command", ["celery -A app worker --pool gevent", "python -m app.worker"])
+def test_a_worker_needs_no_make(checkout: Checkout, stack: Path, command: str) -> None:
+    address = json.loads((stack / "stack.json").read_text())["address"]
+    urls = {"CELERY_BROKER_URL": f"{address}/0", "CELERY_RESULT_BACKEND": f"{address}/1"}
+    program, *words = command.split()
+    environ = {**checkout.environ, **urls}
+    words += ["--loglevel", "INFO", "--hostname", "alone@%h"]
+    terminal = Terminal(f".venv/bin/{program}", *words, cwd=checkout.folder, environ=environ)
+    try:
+        terminal.shows("ready.")
+        terminal.process.terminate()
+        assert terminal.process.wait(30) == 0
+    finally:
+        terminal.process.kill()
 
 
 def test_what_was_accepted_survives_a_stop(checkout: Checkout, stack: Path) -> None:

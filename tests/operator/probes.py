@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task, shared_task
+from celery.contrib import rdb
 from celery.utils.log import get_task_logger
 
 from app import progress
@@ -59,3 +60,10 @@ def meet(number: int) -> None:
     logger.info("begin %s", number)
     time.sleep(0.2)
     logger.info("end %s", number)
+
+
+@shared_task
+def stop(number: int) -> int:
+    """Wait for somebody at Celery's remote debugger."""
+    rdb.set_trace()
+    return number + 1

@@ -13,8 +13,8 @@ def trial(name: str, rates: list[float], error: str = "", **case: Any) -> dict[s
 
 def found(*trials: dict[str, Any]) -> dict[str, Any]:
     about = {
-        "when": "2026-01-02T03:04:05+00:00", "command": "make bench", "cores": 2, "python": "3.13", "packages": {"celery": "5.7"},
-        "servers": ["Redis 8"], "rounds": 3, "seconds": 4,
+        "when": "2026-01-02T03:04:05+00:00", "command": "make bench", "cores": 2, "python": "3.13",
+        "packages": {"celery": "5.7"}, "servers": ["Redis 8"], "rounds": 3, "seconds": 4,
     }  # fmt: skip
     return {"about": about, "trials": list(trials)}
 

@@ -1,0 +1,82 @@
+"""What a person does who looks for a fault in a task: run it where it stands, or stop in the middle of it."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from app.stack import ROOT
+from tests.operator.conftest import Bench, Process
+from tests.terminal import Terminal
+from tests.wait import until
+
+TASK = """
+from celery import shared_task
+
+@shared_task
+def stop(number: int) -> int:
+    breakpoint()
+    return number + 1
+"""
+
+
+EAGER = """
+from app.producer import send
+from app.tasks.workflows import count
+
+for sent in count.delay(["one"], "picture"), send("workflows.count", [["one", "two"], "picture"]):
+    print(sent.state, sent.get()["sent"])
+"""
+
+
+def test_a_breakpoint_has_the_terminal(bench: Bench, app: Celery) -> None:
+    """On the solo pool the task stops at breakpoint(), answers what is typed, and goes on."""
+    folder = bench.folder / "code"
+    shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "app/tasks/debug.py").write_text(TASK)
+    environ = {**os.environ, **bench.environ, "POOL": "solo", "LOG_FORMAT": "text"}
+    terminal = Terminal(sys.executable, "-m", "app.dev", cwd=folder, environ=environ)
+    bench.processes.append(Process(terminal.process, Path(os.devnull), Path(os.devnull)))
+    terminal.shows("ready.")
+    result = app.send_task("debug.stop", [6])
+    terminal.shows("(Pdb) ")
+    terminal.type("print(number * 7)")
+    terminal.shows("42\r\n")
+    terminal.type("continue")
+    assert result.get(timeout=30) == 7
+
+
+def test_a_remote_breakpoint_is_reached_by_telnet(bench: Bench, app: Celery) -> None:
+    """celery.contrib.rdb, Celery's own, for a pool whose tasks have no terminal: it waits on a port of this machine."""
+    worker = bench.worker("prefork")
+    result = app.send_task("tests.operator.probes.stop", [6])
+
+    def port() -> str | None:
+        found = re.search(r"telnet 127\.0\.0\.1 (\d+)", worker.log.read_text())
+        return found and found[1]
+
+    with socket.create_connection(("127.0.0.1", int(until("it names its port", port, 30) or 0)), 30) as telnet:
+
+        def shows(words: bytes) -> None:
+            read = b""
+            while words not in read:
+                read += telnet.recv(4_096) or pytest.fail(f"it hung up after {read!r}")
+
+        shows(b"(Pdb) ")
+        telnet.sendall(b"print(number * 7)\n")
+        shows(b"42\n(Pdb) ")
+        telnet.sendall(b"continue\n")
+    assert result.get(timeout=30) == 7
+
+
+def test_a_task_runs_where_it_stands_with_no_broker() -> None:
+    """TASK_ALWAYS_EAGER=1: delay() runs the task in this process. The broker named here does not exist."""
+    environ = {**os.environ, "CELERY_BROKER_URL": "redis://127.0.0.1:1", "TASK_ALWAYS_EAGER": "1"}
+    done = subprocess.run([sys.executable, "-c", EAGER], cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["SUCCESS", "1", "SUCCESS", "2"]
