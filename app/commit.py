@@ -4,10 +4,10 @@ A task that ends leaves its result and its acknowledgement here, and its place i
 when it is full or old, and when the worker has nothing else to do; a message is acknowledged once its task's result is stored,
 never before. So a crash, or a results server that is away, can make a task run again, but cannot lose it.
 
-It is for pools that run tasks in the worker's own process, and for late acknowledgement. A result whose acknowledgement does
-not come by here is stored at once: of a task that is acknowledged early, or has a Request class of its own. So is every state
-but STARTED and SUCCESS, and the part of a chord; each takes what waits before it along. Signals and events are sent when a task
-ends, up to SECONDS before its result can be read.
+It is for late acknowledgement; a pool of processes brings its results to the parent for it (`app/commit_child.py`). A result
+whose acknowledgement does not come by here is stored at once: of a task that is acknowledged early, or has a Request class of
+its own. So is every state but STARTED and SUCCESS, and the part of a chord; each takes what waits before it along. Signals and
+events are sent when a task ends, up to SECONDS before its result can be read.
 """
 
 import logging
@@ -27,17 +27,26 @@ COUNT = 64
 SECONDS = 0.004
 #: … or when its results are this large together, in bytes.
 BYTES = 1_000_000
+#: A result that a child process hands to its parent is at most this large, in bytes.
+CARRIED = 65_536
 #: Between two tries while the results server is away, in seconds.
 PATIENCE = 0.5
 
 
 class Write(NamedTuple):
-    """A task's state, as the results server keeps it. `expires`: seconds, 0 for never."""
+    """A task's state, as the results server keeps it. `expires`: seconds, 0 for never.
+
+    `value` may be a function that makes it: a STARTED is seldom written, for the task has ended by then.
+    """
 
     key: bytes
-    value: bytes | str
+    value: bytes | str | Callable[[], bytes | str]
     expires: int
     state: str
+
+    @property
+    def bytes(self) -> int:
+        return 0 if callable(self.value) else len(self.value)
 
 
 #: The Request class of the tasks whose acknowledgements come by here.
@@ -51,8 +60,16 @@ class Commit:
     """The group of a worker process."""
 
     def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew; a child process does, which must not wait for a lock that a thread of its parent held."""
         self._grouping = False
-        self._pid = 0
+        #: Tasks of this process leave their results and acknowledgements here; a child process's do not.
+        self.running = False
+        #: In a pool's child process: the task whose success goes to the parent, and that success.
+        self.carry: str | None = None
+        self.carried: Write | None = None
         self._store: Store | None = None
         self._busy: Callable[[], object] = bool
         self._writes: dict[bytes, Write] = {}
@@ -69,16 +86,12 @@ class Commit:
         self._sending = False
         self._after: set[Callable[[], None]] = set()
 
-    @property
-    def running(self) -> bool:
-        """Tasks of this process leave their results and acknowledgements here; a child process's do not."""
-        return self._pid == os.getpid()
-
     def start(self, store: Store, busy: Callable[[], object]) -> None:
         """Make groups from now on, and write them by `store`. `busy()`: true while the worker has tasks that have not ended."""
         self._store, self._busy, self._grouping = store, busy, True
         if not self.running:
-            self._pid = os.getpid()
+            self.running = True
+            os.register_at_fork(after_in_child=self._forget)
             threading.Thread(target=self._watch, name="commit", daemon=True).start()
 
     def stop(self) -> None:
@@ -92,20 +105,33 @@ class Commit:
             return False
         if state != states.STARTED and (state != states.SUCCESS or request.chord):
             return False
+        if self.carry:  # the parent has looked at what follows
+            return task_id == self.carry
         task = app.tasks.get(request.task)
         return task is not None and bool(task.acks_late) and task.Request == REQUEST
 
     def result(self, write: Write) -> None:
         """Take a state into the group. A task's later state takes the place of its earlier one, unless that is a success."""
+        if self.carry and write.state == states.SUCCESS and write.bytes <= CARRIED:
+            self._hand_over(write)
+            return
         with self._lock:
             earlier = self._writes.get(write.key)
             if earlier and earlier.state == states.SUCCESS:
                 return
             self._writes[write.key] = write
-            self._bytes += len(write.value)
+            self._bytes += write.bytes
             self._begin()
-        if self._bytes >= BYTES:
+        if self._bytes >= BYTES or (self.carry and write.state == states.SUCCESS):
             self.try_flush()
+
+    def _hand_over(self, write: Write) -> None:
+        """Leave a success to the parent process; that the task has started needs no word any more."""
+        with self._lock:
+            self._writes.pop(write.key, None)
+            if not self._writes:
+                self._since = None
+            self.carried = write
 
     def ack(self, send: Callable[[], None]) -> None:
         """Call `send` when every result that came before it is stored."""
@@ -180,7 +206,7 @@ class Commit:
                         writes[key] = write
                 self._writes = writes
                 self._acks[:0] = acks
-                self._bytes = sum(len(write.value) for write in writes.values())
+                self._bytes = sum(write.bytes for write in writes.values())
                 self._begin()
             raise
         if self._away:

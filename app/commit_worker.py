@@ -7,6 +7,7 @@ from celery.worker import state
 from celery.worker.request import Request as CelerysRequest
 
 from app.commit import REQUEST, commit
+from app.commit_child import carrying
 
 CELERYS_REQUEST = "celery.worker.request:Request"
 
@@ -30,17 +31,20 @@ class Step(bootsteps.StartStopStep):
     """Makes a worker's groups while it consumes, where the results backend has `store_group`."""
 
     label = "Commit"
+    carries = False
     # Between the two, so that it writes what there is before the channel closes.
     requires = ("celery.worker.consumer.connection:Connection",)
 
     def include_if(self, parent: Any) -> bool:
-        # A pool with a semaphore runs its tasks in other processes.
-        return hasattr(parent.app.backend, "store_group") and not parent.pool.uses_semaphore
+        return hasattr(parent.app.backend, "store_group")
 
     def start(self, parent: Any) -> None:
         for task in parent.app.tasks.values():
             if task.Request == CELERYS_REQUEST:
                 task.Request = REQUEST
+        if parent.pool.uses_semaphore and not self.carries:  # its tasks run in other processes
+            self.carries = True
+            parent.pool.apply_async = carrying(parent.pool.apply_async)
         parent.update_strategies()
         commit.start(parent.app.backend.store_group, state.reserved_requests.__len__)
         if parent.hub:

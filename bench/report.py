@@ -33,8 +33,13 @@ def times(ours: Trial, theirs: Trial, figure: str = "rate") -> str:
     found = ratios(ours, theirs, figure)
     if not found:
         return ""
-    spread = f" ({found[0]:.2g}-{found[-1]:.2g})" if len(found) > 1 else ""
-    return f"{statistics.median(found):.2g}{spread}".replace("e+02", "00")
+    spread = f" ({_short(found[0])}-{_short(found[-1])})" if len(found) > 1 else ""
+    return f"{_short(statistics.median(found))}{spread}"
+
+
+def _short(ratio: float) -> str:
+    """Two digits, and all of those before the point."""
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -63,7 +68,7 @@ def pools(found: dict[str, Any]) -> str:
         rows.append(
             [case["broker"], case["pool"], number(plain), number(settings), times(settings, plain) if settings else "",
              number(fast), f"**{times(fast, plain)}**", times(fast, settings) if settings else "",
-             f"{median(plain, 'trips'):.2g} / {median(fast, 'trips'):.2g}", f"{number(plain, 'cpu')} / {number(fast, 'cpu')}"]
+             f"{_short(median(plain, 'trips'))} / {_short(median(fast, 'trips'))}", f"{number(plain, 'cpu')} / {number(fast, 'cpu')}"]
         )  # fmt: skip
     head = ["broker", "pool", "plain Celery, tasks/s", "ENGINE=plain", "x plain Celery", "ENGINE=fast", "x plain Celery",
             "x ENGINE=plain", "Redis reads a task", "CPU us a task"]  # fmt: skip
