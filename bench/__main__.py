@@ -30,6 +30,7 @@ from bench.peers.setup import PEERS, prepare
 from bench.publish import WAYS
 from bench.rounds import ROOT, Case, NothingDoneError, consume, environment, running
 from bench.servers import Place, Servers
+from bench.soak import soak
 from tests.matrix import SERVERS
 
 REPORTS = Path("reports")
@@ -173,8 +174,22 @@ def _idle(contender: Contender, case: Case, number: int) -> Measure:
     return measure
 
 
+def lasting(plan: Plan) -> Iterator[Trial]:
+    """TASKS (100,000) on one worker of each pool; only when ONLY names it."""
+    tasks = whole_number("TASKS", os.environ.get("TASKS") or "100000", 1_000, 10_000_000, "tasks")
+    for broker in plan.brokers:
+        for pool in plan.pools:
+            case = Case(broker, pool)
+            for one in (SETTINGS, FAST):
+                yield Trial("lasting", f"lasting {case} {one.name}", one.name, case, _soak(one, case, tasks))
+
+
+def _soak(contender: Contender, case: Case, tasks: int) -> Measure:
+    return lambda servers: soak(servers, contender, case, tasks)
+
+
 SECTIONS: dict[str, Callable[[Plan], Iterator[Trial]]] = {
-    one.__name__: one for one in (pools, peers, limits, publish, work, idle)
+    one.__name__: one for one in (pools, peers, limits, publish, work, idle, lasting)
 }
 
 
@@ -251,7 +266,9 @@ def main() -> None:
         seconds=whole_number("SECONDS", os.environ.get("SECONDS") or ("2" if quick else "4"), 1, 3_600, "seconds"),
         quick=quick,
     )
-    sections = chosen("ONLY", SECTIONS) if not quick or os.environ.get("ONLY") else ["pools"]
+    sections = chosen("ONLY", SECTIONS)
+    if not os.environ.get("ONLY"):
+        sections = ["pools"] if quick else [name for name in sections if name != "lasting"]
     earlier = Path(os.environ["COMPARE"]) if os.environ.get("COMPARE") else None
     if earlier and not earlier.is_file():
         refuse(f"COMPARE={earlier}: there is no such file; allowed: a bench.json of an earlier run")

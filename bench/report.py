@@ -68,7 +68,8 @@ def pools(found: dict[str, Any]) -> str:
         rows.append(
             [case["broker"], case["pool"], number(plain), number(settings), times(settings, plain) if settings else "",
              number(fast), f"**{times(fast, plain)}**", times(fast, settings) if settings else "",
-             f"{_short(median(plain, 'trips'))} / {_short(median(fast, 'trips'))}", f"{number(plain, 'cpu')} / {number(fast, 'cpu')}"]
+             f"{_short(median(plain, 'trips'))} / {_short(median(fast, 'trips'))}",
+             f"{number(plain, 'cpu')} / {number(fast, 'cpu')}"]
         )  # fmt: skip
     head = ["broker", "pool", "plain Celery, tasks/s", "ENGINE=plain", "x plain Celery", "ENGINE=fast", "x plain Celery",
             "x ENGINE=plain", "Redis reads a task", "CPU us a task"]  # fmt: skip
@@ -138,6 +139,19 @@ def idle(found: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def lasting(found: dict[str, Any]) -> str:
+    rows = []
+    for one in of(found, "lasting"):
+        run = one["rounds"][0]
+        first, last = run["first"], run["last"]
+        pairs = [f"{first['memory'] / 1e6:.0f} / {last['memory'] / 1e6:.0f}"]
+        pairs += [f"{first[what]} / {last[what]}" for what in ("files", "connections", "keys")]
+        rows.append([one["case"]["broker"], one["case"]["pool"], one["name"], f"{run['tasks']:,}", number(one), *pairs])
+    head = ["broker", "pool", "engine", "tasks", "tasks/s", "MB, first / last tenth", "open files", "connections to Redis",
+            "other keys"]  # fmt: skip
+    return table(head, rows)
+
+
 def best(found: dict[str, Any]) -> str:
     """Which pool for which work: of each kind the pool that got most done."""
     lines = []
@@ -159,6 +173,7 @@ PARTS = {
     "Publishing, one producer": publish,
     "Other work": other,
     "Idle": idle,
+    "A worker that goes on": lasting,
     "Which pool for which work": best,
 }
 

@@ -51,21 +51,21 @@ class Figures:
     tasks: int
 
 
-def _members(sessions: list[int]) -> Iterator[list[str]]:
-    """Of each process of these sessions, the fields of /proc/PID/stat after its name."""
+def members(sessions: list[int]) -> Iterator[list[str]]:
+    """Of each process of these sessions its id, and the fields of /proc/PID/stat after its state."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[3]) in sessions:
-            yield fields
+            yield [path.parent.name, *fields[1:]]
 
 
 def used(sessions: list[int]) -> tuple[float, int]:
     """CPU in seconds and resident memory in bytes of the processes that these started."""
     cpu, memory = 0.0, 0
-    for fields in _members(sessions):
+    for fields in members(sessions):
         cpu += sum(map(int, fields[11:15])) / TICKS  # its children's that have ended, too
         memory += int(fields[21]) * PAGE
     return cpu, memory
