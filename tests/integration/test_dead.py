@@ -40,7 +40,7 @@ def _outlived(cell: Cell, queue: str, done: Callable[[], Any]) -> None:
         return done()
 
     try:
-        until("its worker outlived it", done_or_again, 2 * WAIT)
+        until("its worker outlived it", done_or_again, 2 * WAIT, 0.25)  # it asks the engine each time
     finally:
         cell.running.workers.pop("dead", None)
         for worker in workers:
