@@ -56,14 +56,14 @@ def test_max_retries(cell: Cell) -> None:
 
 
 def test_retry_with_countdown(cell: Cell) -> None:
-    """retry(countdown=1) tries again no sooner than a second later; in between the state is RETRY."""
+    """retry(countdown=2) tries again no sooner than two seconds later; in between the state is RETRY."""
     app = cell.running.app()
     with app.connection_for_write():
-        result = app.send_task("retry_probes.retries_later", (1,))
+        result = app.send_task("retry_probes.retries_later", (2,))
         until("the state is RETRY", lambda: result.state == "RETRY")
         seen = result.get(timeout=WAIT)
     app.close()
-    assert (seen["retries"], seen["waited"] >= 1) == (1, True)
+    assert (seen["retries"], seen["waited"] >= 2) == (1, True)
 
 
 def test_retry_with_eta(cell: Cell) -> None:
