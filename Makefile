@@ -77,7 +77,7 @@ test-monitor: ## MONITOR=1: Flower in a browser, metrics, alerts by rule and in 
 	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/deploy/test_monitor.py
 
 test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 10 --reruns 1 -q --no-header
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 10 --reruns 2 -q --no-header
 
 test-faults:  ## each fault on every broker and pool, and on plain Celery; writes docs/reports/faults.* (hours; QUICK=1: minutes)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.faults.run
@@ -98,7 +98,7 @@ test-browser: ## the pages that the kit makes, in a real browser
 	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/browser
 
 test-deploy:  ## the commands of this file, as a user types them
-	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --dist loadfile --reruns 1 --ignore tests/deploy/test_monitor.py
+	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --dist loadfile --reruns 2 --ignore tests/deploy/test_monitor.py
 
 bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 minutes; ONLY= ROUNDS= COMPARE=reports/bench.json
 	deploy/env.sh dev && .venv/bin/python -m bench
