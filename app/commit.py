@@ -29,6 +29,8 @@ SECONDS = 0.004
 BYTES = 1_000_000
 #: A result that a child process hands to its parent is at most this large, in bytes.
 CARRIED = 65_536
+#: Looks in vain, SECONDS apart, after which the thread that writes what has grown old has to be woken: that costs each task.
+IDLE = 50
 #: Between two tries while the results server is away, in seconds.
 PATIENCE = 0.5
 
@@ -71,7 +73,7 @@ class Commit:
         self.carry: str | None = None
         self.carried: Write | None = None
         self._store: Store | None = None
-        self._busy: Callable[[], object] = bool
+        self._busy: Callable[[], int] = int
         self._writes: dict[bytes, Write] = {}
         self._acks: list[Callable[[], None]] = []
         self._bytes = 0
@@ -83,12 +85,16 @@ class Commit:
         self._away = False
         self._loop: int | None = None
         self._in_loop = False
+        self._lazy = False
         self._sending = False
         self._after: set[Callable[[], None]] = set()
 
-    def start(self, store: Store, busy: Callable[[], object]) -> None:
-        """Make groups from now on, and write them by `store`. `busy()`: true while the worker has tasks that have not ended."""
-        self._store, self._busy, self._grouping = store, busy, True
+    def start(self, store: Store, busy: Callable[[], int], lazy: bool = False) -> None:
+        """Make groups from now on, and write them by `store`. `busy()`: how many tasks it has that have not ended.
+
+        `lazy`: the loop's rounds are short - it hands tasks to other processes -, and a group gathers over many of them.
+        """
+        self._store, self._busy, self._grouping, self._lazy = store, busy, True, lazy
         if not self.running:
             self.running = True
             os.register_at_fork(after_in_child=self._forget)
@@ -150,9 +156,14 @@ class Commit:
     def tick(self) -> None:
         """The worker's loop has handled what was there, and is about to wait."""
         self._loop = threading.get_ident()
-        if self._in_loop:
+        if self._in_loop and not (self._lazy and self._gathers()):
             self._in_loop = False
             self.try_flush()
+
+    def _gathers(self) -> bool:
+        """More tasks are about to end than have ended, and these can wait for them."""
+        young = self._since is not None and time.monotonic() - self._since < SECONDS
+        return young and len(self._acks) < min(COUNT, self._busy())
 
     def gather(self, send: Callable[[], None]) -> bool:
         """True, and `send` is called after the last of them, while a group's acknowledgements are sent; otherwise False."""
@@ -225,18 +236,23 @@ class Commit:
 
     def _watch(self) -> None:
         """Write what has grown old: whoever else would may be busy with a long task."""
+        idle = 0
         while True:
             since = self._since
-            if since is None:
+            if since is None and (idle := idle + 1) < IDLE:
+                time.sleep(SECONDS)
+            elif since is None:
                 self._waiting.clear()
                 if self._since is None:
                     self._waiting.wait()
+                idle = 0
             elif self._away:
                 time.sleep(PATIENCE)
                 self._try()
             elif (left := since + SECONDS - time.monotonic()) > 0:
                 time.sleep(left)
             else:
+                idle = 0
                 self._try()
 
 

@@ -32,7 +32,7 @@ def _carried(shown: str, write: tuple[Any, ...]) -> Carried:
 def run(task: str, uuid: str, *args: Any, **options: Any) -> tuple[int, Any, float]:
     """fast_trace_task, in a child process."""
     if not commit.running:
-        commit.start(current_app.backend.store_group, lambda: True)  # type: ignore[attr-defined]  # the stubs lack it
+        commit.start(current_app.backend.store_group, lambda: 1)  # type: ignore[attr-defined]  # the stubs lack it
     commit.carry = uuid
     try:
         failed, shown, runtime = fast_trace_task(task, uuid, *args, **options)

@@ -46,7 +46,7 @@ class Step(bootsteps.StartStopStep):
             self.carries = True
             parent.pool.apply_async = carrying(parent.pool.apply_async)
         parent.update_strategies()
-        commit.start(parent.app.backend.store_group, state.reserved_requests.__len__)
+        commit.start(parent.app.backend.store_group, state.reserved_requests.__len__, lazy=parent.pool.uses_semaphore)
         if parent.hub:
             parent.hub.on_tick.add(commit.tick)
 
