@@ -106,6 +106,9 @@ bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 
 docs:         ## write the tables in README and docs anew, from the code's own
 	deploy/env.sh dev && .venv/bin/python -m docs.generate
 
+docs-bench:   ## take the last run of bench into the docs: tables, plot
+	cp reports/bench.json reports/bench.svg docs && $(MAKE) docs
+
 docs-matrix:  ## take the last run of test-matrix into the docs: tables, page, screenshot
 	.venv/bin/python -m docs.take_matrix && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
 

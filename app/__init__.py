@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery
 
 from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, spool, tracing, vitals
-from app.fixes import add_consumer, beat_stop, cold_shutdown, hub_stall, retry_queue, short_delays, time_limit
+from app.fixes import add_consumer, beat_stop, cold_shutdown, delayed_queue, hub_stall, retry_queue, short_delays, time_limit
 
 
 class Kit(Celery):
@@ -48,7 +48,14 @@ class Kit(Celery):
         if self.conf.task_default_queue_type == "quorum":  # the broker itself delays tasks
             countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
             options = retry_queue.named(options)
+            if countdown or eta:
+                self.delayed.prepare(name, args, kwargs, options)
         return super().send_task(name, args, kwargs, countdown, eta, *more, **options)
+
+    @cached_property
+    def delayed(self) -> delayed_queue.Delayed:
+        """The queues that delayed tasks of this process can reach."""
+        return delayed_queue.Delayed(self)
 
     @cached_property
     def spooled(self) -> spool.Spooled | None:

@@ -18,7 +18,7 @@ html_show_copyright = html_use_index = False
 
 #: The pages, in the order of the sidebar. One that is missing here is an error: Sphinx warns of pages in no table of contents.
 PAGES = {
-    "Choose": ["docs/brokers", "docs/pools", "docs/matrix"],
+    "Choose": ["docs/brokers", "docs/pools", "docs/matrix", "docs/benchmark"],
     "Use": ["docs/settings", "docs/migration", "docs/once", "docs/spool"],
     "Run": ["docs/delivery", "docs/shutdown", "docs/failures", "docs/reports/faults"],
     "The kit": ["docs/new-broker", "docs/reports/upstream", "CONTRIBUTING", "CHANGELOG", "中文 <README.zh-CN>"],

@@ -200,10 +200,19 @@ def bench() -> str:
     return "\n\n".join(filter(None, (report.best(found), report.pools(found), report.made_by(found))))
 
 
+def benchmark() -> str:
+    """All of it."""
+    file = ROOT / "docs/bench.json"
+    if not file.exists():
+        return "Not measured yet: `make bench`."
+    found = json.loads(file.read_text())
+    return report.markdown(found).partition("\n\n")[2].strip()
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{
         one.__name__: one
-        for one in (pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench)
+        for one in (pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench, benchmark)
     },
     **reference.TABLES,
 }

@@ -5,7 +5,7 @@ be a positive number`. A producer's apply_async raises; in a worker, Task.retry 
 jitter meet it by chance. Source: celery/app/base.py, send_task; kombu/transport/native_delayed_delivery.py.
 
 Closed by rounding such a delay up to one second. Can go when
-tests/integration/test_combinations.py::test_a_short_delay_is_a_delay passes without it.
+tests/integration/test_time.py::test_countdown_under_a_second passes without it.
 """
 
 from datetime import datetime

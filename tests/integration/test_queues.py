@@ -1,5 +1,6 @@
 """Queues: where a task goes, in which order, how much a worker takes, and what becomes of what nobody takes."""
 
+import time
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from amqp.exceptions import PreconditionFailed
 from celery import Celery
 from celery.exceptions import NotRegistered
 from kombu import Exchange
+from kombu.utils.uuid import uuid
 
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_control import TYPED_QUEUES, command, held, node, running
@@ -183,6 +185,17 @@ def test_delay_on_other_queue(cell: Cell) -> None:
     for result in late:
         result.get(timeout=WAIT)
     assert noted(cell) == ["at-once", "late", "late", "late"]
+
+
+@pytest.mark.by_kit(TYPED_QUEUES, "plain Celery loses it: bound to nothing, it is dropped: app/fixes/delayed_queue.py")
+def test_delay_before_its_worker(cell: Cell) -> None:
+    """A delayed task for a queue that no worker has consumed yet waits there for its first worker, once its time has come."""
+    queue = f"delayed-{uuid()}"
+    result = cell.send("probes.add", 2, 3, queue=queue, countdown=1)
+    sent = time.monotonic()
+    until("its time has come", lambda: time.monotonic() > sent + 3)
+    with cell.running.beside("late", OPTIONS=f"-Q {queue} -c 1"):
+        assert result.get(timeout=WAIT) == 5
 
 
 @pytest.mark.by_kit(TYPED_QUEUES, "task_create_missing_queue_type, which Celery leaves at classic")
