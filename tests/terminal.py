@@ -2,11 +2,17 @@
 
 import os
 import pty
+import signal
 import subprocess
 from pathlib import Path
 from threading import Thread
 
 from tests.wait import until
+
+
+def _hears_ctrl_c() -> None:
+    """As in a terminal: what a shell starts in the background ignores SIGINT, and so would its children, tests among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -16,7 +22,14 @@ class Terminal:
         self.text = ""
         self._here, its = pty.openpty()
         self.process = subprocess.Popen(
-            argv, cwd=cwd, env={"TERM": "xterm", **environ}, stdin=its, stdout=its, stderr=its, start_new_session=True
+            argv,
+            cwd=cwd,
+            env={"TERM": "xterm", **environ},
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            start_new_session=True,
+            preexec_fn=_hears_ctrl_c,
         )
         os.close(its)
         Thread(target=self._read, daemon=True).start()
