@@ -209,11 +209,11 @@ def benchmark() -> str:
     return report.markdown(found).partition("\n\n")[2].strip()
 
 
+_TABLES = (
+    pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench, benchmark,
+)  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
-    **{
-        one.__name__: one
-        for one in (pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench, benchmark)
-    },
+    **{one.__name__: one for one in _TABLES},
     **reference.TABLES,
 }
 

@@ -45,14 +45,20 @@ debian_base() {
         docker import --change 'CMD ["bash"]' - "$debian" >/dev/null
 }
 
+# .env says that a stand-in was built, and the engine has lost it: a new one, or a prune.
+standin_is_gone() { grep -qs "^$1=$2\$" .env && ! docker image inspect "$2" >/dev/null 2>&1; }
+
 # variable, official image, folder of the stand-in, its tag
 choose() {
-    if known "$1"; then return; fi
-    if official "$2"; then say "$2 (official)"; remember "$1" "$2"; return; fi
+    if known "$1"; then
+        standin_is_gone "$1" "$4" || return 0
+    elif official "$2"; then
+        say "$2 (official)"; remember "$1" "$2"; return
+    fi
     debian_base
     say "building $4 from Debian's packages, in place of $2"
     docker build -q -t "$4" --build-arg "BASE=$debian" "deploy/images/$3" >/dev/null || refuse "the stand-in $4 could not be built"
-    remember "$1" "$4"
+    known "$1" || remember "$1" "$4"
 }
 
 choose PYTHON_IMAGE   python:3.13-slim-trixie python   celery-kit/python:3.13
