@@ -87,12 +87,14 @@ def test_eta_holds_nothing_back(cell: Cell) -> None:
 
 def test_expires(cell: Cell) -> None:
     """A task that waited in its queue beyond its expiry never runs; its state is REVOKED."""
-    cell.running.worker("single")
-    cell.send("time_probes.nap", 2, queue="single")
-    late = cell.send("time_probes.tick", "expired", expires=1, queue="single")
-    in_time = cell.send("time_probes.nap", 0, expires=60, queue="single")
-    assert in_time.get(timeout=WAIT) == "slept on"
-    _expired(cell, late)
+    # A worker that holds delayed tasks takes as many messages more, and looks at their expiry when it takes them.
+    queue = f"expires-{uuid.uuid4()}"
+    with cell.running.beside("expiring", OPTIONS=f"-Q {queue} -c 1 --prefetch-multiplier 1"):
+        cell.send("time_probes.nap", 2, queue=queue)
+        late = cell.send("time_probes.tick", "expired", expires=1, queue=queue)
+        in_time = cell.send("time_probes.nap", 0, expires=60, queue=queue)
+        assert in_time.get(timeout=WAIT) == "slept on"
+        _expired(cell, late)
 
 
 def test_expires_at_a_time(cell: Cell) -> None:
