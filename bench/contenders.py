@@ -55,7 +55,7 @@ def _celery(place: Place) -> dict[str, str]:
 
 
 def _peer(place: Place) -> dict[str, str]:
-    return {"BROKER_URL": place.broker_url, "RESULTS_URL": place.results_url}
+    return {"BROKER_URL": place.broker_url, "RESULTS_URL": place.results_url, "RQ_REDIS_URL": place.broker_url}
 
 
 def _size(pool: str) -> list[str]:
