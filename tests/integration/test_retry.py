@@ -64,7 +64,8 @@ def test_retry_with_countdown(cell: Cell) -> None:
         if cell.combination.backend.read_elsewhere:
             until("the state is RETRY", lambda: result.state == "RETRY")
             states.append("RETRY")
-        # Looking at states that are messages puts the last one back, and may so change their order: here each comes by once.
+        # On rpc a look at the state missed RETRY now and then; why was not found (a look puts the last message back, and might
+        # change their order). Here each state comes by once.
         seen = result.get(timeout=WAIT, on_message=lambda meta: states.append(meta["status"]))
     app.close()
     assert "RETRY" in states
