@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import docker
 import pytest
@@ -33,6 +34,7 @@ WAIT = 15 if INVERTED else 60  # seconds; a deadline, never an expectation
 class Cell:
     """One feature on one combination, as a test sees it.
 
+    `mark`: a name for its files, gates and queues, which no other test has, nor an earlier try of this one.
     `limit`: the row that says it cannot be, or is different, here; None where it must simply work. A test asserts either.
     """
 
@@ -42,6 +44,10 @@ class Cell:
     limit: Limit | None
     note: Callable[[str, object], None]
     noted: list[str] = field(default_factory=list)
+    mark: str = ""
+
+    def __post_init__(self) -> None:
+        self.mark = f"{self.feature}-{uuid4().hex[:6]}"
 
     @property
     def combination(self) -> Combination:

@@ -39,25 +39,24 @@ def command(cell: Cell, to: str, name: str, seconds: float = WAIT, **arguments: 
 
 
 @contextmanager
-def held(cell: Cell, number: int = 1, gate: str = "", queue: str = "single", start: int | None = None) -> Iterator[list[Any]]:
+def held(cell: Cell, number: int = 1, queue: str = "single", start: int | None = None) -> Iterator[list[Any]]:
     """As many tasks that wait for their end, `start` of them (or all) running; their results. They end with the block."""
-    gate = gate or cell.feature
-    results = [cell.send("control_probes.hold", gate, queue=queue) for _ in range(number)]
+    results = [cell.send("control_probes.hold", cell.mark, queue=queue) for _ in range(number)]
     try:
-        until("the task runs", lambda: len(running(cell, gate)) >= (number if start is None else start), 30)
+        until("the task runs", lambda: len(running(cell)) >= (number if start is None else start), 30)
         yield results
     finally:
-        (cell.running.data / f"{gate}.open").touch()
+        (cell.running.data / f"{cell.mark}.open").touch()
 
 
-def running(cell: Cell, gate: str = "") -> set[str]:
+def running(cell: Cell) -> set[str]:
     """The ids of those that have started."""
-    return {path.name.split(".")[-2] for path in cell.running.data.glob(f"{gate or cell.feature}.*.runs")}
+    return {path.name.split(".")[-2] for path in cell.running.data.glob(f"{cell.mark}.*.runs")}
 
 
 def log(cell: Cell) -> list[str]:
-    """What the probes noted in the log that has the feature's name."""
-    path = cell.running.data / cell.feature
+    """What the probes noted for this test."""
+    path = cell.running.data / cell.mark
     return path.read_text().splitlines() if path.exists() else []
 
 
@@ -112,7 +111,7 @@ def test_active(cell: Cell) -> None:
             assert answer is None
         else:
             assert [(task["id"], task["name"], task["args"]) for task in answer] == [
-                (result.id, "control_probes.hold", [cell.feature])
+                (result.id, "control_probes.hold", [cell.mark])
             ]
     result.get(timeout=WAIT)
 
@@ -156,12 +155,12 @@ def test_query_task(cell: Cell) -> None:
 def test_revoke(cell: Cell) -> None:
     """A task that is revoked before it starts never runs, and its state says so."""
     single = node(cell)
-    result = cell.send("control_probes.note", cell.feature, "revoked", queue="single", countdown=2)
+    result = cell.send("control_probes.note", cell.mark, "revoked", queue="single", countdown=2)
     assert "revoked" in command(cell, single, "revoke", task_id=result.id)["ok"]
     with pytest.raises(TaskRevokedError):
         result.get(timeout=WAIT)
     assert result.state == "REVOKED"
-    cell.run("control_probes.note", cell.feature, "after", queue="single")
+    cell.run("control_probes.note", cell.mark, "after", queue="single")
     assert [line.split()[1] for line in log(cell)] == ["after"]
 
 
@@ -179,14 +178,14 @@ def test_terminate(cell: Cell) -> None:
         assert answer is None or "error" in answer
         assert result.get(timeout=WAIT) == "held"
     assert cell.run("probes.add", 1, 2, queue="single") == 3
-    assert (cell.running.data / f"{cell.feature}.{result.id}.ended").exists() == bool(cell.limit)
+    assert (cell.running.data / f"{cell.mark}.{result.id}.ended").exists() == bool(cell.limit)
 
 
 def test_rate_limit(cell: Cell) -> None:
     """A rate limit given at run time holds: four starts at two a second take their time."""
     single, name = node(cell), "control_probes.note_rarely"
     assert command(cell, single, "rate_limit", task_name=name, rate_limit="2/s") == {"ok": "new rate limit set successfully"}
-    results = [cell.send(name, cell.feature, str(number), queue="single") for number in range(4)]
+    results = [cell.send(name, cell.mark, str(number), queue="single") for number in range(4)]
     for result in results:
         result.get(timeout=WAIT)
     starts = [float(line.split()[0]) for line in log(cell)]
@@ -203,12 +202,12 @@ def test_time_limit_by_control(cell: Cell) -> None:
     """A time limit given at run time ends the task that takes longer."""
     single, name = node(cell), "control_probes.hold_limited"
     assert command(cell, single, "time_limit", task_name=name, hard=1, soft=0.5) == {"ok": "time limits set successfully"}
-    result = cell.send(name, cell.feature, queue="single")
-    until("the task runs", (cell.running.data / f"{cell.feature}.runs").exists, 30)
+    result = cell.send(name, cell.mark, queue="single")
+    until("the task runs", (cell.running.data / f"{cell.mark}.runs").exists, 30)
     if cell.limit:
         cell.run("probes.add", 1, 2, countdown=2)  # by then its time is over
         assert not result.ready()
-        (cell.running.data / f"{cell.feature}.open").touch()
+        (cell.running.data / f"{cell.mark}.open").touch()
         assert result.get(timeout=WAIT) == "held"
     else:
         with pytest.raises((TimeLimitExceeded, SoftTimeLimitExceeded)) as caught:
@@ -273,7 +272,7 @@ def test_autoscale(cell: Cell) -> None:
 @pytest.mark.by_kit(TYPED_QUEUES, "Celery declares a classic queue here, and the broker refuses it: app/fixes/add_consumer.py")
 def test_add_consumer(cell: Cell) -> None:
     """A running worker is told to consume one more queue, by its name."""
-    single, queue = node(cell), f"{cell.feature}.queue"
+    single, queue = node(cell), f"{cell.mark}.queue"
     waits = cell.send("queues_probes.where", queue=queue)
     assert command(cell, single, "add_consumer", queue=queue) == {"ok": f"add consumer {queue}"}
     assert waits.get(timeout=WAIT) == single
@@ -284,7 +283,7 @@ def test_add_consumer(cell: Cell) -> None:
 
 def test_cancel_consumer(cell: Cell) -> None:
     """A running worker is told to leave a queue; its tasks wait from then on."""
-    single, queue = node(cell), f"{cell.feature}.queue"
+    single, queue = node(cell), f"{cell.mark}.queue"
     command(cell, single, "add_consumer", queue=queue)
     assert cell.run("queues_probes.where", queue=queue) == single
     command(cell, single, "cancel_consumer", queue=queue)
@@ -359,11 +358,11 @@ def test_failure_event(cell: Cell) -> None:
     node(cell, "watched")
     seen = watch(
         cell,
-        lambda: cell.send("probes.fail", cell.feature, queue="watched"),
+        lambda: cell.send("probes.fail", cell.mark, queue="watched"),
         lambda seen: any(event["type"] == "task-failed" for event in seen),
     )
     (failed,) = [event for event in seen if event["type"] == "task-failed"]
-    assert "ProbeError" in failed["exception"] and cell.feature in failed["exception"]
+    assert "ProbeError" in failed["exception"] and cell.mark in failed["exception"]
 
 
 def test_event_state(cell: Cell) -> None:

@@ -54,7 +54,7 @@ def declared(name: str, kind: str) -> dict[str, Any]:
 
 def noted(cell: Cell) -> list[str]:
     """What ran, in its order."""
-    path = cell.running.data / cell.feature
+    path = cell.running.data / cell.mark
     return path.read_text().split() if path.exists() else []
 
 
@@ -82,7 +82,7 @@ def test_several_queues(cell: Cell) -> None:
 
 def test_direct_exchange(cell: Cell) -> None:
     """A direct exchange hands a task to the queue whose key it has; a task with another key reaches nobody."""
-    name = cell.feature
+    name = cell.mark
     consume(cell, name, exchange=f"{name}.exchange", exchange_type="direct", routing_key="red")
     wrong = cell.send("queues_probes.where", exchange=f"{name}.exchange", routing_key="blue")
     assert cell.run("queues_probes.where", exchange=f"{name}.exchange", routing_key="red") == node(cell)
@@ -92,7 +92,7 @@ def test_direct_exchange(cell: Cell) -> None:
 
 def test_topic_exchange(cell: Cell) -> None:
     """A topic exchange hands a task to the queues whose wildcards match its key: * is a word, # any number of words."""
-    name = cell.feature
+    name = cell.mark
     to = declared(name, "topic")
     consume(cell, f"{name}.mail", exchange=name, exchange_type="topic", routing_key="mail.*")
     consume(cell, f"{name}.urgent", "watched", exchange=name, exchange_type="topic", routing_key="#.urgent")
@@ -108,10 +108,8 @@ def test_topic_exchange(cell: Cell) -> None:
 @pytest.mark.by_kit(OTHERWISE, "a higher number is more urgent, as on AMQP; plain kombu takes 0 first")
 def test_priority(cell: Cell) -> None:
     """Of waiting tasks the one with the highest priority runs first, 0 to 9; without one it is the least urgent."""
-    queue, sent = f"{cell.feature}.queue", [None, 0, 3, 4, 9, 5, 1, 8]
-    results = [
-        cell.send("queues_probes.note", cell.feature, str(priority), queue=queue, priority=priority) for priority in sent
-    ]
+    queue, sent = f"{cell.mark}.queue", [None, 0, 3, 4, 9, 5, 1, 8]
+    results = [cell.send("queues_probes.note", cell.mark, str(priority), queue=queue, priority=priority) for priority in sent]
     consume(cell, queue)
     for result in results:
         result.get(timeout=WAIT)
@@ -146,29 +144,29 @@ def test_prefetch(cell: Cell) -> None:
 def test_message_count(cell: Cell) -> None:
     """The broker tells how many tasks wait in a queue, whatever their priorities."""
     for priority in (None, 0, 5, 9):
-        cell.send("probes.add", 1, 2, queue=cell.feature, priority=priority)
-    until("four wait", lambda: waiting(cell.app, cell.feature) == 4, 10)
+        cell.send("probes.add", 1, 2, queue=cell.mark, priority=priority)
+    until("four wait", lambda: waiting(cell.app, cell.mark) == 4, 10)
 
 
 def test_purge(cell: Cell) -> None:
     """A queue is purged: its tasks never run, whatever their priorities."""
-    app, queue = cell.running.app(), f"{cell.feature}.queue"
+    app, queue = cell.running.app(), f"{cell.mark}.queue"
     for priority in (None, 0, 9):
-        app.send_task("queues_probes.note", (cell.feature, "purged"), queue=queue, priority=priority)
+        app.send_task("queues_probes.note", (cell.mark, "purged"), queue=queue, priority=priority)
     until("three wait", lambda: waiting(app, queue) == 3, 10)
     app.amqp.queues.select([queue])
     assert app.control.purge() == 3
     assert waiting(app, queue) == 0
     app.close()
     consume(cell, queue)
-    cell.run("queues_probes.note", cell.feature, "later", queue=queue)
+    cell.run("queues_probes.note", cell.mark, "later", queue=queue)
     leave(cell, queue)
     assert noted(cell) == ["later"]
 
 
 def test_nobody_consumes(cell: Cell) -> None:
     """A task in a queue that nobody consumes waits, and runs once somebody does."""
-    queue = f"{cell.feature}.queue"
+    queue = f"{cell.mark}.queue"
     result = cell.send("queues_probes.where", queue=queue)
     assert cell.run("probes.add", 1, 2, queue="single") == 3
     assert result.state == "PENDING" and waiting(cell.app, queue) == 1
@@ -180,8 +178,8 @@ def test_nobody_consumes(cell: Cell) -> None:
 @pytest.mark.by_kit(TYPED_QUEUES, "plain Celery makes other queues classic on a direct exchange, and workers hold the tasks")
 def test_delay_on_other_queue(cell: Cell) -> None:
     """More delayed tasks than a worker has slots block nobody, in a queue that is not the default one either."""
-    late = [cell.send("queues_probes.note", cell.feature, "late", queue="single", countdown=2) for _ in range(3)]
-    cell.run("queues_probes.note", cell.feature, "at-once", queue="single")
+    late = [cell.send("queues_probes.note", cell.mark, "late", queue="single", countdown=2) for _ in range(3)]
+    cell.run("queues_probes.note", cell.mark, "at-once", queue="single")
     for result in late:
         result.get(timeout=WAIT)
     assert noted(cell) == ["at-once", "late", "late", "late"]

@@ -19,7 +19,7 @@ SHORT_DELAYS = "Celery's ValueError for a delay below one second is closed: such
 
 def _tries(cell: Cell) -> tuple[str, Path]:
     """A name for a task's tries, and the file that they are written to."""
-    name = f"{cell.feature}-{uuid()}"
+    name = f"{cell.mark}-{uuid()}"
     return name, cell.running.data / name
 
 

@@ -15,6 +15,7 @@ def _wait_for(gate: str) -> None:
         if (DATA / f"{gate}.open").exists():
             return
         time.sleep(0.05)
+    raise TimeoutError(gate)
 
 
 @shared_task(bind=True)

@@ -14,9 +14,10 @@ DATA = Path("/data")
 def effect(file: str, gate: str = "") -> str:
     """Leave a line in `file`; before that wait until there is a file `gate`, if one is named."""
     (DATA / f"{file}.begun").open("a").write("x")
-    for _ in range(1_200 if gate else 0):
-        if (DATA / gate).exists():
-            break
+    deadline = time.monotonic() + 60
+    while gate and not (DATA / gate).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(gate)
         time.sleep(0.05)
     with (DATA / file).open("a") as lines:
         lines.write("effect\n")
