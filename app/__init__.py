@@ -7,7 +7,7 @@ from app import patched  # noqa: F401  # first of all
 
 # isort: split
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from celery import Celery
@@ -65,9 +65,8 @@ class Kit(Celery):
     def _get_backend(self) -> Any:
         backend = super()._get_backend()  # type: ignore[misc]
         room = backends.room(self.conf.result_backend)
-        if room and room.on_task_call:
-            on_task_call = partial(room.on_task_call, backend)
-            backend.on_task_call = lambda producer, task_id: on_task_call(producer)
+        if room and room.adapt:
+            room.adapt(backend)
         return backend
 
 

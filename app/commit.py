@@ -107,9 +107,9 @@ class Commit:
 
     def takes(self, app: Celery, task_id: str, state: str, request: Any) -> bool:
         """A state of this task may wait for its group: the acknowledgement that must not come before it does so, too."""
-        if not self._grouping or not self.running or request is None or request.id != task_id or request.is_eager:
+        if not self._grouping or not self.running or state not in (states.STARTED, states.SUCCESS) or request is None:
             return False
-        if state != states.STARTED and (state != states.SUCCESS or request.chord):
+        if request.id != task_id or request.is_eager or (state == states.SUCCESS and request.chord):
             return False
         if self.carry:  # the parent has looked at what follows
             return task_id == self.carry

@@ -7,7 +7,11 @@ import os
 import sys
 
 from celery import __main__ as celery
+from celery import maybe_patch_concurrency
+from celery.bin.base import CLIContext
+from celery.bin.worker import worker
 
+from app import app
 from app.pools import Pool
 from app.profile import Profile
 
@@ -22,9 +26,16 @@ def command(pool: Pool, options: list[str], banner: bool = True, events: bool = 
 def main() -> None:
     profile = Profile.from_environ()
     options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]
-    argv = command(profile.pool, options, banner=profile.log_format == "text", events=profile.send_events)
+    banner = profile.log_format == "text"
+    argv = command(profile.pool, options, banner=banner, events=profile.send_events)
     sys.argv[:] = [celery.__file__, *argv[3:]]
-    celery.main()
+    if app.user_options.get("preload"):  # options that go before the command's name: Celery's whole command line
+        celery.main()
+    # The one command alone: its siblings, among them a shell's editor, would be a sixth of all that a start imports.
+    maybe_patch_concurrency()
+    worker.params.extend(app.user_options.get("worker", ()))
+    context = CLIContext(app=app, no_color=False, workdir=None, quiet=not banner)
+    worker.main(sys.argv[sys.argv.index("worker") + 1 :], "celery worker", obj=context, auto_envvar_prefix="CELERY_WORKER")
 
 
 if __name__ == "__main__":

@@ -38,5 +38,5 @@ class Backend:
     limits: Limits = field(default_factory=dict)
     #: claims(app, url): the store that `app/once.py` keeps its claims in, where a server of this kind can be one.
     claims: Callable[["Celery", str], "Claims"] | None = None
-    #: on_task_call(backend, producer): what it does when a task is sent, in place of Celery's own.
-    on_task_call: Callable[[Any, Any], None] | None = None
+    #: adapt(backend): change what the backend of a process does otherwise than Celery's own.
+    adapt: Callable[[Any], None] | None = None

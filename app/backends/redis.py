@@ -38,10 +38,15 @@ def claims(app: "Celery", url: str) -> "Claims":
     return Claims(RedisBackend(app=app, url=url).client)
 
 
-def on_task_call(_backend: Any, _producer: Any) -> None:
-    """Nothing: get() subscribes to what it waits for. Celery subscribes for every task that is sent: a third of a `delay()`,
-    and one more server that has to answer before a task can be sent.
+def adapt(backend: Any) -> None:
+    """Have `get()` subscribe to what it waits for. Celery subscribes for every task that is sent: a third of a `delay()`, and
+    one more server that has to answer before a task can be sent.
     """
+    from app.backends.redis_waiting import ResultConsumer
+
+    backend.on_task_call = lambda producer, task_id: None
+    pending = backend._pending_results, backend._pending_messages
+    backend.result_consumer = ResultConsumer(backend, backend.app, backend.accept, *pending)
 
 
 backend = Backend(
@@ -54,6 +59,6 @@ backend = Backend(
     chords=True,
     facts="app.backends.redis_facts:facts",
     claims=claims,
-    on_task_call=on_task_call,
+    adapt=adapt,
     fast_class="app.backends.redis_backend:Backend",
 )

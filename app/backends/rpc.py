@@ -22,7 +22,12 @@ REPLY_TO_THE_WORKER = Limit(
 )
 
 
-def on_task_call(backend: Any, producer: Any) -> None:
+def adapt(backend: Any) -> None:
+    """Have the queue for replies bound as below when a task is sent."""
+    backend.on_task_call = lambda producer, task_id: _bind(backend, producer)
+
+
+def _bind(backend: Any, producer: Any) -> None:
     """Have the queue for replies, as Celery has it, but not for ever where the broker is away (celery/backends/rpc.py)."""
     if task_join_will_block():
         return
@@ -47,7 +52,7 @@ backend = Backend(
     has_server=False,
     read_elsewhere=False,
     chords=False,
-    on_task_call=on_task_call,
+    adapt=adapt,
     limits={
         "result_is_read_elsewhere": Limit(
             "cannot",

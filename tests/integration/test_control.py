@@ -38,6 +38,27 @@ def command(cell: Cell, to: str, name: str, seconds: float = WAIT, **arguments: 
     return answers[0][to] if answers else None
 
 
+def consume(cell: Cell, queue: str, role: str = "single", **more: Any) -> None:
+    """Have a role's worker consume one more queue; gives back when it does."""
+    to = node(cell, role)
+    assert "ok" in command(cell, to, "add_consumer", queue=queue, **more)
+    until("it consumes", lambda: queue in [found["name"] for found in command(cell, to, "active_queues")], 10)
+
+
+def leave(cell: Cell, queue: str, role: str = "single") -> None:
+    command(cell, node(cell, role), "cancel_consumer", queue=queue)
+
+
+@contextmanager
+def consumed(cell: Cell, queue: str) -> Iterator[None]:
+    """Have the worker that runs one task at a time consume a test's own queue, too."""
+    consume(cell, queue)
+    try:
+        yield
+    finally:
+        leave(cell, queue)
+
+
 @contextmanager
 def held(cell: Cell, number: int = 1, queue: str = "single", start: int | None = None) -> Iterator[list[Any]]:
     """As many tasks that wait for their end, `start` of them (or all) running; their results. They end with the block."""

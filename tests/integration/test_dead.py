@@ -13,6 +13,7 @@ from app.brokers.contract import DeadLetter
 from app.dead import letters
 from tests.integration.bench import Worker
 from tests.integration.conftest import WAIT, Cell
+from tests.integration.test_control import consumed
 from tests.matrix import COMBINATIONS
 from tests.wait import until
 
@@ -44,6 +45,9 @@ def _outlived(cell: Cell, queue: str, done: Callable[[], Any]) -> None:
     finally:
         cell.running.workers.pop("dead", None)
         for worker in workers:
+            worker.docker.stop(
+                timeout=20
+            )  # killed between the dead letter and its acknowledgement, it would leave a second one
             worker.docker.remove(force=True, v=True)
 
 
@@ -108,7 +112,7 @@ MALFORMED: dict[str, tuple[bytes, str, dict[str, Any]]] = {
 def test_malformed_messages_are_set_aside(cell: Cell) -> None:
     """24 sorts of malformed messages, and items that are none, are set aside, each with its reason; the worker goes on."""
     queue = f"malformed-{uuid()}"
-    with cell.running.beside("dead", OPTIONS=f"-Q {queue} -c 1") as worker, cell.app.producer_or_acquire() as producer:
+    with consumed(cell, queue), cell.app.producer_or_acquire() as producer:
         for body, content_type, headers in MALFORMED.values():
             producer.publish(body, content_type=content_type, headers=headers, exchange="", routing_key=queue)
         expected = len(MALFORMED) + cell.running.server.put_raw(cell.app, queue)
@@ -116,7 +120,6 @@ def test_malformed_messages_are_set_aside(cell: Cell) -> None:
         until("all are set aside", lambda: len(dead(cell, queue)) == expected, WAIT)
         assert all(letter.reason and letter.deliveries == 1 for letter in dead(cell, queue))
         assert cell.run("probes.add", 1, 3, queue=queue) == 4
-        assert worker.consumes()
     dropped = cell.running.python("app.dead", "--drop=all")
     assert dropped.returncode == 0 and not dead(cell, queue)
     cell.saw(f"{expected} sorts")
@@ -126,7 +129,7 @@ def test_malformed_messages_are_set_aside(cell: Cell) -> None:
 def test_rejected_message_is_set_aside(cell: Cell) -> None:
     """What a task rejects without requeue is set aside; sent back, it runs again."""
     queue, name = f"rejected-{uuid()}", f"rejected-{uuid()}"
-    with cell.running.beside("dead", OPTIONS=f"-Q {queue} -c 1"):
+    with consumed(cell, queue):
         result = cell.send("retry_probes.rejects", name, False, queue=queue)
         assert isinstance(result.get(timeout=WAIT, propagate=False), Reject)
         letter = until("it is set aside", lambda: dead(cell, queue), WAIT)[0]
@@ -142,6 +145,6 @@ def test_expired_task_is_no_dead_letter(cell: Cell) -> None:
     cell.send("probes.add", 1, 1, queue=queue, expires=0.2)
     sent = time.monotonic()
     until("it has expired", lambda: time.monotonic() > sent + 0.5)
-    with cell.running.beside("dead", OPTIONS=f"-Q {queue} -c 1"):
+    with consumed(cell, queue):
         assert cell.run("probes.add", 1, 4, queue=queue, countdown=1) == 5
         assert not dead(cell, queue)

@@ -1,21 +1,20 @@
 """The probe of a worker's container, in the four hard cases: busy, frozen, without its broker, connected but not consuming."""
 
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import docker
 from kombu.utils.uuid import uuid
 
 from app.stack import image
-from tests.integration.bench import LABEL, SESSION, Worker
+from tests.integration.bench import LABEL, ROLES, SESSION, Worker
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_control import command
 from tests.wait import until
 
-#: The shortest that the kit allows, so that the tests need not wait for the half minute of a real stack.
-SECONDS = 5
+SECONDS = int(ROLES["probed"]["HEARTBEAT_SECONDS"])
 
 #: A way to the broker that a test can cut: forwards every connection, and ends them all when it is stopped.
 LINK = """
@@ -35,27 +34,52 @@ asyncio.run(main())
 """
 
 
-#: Seconds between two probes: each is a process in the container.
-EVERY = 0.3
+#: Asks the image's own probe again and again, in the container: a `docker exec` for every question would cost far more than it.
+ASK = """n=0
+while n=$((n + 1)); do
+    healthy; ready=$?; healthy live
+    echo $n $ready $? > "$1.new" && mv "$1.new" "$1"
+    sleep 0.2
+done"""
 
 
-def healthy(worker: Worker, *words: str) -> bool:
-    """What the image's own health check says; with "live", what a liveness probe asks."""
-    command = ["docker", "exec", worker.docker.id, "healthy", *words]
-    for _ in range(3):  # an engine that is asked very often forgets an answer now and then
-        with suppress(subprocess.TimeoutExpired):
-            return subprocess.run(command, capture_output=True, timeout=20, check=False).returncode == 0
-    raise AssertionError("the engine does not answer")
+class Probe:
+    """What the health check of a worker's image says."""
+
+    def __init__(self, worker: Worker, data: Path) -> None:
+        name = f"probe-{uuid()}"
+        self.file = data / name
+        worker.docker.exec_run(["sh", "-c", ASK, "ask", f"/data/{name}"], detach=True)
+        until("it is asked", self.file.exists, WAIT)
+
+    def says(self) -> tuple[bool, bool]:
+        """Whether the worker is ready, and whether it is alive: an answer to a question that was asked after this call."""
+        asked = self._last()[0]
+        _, *codes = until("there is an answer", lambda: last if (last := self._last())[0] > asked + 1 else (), WAIT)
+        assert {*codes} <= {0, 1}, codes
+        return codes[0] == 0, codes[1] == 0
+
+    def _last(self) -> tuple[int, ...]:
+        return tuple(map(int, self.file.read_text().split()))
 
 
 @contextmanager
-def probed(cell: Cell, **environ: str) -> Iterator[tuple[Worker, str]]:
-    """A worker that consumes a queue of its own; healthy."""
-    queue = f"health-{uuid()}"
-    options = {"OPTIONS": f"-Q {queue} -c 1", "HEARTBEAT_SECONDS": str(SECONDS), **environ}
-    with cell.running.beside("probed", **options) as worker:
-        until("it is healthy", lambda: healthy(worker) and healthy(worker, "live"), WAIT, EVERY)
-        yield worker, queue
+def probed(cell: Cell, **environ: str) -> Iterator[tuple[Worker, str, Probe]]:
+    """A worker for probes, healthy; its queue. One with an environment of its own is that test's alone."""
+    if environ:
+        queue = f"health-{uuid()}"
+        options = {**ROLES["probed"], "OPTIONS": f"-Q {queue} -c 1", **environ}
+        with cell.running.beside("probed too", **options) as worker:
+            yield worker, queue, _probe(cell, worker)
+    else:
+        worker = cell.running.worker("probed")
+        yield worker, "probed", _probe(cell, worker)
+
+
+def _probe(cell: Cell, worker: Worker) -> Probe:
+    probe = Probe(worker, cell.running.data)
+    until("it is healthy", lambda: probe.says() == (True, True), WAIT)
+    return probe
 
 
 @contextmanager
@@ -76,52 +100,53 @@ def link(cell: Cell, name: str) -> Iterator[Any]:
 def test_probe_of_a_busy_worker(cell: Cell) -> None:
     """A worker is healthy during a task that takes longer than a sign of life may be old, whatever its loop does."""
     app = cell.running.app()  # of its own: see the limit `state_after_get`
-    with probed(cell) as (worker, queue), app.connection_for_write():
+    with probed(cell) as (_, queue, probe), app.connection_for_write():
         result = app.send_task("time_probes.nap", (3 * SECONDS,), queue=queue)
         until("it runs", lambda: result.state == "STARTED" or not cell.combination.backend.read_elsewhere, WAIT)
         seen = set()
 
         def ended() -> bool:
-            seen.add((healthy(worker), healthy(worker, "live")))
+            seen.add(probe.says())
             return bool(result.ready())
 
-        until("the task ended", ended, WAIT, 1)
+        until("the task ended", ended, WAIT)
         assert seen == {(True, True)}
     app.close()
 
 
 def test_probe_of_a_frozen_worker(cell: Cell) -> None:
     """A stopped worker is neither ready nor alive, at once; when it goes on it is healthy again."""
-    with probed(cell) as (worker, _):
+    with probed(cell) as (worker, _, probe):
         worker.docker.kill(signal="STOP")
-        until("the probe sees it", lambda: not healthy(worker) and not healthy(worker, "live"), SECONDS, EVERY)
-        worker.docker.kill(signal="CONT")
-        until("it is healthy again", lambda: healthy(worker) and healthy(worker, "live"), WAIT, EVERY)
+        try:
+            until("the probe sees it", lambda: probe.says() == (False, False), SECONDS)
+        finally:
+            worker.docker.kill(signal="CONT")
+        until("it is healthy again", lambda: probe.says() == (True, True), WAIT)
 
 
 def test_probe_of_a_worker_without_its_broker(cell: Cell) -> None:
     """A worker that lost its broker is not ready, but alive: to replace it would not help. With its broker it comes back."""
     name = f"link-{uuid()}"
     url = cell.running.server.url.format(host=name, port=cell.running.server.port, namespace=cell.running.namespace)
-    with link(cell, name) as way, probed(cell, CELERY_BROKER_URL=url) as (worker, queue):
+    with link(cell, name) as way, probed(cell, CELERY_BROKER_URL=url) as (_, queue, probe):
         way.kill()
-        until("the probe sees it", lambda: not healthy(worker), WAIT, EVERY)
-        assert healthy(worker, "live")
+        until("the probe sees it", lambda: probe.says() == (False, True), WAIT)
         way.start()
         assert cell.run("probes.add", 1, 2, queue=queue) == 3
-        until("it is ready again", lambda: healthy(worker), WAIT, EVERY)
+        until("it is ready again", lambda: probe.says() == (True, True), WAIT)
 
 
 def test_probe_of_a_worker_that_does_not_consume(cell: Cell) -> None:
     """A worker that is connected and takes nothing of what waits is to be replaced; one for which nothing waits is healthy."""
-    with probed(cell) as (worker, queue):
+    with probed(cell) as (worker, queue, probe):
         node = f"probed@{worker.docker.short_id}"
         until("it hears", lambda: command(cell, node, "cancel_consumer", seconds=2, queue=queue), WAIT)
-        assert healthy(worker)
+        assert probe.says() == (True, True)
         # The first may still answer a question that the worker had asked before.
         results = [cell.send("probes.add", 2, 2, queue=queue) for _ in range(2)]
-        until("the probe sees it", lambda: not healthy(worker) and not healthy(worker, "live"), WAIT, EVERY)
+        until("the probe sees it", lambda: probe.says() == (False, False), WAIT)
         assert f"not healthy: messages wait, and for {SECONDS} s this worker took none" in worker.logs()
         command(cell, node, "add_consumer", queue=queue)
         assert [result.get(timeout=WAIT) for result in results] == [4, 4]
-        until("it is healthy again", lambda: healthy(worker), WAIT, EVERY)
+        until("it is healthy again", lambda: probe.says() == (True, True), WAIT)

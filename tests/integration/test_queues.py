@@ -11,7 +11,7 @@ from kombu import Exchange
 from kombu.utils.uuid import uuid
 
 from tests.integration.conftest import WAIT, Cell
-from tests.integration.test_control import TYPED_QUEUES, command, held, node, running
+from tests.integration.test_control import TYPED_QUEUES, command, consume, held, leave, node, running
 from tests.matrix import COMBINATIONS
 from tests.wait import until
 
@@ -23,17 +23,6 @@ OTHERWISE = [one for one in COMBINATIONS if one.broker.transport]
 def single(cell: Cell) -> str:
     """The worker that runs one task at a time, consuming `single`."""
     return node(cell)
-
-
-def consume(cell: Cell, queue: str, role: str = "single", **more: Any) -> None:
-    """Have a role's worker consume one more queue; gives back when it does."""
-    to = node(cell, role)
-    assert "ok" in command(cell, to, "add_consumer", queue=queue, **more)
-    until("it consumes", lambda: queue in [found["name"] for found in command(cell, to, "active_queues")], 10)
-
-
-def leave(cell: Cell, queue: str, role: str = "single") -> None:
-    command(cell, node(cell, role), "cancel_consumer", queue=queue)
 
 
 def waiting(app: Celery, queue: str) -> int:

@@ -426,13 +426,13 @@ def test_wrong_key_is_refused(cell: Cell) -> None:
 
 def test_expired_certificate_is_refused(cell: Cell) -> None:
     """A worker that is to trust an expired certificate does not start, and says why in one line."""
-    expired = cell.running.data / "keys-expired"
+    expired = cell.running.data / cell.mark
     shutil.copytree(keys(), expired)
     _, made = certificate("expired", -1)
     (expired / "trusted" / "expired.pem").write_bytes(made)
     role = ROLES["signed"]
     worker = cell.running.start(
-        "expired", **{name: value.replace("/data/keys", "/data/keys-expired") for name, value in role.items()}
+        "expired", **{name: value.replace("/data/keys", f"/data/{cell.mark}") for name, value in role.items()}
     )
     try:
         assert worker.exit_code() == 2
