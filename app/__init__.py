@@ -86,5 +86,5 @@ health.install(app)
 loop.install(app)
 set_aside.install(app)
 hub_stall.connect()
-app.steps["consumer"].add("app.commit_worker:Step")  # by name: producers need no worker
+app.steps["consumer"].update(("app.commit_worker:Step", "app.expiry:Step"))  # by name: producers need no worker
 security.connect(app)

@@ -69,7 +69,8 @@ class Commit:
         self._grouping = False
         #: Tasks of this process leave their results and acknowledgements here; a child process's do not.
         self.running = False
-        #: In a pool's child process: the task whose success goes to the parent, and that success.
+        #: In a pool's child process: that it is one, the task whose success goes to the parent, and that success.
+        self.child = False
         self.carry: str | None = None
         self.carried: Write | None = None
         self._store: Store | None = None
@@ -111,7 +112,7 @@ class Commit:
             return False
         if request.id != task_id or request.is_eager or (state == states.SUCCESS and request.chord):
             return False
-        if self.carry:  # the parent has looked at what follows
+        if self.child:  # the parent has looked at what follows; what it acknowledges itself must be stored by then
             return task_id == self.carry
         task = app.tasks.get(request.task)
         return task is not None and bool(task.acks_late) and task.Request == REQUEST

@@ -33,6 +33,7 @@ def run(task: str, uuid: str, *args: Any, **options: Any) -> tuple[int, Any, flo
     """fast_trace_task, in a child process."""
     if not commit.running:
         commit.start(current_app.backend.store_group, lambda: 1)  # type: ignore[attr-defined]  # the stubs lack it
+        commit.child = True
     commit.carry = uuid
     try:
         failed, shown, runtime = fast_trace_task(task, uuid, *args, **options)

@@ -21,7 +21,8 @@ imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__fil
 # Nothing accepted is lost: a message is acknowledged after its task, and goes back if the worker dies. DELIVERY=at-most-once
 # trades that for tasks that never run twice.
 task_acks_late = task_reject_on_worker_lost = _profile.delivery == "at-least-once"
-worker_prefetch_multiplier = 1  # a worker keeps no more from the others than it is about to run
+# How much a worker keeps from the others for each task that it runs at once. `celery worker --prefetch-multiplier` wins.
+worker_prefetch_multiplier = _profile.prefetch_multiplier
 worker_concurrency = _profile.concurrency  # None: the pool's own, app/pools.py
 broker_connection_retry_on_startup = True  # a worker may start before its broker
 broker_connection_max_retries = None  # Celery gives up after 100

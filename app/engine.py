@@ -17,6 +17,4 @@ def settings(profile: Profile) -> dict[str, Any]:
         # One client for all threads or greenlets of a process: Celery's default is one each, and on green pools a connection
         # for every task.
         "result_backend_thread_safe": True,
-        # `celery worker --prefetch-multiplier` wins.
-        "worker_prefetch_multiplier": profile.pool.fast_prefetch,
     }

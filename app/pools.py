@@ -36,8 +36,8 @@ class Pool:
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip")
     #: By feature, what it cannot do or does differently.
     limits: Limits = field(default_factory=dict)
-    #: On ENGINE=fast, the messages that a worker holds for each of its tasks at once (worker_prefetch_multiplier): results and
-    #: acknowledgements go in groups, which can be no larger.
+    #: On ENGINE=fast, the messages that a worker holds for each of its tasks at once (worker_prefetch_multiplier), on a broker
+    #: that does not follow its pace: results and acknowledgements go in groups, which can be no larger.
     fast_prefetch: int = 1
 
     @property
@@ -163,7 +163,7 @@ POOLS: dict[str, Pool] = {
             "threads", "thread", "slow connections through libraries that cannot be patched", 16,
             limits=THREADS, fast_prefetch=4,
         ),
-        Pool("solo", "solo", "one task at a time; scale by more workers", 1, limits=SOLO, fast_prefetch=16),
+        Pool("solo", "solo", "one task at a time; scale by more workers", 1, limits=SOLO, fast_prefetch=4),
     )
 }  # fmt: skip
 

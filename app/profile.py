@@ -23,7 +23,7 @@ DELIVERIES = ("at-least-once", "at-most-once")
 #: By the names that kombu.compression knows; gzip is its other name for zlib.
 COMPRESSIONS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
 #: fast: the kit's own transports and result writes; plain: Celery's and kombu's. Both understand each other's messages.
-ENGINES = ("plain", "fast")
+ENGINES = ("fast", "plain")
 LOG_FORMATS = ("json", "text")
 
 
@@ -49,6 +49,7 @@ class Profile:
     result_compression: str | None
     signing: Signing | None
     concurrency: int | None
+    prefetch: int | None
     report_every: int
     send_events: bool
     always_eager: bool
@@ -59,6 +60,11 @@ class Profile:
     publish_timeout: int
     spool: Path | None
     spool_most: int
+
+    @property
+    def prefetch_multiplier(self) -> int:
+        """Messages that a worker holds for each of its tasks at once."""
+        return self.prefetch or (self.pool.fast_prefetch if self.engine == "fast" and not self.broker.paced else 1)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Profile":
@@ -73,7 +79,7 @@ class Profile:
         backend = _room("BACKEND", value("BACKEND", ""), "CELERY_RESULT_BACKEND", result_backend, BACKENDS, "redis")
         serializer = choose("TASK_SERIALIZER", value("TASK_SERIALIZER", "json"), SERIALIZERS)
         accepted = value("ACCEPT_CONTENT", serializer).replace(" ", "").split(",")
-        concurrency = value("WORKER_CONCURRENCY", "")
+        concurrency, prefetch = value("WORKER_CONCURRENCY", ""), value("WORKER_PREFETCH_MULTIPLIER", "")
         limit = task_time_limit(environ)
         for derived in (times.STOP_GRACE_PERIOD, times.CONSUMER_TIMEOUT):
             times.seconds(derived, limit, environ)
@@ -82,7 +88,7 @@ class Profile:
             broker=broker,
             backend=backend,
             pool=POOLS[choose("POOL", value("POOL", "prefork"), POOLS)],
-            engine=choose("ENGINE", value("ENGINE", "plain"), ENGINES),
+            engine=choose("ENGINE", value("ENGINE", "fast"), ENGINES),
             broker_url=broker_url or broker.url(environ),
             result_backend=result_backend or backend.url(environ, broker),
             timezone=_timezone(value("TIMEZONE", "UTC")),
@@ -97,6 +103,7 @@ class Profile:
             result_compression=_compression("RESULT_COMPRESSION", environ),
             signing=Signing.from_environ(environ),
             concurrency=whole_number("WORKER_CONCURRENCY", concurrency, 1, MOST_CONCURRENCY) if concurrency else None,
+            prefetch=whole_number("WORKER_PREFETCH_MULTIPLIER", prefetch, 1, MOST_CONCURRENCY) if prefetch else None,
             report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
             send_events=choose("WORKER_SEND_TASK_EVENTS", value("WORKER_SEND_TASK_EVENTS", "0"), ("0", "1")) == "1",
             always_eager=choose("TASK_ALWAYS_EAGER", value("TASK_ALWAYS_EAGER", "0"), ("0", "1")) == "1",

@@ -3,13 +3,16 @@
 This process becomes the worker: PID 1 of a container gets the worker's signals. `app/patched.py` has patched its sockets.
 """
 
+import gc
 import os
 import sys
+from typing import Any
 
 from celery import __main__ as celery
 from celery import maybe_patch_concurrency
 from celery.bin.base import CLIContext
 from celery.bin.worker import worker
+from celery.signals import celeryd_after_setup
 
 from app import app
 from app.pools import Pool
@@ -23,7 +26,14 @@ def command(pool: Pool, options: list[str], banner: bool = True, events: bool = 
     return [*start, "worker", "--pool", pool.name, *flags, *options]
 
 
+def _collect(**_: Any) -> None:
+    """Have garbage collected from now on, and what there is by now left alone: prefork's children go on sharing its memory."""
+    gc.freeze()
+    gc.enable()
+
+
 def main() -> None:
+    celeryd_after_setup.connect(_collect, weak=False)
     profile = Profile.from_environ()
     options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]
     banner = profile.log_format == "text"

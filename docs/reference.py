@@ -97,7 +97,13 @@ def of_the_backends() -> str:
 def of_the_pools() -> str:
     """What `celery worker` gets with each, where the user names nothing else."""
     return table(
-        ("pool", "`worker_concurrency`", "`broker_heartbeat`", "flags", "`worker_prefetch_multiplier` on `ENGINE=fast`"),
+        (
+            "pool",
+            "`worker_concurrency`",
+            "`broker_heartbeat`",
+            "flags",
+            "`worker_prefetch_multiplier` on RabbitMQ with `ENGINE=fast`",
+        ),
         *(
             (
                 f"`{pool.name}`",

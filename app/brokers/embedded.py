@@ -55,5 +55,6 @@ broker = Broker(
     facts="app.brokers.redis_facts:facts",
     results_url=results_url,
     transport=TRANSPORT,
+    paced=True,
     bulk=Bulk,
 )

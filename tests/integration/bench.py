@@ -45,7 +45,7 @@ FOLDER = Path("/tmp") / SESSION
 PROBES = Path(__file__).with_name("probes")
 LABEL = "celery-kit.test-session"
 #: The engine that the workers and the producer run on.
-ENGINE = choose("ENGINE", os.environ.get("ENGINE") or "plain", ENGINES)
+ENGINE = choose("ENGINE", os.environ.get("ENGINE") or ENGINES[0], ENGINES)
 ROLES: dict[str, dict[str, str]] = {
     # What a user starts. Every test may use it, none may disturb it.
     "main": {},

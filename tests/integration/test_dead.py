@@ -17,7 +17,8 @@ from tests.integration.test_control import consumed
 from tests.matrix import COMBINATIONS
 from tests.wait import until
 
-TRIES = 3
+#: As few as show it: on most pools every one of them ends a worker.
+TRIES = 2
 KEPT = "plain Celery drops it, and on some bodies the worker ends: app/set_aside.py"
 
 
@@ -26,48 +27,55 @@ def dead(cell: Cell, queue: str) -> list[DeadLetter]:
     return [letter for letter in letters(cell.app) if letter.queue == queue]
 
 
-def _outlived(cell: Cell, queue: str, done: Callable[[], Any]) -> None:
-    """Have a worker consume until `done`, started anew whenever a task ended it, as an engine's restart policy does."""
-    workers: list[Worker] = []
+class Restarted:
+    """A worker that is started anew whenever a task ended it, as an engine's restart policy does."""
 
-    def done_or_again() -> Any:
-        if workers:
-            workers[0].docker.reload()
-        if not workers or workers[0].docker.status != "running":
-            if workers:
-                workers.pop().docker.remove(force=True, v=True)
-            cell.running.server.restore(cell.app)
-            workers.append(cell.running.start("dead", OPTIONS=f"-Q {queue} -c 1", MAX_DELIVERIES=str(TRIES)))
-        return done()
+    def __init__(self, cell: Cell, queue: str) -> None:
+        self.cell, self.environ = cell, {"OPTIONS": f"-Q {queue} -c 1", "MAX_DELIVERIES": str(TRIES)}
+        self.worker: Worker | None = None
 
-    try:
+    def until(self, done: Callable[[], Any]) -> None:
+        """Have it consume until then."""
+
+        def done_or_again() -> Any:
+            if not self.worker or not self.worker.runs(0):
+                self._remove()
+                self.cell.running.server.restore(self.cell.app)
+                self.worker = self.cell.running.start("dead", **self.environ)
+            return done()
+
         until("its worker outlived it", done_or_again, 2 * WAIT, 0.25)  # it asks the engine each time
-    finally:
-        cell.running.workers.pop("dead", None)
-        for worker in workers:
-            worker.docker.stop(
-                timeout=20
-            )  # killed between the dead letter and its acknowledgement, it would leave a second one
-            worker.docker.remove(force=True, v=True)
+
+    def _remove(self) -> None:
+        if self.worker:
+            self.worker.docker.remove(force=True, v=True)
+            del self.cell.running.workers["dead"]
+
+    def __enter__(self) -> "Restarted":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
 
 
 @pytest.mark.by_kit(COMBINATIONS, "a task that kills its process is tried a bounded number of times: app/set_aside.py")
 def test_poison_is_set_aside(cell: Cell) -> None:
-    """A task that kills its process each time is tried three times, then set aside; its sender is told; sent back it runs."""
+    """A task that kills its process each time is tried so often, then set aside; its sender is told; sent back it runs."""
     name = queue = f"poison-{uuid()}"
     result = cell.send("dead_probes.kills_until_cured", name, queue=queue)
-    _outlived(cell, queue, lambda: dead(cell, queue))
-    assert len((cell.running.data / name).read_text()) == TRIES
-    (letter,) = dead(cell, queue)
-    assert (letter.id, letter.task, letter.deliveries) == (result.id, "dead_probes.kills_until_cured", TRIES + 1)
-    assert letter.reason == f"delivered {TRIES} times, and no worker lived to end it"
-    if cell.combination.backend.read_elsewhere:
-        error = result.get(timeout=WAIT, propagate=False)
-        assert isinstance(error, WorkerLostError) and "set aside" in str(error)
-    (cell.running.data / f"{name}.cured").touch()
-    sent = cell.running.python("app.dead", f"--retry={result.id}")
-    assert sent.stdout.splitlines()[-1] == "1 sent back", sent
-    _outlived(cell, queue, lambda: len((cell.running.data / name).read_text()) == TRIES + 1)
+    with Restarted(cell, queue) as worker:
+        worker.until(lambda: dead(cell, queue))
+        assert len((cell.running.data / name).read_text()) == TRIES
+        (letter,) = dead(cell, queue)
+        assert (letter.id, letter.task, letter.deliveries) == (result.id, "dead_probes.kills_until_cured", TRIES + 1)
+        assert letter.reason == f"delivered {TRIES} times, and no worker lived to end it"
+        if cell.combination.backend.read_elsewhere:
+            error = result.get(timeout=WAIT, propagate=False)
+            assert isinstance(error, WorkerLostError) and "set aside" in str(error)
+        (cell.running.data / f"{name}.cured").touch()
+        sent = cell.running.python("app.dead", f"--retry={result.id}")
+        assert sent.stdout.splitlines()[-1] == "1 sent back", sent
+        worker.until(lambda: len((cell.running.data / name).read_text()) == TRIES + 1)
     assert not dead(cell, queue)
     cell.saw(f"{TRIES} tries, then: {letter.reason}")
 

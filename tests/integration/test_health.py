@@ -1,7 +1,7 @@
 """The probe of a worker's container, in the four hard cases: busy, frozen, without its broker, connected but not consuming."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ asyncio.run(main())
 
 #: Asks the image's own probe again and again, in the container: a `docker exec` for every question would cost far more than it.
 ASK = """n=0
-while n=$((n + 1)); do
+while n=$((n + 1)) && [ ! -e "$1.end" ]; do
     healthy; ready=$?; healthy live
     echo $n $ready $? > "$1.new" && mv "$1.new" "$1"
     sleep 0.2
@@ -52,6 +52,9 @@ class Probe:
         worker.docker.exec_run(["sh", "-c", ASK, "ask", f"/data/{name}"], detach=True)
         until("it is asked", self.file.exists, WAIT)
 
+    def end(self) -> None:
+        self.file.with_suffix(".end").touch()
+
     def says(self) -> tuple[bool, bool]:
         """Whether the worker is ready, and whether it is alive: an answer to a question that was asked after this call."""
         asked = self._last()[0]
@@ -66,20 +69,17 @@ class Probe:
 @contextmanager
 def probed(cell: Cell, **environ: str) -> Iterator[tuple[Worker, str, Probe]]:
     """A worker for probes, healthy; its queue. One with an environment of its own is that test's alone."""
-    if environ:
-        queue = f"health-{uuid()}"
-        options = {**ROLES["probed"], "OPTIONS": f"-Q {queue} -c 1", **environ}
-        with cell.running.beside("probed too", **options) as worker:
-            yield worker, queue, _probe(cell, worker)
-    else:
-        worker = cell.running.worker("probed")
-        yield worker, "probed", _probe(cell, worker)
-
-
-def _probe(cell: Cell, worker: Worker) -> Probe:
-    probe = Probe(worker, cell.running.data)
-    until("it is healthy", lambda: probe.says() == (True, True), WAIT)
-    return probe
+    with ExitStack() as stack:
+        queue = f"health-{uuid()}" if environ else "probed"
+        if environ:
+            options = {**ROLES["probed"], "OPTIONS": f"-Q {queue} -c 1", **environ}
+            worker = stack.enter_context(cell.running.beside("probed too", **options))
+        else:
+            worker = cell.running.worker("probed")
+        probe = Probe(worker, cell.running.data)
+        stack.callback(probe.end)
+        until("it is healthy", lambda: probe.says() == (True, True), WAIT)
+        yield worker, queue, probe
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from kombu import Exchange
 from kombu.utils.uuid import uuid
 
 from tests.integration.conftest import WAIT, Cell
-from tests.integration.test_control import TYPED_QUEUES, command, consume, held, leave, node, running
+from tests.integration.test_control import TYPED_QUEUES, command, consume, consumed, held, leave, node, running
 from tests.matrix import COMBINATIONS
 from tests.wait import until
 
@@ -181,7 +181,7 @@ def test_delay_before_its_worker(cell: Cell) -> None:
     result = cell.send("probes.add", 2, 3, queue=queue, countdown=1)
     sent = time.monotonic()
     until("its time has come", lambda: time.monotonic() > sent + 3)
-    with cell.running.beside("late", OPTIONS=f"-Q {queue} -c 1"):
+    with consumed(cell, queue):
         assert result.get(timeout=WAIT) == 5
 
 

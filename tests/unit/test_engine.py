@@ -33,9 +33,10 @@ PLAIN = "kombu.transport.pyamqp"
 @pytest.mark.parametrize(
     ("engine", "scheme", "found"),
     [
-        ("fast", "amqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "16"]),
-        ("fast", "pyamqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "16"]),
-        ("fast", "amqps", [f"{FAST}.SecureTransport", "app.backends.redis_backend.Backend", "16"]),
+        ("fast", "amqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "4"]),
+        ("fast", "pyamqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "4"]),
+        ("fast", "amqps", [f"{FAST}.SecureTransport", "app.backends.redis_backend.Backend", "4"]),
+        ("fast", "redis", ["app.brokers.redis_transport.Transport", "app.backends.redis_backend.Backend", "1"]),
         ("plain", "amqp", [f"{PLAIN}.Transport", "celery.backends.redis.RedisBackend", "1"]),
         ("plain", "amqps", [f"{PLAIN}.SSLTransport", "celery.backends.redis.RedisBackend", "1"]),
     ],

@@ -16,7 +16,7 @@ def profile(**environ: str) -> Profile:
     [
         ({"BROKER": "kafka"}, "BROKER=kafka is not known; allowed: rabbitmq, redis, embedded"),
         ({"BACKEND": "db"}, "BACKEND=db is not known; allowed: redis, rpc"),
-        ({"ENGINE": "warp"}, "ENGINE=warp is not known; allowed: plain, fast"),
+        ({"ENGINE": "warp"}, "ENGINE=warp is not known; allowed: fast, plain"),
         ({"POOL": "fork"}, "POOL=fork is not known; allowed: prefork, eventlet, gevent, threads, solo"),
         ({"CELERY_BROKER_URL": "sqs://"}, "CELERY_BROKER_URL begins with sqs:, which is not known; allowed: amqp, "),
         ({"BROKER": "rabbitmq"}, "BROKER=rabbitmq contradicts CELERY_BROKER_URL, which begins with redis:"),

@@ -73,6 +73,18 @@ def test_a_success_is_never_overwritten(client: Redis, first: dict[str, str], th
     assert backend(client, **first).get_result("1") == "first"
 
 
+@pytest.mark.parametrize("end", ["FAILURE", "REVOKED"])
+@pytest.mark.parametrize("serializer", ["json", "msgpack"])
+def test_a_retry_that_has_ended_is_not_overwritten(client: Redis, end: str, serializer: str) -> None:
+    """The task says RETRY after it has sent its retry, which may be over by then."""
+    one = backend(client, result_serializer=serializer)
+    one.store_result("1", ValueError("its end"), end)
+    one.store_result("1", ValueError("once more"), "RETRY")
+    assert one.get_state("1") == end
+    one.store_result("1", {}, "STARTED")  # sent again, by hand
+    assert one.get_state("1") == "STARTED"
+
+
 @pytest.mark.parametrize("earlier", ["STARTED", "RETRY", "FAILURE"])
 def test_other_states_give_way(client: Redis, earlier: str) -> None:
     one = backend(client)
