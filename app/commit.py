@@ -50,6 +50,14 @@ class Write(NamedTuple):
     def bytes(self) -> int:
         return 0 if callable(self.value) else len(self.value)
 
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """The states that it must not take the place of.
+
+        A task sends its retry first and says RETRY then; a retry without delay may have ended by that time.
+        """
+        return (states.SUCCESS, *((states.FAILURE, states.REVOKED) if self.state == states.RETRY else ()))
+
 
 #: The Request class of the tasks whose acknowledgements come by here.
 REQUEST = "app.commit_worker:Request"
@@ -118,13 +126,13 @@ class Commit:
         return task is not None and bool(task.acks_late) and task.Request == REQUEST
 
     def result(self, write: Write) -> None:
-        """Take a state into the group. A task's later state takes the place of its earlier one, unless that is a success."""
+        """Take a state into the group. A task's later state takes the place of its earlier one, unless that is to last."""
         if self.carry and write.state == states.SUCCESS and write.bytes <= CARRIED:
             self._hand_over(write)
             return
         with self._lock:
             earlier = self._writes.get(write.key)
-            if earlier and earlier.state == states.SUCCESS:
+            if earlier and earlier.state in write.lasting:
                 return
             self._writes[write.key] = write
             self._bytes += write.bytes
@@ -214,7 +222,7 @@ class Commit:
         except BaseException:
             with self._lock:
                 for key, write in self._writes.items():
-                    if key not in writes or writes[key].state != states.SUCCESS:
+                    if key not in writes or writes[key].state not in write.lasting:
                         writes[key] = write
                 self._writes = writes
                 self._acks[:0] = acks

@@ -2,8 +2,7 @@
 
 A success is never overwritten by a late state of the same task, as in Celery's own, which asks first and writes then; here the
 server does both in one step, so that two workers cannot get between each other's. Nor is the end of a retry overwritten by the
-word that there will be one: a task sends its retry first and says RETRY then, and a retry without delay may have ended by that
-time; its sender would wait without end. It reads JSON only: where it finds a result in another serializer, or compressed, that
+word that there will be one (`Write.lasting`), which plain Celery lets happen: its sender waits without end. It reads JSON only: where it finds a result in another serializer, or compressed, that
 one task is left to Celery's way. Source: celery/backends/redis.py, base.py (_store_result).
 """
 
@@ -82,8 +81,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
         return list(self.client.evalsha(self._sha, len(keys), *keys, *arguments))
 
     def _store_by_hand(self, write: Write) -> None:
-        last = (states.SUCCESS, *((states.FAILURE, states.REVOKED) if write.state == states.RETRY else ()))
-        if self.decode_result(self.client.get(write.key))["status"] not in last:
+        if self.decode_result(self.client.get(write.key))["status"] not in write.lasting:
             self._set(write.key, _made(write), write.expires)
 
     def store_result(

@@ -156,6 +156,13 @@ def test_a_later_state_takes_the_place_of_an_earlier_one(group: Commit, server: 
     assert server.seen == ["a:SUCCESS"]
 
 
+def test_a_retry_that_has_ended_is_not_said_to_be_still_to_come(group: Commit, server: Server) -> None:
+    for state in ("STARTED", "FAILURE", "RETRY"):
+        group.result(write("a", state))
+    group.flush()
+    assert server.seen == ["a:FAILURE"]
+
+
 def test_a_group_that_could_not_be_written_takes_later_states_too(group: Commit, server: Server) -> None:
     server.away = ConnectionError("away")
     group.result(write("a", "STARTED"))
