@@ -13,7 +13,17 @@ from typing import Any
 from celery import Celery
 
 from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, spool, tracing, vitals
-from app.fixes import add_consumer, beat_stop, cold_shutdown, delayed_queue, hub_stall, retry_queue, short_delays, time_limit
+from app.fixes import (
+    add_consumer,
+    beat_stop,
+    cold_shutdown,
+    delayed_queue,
+    eventlet_dns,
+    hub_stall,
+    retry_queue,
+    short_delays,
+    time_limit,
+)
 
 
 class Kit(Celery):
@@ -86,5 +96,6 @@ health.install(app)
 loop.install(app)
 set_aside.install(app)
 hub_stall.connect()
+eventlet_dns.connect()
 app.steps["consumer"].update(("app.commit_worker:Step", "app.expiry:Step"))  # by name: producers need no worker
 security.connect(app)

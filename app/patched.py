@@ -3,8 +3,8 @@
 Where POOL, or an option on the command line, asks for eventlet or gevent, Celery's own function patches here, before anything
 that uses a socket is imported. `celery worker --pool gevent` has done it by then.
 
-And nothing is collected while a worker starts: there is no garbage among what it imports, and looking for some is a seventh of
-the processor time that a start takes. `app/worker.py` lets it begin.
+And nothing is collected while a worker starts: there is no garbage among what it imports, and to look for some takes a good
+part of a start's processor time. `app/worker.py` lets it begin.
 """
 
 import gc

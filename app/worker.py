@@ -41,7 +41,7 @@ def main() -> None:
     sys.argv[:] = [celery.__file__, *argv[3:]]
     if app.user_options.get("preload"):  # options that go before the command's name: Celery's whole command line
         celery.main()
-    # The one command alone: its siblings, among them a shell's editor, would be a sixth of all that a start imports.
+    # The one command alone: its siblings, among them a shell with an editor, would all be imported.
     maybe_patch_concurrency()
     worker.params.extend(app.user_options.get("worker", ()))
     context = CLIContext(app=app, no_color=False, workdir=None, quiet=not banner)

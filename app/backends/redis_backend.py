@@ -2,8 +2,9 @@
 
 A success is never overwritten by a late state of the same task, as in Celery's own, which asks first and writes then; here the
 server does both in one step, so that two workers cannot get between each other's. Nor is the end of a retry overwritten by the
-word that there will be one (`Write.lasting`), which plain Celery lets happen: its sender waits without end. It reads JSON only: where it finds a result in another serializer, or compressed, that
-one task is left to Celery's way. Source: celery/backends/redis.py, base.py (_store_result).
+word that there will be one (`Write.lasting`), which plain Celery lets happen: its sender waits without end. It reads JSON only:
+where it finds a result in another serializer, or compressed, that one task is left to Celery's way.
+Source: celery/backends/redis.py, base.py (_store_result).
 """
 
 from contextlib import suppress

@@ -7,7 +7,8 @@ the server tell this connection of the next push to any of the lists (client-sid
 nothing is popped before it can be recorded.
 
 How many it takes follows the worker's pace: never more than Celery's prefetch count and what is done within HORIZON seconds, so
-that slow tasks are prefetched as plain Celery does and quick ones in batches.
+that slow tasks are prefetched as plain Celery does and quick ones in batches. What it took beyond the prefetch count and has not
+come to within STALLED seconds goes back to its queue: slow tasks came after quick ones, and another worker may be idle.
 Sources: kombu/transport/redis.py, QoS.append and Channel._brpop_start; https://redis.io/docs/latest/develop/reference/client-side-caching/.
 """
 
@@ -42,6 +43,8 @@ GATHERED = 64
 MOST_ACKS = 1_000
 #: Seconds after which it looks again without having been told, as plain kombu does after its BRPOP.
 LOOK_AGAIN = 1.0
+#: Seconds without a free place after which messages that were taken for a quicker pace go back.
+STALLED = 1.0
 #: Seconds between looks, at first and at most, where other workers were quicker: one push tells every idle worker.
 YIELD, MOST_YIELD = 0.001, 0.016
 #: Seconds that messages are handed over before the loop gets a turn: a task on solo runs while it is handed over.
@@ -150,6 +153,7 @@ class Fetcher:
         self.acks: deque[str] = deque()
         #: Recorded as unacknowledged, and not handed over yet: queue, message.
         self.ready: deque[tuple[str, bytes]] = deque()
+        self._moved_at = 0.0  # when the last of them came or went
         self._loop: int | None = None
         self._socket: Any = None  # the one that is set up
         self._script = b""
@@ -194,6 +198,8 @@ class Fetcher:
         if self.ready and self._free(0) > 0:
             return 0.0
         now = monotonic()
+        if self.ready and now > self._moved_at + STALLED:
+            self._give_back()
         if self._sent is not None:
             self._check_overdue(now)
             return LOOK_AGAIN
@@ -231,7 +237,7 @@ class Fetcher:
             queue, raw = self.ready.popleft()
             some = True
             self._deliver(queue, raw)
-            now = monotonic()
+            now = self._moved_at = monotonic()
             until = until or now + SLICE
             if now > until:
                 if self.ready:
@@ -311,7 +317,7 @@ class Fetcher:
 
     def _take(self, answer: list[Any]) -> None:
         self._sent = None
-        now = monotonic()
+        now = self._moved_at = monotonic()
         for place, message in zip(answer[::2], answer[1::2], strict=True):
             queue = self._queues[(abs(place) - 1) % len(self._queues)]
             if place > 0:
@@ -374,6 +380,10 @@ class Fetcher:
                 answer = connection.read_response(push_request=True, disable_decoding=True)
                 if answer is not None:
                     self._take(answer)
+        self._give_back()
+        self.flush()
+
+    def _give_back(self) -> None:
         self.channel.counts_deliveries = False  # nobody has seen them
         while self.ready:  # the last goes first: each becomes the next one of its list
             queue, raw = self.ready.pop()
@@ -382,4 +392,3 @@ class Fetcher:
             except ValueError as error:
                 redis_dead.put_raw(self.channel, raw, queue, error)
         self.channel.counts_deliveries = True
-        self.flush()

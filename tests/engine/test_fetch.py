@@ -156,6 +156,24 @@ def test_quick_work_is_taken_in_batches(server: Server) -> None:
     assert unacknowledged(server) == 0
 
 
+def test_what_was_taken_for_a_quicker_pace_goes_back(server: Server) -> None:
+    """Quick work, then slow work: what waits behind it is another worker's, in its order."""
+    (queue,) = names()
+    with connection(server) as one, connection(server) as other:
+        publish(one, queue, *range(600))
+        slow = Taken(one, [queue])
+        slow.then = lambda message: message.ack() if message.payload < 500 else None
+        slow.drain(lambda: slow.has(501))
+        assert slow.bodies() == list(range(501)) and server.broker.llen(queue) < 99
+        slow.drain(lambda: server.broker.llen(queue) == 99)
+        quick = Taken(other, [queue])
+        quick.then = lambda message: message.ack()
+        quick.drain(lambda: quick.has(99))
+        assert quick.bodies() == list(range(501, 600))
+        quick.drain(lambda: unacknowledged(server) == 1)
+        slow.messages[-1].ack()
+
+
 def calls(server: Server) -> int:
     """The script's runs so far, and every command by which kombu would do its work."""
     stats = server.broker.info("commandstats")

@@ -58,7 +58,7 @@ def test_mail_waits_for_its_server(cell: Cell) -> None:
         try:
             message_id = result.get(timeout=WAIT)
             look = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port + 1}/messages').read().decode())"
-            caught = json.loads(catcher.exec_run(["python", "-c", look]).output)
+            caught = until("the mail is listed", lambda: json.loads(catcher.exec_run(["python", "-c", look]).output))
         finally:
             catcher.remove(force=True)
     assert [mail["id"] for mail in caught] == [message_id]
