@@ -7,7 +7,7 @@ the server tell this connection of the next push to any of the lists (client-sid
 nothing is popped before it can be recorded.
 
 How many it takes follows the worker's pace: never more than Celery's prefetch count and what is done within HORIZON seconds, so
-that slow tasks are prefetched as plain Celery does and quick ones in batches. What it took beyond the prefetch count and has not
+that slow tasks are prefetched as plain Celery does and quick ones in batches. What it took beyond the prefetch count and not
 come to within STALLED seconds goes back to its queue: slow tasks came after quick ones, and another worker may be idle.
 Sources: kombu/transport/redis.py, QoS.append and Channel._brpop_start; https://redis.io/docs/latest/develop/reference/client-side-caching/.
 """
