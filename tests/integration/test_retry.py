@@ -115,6 +115,8 @@ def test_acks_late_redelivery(cell: Cell) -> None:
     spare = cell.running.worker("spare")
     result = cell.send("retry_probes.waits_at_the_gate", name, queue="spare")
     until("the task runs", lambda: file.exists() and _times(file))
+    if cell.limit:
+        until("it says so", lambda: result.state == "STARTED")
     spare.docker.kill(signal="KILL")
     spare.exit_code()
     cell.running.worker("spare")
