@@ -40,6 +40,7 @@ def run(task: str, uuid: str, *args: Any, **options: Any) -> tuple[int, Any, flo
     finally:
         commit.carry = None
         carried, commit.carried = commit.carried, None
+        commit.try_flush()  # a STARTED that no end has followed here: the parent's word of the end comes after it
     return failed, (_carried(str(shown), tuple(carried)) if carried and not failed else shown), runtime
 
 

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from app import commit, commit_worker
+from app import commit, commit_child, commit_worker
 from app.commit import COUNT, Commit, Write
 from tests.wait import until
 
@@ -311,3 +311,18 @@ def test_only_what_is_acknowledged_with_the_group_waits_for_it(
     assert not group.takes(app, "1", state, None)
     group.stop()
     assert not group.takes(app, "1", state, context)
+
+
+def test_a_child_process_has_written_all_when_its_parent_hears_of_the_end(
+    group: Commit, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the STARTED of a task that was rejected would take the place of what its parent says of it."""
+
+    def rejected(*_: Any, **__: Any) -> tuple[int, str, float]:
+        group.result(write("a", "STARTED"))
+        return 0, "", 0.0
+
+    monkeypatch.setattr(commit_child, "commit", group)
+    monkeypatch.setattr(commit_child, "fast_trace_task", rejected)
+    assert commit_child.run("probes.rejects", "a", {}) == (0, "", 0.0)
+    assert server.seen == ["a:STARTED"]
