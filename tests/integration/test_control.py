@@ -248,6 +248,7 @@ def test_pool_grow(cell: Cell) -> None:
     answer = command(cell, single, "pool_grow", n=1)
     cell.saw(answer)
     if cell.limit:
+        assert ("error" in answer) == (cell.limit.kind == "cannot")
         with held(cell, 2, start=1) as results:
             cell.run("probes.add", 1, 2)
             assert len(running(cell)) == 1
