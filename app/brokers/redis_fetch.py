@@ -384,6 +384,7 @@ class Fetcher:
         self.flush()
 
     def _give_back(self) -> None:
+        """Put what was fetched and not handed over back where it was taken from, in its order."""
         self.channel.counts_deliveries = False  # nobody has seen them
         while self.ready:  # the last goes first: each becomes the next one of its list
             queue, raw = self.ready.pop()

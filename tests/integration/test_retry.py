@@ -9,13 +9,12 @@ from kombu.utils.uuid import uuid
 from redis import Redis
 
 from tests.integration.conftest import WAIT, Cell
+from tests.integration.test_time import EARLY
 from tests.matrix import COMBINATIONS
 from tests.wait import until
 
 #: The broker itself holds back a task with an ETA.
 DELAYED_BY_BROKER = [one for one in COMBINATIONS if one.broker.delays_tasks]
-#: How much before its time, in seconds, a task may run: a worker's timer and its clock are two (5 ms were seen).
-EARLY = 0.05
 SHORT_DELAYS = "Celery's ValueError for a delay below one second is closed: such a delay is rounded up to one second"
 
 
@@ -71,13 +70,13 @@ def test_retry_with_countdown(cell: Cell) -> None:
         seen = result.get(timeout=WAIT, on_message=lambda meta: states.append(meta["status"]))
     app.close()
     assert "RETRY" in states
-    assert (seen["retries"], seen["waited"] >= 2 - EARLY) == (1, True)
+    assert (seen["retries"], seen["waited"] >= 2 - EARLY.total_seconds()) == (1, True)
 
 
 def test_retry_with_eta(cell: Cell) -> None:
     """retry(eta=…) tries again no sooner than that."""
     seen = cell.run("retry_probes.retries_later", 1.5, as_eta=True)
-    assert (seen["retries"], seen["waited"] >= 1.5 - EARLY) == (1, True)
+    assert (seen["retries"], seen["waited"] >= 1.5 - EARLY.total_seconds()) == (1, True)
 
 
 def test_retry_keeps_its_id(cell: Cell) -> None:
@@ -98,7 +97,7 @@ def test_short_countdown(cell: Cell) -> None:
     """A countdown of less than a second is one: of a sender, and of a retry."""
     sent = cell.send("probes.add", 1, 1, countdown=0.4)
     again = cell.send("retry_probes.retries_later", 0.4)
-    assert (sent.get(timeout=WAIT), again.get(timeout=WAIT)["waited"] >= 0.4 - EARLY) == (2, True)
+    assert (sent.get(timeout=WAIT), again.get(timeout=WAIT)["waited"] >= 0.4 - EARLY.total_seconds()) == (2, True)
 
 
 @pytest.mark.by_kit(DELAYED_BY_BROKER, SHORT_DELAYS)
@@ -107,7 +106,7 @@ def test_eta_within_a_second(cell: Cell) -> None:
     eta = datetime.now(UTC) + timedelta(seconds=0.5)
     sent = cell.send("probes.add", 1, 2, eta=eta)
     again = cell.send("retry_probes.retries_later", 0.5, as_eta=True)
-    assert (sent.get(timeout=WAIT), again.get(timeout=WAIT)["waited"] >= 0.5 - EARLY) == (3, True)
+    assert (sent.get(timeout=WAIT), again.get(timeout=WAIT)["waited"] >= 0.5 - EARLY.total_seconds()) == (3, True)
     assert datetime.now(UTC) >= eta
 
 

@@ -40,7 +40,7 @@ def remember(self: Task[Any, Any], own: str) -> list[str]:
     """The context variable before it is set, and after a wait in which other tasks ran; and whose task this thread runs."""
     before = word.get()
     word.set(own)
-    time.sleep(0.3)
+    time.sleep(0.3)  # the work: a pool that runs tasks side by side runs the others meanwhile
     return [before, word.get(), str(self.request.id), str(current_task.request.id)]
 
 

@@ -77,7 +77,7 @@ def delivery(task: Task[Any, Any]) -> dict[str, Any]:
 def waits_at_the_gate(self: Task[Any, Any], name: str) -> dict[str, Any]:
     """The first delivery waits until its worker is killed, the second ends."""
     if tries(name) == 1:
-        time.sleep(60)
+        time.sleep(60)  # its worker is killed in it; a test that did not would fail, and not hang
     return delivery(self)
 
 
