@@ -36,8 +36,8 @@ class Pool:
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip")
     #: By feature, what it cannot do or does differently.
     limits: Limits = field(default_factory=dict)
-    #: On ENGINE=fast, the messages that a worker holds for each of its tasks at once (worker_prefetch_multiplier), on a broker
-    #: that does not follow its pace: results and acknowledgements go in groups, which can be no larger.
+    #: On ENGINE=fast, the messages that a worker holds for each of its tasks at once (worker_prefetch_multiplier): results and
+    #: acknowledgements go in groups, which can be no larger.
     fast_prefetch: int = 1
 
     @property

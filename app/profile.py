@@ -64,7 +64,7 @@ class Profile:
     @property
     def prefetch_multiplier(self) -> int:
         """Messages that a worker holds for each of its tasks at once."""
-        return self.prefetch or (self.pool.fast_prefetch if self.engine == "fast" and not self.broker.paced else 1)
+        return self.prefetch or (self.pool.fast_prefetch if self.engine == "fast" else 1)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Profile":

@@ -102,7 +102,7 @@ def of_the_pools() -> str:
             "`worker_concurrency`",
             "`broker_heartbeat`",
             "flags",
-            "`worker_prefetch_multiplier` on RabbitMQ with `ENGINE=fast`",
+            "`worker_prefetch_multiplier` on `ENGINE=fast`",
         ),
         *(
             (

@@ -131,8 +131,6 @@ class Broker:
     transport: str | None = None
     #: By scheme, the transport of ENGINE=fast.
     fast_transports: Mapping[str, str] = field(default_factory=dict)
-    #: On ENGINE=fast a worker takes messages by its own pace: quick tasks in batches, slow ones one for each place.
-    paced: bool = False
     #: Tasks with an ETA wait in the broker, not in a worker.
     delays_tasks: bool = False
     #: bound(channel, seconds) has a producer's channel give up waiting for an answer, and say why; kombu's would wait for ever.

@@ -55,6 +55,5 @@ broker = Broker(
     facts="app.brokers.redis_facts:facts",
     results_url=results_url,
     transport=TRANSPORT,
-    paced=True,
     bulk=Bulk,
 )

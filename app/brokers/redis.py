@@ -66,7 +66,6 @@ broker = Broker(
     facts="app.brokers.redis_facts:facts",
     compose_file="compose.redis.yaml",
     transport=TRANSPORT,
-    paced=True,
     bulk=Bulk,
     limits={
         "quorum_queues": Limit("cannot", "a queue is a list, on one server; the argument is ignored", "seen by this test"),

@@ -36,7 +36,7 @@ PLAIN = "kombu.transport.pyamqp"
         ("fast", "amqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "4"]),
         ("fast", "pyamqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "4"]),
         ("fast", "amqps", [f"{FAST}.SecureTransport", "app.backends.redis_backend.Backend", "4"]),
-        ("fast", "redis", ["app.brokers.redis_transport.Transport", "app.backends.redis_backend.Backend", "1"]),
+        ("fast", "redis", ["app.brokers.redis_transport.Transport", "app.backends.redis_backend.Backend", "4"]),
         ("plain", "amqp", [f"{PLAIN}.Transport", "celery.backends.redis.RedisBackend", "1"]),
         ("plain", "amqps", [f"{PLAIN}.SSLTransport", "celery.backends.redis.RedisBackend", "1"]),
     ],
