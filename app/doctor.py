@@ -9,10 +9,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ Found = Iterator[tuple[str, str]]  # what is wrong; what mends it
 PATIENCE = 3.0  # seconds: a verdict may take longer than a look
 CLOCK_SECONDS = 5.0  # apart; events, ETAs and expiry are off by as much
 DISK_BYTES = 1_000_000_000
+#: Of the engine, as the client agrees on it: a health check with a start interval needs Docker 25.
+API = (1, 44)
 MEMORY_SHARE = 0.9
 
 
@@ -42,7 +46,7 @@ class Scene:
 
     @cached_property
     def now(self) -> Snapshot:
-        return snapshot(self.members, PATIENCE)
+        return snapshot(lambda: self.members, PATIENCE)
 
     @property
     def broker(self) -> Server | None:
@@ -52,10 +56,24 @@ class Scene:
 def engine(_: Scene) -> Found:
     if not shutil.which("docker"):
         yield "no Docker client is installed: stacks in containers cannot start", "make engine; 'make demo' needs none"
-    elif (done := _run("docker", "version", "--format", "{{.Server.Version}}")).returncode:
+    elif (done := _run("docker", "version", "--format", "{{.Client.APIVersion}}")).returncode:
         yield f"no Docker engine answers ({_last(done.stderr)})", "make engine"
+    elif tuple(map(int, done.stdout.split("."))) < API:
+        needed = ".".join(map(str, API))
+        yield f"Docker's API is {done.stdout.strip()}, the stacks need {needed}", "Docker 25 or later; unset DOCKER_API_VERSION"
     elif _run("docker", "compose", "version").returncode:
         yield "Docker has no compose plugin", "install docker-compose-plugin, or docker-compose-v2"
+
+
+def packages(_: Scene) -> Found:
+    """What is installed beside the lock. A bare image has no lock: it was built from one."""
+    from packaging.markers import Marker
+
+    lock = ROOT / "requirements/local.txt"
+    pins = re.findall(r"^([\w.-]+)==([^\s;]+)(?: ; (.*?))? \\$", lock.read_text() if lock.exists() else "", re.MULTILINE)
+    for name, pinned, marker in pins:
+        if (here := _installed(name)) != pinned and (not marker or Marker(marker).evaluate()):
+            yield f"{name} is {here or 'not installed'} in {sys.prefix}, the lock says {pinned}", "rm -r .venv && make env"
 
 
 def ports(scene: Scene) -> Found:
@@ -191,7 +209,7 @@ def images(scene: Scene) -> Found:
 
 
 Check = Callable[[Scene], Found]
-MACHINE: tuple[Check, ...] = (engine, ports, overcommit, disk)
+MACHINE: tuple[Check, ...] = (engine, packages, ports, overcommit, disk)
 STACK: tuple[Check, ...] = (
     broker_answers, results_answer, servers, workers_live, workers_consume, queues_are_consumed, redelivery, clocks, one_beat,
     memory, images,
@@ -214,6 +232,13 @@ def show(scene: Scene) -> int:
     if not found:
         print(f"✓ {checks} checks of {about}: nothing found")
     return 1 if found else 0
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _sorted(folder: Path) -> list[Path]:

@@ -17,6 +17,9 @@ from app.facts import PATIENCE, Queue, Server, known_queues
 
 DELAYED = "celery_delayed_"
 
+#: The first release whose quorum queues have priorities, and count deliveries up to a limit of their own.
+OLDEST = 4
+
 
 def management(connection: Any, environ: Environ, path: str) -> Any:
     """GET /api/`path` as JSON, with the broker's own account. Raises OSError where nothing answers."""
@@ -50,7 +53,15 @@ def facts(app: Any, connection: Any, environ: Environ) -> Server:
             queues.append(Queue(name, 0, 0, 0))
     if delayed := sum(queue.get("messages", 0) for queue in told if queue["name"].startswith(DELAYED)):
         notes.append(f"{delayed} messages wait for their ETA")
-    return Server("RabbitMQ", version, queues, notes=notes, faults=_alarms(connection, environ) if told else [])
+    faults = [*too_old(version), *(_alarms(connection, environ) if told else [])]
+    return Server("RabbitMQ", version, queues, notes=notes, faults=faults)
+
+
+def too_old(version: str) -> list[tuple[str, str]]:
+    """What `doctor` says of a release before OLDEST."""
+    if int(version.partition(".")[0]) >= OLDEST:
+        return []
+    return [(f"the broker is RabbitMQ {version}: its queues know no priorities", f"RabbitMQ {OLDEST} or later")]
 
 
 def _alarms(connection: Any, environ: Environ) -> list[tuple[str, str]]:

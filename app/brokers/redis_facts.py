@@ -16,6 +16,9 @@ from app.facts import Queue, Server, known_queues
 #: How many held messages are looked at for their queues; beyond it only their number is told.
 MOST = 5_000
 
+#: The oldest release that the kit is for: that of its client, redis-py 8. Valkey says of itself which of Redis' it is like.
+OLDEST = 7
+
 #: The share of its memory at which a server counts as full.
 FULL = 0.9
 
@@ -51,6 +54,8 @@ def product_of(info: dict[str, Any]) -> tuple[str, str]:
 def faults(info: dict[str, Any], role: str) -> list[tuple[str, str]]:
     """What INFO tells that loses tasks or results, and what mends it."""
     found = []
+    if int(str(info["redis_version"]).partition(".")[0]) < OLDEST:
+        found.append((f"the {role} is {' '.join(product_of(info))}, too old for its client", f"Redis {OLDEST} or later"))
     if (policy := info.get("maxmemory_policy")) != "noeviction":
         found.append((f"the {role} throws keys away when its memory is full ({policy})", "set maxmemory-policy noeviction"))
     if role == "broker" and not info.get("aof_enabled"):

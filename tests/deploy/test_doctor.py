@@ -6,6 +6,7 @@ import subprocess
 from app.doctor import memory_used
 from tests.deploy.conftest import Checkout
 from tests.deploy.test_status import compose
+from tests.wait import until
 
 
 def found(checkout: Checkout, **environ: str) -> list[str]:
@@ -48,3 +49,24 @@ def test_the_faults_of_a_stack(checkout: Checkout) -> None:
     compose(checkout, "redis", "kill", "worker")
     (line,) = found(checkout)
     assert line.startswith("worker celery@") and "is exited (137)" in line
+
+
+def test_the_faults_of_a_rabbitmq_stack(checkout: Checkout) -> None:
+    """Nothing; an alarm, under which the broker takes no task; an account that is not its own; no broker at all."""
+    assert checkout.make("down", "VOLUMES=1").returncode == 0
+    assert checkout.make("up", "BROKER=rabbitmq", "POOL=threads").returncode == 0
+    assert found(checkout) == []
+
+    compose(checkout, "rabbitmq", "exec", "-T", "broker", "rabbitmqctl", "set_vm_memory_high_watermark", "0.0000001")
+    until("the alarm is seen", lambda: any(line.startswith("the broker is out of memory") for line in found(checkout)), 60)
+    compose(checkout, "rabbitmq", "exec", "-T", "broker", "rabbitmqctl", "set_vm_memory_high_watermark", "0.6")
+    until("it is over", lambda: found(checkout) == [], 60)
+
+    compose(checkout, "rabbitmq", "exec", "-T", "broker", "rabbitmqctl", "change_password", "kit", "another")
+    (line,) = found(checkout)
+    assert line.startswith("the broker refuses the account (")
+    compose(checkout, "rabbitmq", "exec", "-T", "broker", "rabbitmqctl", "change_password", "kit", "kit")
+
+    compose(checkout, "rabbitmq", "stop", "broker")
+    lines = found(checkout)
+    assert [line for line in lines if line.startswith("the broker does not answer: ")]

@@ -3,23 +3,26 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from redis import Redis
 
+from app.brokers.rabbitmq_facts import too_old
+from app.brokers.redis_facts import faults
 from app.stack import ROOT
 from tests.operator.conftest import Bench, Process
 from tests.operator.test_vitals import vitals
 from tests.wait import until
 
 
-def doctor(bench: Bench, **environ: str) -> tuple[int, list[str]]:
-    """Its exit code, and what it found wrong."""
+def doctor(bench: Bench, *before: str, cwd: Path = ROOT, **environ: str) -> tuple[int, list[str]]:
+    """Its exit code, and what it found wrong. `before`: a command that starts it."""
     done = subprocess.run(
-        [sys.executable, "-m", "app.doctor"],
-        cwd=ROOT,
+        [*before, sys.executable, "-m", "app.doctor"],
+        cwd=cwd,
         env={**os.environ, **bench.environ, **environ},
         capture_output=True,
         text=True,
@@ -56,6 +59,48 @@ def test_each_line_says_what_mends_it(bench: Bench) -> None:
 def test_an_engine_that_does_not_answer(bench: Bench, healthy: Process) -> None:
     code, (line,) = doctor(bench, DOCKER_HOST="unix:///nonexistent/docker.sock")
     assert code == 1 and line.startswith("no Docker engine answers (")
+
+
+def test_an_engine_that_is_too_old(bench: Bench, healthy: Process) -> None:
+    """The client and the engine agree on the interface of an older one."""
+    code, (line,) = doctor(bench, DOCKER_API_VERSION="1.40")
+    assert code == 1 and line == "Docker's API is 1.40, the stacks need 1.44"
+
+
+def test_a_package_that_is_not_the_locks(bench: Bench, healthy: Process, tmp_path: Path) -> None:
+    """An older release of it stands before the environment's own."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--target", str(tmp_path), "tzdata==2024.1"]
+    subprocess.run(pip, check=True, capture_output=True)
+    code, (line,) = doctor(bench, PYTHONPATH=str(tmp_path))
+    assert code == 1 and line.startswith("tzdata is 2024.1 in ") and ", the lock says 20" in line
+
+
+#: A view of the machine's files of its own, in which something can be put over them; what mounts it ends with the doctor.
+OWN_FILES = ("unshare", "--mount", *(() if os.getuid() == 0 else ("--map-root-user",)), "sh", "-ec")
+
+
+def test_memory_that_a_server_may_not_take_when_it_forks(bench: Bench, healthy: Process, tmp_path: Path) -> None:
+    """vm.overcommit_memory belongs to the whole machine; this doctor alone sees another."""
+    (tmp_path / "policy").write_text("2\n")
+    plant = f'mount --bind {tmp_path}/policy /proc/sys/vm/overcommit_memory; exec "$0" "$@"'
+    code, (line,) = doctor(bench, *OWN_FILES, plant)
+    assert code == 1 and line == "vm.overcommit_memory is 2: a server cannot fork to save its data"
+
+
+def test_a_disk_that_is_nearly_full(bench: Bench, healthy: Process, tmp_path: Path) -> None:
+    """The project on a file system of 64 MB."""
+    plant = f'mount -t tmpfs -o size=64m none {tmp_path}; cp -r {ROOT}/app {tmp_path}; cd {tmp_path}; exec "$0" "$@"'
+    code, (line,) = doctor(bench, *OWN_FILES, plant)
+    assert code == 1 and line.startswith("only ") and line.endswith(" MB of disk are free: brokers stop accepting tasks")
+
+
+def test_servers_that_are_too_old() -> None:
+    """By what such a server says of itself: none can be had here."""
+    info = {"redis_version": "6.2.14", "maxmemory_policy": "noeviction", "aof_enabled": 1, "used_memory": 1}
+    assert [what for what, _ in faults(info, "broker")] == ["the broker is Redis 6.2.14, too old for its client"]
+    assert not faults({**info, "redis_version": "7.2.4", "valkey_version": "8.1.0"}, "broker")
+    assert [what for what, _ in too_old("3.13.7")] == ["the broker is RabbitMQ 3.13.7: its queues know no priorities"]
+    assert not too_old("4.0.5")
 
 
 def test_a_broker_that_does_not_answer(bench: Bench) -> None:
