@@ -67,13 +67,15 @@ def cli() -> None:
 @backend_option
 @click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
 @click.option("--monitor", is_flag=True, envvar="MONITOR", help="Flower, metrics and alerts beside it")
-def up(broker: str, pool: str, backend: str, scale: int, monitor: bool) -> None:
+@click.option("--grafana", is_flag=True, envvar="GRAFANA", help="these, and Grafana with a dashboard")
+def up(broker: str, pool: str, backend: str, scale: int, monitor: bool, grafana: bool) -> None:
     """Start a stack and wait until it is healthy."""
     _check(broker, pool, backend)
     stack = stack_of(broker)
-    if monitor and not isinstance(stack, Compose):
-        refuse("MONITOR=1 needs a stack of containers: BROKER=rabbitmq or BROKER=redis")
-    places = stack.up(pool, backend, scale, monitor) if isinstance(stack, Compose) else stack.up(pool, backend, scale)
+    profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
+    if profiles and not isinstance(stack, Compose):
+        refuse(f"{profiles[-1].upper()}=1 needs a stack of containers: BROKER=rabbitmq or BROKER=redis")
+    places = stack.up(pool, backend, scale, profiles) if isinstance(stack, Compose) else stack.up(pool, backend, scale)
     click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
     click.echo("\n".join(f"  {place}" for place in places))
     cannot = [name for name, limit in limits(BROKERS[broker], BACKENDS[backend], POOLS[pool]).items() if limit.kind == "cannot"]
@@ -144,7 +146,7 @@ def status() -> None:
     inspected = _join(stack)
     from app import status  # not before the environment names the stack
 
-    click.echo("\n".join(status.lines(status.snapshot(stack.members(inspected)))))
+    click.echo("\n".join(status.lines(status.snapshot(lambda: stack.members(inspected)))))
 
 
 @cli.command()
@@ -165,17 +167,19 @@ def doctor() -> None:
 def top(every: float) -> None:
     """Show the same again and again, until Ctrl-C."""
     stack = running_stack()
-    inspected = _join(stack)
+    _join(stack)
     from rich.live import Live
     from rich.text import Text
 
     from app import status
 
+    def look() -> str:
+        return "\n".join(status.lines(status.snapshot(lambda: stack.members(stack.inspected()))))
+
     with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
         while True:
-            live.update(Text("\n".join(status.lines(status.snapshot(stack.members(inspected))))), refresh=True)
+            live.update(Text(look()), refresh=True)
             time.sleep(every)
-            inspected = stack.inspected()
 
 
 def _join(stack: Stack) -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ from app.pools import POOLS
 from app.profile import stop_grace
 from app.refusal import refuse
 from app.schedule import TIMETABLE
-from app.worker import command
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = HOME / "stack.log"
@@ -178,6 +177,8 @@ def _stop(*_: Any) -> None:
 
 def _commands(pool: str, scale: int) -> dict[str, list[str]]:
     """The processes beside the broker, in the order of their start: name and command line."""
+    from app.worker import command  # Celery's own command line takes a tenth of a command's time to import
+
     log = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO"]
     workers = [f"worker{number}" for number in range(1, scale + 1)]
     return {

@@ -4,7 +4,7 @@ Nobody is waited for longer than a second: a server that is away, or a worker th
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,13 +61,14 @@ def ask_workers(expected: int, patience: float) -> dict[str, dict[str, Any]]:
     return inspect._request("vitals") or {}
 
 
-def snapshot(members: Iterable[Member] = (), patience: float = PATIENCE) -> Snapshot:
-    """Ask all of them, at the same time where that can be; `patience`, in seconds, is for the workers."""
-    members = list(members)
-    expected = sum(member.running for member in members if member.node)
+def snapshot(tell: Callable[[], list[Member]] = list, patience: float = PATIENCE) -> Snapshot:
+    """Ask all of them, at the same time where that can be; `tell` is asked who should be there. `patience`, in seconds, is for
+    the workers.
+    """
     with ThreadPoolExecutor() as asking:
-        broker, results = asking.submit(ask_broker), asking.submit(ask_results)
-        found = broker.result()
+        told, broker, results = asking.submit(tell), asking.submit(ask_broker), asking.submit(ask_results)
+        found, members = broker.result(), told.result()
+        expected = sum(member.running for member in members if member.node)
         workers = ask_workers(expected, patience) if isinstance(found, Server) and (expected or not members) else {}
         return Snapshot(found, results.result(), workers, members, app.connection().as_uri(), app.backend.as_uri())
 
