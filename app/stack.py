@@ -9,6 +9,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ from app.schedule import TIMETABLE
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME") or "celery-kit"
 WAIT_SECONDS = "180"
+#: What all of a stack's processes have to agree on. Paths are each process' own.
+SHARED = (
+    "BROKER", "BACKEND", "POOL", "ENGINE", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TASK_SERIALIZER", "ACCEPT_CONTENT",
+    "TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT", "MAX_DELIVERIES", "DELIVERY", "RESULT_EXPIRES", "TIMEZONE", "SMTP_HOST",
+    "SMTP_PORT",
+)  # fmt: skip
 
 
 def run(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -38,13 +45,13 @@ def prepare() -> None:
 
 
 def monitor_password() -> Path:
-    """The file that holds what Flower asks for, user `kit`; made with a password of its own where there is none."""
+    """The file that holds what Flower and Grafana ask for, user `kit`; made with a password of its own where there is none."""
     file = ROOT / (os.environ.get("MONITOR_PASSWORD_FILE") or ".kit/monitor/password")
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.parent.chmod(0o700)  # the file itself is read by the image's user
         file.write_text(secrets.token_urlsafe(18))
-    print(f"Flower asks for user kit and the password in {file}", file=sys.stderr)
+    print(f"Flower (and Grafana) asks for user kit and the password in {file}", file=sys.stderr)
     return file
 
 
@@ -85,10 +92,10 @@ class Compose:
     def running(self) -> bool:
         return bool(_ids())
 
-    def up(self, pool: str, backend: str, scale: int, monitor: bool = False) -> list[str]:
+    def up(self, pool: str, backend: str, scale: int, profiles: Sequence[str] = ()) -> list[str]:
         """Build what is missing, start, wait until every service is healthy. Gives lines that say where things are."""
-        if monitor:
-            os.environ |= {"MONITOR": "1", "COMPOSE_PROFILES": "monitor", "WORKER_SEND_TASK_EVENTS": "1"}
+        if profiles:
+            os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
             monitor_password()
         prepare()
         environ = {**os.environ, "POOL": pool, "BACKEND": backend}
@@ -117,9 +124,10 @@ class Compose:
             self._compose("down", capture_output=True, env=environ)
             refuse("the stack did not become healthy; its last words stand above, and it was taken down again")
         return [
-            f"{name:<9}127.0.0.1:{port['published']} (port {port['target']} in the stack)"
+            f"{name:<11}127.0.0.1:{port['published']} (port {port['target']} in the stack)"
             for name, service in services.items()
             for port in service.get("ports", [])
+            if "published" in port
         ]
 
     def down(self, volumes: bool) -> None:
@@ -144,9 +152,11 @@ class Compose:
             refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it anew")
         theirs = dict(line.split("=", 1) for line in ours["Config"]["Env"] if "=" in line)
         own = tuple(room.variables for room in BROKERS.values() if room.variables)
-        chosen = ("BROKER", "BACKEND", "POOL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
-        environ = {name: value for name, value in theirs.items() if value and (name in chosen or name.startswith(own))}
+        environ = {name: value for name, value in theirs.items() if value and (name in SHARED or name.startswith(own))}
         ports = _published(inspected)
+        smtp = ports.get((theirs.get("SMTP_HOST", ""), int(theirs.get("SMTP_PORT") or 0)))
+        environ |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp)} if smtp else {}
+        environ["SMS_GATEWAY_URL"] = _from_here(theirs.get("SMS_GATEWAY_URL", ""), ports)
         profile = Profile.from_environ(environ)
         environ["CELERY_BROKER_URL"] = _from_here(profile.broker_url, ports)
         environ["CELERY_RESULT_BACKEND"] = _from_here(profile.result_backend, ports)
@@ -171,8 +181,8 @@ def published_ports() -> dict[str, int]:
         shown = run("docker", "compose", "-f", broker.compose_file or "", "config", "--format", "json", capture_output=True)
         for service in json.loads(shown.stdout)["services"].values() if not shown.returncode else []:
             for port in service.get("ports", []):
-                variable = service.get("labels", {}).get(f"celery-kit.port.{port['target']}")
-                found[str(variable)] = int(port["published"])
+                if variable := service.get("labels", {}).get(f"celery-kit.port.{port['target']}"):
+                    found[str(variable)] = int(port["published"])
     return found
 
 
@@ -230,7 +240,7 @@ def _check_ports(services: dict[str, Any], containers: list[dict[str, Any]]) -> 
     own = {publisher["PublishedPort"] for container in containers for publisher in container.get("Publishers") or []}
     for name, service in services.items():
         for port in service.get("ports", []):
-            number = int(port["published"])
+            number = int(port.get("published", 0))  # 0: any
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:

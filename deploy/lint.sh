@@ -9,4 +9,5 @@ cd "$(dirname "$0")/.."
 git ls-files -z '*.sh' .ci/run | xargs -0 .venv/bin/shellcheck
 git ls-files -z '*Dockerfile' | xargs -0 .venv/bin/hadolint
 .venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+.venv/bin/jactionlint --profile correctness --shellcheck .venv/bin/shellcheck .github/workflows/*.yml  # actionlint's checks, from a package that holds the program
 .venv/bin/check-jsonschema --quiet --builtin-schema vendor.renovate renovate.json

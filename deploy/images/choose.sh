@@ -61,10 +61,18 @@ choose() {
     known "$1" || remember "$1" "$4"
 }
 
+# variable, official image, its name: there is no stand-in
+only() {
+    if known "$1"; then return; fi
+    official "$2" || refuse "no registry answers, and Debian has no package of $3: set $1 in .env to an image that you have"
+    say "$2 (official)"; remember "$1" "$2"
+}
+
 choose PYTHON_IMAGE   python:3.13-slim-trixie python   celery-kit/python:3.13
 choose RABBITMQ_IMAGE rabbitmq:4-management   rabbitmq celery-kit/rabbitmq:4
 choose REDIS_IMAGE    redis:8                 redis    celery-kit/redis:8
-[ -z "${MONITOR:-}" ] || choose PROMETHEUS_IMAGE prom/prometheus:v3.5.0 prometheus celery-kit/prometheus:2
+case ",${COMPOSE_PROFILES:-}," in *,monitor,*) choose PROMETHEUS_IMAGE prom/prometheus:v3.5.0 prometheus celery-kit/prometheus:2;; esac
+case ",${COMPOSE_PROFILES:-}," in *,grafana,*) only   GRAFANA_IMAGE    grafana/grafana:12.2.0 Grafana;; esac
 
 # pip inside a build may need this machine's certificate authorities and its index (secrets of the build, never in an image).
 known CA_BUNDLE || { [ ! -f /etc/ssl/certs/ca-certificates.crt ] || remember CA_BUNDLE /etc/ssl/certs/ca-certificates.crt; }

@@ -67,7 +67,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     if (ROOT / ".env").exists():  # which base images this machine has
         shutil.copy2(ROOT / ".env", folder / ".env")
     knobs = ("BROKER", "POOL", "BACKEND", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
-    variables = ("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT", "FLOWER_PORT", "PROMETHEUS_PORT")
+    variables = (
+        "RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT",
+        "FLOWER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT",
+    )  # fmt: skip
     environ = {
         **{name: value for name, value in os.environ.items() if name not in knobs},
         **dict(zip(variables, free_ports(len(variables)), strict=True)),

@@ -1,10 +1,13 @@
 """The stacks of containers, as a user types them."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -12,7 +15,16 @@ from app.backends import BACKENDS
 from app.pools import POOLS
 from tests.deploy.conftest import Checkout
 from tests.matrix import SERVERS
+from tests.terminal import Terminal
 from tests.wait import until
+
+FRESH = """
+from celery import shared_task
+
+@shared_task
+def answer() -> int:
+    return 42
+"""
 
 
 def owned(checkout: Checkout, *listing: str) -> list[str]:
@@ -74,6 +86,35 @@ def test_a_compose_file_works_alone(checkout: Checkout, broker: str) -> None:
     )  # fmt: skip
     assert "state     SUCCESS" in sent.stdout
     assert checkout.run("docker", "compose", "-f", file, "down").returncode == 0
+
+
+@pytest.mark.parametrize("broker", SERVERS)
+def test_a_worker_of_this_machine_works_for_the_stack(checkout: Checkout, broker: str) -> None:
+    """`make dev` beside the containers: what is written into app/ now runs, and its mail is caught with theirs."""
+    assert checkout.make("up", f"BROKER={broker}", "POOL=threads").returncode == 0
+    terminal = Terminal("make", "dev", "POOL=threads", cwd=checkout.folder, environ=checkout.environ)
+    new = checkout.folder / "app/tasks/fresh.py"
+    try:
+        terminal.shows("ready.")
+        project = checkout.environ["COMPOSE_PROJECT_NAME"]
+        checkout.run("docker", "compose", "-p", project, "stop", "worker")  # so that the other one has each task
+        terminal.text = ""
+        new.write_text(FRESH)
+        terminal.shows("ready.")
+        sent = checkout.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "by hand"]', "WAIT=30")
+        assert "state     SUCCESS" in sent.stdout
+        sent = checkout.run(
+            "docker", "compose", "-p", project, "exec", "-T", "beat",
+            "python", "-c", "from app import app; print(app.send_task('fresh.answer').get(timeout=30))",
+        )  # fmt: skip
+        assert sent.stdout == "42\n"
+    finally:
+        new.unlink(missing_ok=True)
+        with suppress(ProcessLookupError):
+            os.killpg(terminal.process.pid, signal.SIGINT)
+            terminal.process.wait(60)
+    mail = checkout.run("curl", "-s", f"http://127.0.0.1:{checkout.environ['MAIL_PORT']}/messages").stdout
+    assert [message["subject"] for message in json.loads(mail)] == ["by hand"]
 
 
 def test_beat_sends_by_its_timetable(checkout: Checkout) -> None:
