@@ -13,7 +13,7 @@ help:         ## what there is to type
 demo: env     ## real work on an embedded broker, no Docker; POOL= works here too
 	$(KIT) demo
 
-up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE=
+up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE= MONITOR=1
 	$(KIT) up
 
 down: env     ## stop the stack; VOLUMES=1 deletes its data too
@@ -74,7 +74,7 @@ test-producer: ## a producer whose broker is away, the spool, batches that are c
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/producer
 
 test-monitor: ## MONITOR=1: Flower in a browser, metrics, alerts by rule and in life
-	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/deploy/test_monitor.py
+	deploy/env.sh dev && deploy/browser.sh && $(KIT) images && $(PYTEST) tests/deploy/test_monitor.py
 
 test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 10 --reruns 2 -q --no-header

@@ -1,6 +1,7 @@
 """Write the tables in README.md and docs/ anew from the code: `make docs`. `--check` only says whether they are stale."""
 
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -8,10 +9,16 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import yaml
+
+from app import exporter
 from app.backends import BACKENDS
 from app.brokers import BROKERS
+from app.facts import Queue, Server
 from app.pools import POOLS
+from app.status import Snapshot
 from bench import report
 from docs import reference
 from docs.reference import table
@@ -209,8 +216,39 @@ def benchmark() -> str:
     return report.markdown(found).partition("\n\n")[2].strip()
 
 
+def alerts() -> str:
+    """The rules that Prometheus has."""
+    rules = yaml.safe_load((ROOT / "deploy/observability/alerts.yml").read_text())["groups"][0]["rules"]
+    return table(
+        ("alert", "it says", "after", "when", "do"),
+        *(
+            (
+                f"`{rule['alert']}`",
+                re.sub(r"{{ \$labels\.(\w+) }}", r"*\1*", rule["annotations"]["summary"]),
+                rule["for"],
+                f"`{' '.join(rule['expr'].split())}`",
+                rule["annotations"]["action"],
+            )
+            for rule in rules
+        ),
+    )
+
+
+def metrics() -> str:
+    """What the exporter serves, as it says it itself."""
+    worker = {"pool": "", "consuming": [], "active": 0, "reserved": 0, "processed": 0, "memory": 0}
+    found = Snapshot(Server("", "", [Queue("", 0, 0, 0, 0.0)]), None, {"": worker}, [])
+    with patch.dict(os.environ, BEAT_HEARTBEAT_FILE=__file__):
+        told = list(exporter.metrics(found))
+    return table(
+        ("metric", "it is", "for each"),
+        *((f"`{one.name}`", one.documentation, ", ".join(f"`{label}`" for label in one.samples[0].labels)) for one in told),
+    )
+
+
 _TABLES = (
-    pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench, benchmark,
+    alerts, metrics, pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench,
+    benchmark,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{one.__name__: one for one in _TABLES},

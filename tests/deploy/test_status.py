@@ -12,13 +12,13 @@ from tests.wait import until
 LONG = 10_000
 
 
-def compose(checkout: Checkout, broker: str, *argv: str, words: str = "") -> None:
+def compose(checkout: Checkout, broker: str, *argv: str, words: str = "", **environ: str) -> None:
     """`docker compose …` on the stack; `words` go to its standard input."""
     file, project = f"compose.{broker}.yaml", checkout.environ["COMPOSE_PROJECT_NAME"]
     subprocess.run(
         ["docker", "compose", "-p", project, "-f", file, *argv],
         cwd=checkout.folder,
-        env=checkout.environ,
+        env={**checkout.environ, **environ},
         input=words,
         text=True,
         check=True,
