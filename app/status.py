@@ -36,7 +36,8 @@ def ask_broker() -> Server | str:
     options = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "max_retries": 0}
     try:
         with app.connection_for_read(connect_timeout=PATIENCE, transport_options=options) as connection:
-            connection.connect()
+            # Once: connect() waits 2 s, and tries again.
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             server: Server = symbol_by_name(profile.broker.facts)(app, connection, os.environ)
             return server
     except Exception as error:  # whatever the room's client raises: it is shown, not handled

@@ -1,8 +1,11 @@
 """What a worker answers of itself, on every pool; what the table makes of it, and of one that does not answer."""
 
 import os
+import socket
 import subprocess
 import sys
+from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -21,11 +24,11 @@ def vitals(app: Celery) -> dict[str, Any]:
     return dict(next(iter(inspect._request("vitals").values())))
 
 
-def table(bench: Bench) -> str:
+def table(bench: Bench, **environ: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", "app.status"],
         cwd=ROOT,
-        env={**os.environ, **bench.environ},
+        env={**os.environ, **bench.environ, **environ},
         capture_output=True,
         text=True,
         check=True,
@@ -77,6 +80,24 @@ def test_a_worker_that_should_be_there_is_shown_by_its_state() -> None:
         "celery@idle": "ALIVE, CONSUMES NOTHING",
         "celery@dead": "EXITED (137)",
     }
+
+
+def test_a_broker_that_hangs_up_is_called_once(bench: Bench) -> None:
+    """Whoever looks at a broker that is away does not wait for a second try."""
+    calls = 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            nonlocal calls
+            with suppress(OSError):  # the server is closed
+                while True:
+                    server.accept()[0].close()
+                    calls += 1
+
+        Thread(target=hang_up, daemon=True).start()
+        url = f"amqp://kit:kit@127.0.0.1:{server.getsockname()[1]}/kit"
+        shown = table(bench, BROKER="rabbitmq", CELERY_BROKER_URL=url)
+    assert "DOES NOT ANSWER" in shown and calls == 1
 
 
 def test_a_broker_that_is_away_does_not_hide_the_workers() -> None:
