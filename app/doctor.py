@@ -126,9 +126,11 @@ def workers_live(scene: Scene) -> Found:
     for member in scene.members:
         if member.node and not member.running:
             yield f"worker {member.node} is {member.state}", "'make logs' shows its last words, 'make up' starts it again"
-        elif member.node and scene.broker and member.node not in scene.now.workers:
+        elif member.node and scene.broker and not scene.now.unasked and member.node not in scene.now.workers:
             yield f"worker {member.node} runs and does not answer", "a solo worker answers between tasks; else restart it"
-    if scene.broker and not scene.now.workers and not any(member.node for member in scene.members):
+    if scene.now.unasked and not (scene.broker and scene.broker.faults):  # else it has said why
+        yield f"workers cannot be asked: {scene.now.unasked}", "the broker's log; 'make status' asks again"
+    elif scene.broker and not scene.now.unasked and not scene.now.workers and not any(one.node for one in scene.members):
         yield "no worker answers: tasks wait", "make up, or python -m app.worker"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
 
 from app import app
@@ -20,7 +21,10 @@ from app.profile import Profile
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was found. `broker`, `results`: what the server said, or in words why it did not; None: there is none."""
+    """What was found. `broker`, `results`: what the server said, or in words why it did not; None: there is none.
+
+    `unasked`: in words why the workers could not be asked.
+    """
 
     broker: Server | str
     results: Server | str | None
@@ -28,6 +32,7 @@ class Snapshot:
     members: list[Member]
     broker_url: str = ""  # without their passwords
     results_url: str = ""
+    unasked: str = ""
 
 
 def ask_broker() -> Server | str:
@@ -56,10 +61,17 @@ def ask_results() -> Server | str | None:
         return f"does not answer: {_first_line(error)}"
 
 
-def ask_workers(expected: int, patience: float) -> dict[str, dict[str, Any]]:
-    """What each worker answers, by node name; waits until `expected` have, `patience` seconds at most."""
+def ask_workers(expected: int, patience: float) -> tuple[dict[str, dict[str, Any]], str]:
+    """What each worker answers, by node name, and why nobody could be asked: a broker that is full takes no question either.
+
+    Waits until `expected` have answered, `patience` seconds at most.
+    """
+    app.conf.publish_timeout = patience  # this process sends nothing else
     inspect: Any = app.control.inspect(timeout=patience, limit=expected or None)
-    return inspect._request("vitals") or {}
+    try:
+        return inspect._request("vitals") or {}, ""
+    except OperationalError as error:
+        return {}, _first_line(error)
 
 
 def snapshot(tell: Callable[[], list[Member]] = list, patience: float = PATIENCE) -> Snapshot:
@@ -70,14 +82,16 @@ def snapshot(tell: Callable[[], list[Member]] = list, patience: float = PATIENCE
         told, broker, results = asking.submit(tell), asking.submit(ask_broker), asking.submit(ask_results)
         found, members = broker.result(), told.result()
         expected = sum(member.running for member in members if member.node)
-        workers = ask_workers(expected, patience) if isinstance(found, Server) and (expected or not members) else {}
-        return Snapshot(found, results.result(), workers, members, app.connection().as_uri(), app.backend.as_uri())
+        ask = isinstance(found, Server) and (expected or not members)
+        workers, unasked = ask_workers(expected, patience) if ask else ({}, "")
+        return Snapshot(found, results.result(), workers, members, app.connection().as_uri(), app.backend.as_uri(), unasked)
 
 
 def lines(found: Snapshot) -> list[str]:
     """The table, ready to print."""
     shown = [f"broker    {_server(found.broker, found.broker_url)}"]
     shown += [f"          {note}" for note in (found.broker.notes if isinstance(found.broker, Server) else [])]
+    shown += [f"          workers cannot be asked: {found.unasked}"] if found.unasked else []
     if found.results:
         shown.append(f"results   {_server(found.results, found.results_url)}")
     else:
@@ -101,7 +115,7 @@ def state_of(node: str, found: Snapshot) -> str:
         return "consuming" if answer["consuming"] else "ALIVE, CONSUMES NOTHING"
     if member is None or not member.running:
         return (member.state if member else "unknown").upper()
-    if isinstance(found.broker, str):
+    if isinstance(found.broker, str) or found.unasked:
         return f"{member.state}, cannot be asked"
     return f"{member.state}, NO ANSWER"
 

@@ -58,7 +58,10 @@ def test_the_faults_of_a_rabbitmq_stack(checkout: Checkout) -> None:
     assert found(checkout) == []
 
     compose(checkout, "rabbitmq", "exec", "-T", "broker", "rabbitmqctl", "set_vm_memory_high_watermark", "0.0000001")
-    until("the alarm is seen", lambda: any(line.startswith("the broker is out of memory") for line in found(checkout)), 60)
+    alarm = ["the broker is out of memory and accepts no task (rabbit@broker)"]
+    until("the alarm is seen, and nothing else", lambda: found(checkout) == alarm, 60)
+    shown = checkout.make("status").stdout
+    assert "workers cannot be asked: " in shown and "running, healthy, cannot be asked" in shown
     compose(checkout, "rabbitmq", "exec", "-T", "broker", "rabbitmqctl", "set_vm_memory_high_watermark", "0.6")
     until("it is over", lambda: found(checkout) == [], 60)
 
