@@ -117,7 +117,8 @@ def test_flower_metrics_and_an_alert_in_life(
     def counted(query: str, number: float) -> None:
         until(f"{query} is {number:g}", lambda: value(checkout, query) == number, 60, every=1)
 
-    counted('flower_events_total{type="task-succeeded",task="mail.send_email"}', 1)
+    for kind in ("started", "succeeded"):
+        counted(f'flower_events_total{{type="task-{kind}",task="mail.send_email"}}', 1)
     counted('flower_events_total{type="task-failed",task="media.waveform"}', 1)
     counted("celery_kit_workers", 1)
     counted(f'celery_kit_worker_processed{{pool="{POOLS[pool].module}"}}', 2)
