@@ -19,7 +19,7 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Error, Page
 
 from app.pools import POOLS
 from app.stack import ROOT
@@ -38,6 +38,21 @@ ONLINE = r"celery@\s*([0-9a-f]{12})\s+Online"
 pytestmark = pytest.mark.timeout(1_500)
 
 
+def go(page: Page, url: str) -> None:
+    """Show a page, with all that it fetches. Chromium ends what it has begun when a network of containers comes or goes."""
+
+    def shown() -> bool:
+        try:
+            page.goto(url, wait_until="networkidle")
+        except Error as error:
+            if "ERR_NETWORK_CHANGED" not in str(error):
+                raise
+            return False
+        return True
+
+    until(f"{url} is shown", shown, 60)
+
+
 class Flower:
     """Its pages, logged in."""
 
@@ -49,7 +64,7 @@ class Flower:
 
     def shows(self, path: str, words: str) -> bool:
         """Whether a page says `words`, a pattern, once its tables have been filled."""
-        self.page.goto(f"{self.url}/{path}", wait_until="networkidle")
+        go(self.page, f"{self.url}/{path}")
         return bool(re.search(words, self.page.locator("body").inner_text()))
 
 
@@ -134,10 +149,10 @@ def test_flower_metrics_and_an_alert_in_life(
         words='["a@b.c", "hi"]\n',
     )  # fmt: skip
     until("the alerts fire", lambda: {"NoConsumers", "WorkerDead"} <= firing(checkout), 240, every=1)
-    flower.page.goto(f"http://127.0.0.1:{checkout.environ['PROMETHEUS_PORT']}/alerts", wait_until="networkidle")
+    go(flower.page, f"http://127.0.0.1:{checkout.environ['PROMETHEUS_PORT']}/alerts")
     if (classic := flower.page.get_by_role("link", name="classic")).count():  # Debian's package has no other pages
         classic.first.click()
-        flower.page.goto(flower.page.url.replace("graph", "alerts"), wait_until="networkidle")
+        go(flower.page, flower.page.url.replace("graph", "alerts"))
     keep(flower.page, "prometheus-alerts.png")
 
     compose(checkout, broker, "start", "worker")
