@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Line:
-    """What one process wrote: `event` is ready, begin or end, `time` in seconds since the epoch."""
+    """What one process wrote: `event` is ready, begin or end, `kind` task, once, hog or tick, `time` seconds since the epoch."""
 
     event: str
     task: str
@@ -53,9 +53,10 @@ class Ledger:
         """Accepted, and never done."""
         return self.accepted - self.done()
 
-    def repeated(self) -> list[str]:
-        """Done more than once."""
-        return [task for task, times in self._of("end").items() if times > 1]
+    def repeated(self, kind: str = "task") -> list[str]:
+        """Of one kind, done more than once."""
+        of_kind = {line.task for line in self.lines() if line.kind == kind}
+        return [task for task, times in self._of("end").items() if times > 1 and task in of_kind]
 
     def begun_again(self) -> list[str]:
         """Begun more than once; one of these may have been cut off."""

@@ -48,6 +48,7 @@ def cell(one: "dict[str, Any] | None") -> str:
         return f"not made: {one['error'].split(':')[0]}"
     words = [f"**lost {one['lost']}**" if one["lost"] else "0 lost"]
     words += [f"{one['repeated']} twice"] if one["repeated"] else []
+    words += [f"**{one['repeated_once']} twice with @once**"] if one.get("repeated_once") else []
     words += [f"{one['no_result']} without result"] if one["no_result"] else []
     words += ["**stands still**" if one["flowing"] is None else f"{one['flowing']:.0f} s"]
     words += [f"ended and came back: {one['restarts']}"] if one["restarts"] > 0 else []

@@ -212,7 +212,7 @@ class Stand:
             "CELERY_BROKER_URL": url,
             "CELERY_RESULT_BACKEND": "redis://results:6379/0",
             "TASK_TIME_LIMIT": "60",
-            "VISIBILITY_TIMEOUT": str(VISIBILITY_TIMEOUT) if self.pair.broker == "redis" else "",
+            "RESTORE_AFTER": str(VISIBILITY_TIMEOUT) if self.pair.broker == "redis" else "",
             "TZ": "UTC",
             **environ,
         }
@@ -364,6 +364,11 @@ class Stand:
         else:
             self.ledger.accepted.add(task_id)
 
+    def send_effect(self, app: Celery, seconds: float) -> None:
+        """Send a task that takes `seconds`; every second one is one with `@once`."""
+        sent = len(self.ledger.accepted) + self.ledger.refused
+        self.send(app, ("faults.effect", "faults.effect_once")[sent % 2], seconds)
+
     @contextmanager
     def load(self, seconds: float, a_second: float) -> Iterator[None]:
         """Tasks of `seconds` each, sent by a thread of their own all the while."""
@@ -372,7 +377,7 @@ class Stand:
 
         def run() -> None:
             while not enough.wait(1 / a_second):
-                self.send(app, "faults.effect", seconds)
+                self.send_effect(app, seconds)
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()

@@ -37,4 +37,5 @@ def test_fault(stands: Stands, pair: Pair, fault: Fault) -> None:
     assert outcome.flowing is not None, outcome.last_words
     assert outcome.in_flight >= report.IN_FLIGHT
     assert fault.repeats or not outcome.repeated
+    assert outcome.repeated_once == 0
     assert set(outcome.exits) <= {0}, outcome.last_words

@@ -22,7 +22,7 @@ def _busy(stand: Stand, number: int, seconds: float, **environ: Any) -> Any:
     for name in list(stand.workers):
         stand.workers.pop(name).remove(force=True, v=True)
     stand.new_ledger()
-    worker = stand.start("one", VISIBILITY_TIMEOUT=HOURS, **environ)
+    worker = stand.start("one", RESTORE_AFTER=HOURS, **environ)
     stand.wait_for("one")
     app = stand.app()
     for _ in range(number):
@@ -34,7 +34,7 @@ def _busy(stand: Stand, number: int, seconds: float, **environ: Any) -> Any:
 
 def _done_by_another(stand: Stand) -> None:
     """Another worker does all that is left, and every result is there."""
-    stand.start("two", VISIBILITY_TIMEOUT=HOURS)
+    stand.start("two", RESTORE_AFTER=HOURS)
     until("nothing is lost", lambda: not stand.ledger.missing(), 90)
     until("every result is there", lambda: not stand.without_result(stand.ledger.accepted))
 
@@ -63,7 +63,7 @@ def test_cold_shutdown_hands_back(stands: Stands, pair: Pair, signals: tuple[str
         worker.kill(signal=signal)
     code = worker.wait(timeout=60)["StatusCode"]
     assert stand.ledger.done() == set()
-    stand.start("two", VISIBILITY_TIMEOUT=HOURS)
+    stand.start("two", RESTORE_AFTER=HOURS)
     stand.wait_for("two")
     until("another worker has begun them", lambda: len(stand.ledger.begun_again()) == pair.at_once, 60)
     until("nothing is lost", lambda: not stand.ledger.missing(), 120)

@@ -24,7 +24,8 @@ class Outcome:
     """What a trial showed. Counts are tasks.
 
     `in_flight`: accepted and not done as the fault began. `refused`: sends that raised. `lost`: accepted and never done.
-    `repeated`: done more than once. `cut_off`: begun more than once, so that one run may have been cut off. `no_result`:
+    `repeated`: done more than once. `repeated_once`: the same of the tasks with `@once`, which every second one has.
+    `cut_off`: begun more than once, so that one run may have been cut off. `no_result`:
     done, without the state SUCCESS at the end. `flowing`: seconds from the fault's end until every worker that runs had begun
     a task; None: not within the deadline. `alive`: workers that run at the end. `restarts`: workers that had ended by
     themselves and were started again by the engine. `exits`: exit codes of the workers that the fault stopped.
@@ -40,6 +41,7 @@ class Outcome:
     refused: int = 0
     lost: int = 0
     repeated: int = 0
+    repeated_once: int = 0
     cut_off: int = 0
     no_result: int = 0
     flowing: float | None = None
@@ -74,7 +76,7 @@ def _run(stand: Stand, fault: Fault, outcome: Outcome) -> None:
     app = stand.app()
     while len(ledger.accepted) < 4 * TASKS and len(ledger.missing()) < TASKS:
         for _ in range(50):
-            stand.send(app, "faults.effect", seconds)
+            stand.send_effect(app, seconds)
     with stand.load(seconds, STEADY):
         outcome.in_flight = len(ledger.missing())
         with fault.happens(stand):
@@ -91,7 +93,8 @@ def _run(stand: Stand, fault: Fault, outcome: Outcome) -> None:
     _settle(stand, QUIET[stand.pair.broker])
     missing = ledger.missing()
     outcome.accepted, outcome.refused, outcome.lost = len(ledger.accepted), ledger.refused, len(missing)
-    outcome.repeated, outcome.cut_off = len(ledger.repeated()), len(ledger.begun_again())
+    outcome.repeated, outcome.repeated_once = len(ledger.repeated()), len(ledger.repeated("once"))
+    outcome.cut_off = len(ledger.begun_again())
     with suppress(AssertionError):  # a result is stored after its task's last line
         until("every result is there", lambda: not stand.without_result(ledger.accepted - missing), 20)
     outcome.no_result = len(stand.without_result(ledger.accepted - missing))

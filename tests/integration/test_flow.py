@@ -158,7 +158,7 @@ def test_state_after_get(cell: Cell) -> None:
         if cell.limit:
             assert result.state == "PENDING"
             result.get(timeout=WAIT)
-        assert result.state == "SUCCESS"
+        until("it succeeded", lambda: result.state == "SUCCESS", WAIT)
     app.close()
 
 

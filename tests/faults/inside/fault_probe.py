@@ -10,13 +10,21 @@ from typing import Any
 
 from celery import current_app, shared_task, signals
 
+if __name__.startswith("app."):
+    from app.once import once
+else:  # plain Celery has nothing of the kind
+
+    def once(**_: Any) -> Any:
+        return lambda function: function
+
+
 FOLDER = "/data"
 
 # Hours in life: short enough here that a test sees the end of the wait. The same for the kit and for plain Celery.
-if os.environ.get("VISIBILITY_TIMEOUT"):
+if os.environ.get("RESTORE_AFTER"):
     current_app.conf.broker_transport_options = {
         **(current_app.conf.broker_transport_options or {}),
-        "visibility_timeout": int(os.environ["VISIBILITY_TIMEOUT"]),
+        "visibility_timeout": int(os.environ["RESTORE_AFTER"]),
         "unacked_restore_interval": 2,
         "unacked_restore_throttle": 1,
     }
@@ -40,15 +48,25 @@ def ready(sender: Any, **_: Any) -> None:
     note("ready", "-", sender.hostname)
 
 
-@shared_task(name="faults.effect", bind=True)
-def effect(self: Any, seconds: float, kind: str = "task") -> str:
-    """Take `seconds`, cut into short steps so that a signal's end of it is seen; gives its own id."""
-    note("begin", self.request.id, self.request.hostname, kind)
+def take(task: Any, seconds: float, kind: str) -> str:
+    """Take `seconds`, cut into short steps so that a signal's end of it is seen; gives the task's id."""
+    note("begin", task.request.id, task.request.hostname, kind)
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 0.5))
-    note("end", self.request.id, self.request.hostname, kind)
-    return str(self.request.id)
+    note("end", task.request.id, task.request.hostname, kind)
+    return str(task.request.id)
+
+
+@shared_task(name="faults.effect", bind=True)
+def effect(self: Any, seconds: float, kind: str = "task") -> str:
+    return take(self, seconds, kind)
+
+
+@shared_task(name="faults.effect_once", bind=True)
+@once(key="message", lease=10)
+def effect_once(self: Any, seconds: float) -> str:
+    return take(self, seconds, "once")
 
 
 @shared_task(name="faults.hog", bind=True)
