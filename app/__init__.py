@@ -33,6 +33,7 @@ class Kit(Celery):
     """
 
     amqp_cls = "app.publishing:AMQP"
+    events_cls = "app.fixes.unconfirmed_events:Events"
     log_cls = "app.logs:Logging"
 
     def gen_task_name(self, name: str, module: str) -> Any:

@@ -31,7 +31,7 @@ def settings(_: "Profile") -> dict[str, Any]:
         "task_create_missing_queue_type": "quorum",
         "task_create_missing_queue_exchange_type": "topic",
         "broker_transport_options": {"confirm_publish": True},  # sent is what the broker says that it has
-        "broker_heartbeat": 30,  # seconds; celery's 120 notices a dead connection after four minutes
+        "broker_heartbeat": 10,  # seconds; a dead connection is noticed after twice that, with celery's 120 after four minutes
         # consumer_timeout closes the channel (406): consume again instead of lingering (celery #6760).
         "broker_channel_error_retry": True,
     }

@@ -201,8 +201,10 @@ class Fetcher:
         if self.ready and now > self._moved_at + STALLED:
             self._give_back()
         if self._sent is not None:
-            self._check_overdue(now)
-            return LOOK_AGAIN
+            if not self._overdue(now):
+                return LOOK_AGAIN
+            self.read()
+            return 0.0
         self.pace.update(now)
         wait = self._due(now) - now
         if wait > 0:
@@ -340,11 +342,18 @@ class Fetcher:
         with self.channel.conn_or_acquire() as client:
             client.lrem(f"{key}.malformed", 1, item)
 
-    def _check_overdue(self, now: float) -> None:
-        # A server that is gone without a word never makes the socket readable, and the loop itself knows no timeout.
-        if now - self._sent_at > (self.channel.socket_timeout or 10) and not self.connection.can_read(timeout=0):
+    def _overdue(self, now: float) -> bool:
+        """Whether the answer is late, and there after all: a loop that was held up itself has not read it yet.
+
+        A server that is gone without a word never makes the socket readable, and the loop itself knows no timeout.
+        """
+        if now - self._sent_at <= (self.channel.socket_timeout or 10):
+            return False
+        # It takes the answer out of the socket, which the loop's poll then never reports: whoever asks has to read.
+        if not self.connection.can_read(timeout=0):
             self.connection.disconnect()
             raise LostConnection("Redis has not answered in time")
+        return True
 
     # Its end
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from socket import MSG_PEEK
 from typing import Any
 from uuid import uuid4
 
@@ -417,3 +418,18 @@ def test_no_limit_is_no_reason_to_take_all(server: Server) -> None:
         publish(one, queue, *range(MOST + 50))
         taken = Taken(one, [queue], prefetch=0)
         taken.drain(lambda: len(taken.messages) == MOST + 50)
+
+
+def test_an_answer_that_is_late_and_there_is_read(server: Server) -> None:
+    """A loop that was held up finds the answer in the socket: it takes the messages, and goes on."""
+    (queue,) = names()
+    with connection(server) as one:
+        taken = Taken(one, [queue])
+        taken.settle()
+        publish(one, queue, "late")
+        fetcher = taken.channel.fetcher
+        until("a request is on its way", lambda: (fetcher.turn(), fetcher.waits)[1], 10)
+        until("its answer is there", lambda: b"delivery_tag" in fetcher.connection._sock.recv(65_536, MSG_PEEK), 10)
+        fetcher._sent_at -= 60
+        fetcher.turn()
+        assert taken.bodies() == ["late"] and not fetcher.waits

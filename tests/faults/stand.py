@@ -321,6 +321,18 @@ class Stand:
         (self.folder / f"link.{which}").write_text(state)
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The workers' processes do not get to run."""
+        held = [container for container in self.workers.values() if container.status == "running"]
+        for container in held:
+            container.pause()
+        try:
+            yield
+        finally:
+            for container in held:
+                container.unpause()
+
+    @contextmanager
     def without(self, network: Any) -> Iterator[None]:
         """No packet passes between the workers and what is on a network."""
         held = [container for container in self.workers.values() if container.status == "running"]
