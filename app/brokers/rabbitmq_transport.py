@@ -23,6 +23,8 @@ from app.commit import commit
 
 #: Read at once, in bytes.
 AHEAD = 65_536
+#: How long the broker may take for an answer, in seconds, and for its goodbye. py-amqp waits without an end, in the worker's loop too.
+ANSWER, GOODBYE = 10.0, 2.0
 #: After this long, in seconds, the loop looks at its other duties before it handles more messages.
 TURN = 0.01
 
@@ -133,7 +135,24 @@ KombusChannel: Any = pyamqp.Channel
 KombusConnection: Any = pyamqp.Connection
 
 
-class Channel(KombusChannel):  # type: ignore[misc]
+class _Bounded:
+    """Gives a connection up that does not answer. Raises RecoverableConnectionError then."""
+
+    connection: Any
+    is_closing: bool
+
+    def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
+        connection, wait = self.connection, super().wait  # type: ignore[misc]
+        if timeout is not None or connection is None:
+            return wait(method, callback, timeout, returns_tuple)
+        try:
+            return wait(method, callback, GOODBYE if self.is_closing else ANSWER, returns_tuple)
+        except TimeoutError as error:
+            connection.collect()
+            raise RecoverableConnectionError("the broker has not answered in time") from error
+
+
+class Channel(_Bounded, KombusChannel):  # type: ignore[misc]
     """Knows which deliveries are neither acknowledged nor rejected, so that one frame can speak for many."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -224,7 +243,7 @@ class Channel(KombusChannel):  # type: ignore[misc]
         return super().close(*args, **kwargs)
 
 
-class Connection(KombusConnection):  # type: ignore[misc]
+class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
     """`loop`: the worker's, if it has one."""
 
     Channel = Channel

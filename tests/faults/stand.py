@@ -324,13 +324,20 @@ class Stand:
     def paused(self) -> Iterator[None]:
         """The workers' processes do not get to run."""
         held = [container for container in self.workers.values() if container.status == "running"]
-        for container in held:
-            container.pause()
         try:
+            for container in held:
+                until("it stands still", lambda one=container: self._paused(one))
             yield
         finally:
             for container in held:
-                container.unpause()
+                with suppress(docker.errors.APIError):  # it was not
+                    container.unpause()
+
+    def _paused(self, container: Any) -> bool:
+        with suppress(docker.errors.APIError):  # the kernel cannot freeze a process in the middle of some of its calls
+            container.pause()
+            return True
+        return False
 
     @contextmanager
     def without(self, network: Any) -> Iterator[None]:
