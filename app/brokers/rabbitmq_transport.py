@@ -23,7 +23,7 @@ from app.commit import commit
 
 #: Read at once, in bytes.
 AHEAD = 65_536
-#: How long the broker may take for an answer, in seconds, and for its goodbye. py-amqp waits without an end, in the worker's loop too.
+#: Seconds that the broker may take for an answer, and for its goodbye. py-amqp waits without an end, in the worker's loop too.
 ANSWER, GOODBYE = 10.0, 2.0
 #: After this long, in seconds, the loop looks at its other duties before it handles more messages.
 TURN = 0.01

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Line:
-    """What one process wrote: `event` is ready, begin or end, `kind` task, once, hog or tick, `time` seconds since the epoch."""
+    """What one process wrote: `event` is ready, begin or end; `kind` task, once, hog or tick; `time` in seconds since 1970."""
 
     event: str
     task: str
