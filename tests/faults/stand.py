@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -326,7 +327,7 @@ class Stand:
         held = [container for container in self.workers.values() if container.status == "running"]
         try:
             for container in held:
-                until("it stands still", lambda one=container: self._paused(one))
+                until("it stands still", partial(self._paused, container))
             yield
         finally:
             for container in held:

@@ -6,17 +6,13 @@ file opened for appending, so that lines of several processes never mix (POSIX, 
 
 import os
 import time
+from importlib import import_module
 from typing import Any
 
 from celery import current_app, shared_task, signals
 
-if __name__.startswith("app."):
-    from app.once import once
-else:  # plain Celery has nothing of the kind
-
-    def once(**_: Any) -> Any:
-        return lambda function: function
-
+# Plain Celery has nothing of the kind.
+once: Any = import_module("app.once").once if __name__.startswith("app.") else lambda **_: lambda function: function
 
 FOLDER = "/data"
 
