@@ -98,5 +98,7 @@ loop.install(app)
 set_aside.install(app)
 hub_stall.connect()
 eventlet_dns.connect()
-app.steps["consumer"].update(("app.commit_worker:Step", "app.expiry:Step"))  # by name: producers need no worker
+app.steps["consumer"].update(  # by name: producers need no worker
+    f"app.{module}:Step" for module in ("commit_worker", "expiry", "time_limits")
+)
 security.connect(app)

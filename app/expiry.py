@@ -44,7 +44,8 @@ def watching(apply_async: Callable[..., Any]) -> Callable[..., Any]:
 class Step(bootsteps.StartStopStep):
     """Has such a worker's pool look."""
 
-    requires = ("celery.worker.consumer.connection:Connection",)
+    # Its wrapper is the outer one: it knows the request by the callback.
+    requires = ("celery.worker.consumer.connection:Connection", "app.time_limits:Step")
     looks = False
 
     def start(self, parent: Any) -> None:

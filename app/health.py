@@ -21,7 +21,7 @@ from typing import Any
 from celery import Celery, bootsteps, signals
 from celery.utils.log import get_logger
 
-from app.pools import POOLS
+from app.pools import row
 from app.profile import task_time_limit
 from app.refusal import whole_number
 
@@ -136,8 +136,7 @@ class Heartbeat(bootsteps.StartStopStep):
         if self.enabled:
             parent.on_connection_error_after_connected = self._lost(parent, parent.on_connection_error_after_connected)
             self.file.with_name(self.file.name + ".alive").write_text(f"{os.getpid()}\n")
-            module = parent.pool.__class__.__module__.rpartition(".")[2] if parent.pool else ""
-            if any(pool.module == module and not pool.answers_while_busy for pool in POOLS.values()):
+            if (pool := row(parent.pool)) and not pool.answers_while_busy:
                 signals.task_prerun.connect(self._begins, weak=False)
 
     def start(self, parent: Any) -> None:

@@ -32,6 +32,8 @@ class Pool:
     for_work: str
     concurrency: int | None
     sockets_patched: Callable[[], bool] | None = None
+    #: What raises an exception in a task that is late, "module:class" (app/time_limits.py); empty where Celery itself ends it.
+    timeout: str = ""
     #: Flags for `celery worker`. Mingle costs 1.0 s of start-up.
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip")
     #: By feature, what it cannot do or does differently.
@@ -42,13 +44,10 @@ class Pool:
 
     @property
     def time_limits(self) -> str:
-        """Which task time limits Celery enforces on it, in words."""
-        kinds = [kind for kind in ("soft", "hard") if f"{kind}_time_limit" not in self.limits]
-        return (
-            f"{' and '.join(kinds)}{', of tasks that yield' if 'hard_time_limit_of_busy_work' in self.limits else ''}"
-            if kinds
-            else "none"
-        )
+        """Which task time limits it keeps to, in words."""
+        if "hard_time_limit_of_busy_work" in self.limits:
+            return "soft and hard, of tasks that yield"
+        return f"soft and hard{', between calls' if 'hard_time_limit_of_a_waiting_call' in self.limits else ''}"
 
     @property
     def has_children(self) -> bool:
@@ -67,27 +66,6 @@ def _patched(module: str, check: str) -> Callable[[], bool]:
 
 SEEN = "seen by this test"
 
-NO_TIME_LIMIT_BY_CONTROL = Limit(
-    "cannot",
-    "the worker accepts it, and the task goes on: this pool has no time limits",
-    f"{DOCS}/userguide/workers.html#time-limits",
-)
-IGNORED_TIME_LIMIT = Limit(
-    "cannot", "the limit is ignored: the task goes on to its end", f"{DOCS}/userguide/workers.html#time-limits"
-)
-SOFT_TIME_LIMITS: Limits = dict.fromkeys(("soft_time_limit", "soft_time_limit_per_call"), IGNORED_TIME_LIMIT)
-TIME_LIMITS: Limits = {
-    **SOFT_TIME_LIMITS,
-    **dict.fromkeys(
-        (
-            "hard_time_limit",
-            "hard_time_limit_per_call",
-            "hard_time_limit_alone",
-            "hard_time_limit_of_busy_work",
-        ),
-        IGNORED_TIME_LIMIT,
-    ),
-}
 CANNOT_RESIZE = Limit(
     "cannot", "the worker answers with an AttributeError, and stays as it is", "celery/worker/control.py; " + SEEN
 )
@@ -103,28 +81,24 @@ ONE_PROCESS: Limits = {
     "cpu_tasks_use_several_cores": Limit("cannot", "all tasks share one process, and so one core", "Python's GIL; " + SEEN),
 }
 #: eventlet and gevent.
-GREEN: Limits = {**ONE_PROCESS}
-PREFORK: Limits = {
-    "context_starts_fresh": Limit("differently", "a later task of the same process sees what an earlier one set", SEEN),
-}
-EVENTLET: Limits = {
-    **TIME_LIMITS,
-    **GREEN,
-    "time_limit_by_control": NO_TIME_LIMIT_BY_CONTROL,
-}
-GEVENT: Limits = {
-    **GREEN,
-    **SOFT_TIME_LIMITS,
+GREEN: Limits = {
+    **ONE_PROCESS,
     "hard_time_limit_of_busy_work": Limit(
         "cannot",
         "the task goes on to its end: the limit is checked where a task yields",
         f"{DOCS}/userguide/workers.html#time-limits",
     ),
 }
+PREFORK: Limits = {
+    "context_starts_fresh": Limit("differently", "a later task of the same process sees what an earlier one set", SEEN),
+}
 THREADS: Limits = {
-    **TIME_LIMITS,
     **ONE_PROCESS,
-    "time_limit_by_control": NO_TIME_LIMIT_BY_CONTROL,
+    "hard_time_limit_of_a_waiting_call": Limit(
+        "differently",
+        "the task is ended as soon as the call returns: nothing cuts a thread's call short",
+        "https://docs.python.org/3/c-api/threads.html#c.PyThreadState_SetAsyncExc",
+    ),
     "pool_grow": CANNOT_RESIZE,
     "pool_shrink": CANNOT_RESIZE,
     "terminate": Limit("cannot", "the worker answers with an error, and the task goes on to its end", SEEN),
@@ -132,9 +106,7 @@ THREADS: Limits = {
     "context_starts_fresh": Limit("differently", "a later task of the same thread sees what an earlier one set", SEEN),
 }
 SOLO: Limits = {
-    **TIME_LIMITS,
     **ONE_PROCESS,
-    "time_limit_by_control": NO_TIME_LIMIT_BY_CONTROL,
     "pool_grow": CANNOT_RESIZE,
     "pool_shrink": CANNOT_RESIZE,
     "autoscale": Limit("differently", "the worker stays at one task", SEEN),
@@ -153,19 +125,28 @@ POOLS: dict[str, Pool] = {
         ),
         Pool(
             "eventlet", "eventlet", "many slow connections (upstream: bug fixes only)", 100,
-            _patched("eventlet.patcher", "is_monkey_patched"), limits=EVENTLET,
+            _patched("eventlet.patcher", "is_monkey_patched"), limits=GREEN, timeout="eventlet:Timeout",
         ),
         Pool(
             "gevent", "gevent", "many slow connections", 100,
-            _patched("gevent.monkey", "is_module_patched"), limits=GEVENT,
+            _patched("gevent.monkey", "is_module_patched"), limits=GREEN, timeout="gevent:Timeout",
         ),
         Pool(
             "threads", "thread", "slow connections through libraries that cannot be patched", 16,
-            limits=THREADS, fast_prefetch=4,
+            limits=THREADS, fast_prefetch=4, timeout="app.interrupt:Interrupt",
         ),
-        Pool("solo", "solo", "one task at a time; scale by more workers", 1, limits=SOLO, fast_prefetch=4),
+        Pool(
+            "solo", "solo", "one task at a time; scale by more workers", 1,
+            limits=SOLO, fast_prefetch=4, timeout="app.interrupt:Interrupt",
+        ),
     )
 }  # fmt: skip
+
+
+def row(implementation: Any) -> Pool | None:
+    """The row of one of Celery's pools, given as its class or an instance; None for a pool of the user's own."""
+    module = (implementation if isinstance(implementation, type) else type(implementation)).__module__.rpartition(".")[2]
+    return next((pool for pool in POOLS.values() if pool.module == module), None)
 
 
 @dataclass(frozen=True)
@@ -202,15 +183,6 @@ WISHES = (
         "the timetable would not run; start it as a process of its own: celery -A app beat", True,
     ),
     Wish(
-        "a soft time limit", lambda conf, options: options.get("soft_time_limit") or conf.task_soft_time_limit,
-        _cannot("soft_time_limit"), "tasks run on; bound them in their own code, or choose prefork",
-    ),
-    Wish(
-        "a time limit", lambda conf, options: options.get("time_limit"),
-        _cannot("hard_time_limit"),
-        "tasks run on, and the limit bounds stop and redelivery alone; bound them in their own code, or choose prefork",
-    ),
-    Wish(
         "worker_max_tasks_per_child",
         lambda conf, options: options.get("max_tasks_per_child") or conf.worker_max_tasks_per_child,
         lambda pool: pool.has_children, "there are no child processes to replace; choose prefork",
@@ -239,10 +211,8 @@ def connect() -> None:
 
 def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
     # `celery worker --pool` says pool, app.Worker(…) says pool_cls; either may be a name or a class.
-    chosen = get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool)
-    module = chosen.__module__.rpartition(".")[2]
-    pool = next((pool for pool in POOLS.values() if pool.module == module), None)
-    if pool is None:  # a pool of the user's own
+    pool = row(get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool))
+    if pool is None:
         return
     if pool.sockets_patched and not pool.sockets_patched():
         refuse(f"pool {pool.name} was chosen too late to patch the sockets; name it on the command line: --pool {pool.name}")

@@ -1,6 +1,7 @@
 """When tasks run, and for how long: delays, expiry, time limits, beat."""
 
 import json
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from tests.wait import until
 KATHMANDU = "Asia/Kathmandu"
 #: How much before its time a task may run: a worker's timer and its clock are two (5 ms were seen).
 EARLY = timedelta(milliseconds=50)
+
+#: Where Celery itself keeps to no soft time limit, and to no hard one.
+NO_SOFT_ONE = [one for one in COMBINATIONS if one.pool.timeout]
+NO_HARD_ONE = [one for one in NO_SOFT_ONE if one.pool.name != "gevent"]
+LIMITED = "Celery leaves the limit out of account on this pool: app/time_limits.py"
 
 
 def in_seconds(seconds: float) -> datetime:
@@ -139,11 +145,13 @@ def long(cell: Cell) -> float:
     return 4 if cell.limit else 10
 
 
+@pytest.mark.by_kit(NO_SOFT_ONE, LIMITED)
 def test_soft_time_limit(cell: Cell) -> None:
     """A task catches SoftTimeLimitExceeded at its soft time limit, and can clean up."""
     _cleaned_up(cell, cell.run("time_probes.nap_with_care_and_a_limit", long(cell)))
 
 
+@pytest.mark.by_kit(NO_SOFT_ONE, LIMITED)
 def test_soft_time_limit_per_call(cell: Cell) -> None:
     """The sender can set the soft time limit of one call."""
     _cleaned_up(cell, cell.run("time_probes.nap_with_care", long(cell), soft_time_limit=2))
@@ -153,16 +161,19 @@ def _cleaned_up(cell: Cell, answer: str) -> None:
     assert answer == ("slept on" if cell.limit else "cleaned up")
 
 
+@pytest.mark.by_kit(NO_HARD_ONE, LIMITED)
 def test_hard_time_limit(cell: Cell) -> None:
     """A task is ended at its hard time limit, whatever it does at the soft one: FAILURE, TimeLimitExceeded."""
     _ended(cell, cell.send("time_probes.nap_stubbornly_with_a_limit", long(cell), queue="spare"))
 
 
+@pytest.mark.by_kit(NO_HARD_ONE, LIMITED)
 def test_hard_time_limit_per_call(cell: Cell) -> None:
     """The sender can set the time limits of one call."""
     _ended(cell, cell.send("time_probes.nap_stubbornly", long(cell), soft_time_limit=2, time_limit=3, queue="spare"))
 
 
+@pytest.mark.by_kit(NO_HARD_ONE, LIMITED)
 def test_hard_time_limit_alone(cell: Cell) -> None:
     """A hard time limit counts without a soft one; the kit sets no soft one that would hold it back."""
     _ended(cell, cell.send("time_probes.nap", long(cell), time_limit=1, queue="spare"))
@@ -178,6 +189,7 @@ def _ended(cell: Cell, result: Any) -> None:
         cell.saw(repr(answer))
 
 
+@pytest.mark.by_kit(NO_HARD_ONE, LIMITED)
 def test_hard_time_limit_of_busy_work(cell: Cell) -> None:
     """The hard time limit ends a task that computes and never yields, too."""
     cell.running.worker("spare")
@@ -191,6 +203,28 @@ def test_hard_time_limit_of_busy_work(cell: Cell) -> None:
     else:
         assert isinstance(answer, TimeLimitExceeded), answer
         assert not file.exists()
+
+
+@pytest.mark.by_kit(NO_HARD_ONE, LIMITED)
+def test_hard_time_limit_of_a_waiting_call(cell: Cell) -> None:
+    """The hard time limit ends a task in the middle of a call that waits: here for a byte that never comes."""
+    cell.running.worker("spare")
+    path = cell.running.data / cell.mark[-12:]
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        path.chmod(0o777)
+        server.listen()
+        server.settimeout(WAIT)
+        result = cell.send("time_probes.wait_for_a_byte", path.name, time_limit=1, queue="spare")
+        waiting, _ = server.accept()
+        with waiting:
+            if cell.limit:
+                cell.run("probes.add", 1, 2, countdown=3)  # by then its time is over
+                assert not result.ready()
+                waiting.send(b"!")
+            answer = result.get(timeout=WAIT, propagate=False)
+    cell.saw(repr(answer))
+    assert isinstance(answer, TimeLimitExceeded), answer
 
 
 @dataclass

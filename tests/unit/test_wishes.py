@@ -11,8 +11,6 @@ from app.pools import POOLS, check
 ASKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
     "autoscale": ({}, {"autoscale": "4,1"}, {"threads": "refused", "solo": "nothing"}),
     "beat": ({}, {"beat": True}, {"gevent": "refused", "eventlet": "refused"}),
-    "soft time limit": ({}, {"soft_time_limit": 5}, dict.fromkeys(("solo", "threads", "gevent", "eventlet"), "nothing")),
-    "time limit": ({}, {"time_limit": 5}, dict.fromkeys(("solo", "threads", "eventlet"), "nothing")),
     "recycling": (
         {"worker_max_tasks_per_child": 100},
         {},

@@ -1,6 +1,7 @@
 """Tasks for the tests of time, and the timetable of the beat that some of them start."""
 
 import os
+import socket
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -19,10 +20,25 @@ def ran_at() -> float:
     return time.time()
 
 
+def sleep(seconds: float) -> None:
+    """In short steps: a call that waits cannot be cut short on every pool."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.1))
+
+
 @shared_task
 def nap(seconds: float) -> str:
-    time.sleep(seconds)
+    sleep(seconds)
     return "slept on"
+
+
+@shared_task
+def wait_for_a_byte(path: str) -> str:
+    """One call that waits: for a byte from a Unix socket of the shared folder."""
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect(f"/data/{path}")
+        return f"got {len(one.recv(1))}"
 
 
 @shared_task
@@ -31,7 +47,7 @@ def nap_stubbornly(seconds: float) -> str:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         with suppress(SoftTimeLimitExceeded):
-            time.sleep(left)
+            sleep(left)
     return "slept on"
 
 
@@ -53,7 +69,7 @@ def burn(seconds: float, file: str) -> str:
 @shared_task
 def nap_with_care(seconds: float) -> str:
     try:
-        time.sleep(seconds)
+        sleep(seconds)
     except SoftTimeLimitExceeded:
         return "cleaned up"
     return "slept on"
@@ -62,7 +78,7 @@ def nap_with_care(seconds: float) -> str:
 @shared_task(soft_time_limit=2)
 def nap_with_care_and_a_limit(seconds: float) -> str:
     try:
-        time.sleep(seconds)
+        sleep(seconds)
     except SoftTimeLimitExceeded:
         return "cleaned up"
     return "slept on"

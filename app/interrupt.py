@@ -1,0 +1,110 @@
+"""An exception in another thread, after a time: what green libraries call Timeout, for pools whose tasks run in threads.
+
+In the main thread a signal's handler raises it, at once and out of calls that wait. In any other CPython raises it at the
+thread's next step of Python code: a call that waits - for a lock, a server, time.sleep() - is not cut short. dramatiq's time
+limits do the same.
+Sources: https://docs.python.org/3/c-api/threads.html, PyThreadState_SetAsyncExc; dramatiq/threading.py, raise_thread_exception.
+"""
+
+import ctypes
+import signal
+import threading
+from collections import deque
+from time import monotonic, sleep
+from types import FrameType, TracebackType
+from typing import Any
+
+#: Seconds between two looks at who is late, while there are tasks.
+EVERY = 0.1
+#: Neither Celery nor the kit uses it for anything else.
+SIGNAL = signal.SIGVTALRM
+
+
+class Interrupt:
+    """A context in which `exception` is raised after `seconds`, once. `pending`: it was not."""
+
+    def __init__(self, seconds: float, exception: BaseException) -> None:
+        self.exception = exception
+        self.thread = threading.get_ident()
+        self.due = monotonic() + seconds
+        self.pending = True
+
+    def __enter__(self) -> "Interrupt":
+        watch.add(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not watch.remove(self):
+            watch.forget(self)
+
+
+class Watch:
+    """A thread that looks for those that are late. Whoever takes one out of `running` alone deals with it."""
+
+    def __init__(self) -> None:
+        self.running: dict[Interrupt, None] = {}
+        self.main = threading.main_thread().ident
+        self._some = threading.Event()
+        self._striking = threading.Lock()
+        self._struck: deque[Interrupt] = deque()
+        self._thread: threading.Thread | None = None
+
+    def add(self, one: Interrupt) -> None:
+        if not self._thread:
+            self._begin()
+        self.running[one] = None
+        if not self._some.is_set():
+            self._some.set()
+
+    def _begin(self) -> None:
+        with self._striking:
+            if not self._thread:
+                if threading.get_ident() == self.main:
+                    signal.signal(SIGNAL, self._handle)
+                self._thread = threading.Thread(target=self._work, name="time-limits", daemon=True)
+                self._thread.start()
+
+    def remove(self, one: Interrupt) -> bool:
+        """False where its exception was raised, or is about to be."""
+        return self.running.pop(one, one) is None
+
+    def forget(self, one: Interrupt) -> None:
+        """What was raised too late to be seen is not to be seen by whatever the thread does next."""
+        with self._striking:
+            if one.thread == self.main:
+                if one in self._struck:
+                    self._struck.remove(one)
+            else:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(one.thread), None)
+
+    def _work(self) -> None:
+        while True:
+            self._some.wait()
+            sleep(EVERY)
+            now = monotonic()
+            for one in list(self.running):
+                if one.due <= now:
+                    self._strike(one)
+            if not self.running:
+                self._some.clear()
+                if self.running:
+                    self._some.set()
+
+    def _strike(self, one: Interrupt) -> None:
+        with self._striking:
+            if not self.remove(one):
+                return
+            one.pending = False
+            if one.thread == self.main:
+                self._struck.append(one)
+                signal.pthread_kill(one.thread, SIGNAL)
+            else:
+                kind: Any = type(one.exception)  # CPython takes a class, and makes the exception itself
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(one.thread), ctypes.py_object(kind))
+
+    def _handle(self, _: int, __: FrameType | None) -> None:
+        if self._struck:
+            raise self._struck.popleft().exception
+
+
+watch = Watch()
