@@ -3,10 +3,10 @@
 With confirm_publish every event - a worker's sign of life, each two seconds - waits for its confirm, in the loop's own thread
 and without a time limit. On a connection that is dead, and nobody is told, the loop so never comes to look at its AMQP
 heartbeats, and the worker stands still for good.
-Source: celery/worker/heartbeat.py 5.7.0; amqp 5.4.2, channel.py, basic_publish_confirm.
+Source: celery 5.7.0, worker/heartbeat.py; amqp 5.4.2, channel.py, basic_publish_confirm.
 
 Closed by sending a worker's events unconfirmed: they report, and nothing depends on one. Can go when the trials `half_open` of
-tests/faults pass on RabbitMQ without it.
+tests/faults/test_faults.py pass on RabbitMQ without it.
 """
 
 from typing import Any
