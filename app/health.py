@@ -8,8 +8,7 @@ The time is HEARTBEAT_SECONDS ahead of the loop's last round. Two exceptions:
 
 - A pool whose loop rests during a task (solo) moves it ahead by the task time limit when the task begins.
 - A worker that took nothing for HEARTBEAT_SECONDS while a queue of its own held messages and it had room for one is stuck,
-  whatever it thinks of its connection (celery #8030, #9054, #10205): the time is 0. Where no AMQP heartbeat watches the
-  connection, as on solo, it is made anew then.
+  whatever it thinks of its connection (celery #8030, #9054, #10205): the time is 0.
 """
 
 import os
@@ -87,17 +86,10 @@ class Progress:
     def waiting(self) -> bool:
         """Messages wait for it. False where the broker does not say: that is not the worker's fault."""
         self.queues |= set(self.parent.app.amqp.queues.consume_from)
-        return self.any_in(self.queues)
-
-    def missed(self) -> bool:
-        """Messages wait in a queue that the worker believes to consume."""
-        return self.any_in(set(self.parent.app.amqp.queues.consume_from))
-
-    def any_in(self, queues: set[str]) -> bool:
         try:
             if not self.connection:
                 self.connection = self.parent.app.connection_for_read(connect_timeout=3, transport_options=BOUNDED)
-            return any(self.depth(queue) for queue in queues)
+            return any(self.depth(queue) for queue in self.queues)
         except Exception as error:
             logger.warning("the broker was not asked for waiting messages: %r", error)
             self.close()
@@ -122,8 +114,12 @@ class Heartbeat(bootsteps.StartStopStep):
     Source: Celery's user guide, "Extensions and Bootsteps".
     """
 
-    # Where the broker delays tasks, one that comes before its queue is bound to the delayed delivery is lost.
-    requires = ("celery.worker.consumer.tasks:Tasks", "celery.worker.consumer.delayed_delivery:DelayedDelivery")
+    # The last step before the loop: whoever sees the file may send. Where the broker delays tasks, one that comes before its
+    # queue is bound to the delayed delivery is lost; and Heart waits for a broker that goes away meanwhile.
+    requires = tuple(
+        f"celery.worker.consumer.{step}"
+        for step in ("tasks:Tasks", "delayed_delivery:DelayedDelivery", "heart:Heart", "control:Control")
+    )
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
@@ -140,7 +136,7 @@ class Heartbeat(bootsteps.StartStopStep):
                 signals.task_prerun.connect(self._begins, weak=False)
 
     def start(self, parent: Any) -> None:
-        self.progress, self.was_stuck = Progress(parent, self.seconds), False
+        self.progress = Progress(parent, self.seconds)
         self.timer = parent.timer.call_repeatedly(EVERY, self._tick)
         self._tick()
 
@@ -157,12 +153,10 @@ class Heartbeat(bootsteps.StartStopStep):
         if self.timer is None:  # the timers of green pools fire once more after they were cancelled
             return
         stuck = bool(self.progress and self.progress.stuck())
-        began, self.was_stuck = stuck and not self.was_stuck, stuck
-        write(self.file, 0 if stuck else now() + self.seconds)
-        if began:
+        if stuck and not self.was_stuck:
             logger.error("not healthy: messages wait, and for %s s this worker took none", self.seconds)
-        if began and self.progress and not self.progress.parent.amqheartbeat and self.progress.missed():
-            raise ConnectionResetError("messages wait that this connection does not bring")
+        self.was_stuck = stuck
+        write(self.file, 0 if stuck else now() + self.seconds)
 
     def _begins(self, task: Any = None, **_: Any) -> None:
         if self.timer is not None:

@@ -9,15 +9,15 @@ from tests.faults.stand import Pair, Stand
 from tests.wait import until
 
 LONG = 3.0  # seconds
-#: Pools whose tasks no time limit ends.
-UNLIMITED = [pair for pair in PAIRS if "hard_time_limit" in pair.pool.limits]
+#: Pools whose time limit does not end a call that waits.
+UNLIMITED = [pair for pair in PAIRS if "hard_time_limit_of_a_waiting_call" in pair.pool.limits]
 #: No broker gives a message back for its age within a test: what comes back was handed back.
 HOURS = "36000"
 
 pairs = pytest.mark.parametrize("pair", PAIRS, ids=str)
 
 
-def _busy(stand: Stand, number: int, seconds: float, **environ: Any) -> Any:
+def _busy(stand: Stand, number: int, seconds: float, task: str = "faults.effect", **environ: Any) -> Any:
     """Start a worker, and send it tasks; gives its container as soon as it works on as many as it can."""
     for name in list(stand.workers):
         stand.workers.pop(name).remove(force=True, v=True)
@@ -26,7 +26,7 @@ def _busy(stand: Stand, number: int, seconds: float, **environ: Any) -> Any:
     stand.wait_for("one")
     app = stand.app()
     for _ in range(number):
-        stand.send(app, "faults.effect", seconds)
+        stand.send(app, task, seconds)
     assert len(stand.ledger.accepted) == number
     until("the worker is busy", lambda: len(stand.ledger.begun()) >= min(number, stand.pair.at_once))
     return worker
@@ -89,7 +89,7 @@ def test_soft_shutdown_ends_the_short_tasks(stands: Stands, pair: Pair) -> None:
 def test_the_grace_ends(stands: Stands, pair: Pair) -> None:
     """SIGTERM, and a task that does not end within the grace: it is handed back before SIGKILL would come."""
     stand = stands(pair)
-    worker = _busy(stand, pair.at_once, 40.0, TASK_TIME_LIMIT="1")  # a grace of 31 s
+    worker = _busy(stand, pair.at_once, 40.0, "faults.wait", TASK_TIME_LIMIT="1")  # a grace of 31 s
     worker.stop(timeout=31)
     assert (worker.wait()["StatusCode"], stand.ledger.done()) == (0, set())
     _done_by_another(stand)

@@ -65,6 +65,14 @@ def effect_once(self: Any, seconds: float) -> str:
     return take(self, seconds, "once")
 
 
+@shared_task(name="faults.wait", bind=True)
+def wait(self: Any, seconds: float) -> None:
+    """One call that waits."""
+    note("begin", self.request.id, self.request.hostname, "task")
+    time.sleep(seconds)
+    note("end", self.request.id, self.request.hostname, "task")
+
+
 @shared_task(name="faults.hog", bind=True)
 def hog(self: Any) -> str:
     """Take memory until the kernel ends the process; but only once, by the worker's own folder."""
