@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from app.status import Snapshot
 from bench import report
 from docs import reference
 from docs.reference import table
-from tests.faults.table import FAULTS
+from tests.faults.table import FAULTS, Fault
+from tests.faults.trial import QUIET
 from tests.integration.report import SIGNS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,29 +174,36 @@ def pool_differences() -> str:
     )
 
 
+def _pairs(trials: Iterable[dict[str, Any]]) -> str:
+    return ", ".join(sorted(f"{one['broker']} {one['pool']}" for one in trials))
+
+
 def faults() -> str:
     """A row a fault, over the committed trials. At work again: every worker has begun a task after the fault's end."""
     trials = json.loads((ROOT / "docs/reports/faults.json").read_text())
 
-    def row(fault: str, what: str) -> tuple[str, ...]:
+    def row(fault: Fault) -> tuple[str, ...]:
         kit, plain = (
-            [one for one in trials if one["fault"] == fault and one["engine"] == engine and not one["error"]]
+            [one for one in trials if one["fault"] == fault.name and one["engine"] == engine and not one["error"]]
             for engine in ("kit", "plain")
         )
         if not kit:
-            return (f"`{fault}`", what, "not run", *[""] * 5)
-        flowing = [one["flowing"] for one in kit]
+            return (f"`{fault.name}`", fault.what, "not run", *[""] * 5)
+        fits = sum(fault.fits(broker, pool) for broker in QUIET for pool in POOLS)
+        never = _pairs(one for one in kit if one["flowing"] is None)
+        seconds = max((one["flowing"] for one in kit if one["flowing"] is not None), default=None)
+        again = [f"{seconds:.0f} s"] if seconds is not None else []
         return (
-            f"`{fault}`",
-            what,
-            ", ".join(sorted(f"{one['broker']} {one['pool']}" for one in kit)),
+            f"`{fault.name}`",
+            fault.what,
+            "all" if len(kit) == fits else _pairs(kit),
             *(str(sum(one[name] for one in kit)) for name in ("accepted", "lost", "repeated")),
-            "never" if None in flowing else f"{max(flowing):.0f} s",
+            "; ".join([*again, *([f"never: {never}"] if never else [])]),
             f"{sum(one['lost'] for one in plain)} of {sum(one['accepted'] for one in plain)}" if plain else "",
         )
 
     heads = ("fault", "what happens", "run on", "accepted", "lost", "done twice", "at work again in", "plain Celery lost")
-    return table(heads, *(row(fault.name, fault.what) for fault in FAULTS))
+    return table(heads, *(row(fault) for fault in FAULTS))
 
 
 def bench() -> str:
