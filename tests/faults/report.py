@@ -40,6 +40,12 @@ def outcomes() -> dict[tuple[str, str, str, str], dict[str, Any]]:
     return {(one["fault"], one["broker"], one["pool"], one["engine"]): one for one in found}
 
 
+def twice(one: dict[str, Any]) -> tuple[int, int]:
+    """Tasks that were done twice: those without `@once`, those with it. Plain Celery has nothing of the kind."""
+    repeated, with_once = one["repeated"], one.get("repeated_once", 0)
+    return (repeated, with_once) if one["engine"] == "kit" else (repeated + with_once, 0)
+
+
 def cell(one: "dict[str, Any] | None") -> str:
     """An outcome in a few words."""
     if one is None:
@@ -47,8 +53,9 @@ def cell(one: "dict[str, Any] | None") -> str:
     if one["error"]:
         return f"not made: {one['error'].split(':')[0]}"
     words = [f"**lost {one['lost']}**" if one["lost"] else "0 lost"]
-    words += [f"{one['repeated']} twice"] if one["repeated"] else []
-    words += [f"**{one['repeated_once']} twice with @once**"] if one.get("repeated_once") else []
+    again, in_spite = twice(one)
+    words += [f"{again} twice"] if again else []
+    words += [f"**{in_spite} twice with @once**"] if in_spite else []
     words += [f"{one['no_result']} without result"] if one["no_result"] else []
     words += ["**stands still**" if one["flowing"] is None else f"{one['flowing']:.0f} s"]
     words += [f"ended and came back: {one['restarts']}"] if one["restarts"] > 0 else []
@@ -91,7 +98,7 @@ def sums(found: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
         ]
         rows.append(
             f"| {name} | {len(chosen)} | {sum(one['accepted'] for one in chosen)} | {sum(one['lost'] for one in chosen)} "
-            f"| {sum(bool(one['lost']) for one in chosen)} | {sum(one['repeated'] for one in chosen)} "
+            f"| {sum(bool(one['lost']) for one in chosen)} | {sum(sum(twice(one)) for one in chosen)} "
             f"| {sum(one['flowing'] is None for one in chosen)} | {sum(max(0, one['restarts']) for one in chosen)} |"
         )
     return "\n".join(rows)
