@@ -17,9 +17,11 @@ from app.fixes import (
     add_consumer,
     beat_stop,
     cold_shutdown,
+    dead_connection,
     delayed_queue,
     eventlet_dns,
     hub_stall,
+    locked_mailbox,
     retry_queue,
     short_delays,
     time_limit,
@@ -97,8 +99,10 @@ health.install(app)
 loop.install(app)
 set_aside.install(app)
 hub_stall.connect()
+dead_connection.connect()
+locked_mailbox.connect()
 eventlet_dns.connect()
 app.steps["consumer"].update(  # by name: producers need no worker
-    f"app.{module}:Step" for module in ("commit_worker", "expiry", "time_limits")
+    f"app.{module}:Step" for module in ("commit_worker", "expiry", "lifeline", "time_limits")
 )
 security.connect(app)

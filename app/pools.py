@@ -56,7 +56,7 @@ class Pool:
 
     @property
     def answers_while_busy(self) -> bool:
-        """It answers remote control, and its broker's heartbeats, during a task."""
+        """Its loop runs during a task, and answers remote control."""
         return "ping_during_a_task" not in self.limits
 
 
@@ -220,5 +220,3 @@ def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
         logger.warning(line)
     if not options.get("concurrency") and not conf.worker_concurrency and pool.concurrency:
         conf.worker_concurrency = pool.concurrency
-    if not pool.answers_while_busy:
-        conf.broker_heartbeat = 0  # the broker would take a long task for a dead worker

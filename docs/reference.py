@@ -100,7 +100,6 @@ def of_the_pools() -> str:
         (
             "pool",
             "`worker_concurrency`",
-            "`broker_heartbeat`",
             "flags",
             "`worker_prefetch_multiplier` on `ENGINE=fast`",
         ),
@@ -108,7 +107,6 @@ def of_the_pools() -> str:
             (
                 f"`{pool.name}`",
                 str(pool.concurrency or "one a CPU core"),
-                "the broker's" if pool.answers_while_busy else "0",
                 " ".join(f"`{flag}`" for flag in pool.worker_flags),
                 str(pool.fast_prefetch),
             )

@@ -31,7 +31,10 @@ def settings(_: "Profile") -> dict[str, Any]:
         "task_create_missing_queue_type": "quorum",
         "task_create_missing_queue_exchange_type": "topic",
         "broker_transport_options": {"confirm_publish": True},  # sent is what the broker says that it has
-        "broker_heartbeat": 10,  # seconds; a dead connection is noticed after twice that, with celery's 120 after four minutes
+        # Seconds; the broker notices a dead connection after two to three times that, with Celery's 120 after four minutes and
+        # more. A worker notices sooner: it looks ten times in an interval, and asks (app/fixes/dead_connection.py).
+        "broker_heartbeat": 10,
+        "broker_heartbeat_checkrate": 10.0,
         # consumer_timeout closes the channel (406): consume again instead of lingering (celery #6760).
         "broker_channel_error_retry": True,
     }

@@ -14,6 +14,7 @@ class Proxy:
         self.port = int(self.server.getsockname()[1])
         self.shut = False
         self.refused = 0
+        self.dead: set[socket] = set()
         self.ends: list[socket] = []
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -24,6 +25,10 @@ class Proxy:
             with suppress(OSError):
                 end.shutdown(SHUT_RDWR)
         self.ends.clear()
+
+    def stall(self) -> None:
+        """Pass nothing on any more between those that are connected now, and tell neither side."""
+        self.dead.update(self.ends)
 
     def close(self) -> None:
         self.server.close()
@@ -42,10 +47,11 @@ class Proxy:
                 for ends in ((one, other), (other, one)):
                     threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
 
-    @staticmethod
-    def _pass_on(source: socket, target: socket) -> None:
+    def _pass_on(self, source: socket, target: socket) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
-                target.sendall(data)
-        with suppress(OSError):
-            target.shutdown(SHUT_RDWR)
+                if source not in self.dead:
+                    target.sendall(data)
+        if source not in self.dead:
+            with suppress(OSError):
+                target.shutdown(SHUT_RDWR)

@@ -66,7 +66,8 @@ class Fast:
         return app
 
     def worker(self, *options: str) -> "subprocess.Popen[bytes]":
-        flags = [*POOLS[self.pool].worker_flags, "-n", f"{uuid4()}@%h", "-Q", self.queue, "--loglevel", "WARNING", *options]
+        self.node = f"{uuid4()}@here"
+        flags = [*POOLS[self.pool].worker_flags, "-n", self.node, "-Q", self.queue, "--loglevel", "WARNING", *options]
         argv = [sys.executable, "-m", "celery", "-A", "engine_tasks", "worker", "--pool", self.pool, "-c", "2", *flags]
         with self.log.open("ab") as log:
             worker = subprocess.Popen(argv, cwd=ROOT, env=self.environ, stdout=log, stderr=log)
@@ -162,6 +163,31 @@ def test_a_worker_goes_on_when_its_broker_is_back(fast: Fast) -> None:
     assert worker.wait(60) == 0
     assert fast.left() == 0
     proxy.close()
+
+
+def test_a_dead_connection_that_tells_nobody(fast: Fast) -> None:
+    """What was connected is dead, and neither side is told: tasks run again, and remote control answers again."""
+    proxy = fast.behind_a_proxy("CELERY_BROKER_URL")
+    worker = fast.worker()
+    assert fast.send("count", 1).get(timeout=60) == 1
+    until("it answers", lambda: fast.app.control.ping(timeout=1, destination=[fast.node]))
+    proxy.stall()
+    assert fast.send("count", 2).get(timeout=60) == 2
+    until("it answers again", lambda: fast.app.control.ping(timeout=1, destination=[fast.node]), 60)
+    assert worker.poll() is None
+    proxy.close()
+
+
+@pytest.mark.parametrize("fast", [pool.name for pool in POOLS.values() if not pool.sockets_patched], indirect=True)
+def test_a_long_task_keeps_its_connection(fast: Fast) -> None:
+    """A task that computes for longer than the broker waits for heartbeats runs once, and its worker stays connected."""
+    fast.environ["HEARTBEAT"] = "2"
+    worker = fast.worker()
+    assert fast.send("busy", 15).get(timeout=60) == 15
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    assert "Connection to broker lost" not in fast.log.read_text()
+    assert (fast.runs.hget("runs", "15"), fast.left()) == (b"1", 0)
 
 
 def test_no_task_is_lost_while_the_results_server_is_away(fast: Fast) -> None:

@@ -10,6 +10,8 @@ from redis import Redis
 from app import app
 
 app.conf.imports = ()
+if os.environ.get("HEARTBEAT"):
+    app.conf.broker_heartbeat = int(os.environ["HEARTBEAT"])
 runs = Redis.from_url(os.environ["RUNS"])
 
 
@@ -39,6 +41,16 @@ def total(numbers: list[int]) -> int:
 @app.task(name="engine.nap")
 def nap(seconds: float) -> float:
     time.sleep(seconds)
+    return seconds
+
+
+@app.task(name="engine.busy")
+def busy(seconds: int) -> int:
+    """Compute for so long."""
+    runs.hincrby("runs", str(seconds), 1)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        sum(range(1000))
     return seconds
 
 

@@ -1,0 +1,110 @@
+"""Looking at a connection of py-amqp's, on real sockets: what waits to be read counts, and a silent broker is asked."""
+
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from amqp import Connection, spec
+from amqp.exceptions import ConnectionForced
+
+from app.fixes import dead_connection
+
+AmqpConnection: Any = Connection  # the stubs know little of it
+
+
+class Link:
+    """A connection's end of a socket, the broker's end, and what was asked of that."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.asked: list[Any] = []
+        self.beats = 0
+        self.connection = AmqpConnection("127.0.0.1:1", heartbeat=10)
+        self.connection.heartbeat = 10
+        self.connection._transport = SimpleNamespace(sock=self.ours, close=self.ours.close)
+        self.connection.frame_writer = self._beat
+        channel = SimpleNamespace(is_open=True, send_method=lambda *sent: self.asked.append(sent), collect=lambda: None)
+        self.connection.channels = {0: self.connection, 1: channel}
+        self.look()
+
+    def _beat(self, *_: object) -> None:
+        self.beats += 1
+
+    def look(self) -> None:
+        self.connection.heartbeat_tick(10)
+
+    def silent_for(self, seconds: float) -> None:
+        """Nothing came for so long, and a question is as old as that makes it."""
+        self.connection.last_heartbeat_received -= seconds
+        if self.connection.asked is not None:
+            self.connection.asked -= seconds
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    dead_connection._patch()
+    link = Link()
+    yield link
+    link.ours.close()
+    link.theirs.close()
+
+
+def test_a_broker_that_says_nothing_is_asked_and_then_given_up(link: Link) -> None:
+    link.silent_for(dead_connection.SILENCE + 1)
+    link.look()
+    assert link.asked == [(spec.Channel.Flow, "b", (True,))]
+    link.look()
+    assert len(link.asked) == 1
+    link.silent_for(dead_connection.ANSWER + 1)
+    with pytest.raises(ConnectionForced):
+        link.look()
+
+
+def test_an_answer_that_nobody_has_read_yet_counts(link: Link) -> None:
+    """The loop was held up for longer than the broker may be silent: what came meanwhile waits in the socket."""
+    link.silent_for(dead_connection.SILENCE + 1)
+    link.look()
+    link.theirs.sendall(b"answer")
+    link.silent_for(100)
+    link.look()
+    assert link.connection.asked is None
+
+
+def test_a_heartbeat_that_nobody_has_read_yet_counts(link: Link) -> None:
+    link.theirs.sendall(b"heartbeat")
+    link.silent_for(100)
+    link.look()
+    assert link.asked == []
+
+
+def test_a_broker_that_has_blocked_the_connection_is_not_asked(link: Link) -> None:
+    """It reads nothing then, and answers nothing; it still sends its heartbeats."""
+    link.connection._on_blocked()
+    link.silent_for(dead_connection.SILENCE + 1)
+    link.look()
+    assert link.asked == []
+    link.connection._on_unblocked()
+    link.look()
+    assert len(link.asked) == 1
+
+
+def test_no_goodbye_to_a_broker_that_does_not_answer(link: Link) -> None:
+    """A goodbye waits for its answer."""
+    link.silent_for(dead_connection.SILENCE + 1)
+    link.look()
+    link.silent_for(dead_connection.ANSWER)
+    link.connection.close()
+    assert link.connection._transport is None
+
+
+def test_heartbeats_are_no_more_than_before(link: Link) -> None:
+    """However often somebody looks, one goes out in half an interval."""
+    for _ in range(5):
+        link.look()
+    assert link.beats == 0
+    link.connection.last_heartbeat_sent -= 6
+    link.look()
+    link.look()
+    assert link.beats == 1
