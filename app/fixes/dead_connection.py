@@ -56,7 +56,7 @@ def _looking(celerys: Any) -> Any:
         """Send a heartbeat if it is time. Raises ConnectionForced where the connection is dead."""
         if not self.heartbeat:
             return
-        if _waits_to_be_read(self.sock):
+        if _waits_to_be_read(self._transport):
             self.prev_recv = None  # to py-amqp: something was read since
         celerys(self, BEATS)
         _ask(self, monotonic())
@@ -80,7 +80,7 @@ def _ask(self: Any, now: float) -> None:
         self.asked = None
     elif self.asked is None:
         amqp: Any = import_module("amqp.spec")
-        if channel := next((one for number, one in self.channels.items() if number and one.is_open), None):
+        if channel := next((one for number, one in (self.channels or {}).items() if number and one.is_open), None):
             self.asked = now
             channel.send_method(amqp.Channel.Flow, "b", (True,))
     elif now - self.asked > ANSWER:
@@ -88,6 +88,7 @@ def _ask(self: Any, now: float) -> None:
         raise errors.ConnectionForced(f"no answer for {ANSWER:g} s: the connection is dead")
 
 
-def _waits_to_be_read(sock: Any) -> bool:
+def _waits_to_be_read(transport: Any) -> bool:
     """Bytes have arrived. By the kernel's count, which needs neither a read nor a green library's consent."""
-    return bool(unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4))[0])
+    sock = transport and transport.sock  # none: it has been closed
+    return bool(sock and sock.fileno() >= 0 and unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4))[0])
