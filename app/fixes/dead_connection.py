@@ -6,7 +6,8 @@ task on solo or by a busy machine, counts as nothing: the first look afterwards 
 connection that lives. Source: amqp 5.4.2, connection.py, heartbeat_tick; celery 5.7.0, worker/loops.py, asynloop.
 
 Closed by counting what waits to be read, and by asking a broker that says nothing: `channel.flow` with what is so already, to
-which it has to answer at once. Not while it has blocked the connection: it reads nothing from it then. Can go when
+which it has to answer at once. Not while it has blocked the connection: it reads nothing from it then. Nor is one that does not
+answer told goodbye: py-amqp waits for its answer to that without an end. Can go when
 tests/unit/test_dead_connection.py passes without it.
 """
 
@@ -40,7 +41,7 @@ def _patch(**_: Any) -> None:
     kind._on_blocked = _noting(kind._on_blocked, True)
     kind._on_unblocked = _noting(kind._on_unblocked, False)
     kind.heartbeat_tick = _looking(kind.heartbeat_tick)
-    kind.close = _parting(kind.close)
+    kind.close, amqp.Channel.close = _parting(kind.close), _parting(amqp.Channel.close)
 
 
 def _noting(celerys: Any, blocked: bool) -> Any:
@@ -67,8 +68,9 @@ def _looking(celerys: Any) -> Any:
 def _parting(celerys: Any) -> Any:
     def close(self: Any, *args: Any, **options: Any) -> Any:
         """No goodbye to a broker that does not answer: it would be waited for."""
-        if self.asked is not None and monotonic() - self.asked > ANSWER / 2:
-            return self.collect()
+        connection = self.connection  # a connection is its own channel 0
+        if connection and connection.asked is not None and monotonic() - connection.asked > ANSWER / 2:
+            return connection.collect()
         return celerys(self, *args, **options)
 
     return close

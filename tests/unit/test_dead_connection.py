@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from amqp import Connection, spec
+from amqp import Channel, Connection, spec
 from amqp.exceptions import ConnectionForced
 
 from app.fixes import dead_connection
 
-AmqpConnection: Any = Connection  # the stubs know little of it
+AmqpConnection: Any = Connection
+AmqpChannel: Any = Channel  # the stubs know little of it
 
 
 class Link:
@@ -90,12 +91,14 @@ def test_a_broker_that_has_blocked_the_connection_is_not_asked(link: Link) -> No
     assert len(link.asked) == 1
 
 
-def test_no_goodbye_to_a_broker_that_does_not_answer(link: Link) -> None:
+@pytest.mark.parametrize("which", ["connection", "channel"])
+def test_no_goodbye_to_a_broker_that_does_not_answer(link: Link, which: str) -> None:
     """A goodbye waits for its answer."""
+    closing = {"connection": link.connection, "channel": AmqpChannel(link.connection, 2)}[which]
     link.silent_for(dead_connection.SILENCE + 1)
     link.look()
     link.silent_for(dead_connection.ANSWER)
-    link.connection.close()
+    closing.close()
     assert link.connection._transport is None
 
 
