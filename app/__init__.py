@@ -33,7 +33,7 @@ class Kit(Celery):
     """
 
     amqp_cls = "app.publishing:AMQP"
-    events_cls = "app.fixes.unconfirmed_events:Events"
+    events_cls = "app.fixes.events_in_the_loop:Events"
     log_cls = "app.logs:Logging"
 
     def gen_task_name(self, name: str, module: str) -> Any:
