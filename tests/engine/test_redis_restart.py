@@ -49,7 +49,7 @@ def test_celery_still_needs_the_fix(server: Server) -> None:
     server.broker.delete("unacked", "unacked_index")
 
 
-def says_that_it_lives(server: Server, events: str | None) -> Event:
+def says_that_it_lives(server: Server, events: Any) -> Event:
     """A worker's sign of life is due while its broker is away; gives an event that says whether its loop goes on."""
     app = producer(server)
     dispatcher: Any = symbol_by_name(events)(app=app).Dispatcher(app.connection_for_write())
