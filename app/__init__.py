@@ -99,6 +99,6 @@ set_aside.install(app)
 hub_stall.connect()
 eventlet_dns.connect()
 app.steps["consumer"].update(  # by name: producers need no worker
-    f"app.{module}:Step" for module in ("commit_worker", "expiry", "time_limits")
+    f"app.{module}:Step" for module in ("commit_worker", "lane", "expiry", "time_limits")
 )
 security.connect(app)
