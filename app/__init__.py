@@ -12,7 +12,21 @@ from typing import Any
 
 from celery import Celery
 
-from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, spool, tracing, vitals
+from app import (
+    backends,
+    brokers,
+    correlation,
+    health,
+    loop,
+    pools,
+    prefork_pipes,
+    security,
+    set_aside,
+    shutdown,
+    spool,
+    tracing,
+    vitals,
+)
 from app.fixes import (
     add_consumer,
     beat_stop,
@@ -85,6 +99,7 @@ app = Kit("celery-kit")
 app.config_from_object("app.config")
 brokers.connect()
 pools.connect()
+prefork_pipes.connect()
 add_consumer.connect()
 time_limit.connect()
 correlation.connect()

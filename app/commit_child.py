@@ -14,6 +14,7 @@ from celery.app.trace import fast_trace_task
 
 from app.commit import REQUEST, Write, commit
 from app.lane_trace import quick, read
+from app.prefork_pipes import in_one_write
 
 trace: Any = import_module("celery.app.trace")
 
@@ -68,6 +69,8 @@ def carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
                 commit.result(outcome[1].write)
             return callback(outcome)
 
-        return apply_async(run, args, callback=done, **options)
+        job = apply_async(run, args, callback=done, **options)
+        in_one_write(job)
+        return job
 
     return apply

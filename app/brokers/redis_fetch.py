@@ -276,10 +276,8 @@ class Fetcher:
     def _free(self, ahead: int) -> int:
         """How many more messages the consumer may hold, of those that were handed over."""
         qos = self.channel.qos
-        if not qos.can_consume():
-            return 0
         if "can_consume" in vars(qos):  # worker_disable_prefetch: Celery says only whether it wants another
-            return 1
+            return int(qos.can_consume())
         return qos.prefetch_count + ahead - qos.held if qos.prefetch_count else MOST
 
     def _room(self) -> int:

@@ -139,9 +139,10 @@ def add(x: int, y: int = 1) -> int:
 
 
 PARTS = {
-    "request_dict", "body", "content_type", "content_encoding", "args", "kwargs", "argsrepr", "kwargsrepr", "id", "name", "type",
-    "root_id", "parent_id", "eta", "expires", "delivery_info", "correlation_id", "reply_to", "hostname", "ignore_result",
-    "chord", "errbacks", "group", "group_index", "time_limits", "stamps", "store_errors", "utc", "connection_errors",
+    "request_dict", "body", "content_type", "content_encoding", "args", "kwargs", "argsrepr", "kwargsrepr", "id", "name",
+    "type", "root_id", "parent_id", "eta", "expires", "delivery_info", "correlation_id", "reply_to", "hostname",
+    "ignore_result", "chord", "errbacks", "group", "group_index", "time_limits", "stamps", "store_errors", "utc",
+    "connection_errors",
 }  # fmt: skip
 
 
