@@ -216,11 +216,10 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
 
 
 class Step(bootsteps.StartStopStep):
-    """Opens the short way in a worker that makes groups (`app/commit_worker.py`)."""
+    """Opens the short way in a worker that makes groups (`app/commit_worker.py`). `app/set_aside.py` asks it first."""
 
     label = "Lane"
-    requires = ("app.commit_worker:Step", "app.set_aside:SetAside")
-    opened = False
+    requires = ("app.commit_worker:Step",)
 
     def include_if(self, parent: Any) -> bool:
         return hasattr(parent.app.backend, "store_group")
@@ -229,26 +228,18 @@ class Step(bootsteps.StartStopStep):
         for task in parent.app.tasks.values():
             if task.Strategy == CELERYS_STRATEGY:
                 task.Strategy = STRATEGY
-        if not self.opened:
-            self.opened = True
-            parent.create_task_handler = handler(parent, parent.create_task_handler)
+        parent.short_way = short_way(parent)
         parent.update_strategies()
 
 
-def handler(consumer: Any, celerys_maker: Callable[..., Any]) -> Callable[..., Any]:
-    """The consumer's maker of the handler of all messages: each goes the short way if it can."""
+def short_way(consumer: Any) -> Callable[[Any], bool]:
+    """What hands a message to the pool by the short way, where its task has one and it is fit for it; gives whether it was."""
     strategies = consumer.strategies
 
-    def create_task_handler(*args: Any, **options: Any) -> Callable[[Any], None]:
-        handle = celerys_maker(*args, **options)
+    def take(message: Any) -> bool:
+        headers = message.headers
+        name = headers.get("task") if type(headers) is dict else None
+        lane = getattr(strategies.get(name), "lane", None) if type(name) is str else None
+        return lane is not None and lane(message, headers)
 
-        def on_task_received(message: Any) -> None:
-            headers = message.headers
-            name = headers.get("task") if type(headers) is dict else None
-            lane = getattr(strategies.get(name), "lane", None) if type(name) is str else None
-            if lane is None or not lane(message, headers):
-                handle(message)
-
-        return on_task_received
-
-    return create_task_handler
+    return take

@@ -113,7 +113,8 @@ def quick(task: Any, app: Any, hostname: str) -> Trace:
     if hooked or any(map(parts.get, MORE)) or any(name not in parts for name in PARTS):
         return celerys
     on_error, dispatch, run, says_end = (parts[name] for name in PARTS)
-    return _short(task, hostname, on_error, dispatch, run, says_end)
+    short = _short(task, hostname, on_error, dispatch, run, says_end)
+    return lambda uuid, args, kwargs, request: (short if type(kwargs) is dict else celerys)(uuid, args, kwargs, request)
 
 
 def _short(task: Any, hostname: str, on_error: Trace, dispatch: Trace, run: Trace, says_end: bool) -> Trace:

@@ -18,6 +18,7 @@ from kombu.utils import json as kombus_json
 
 from app import commit_worker, lane, lane_trace
 from app.commit import REQUEST
+from app.set_aside import SetAside
 
 HOST = "worker@here"
 request_class: Any = import_module("celery.worker.request").create_request_cls
@@ -161,6 +162,8 @@ class Stand:
         self.controller = SimpleNamespace(state=state)
         self.apply_eta_task = self._limit_task = self._limit_post_eta = None
         self.strategies: dict[str, Any] = {}
+        self.short_way: Any = None
+        self.set_aside: list[Any] = []
 
     def apply(self, target: Any, args: Any, **options: Any) -> None:
         self.applied.append((target, args, options))
@@ -190,8 +193,14 @@ def message(more: Any = None, body: Any = None, **options: Any) -> Any:
 
 
 def on_message(stand: Stand) -> tuple[Any, list[Any]]:
+    """A worker's handler of messages, and what went Celery's way."""
     others: list[Any] = []
-    return lane.handler(stand, lambda: others.append)(), others
+    step: Any = SetAside.__new__(SetAside)
+    step.limit = 5
+    stand.short_way = lane.short_way(stand)
+    stand.set_aside = []
+    step.put = lambda _, message, reason: stand.set_aside.append((message, reason))
+    return step.guarded(stand, lambda: others.append)(), others
 
 
 def test_an_ordinary_message_goes_the_short_way(stand: Stand) -> None:
@@ -240,7 +249,7 @@ def test_the_request_is_celerys(stand: Stand) -> None:
     [
         {"eta": "2031-01-01T00:00:00+00:00"},
         {"expires": "2031-01-01T00:00:00+00:00"},
-        {"timelimit": "5"},
+        {"timelimit": [5, None, 1]},
         {"timelimit": [5, "5"]},
         {"stamped_headers": ["a"], "stamps": {"a": "b"}},
         {"x-delivery-count": 1},
@@ -254,7 +263,7 @@ def test_what_asks_for_more_goes_celerys_way(stand: Stand, more: dict[str, Any])
     handle, others = on_message(stand)
     one = message(more)
     handle(one)
-    assert others == [one]
+    assert [*others, *(kept for kept, _ in stand.set_aside)] == [one]
     assert not stand.applied
     assert not state.requests
 
@@ -263,7 +272,7 @@ def test_what_asks_for_more_goes_celerys_way(stand: Stand, more: dict[str, Any])
 def test_a_body_of_another_shape_goes_celerys_way(stand: Stand, body: Any) -> None:
     handle, others = on_message(stand)
     handle(message(body=body))
-    assert len(others) == 1
+    assert len(others + stand.set_aside) == 1
 
 
 @pytest.mark.parametrize(
@@ -275,6 +284,22 @@ def test_another_kind_of_message_goes_celerys_way(stand: Stand, options: dict[st
     one.accept = options.get("accept", one.accept)
     handle(one)
     assert others == [one]
+
+
+def test_a_message_that_breaks_the_short_way_is_set_aside(stand: Stand) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RecursionError("too deep")
+
+    stand.strategies["add"].lane.apply_async = broken
+    handle, others = on_message(stand)
+    one = message()
+    handle(one)
+    assert not others
+    assert not state.requests
+    assert not state.reserved_requests
+    ((kept, reason),) = stand.set_aside
+    assert kept is one
+    assert "RecursionError" in reason
 
 
 @pytest.mark.parametrize("why", ["revoked", "limited", "events", "prefetch"])
