@@ -9,6 +9,7 @@ way, as it came. Source: celery/worker/strategy.py, request.py, consumer/consume
 
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from importlib import import_module
 from time import monotonic, time
 from typing import Any
@@ -154,9 +155,13 @@ class Lane:
         self.apply_async = consumer.pool.apply_async
         self.in_children = consumer.pool.uses_semaphore
         self.target = fast_trace_task if self.in_children else self.run
-        self.trace: Any = None if self.in_children else quick(task, app, consumer.hostname)
         self.remembers = bool(app.conf.worker_deduplicate_successful_tasks)
         self.says_arrival = celerys.logger.isEnabledFor(logging.INFO)
+
+    @cached_property
+    def trace(self) -> Any:
+        """Made with the task's first message: of the tasks that a worker knows, many never come to it."""
+        return quick(self.task, self.app, self.hostname)
 
     def is_watched(self) -> bool:
         """Somebody is to be told of each step: task events are sent, beside those of the worker itself."""
@@ -224,12 +229,11 @@ class Step(bootsteps.StartStopStep):
     def include_if(self, parent: Any) -> bool:
         return hasattr(parent.app.backend, "store_group")
 
-    def start(self, parent: Any) -> None:
+    def create(self, parent: Any) -> None:
         for task in parent.app.tasks.values():
             if task.Strategy == CELERYS_STRATEGY:
                 task.Strategy = STRATEGY
         parent.short_way = short_way(parent)
-        parent.update_strategies()
 
 
 def short_way(consumer: Any) -> Callable[[Any], bool]:
