@@ -97,7 +97,8 @@ def _worker(sender: str, instance: Any, **_: Any) -> None:
     _process.update(worker=sender, pool=next((pool.name for pool in POOLS.values() if pool.module == module), module))
     # Celery's line about a task's arrival knows neither its queue nor its attempt: ours says the same words, and those.
     logging.getLogger("celery.worker.strategy").addFilter(_not_celerys_arrival)
-    task_received.connect(_received, weak=False)
+    if logging.getLogger("celery.worker.strategy").isEnabledFor(logging.INFO):
+        task_received.connect(_received, weak=False)
 
 
 def _not_celerys_arrival(record: logging.LogRecord) -> bool:
