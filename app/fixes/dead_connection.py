@@ -21,7 +21,7 @@ from typing import Any
 from celery.signals import celeryd_init
 
 #: Seconds of silence after which the broker is asked, and that it has for its answer.
-SILENCE, ANSWER = 3.0, 5.0
+SILENCE, ANSWER = 2.0, 5.0
 #: Heartbeats that go out in an interval, however often somebody looks; py-amqp's own.
 BEATS = 2.0
 
