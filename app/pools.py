@@ -143,10 +143,18 @@ POOLS: dict[str, Pool] = {
 }  # fmt: skip
 
 
+def _module(implementation: Any) -> str:
+    return (implementation if isinstance(implementation, type) else type(implementation)).__module__.rpartition(".")[2]
+
+
 def row(implementation: Any) -> Pool | None:
     """The row of one of Celery's pools, given as its class or an instance; None for a pool of the user's own."""
-    module = (implementation if isinstance(implementation, type) else type(implementation)).__module__.rpartition(".")[2]
-    return next((pool for pool in POOLS.values() if pool.module == module), None)
+    return next((pool for pool in POOLS.values() if pool.module == _module(implementation)), None)
+
+
+def named(implementation: Any) -> str:
+    """The name that POOL= has for a pool, given likewise; its module's for a pool of the user's own."""
+    return pool.name if (pool := row(implementation)) else _module(implementation)
 
 
 @dataclass(frozen=True)
