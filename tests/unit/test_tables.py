@@ -18,6 +18,10 @@ def test_every_pool_is_one_of_celerys() -> None:
         assert pool.sockets_patched or get_implementation(pool.name).__module__ == f"celery.concurrency.{pool.module}"
 
 
+def test_every_pool_keeps_to_both_time_limits() -> None:
+    assert not [name for name, pool in POOLS.items() if not pool.timeout and set(pool.celerys_time_limits) != {"soft", "hard"}]
+
+
 def test_every_pool_has_its_image() -> None:
     stages = re.findall(r"^FROM deps AS deps-(\w+)$", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE)
     assert sorted(stages) == sorted(POOLS)
