@@ -29,6 +29,7 @@ class Client:
         self.queue = queue
         self.got: list[int] = []
         self.messages: dict[int, Any] = {}
+        self.hub: Hub | None = None
         self.channel: Any = self.connection.default_channel
         self.consume()
 
@@ -47,8 +48,16 @@ class Client:
             self.connection.drain_events(timeout=10)
         return self
 
+    def on_a_loop(self) -> Hub:
+        """Have a worker's loop handle the connection."""
+        self.hub = Hub()
+        self.connection.transport.register_with_event_loop(self.connection.connection, self.hub)
+        return self.hub
+
     def close(self) -> None:
         self.connection.release()
+        if self.hub:
+            self.hub.close()
 
 
 @pytest.fixture
@@ -83,9 +92,8 @@ def test_acknowledged_messages_are_gone_and_others_come_again(urls: Urls, queue:
 def test_the_loop_sends_acknowledgements_together(urls: Urls, queue: Queue) -> None:
     """One frame for a hundred messages in a row; the loop's tick sends it, and nothing else had to."""
     client = Client(urls.broker, queue)
-    hub = Hub()
+    hub = client.on_a_loop()
     connection: Any = client.connection.connection
-    client.connection.transport.register_with_event_loop(connection, hub)
     while len(client.got) < 100:
         hub.run_once()
     before = connection.bytes_sent
@@ -95,22 +103,18 @@ def test_the_loop_sends_acknowledgements_together(urls: Urls, queue: Queue) -> N
     connection.on_tick()
     assert connection.bytes_sent == before + 1
     client.close()
-    hub.close()
     assert left(urls, queue) == []
 
 
 def test_what_was_read_ahead_is_handled_without_further_traffic(urls: Urls, queue: Queue) -> None:
     """A wait for one answer reads a hundred messages along; the loop hears nothing more from the socket."""
-    client = Client(urls.broker, queue)
-    hub = Hub()
-    client.until(1)
-    client.connection.transport.register_with_event_loop(client.connection.connection, hub)
+    client = Client(urls.broker, queue).until(1)
+    hub = client.on_a_loop()
     for _ in range(100):
         if len(client.got) == 100:
             break
         hub.run_once()
     client.close()
-    hub.close()
     assert len(client.got) == 100
 
 
@@ -209,12 +213,10 @@ def test_over_tls(urls: Urls, queue: Queue, tls_port: int) -> None:
     url = urlsplit(urls.broker)
     secure = url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{tls_port}").geturl()
     client = Client(secure, queue, ssl={"cert_reqs": ssl.CERT_NONE})
-    hub = Hub()
-    client.connection.transport.register_with_event_loop(client.connection.connection, hub)
+    hub = client.on_a_loop()
     while len(client.got) < 100:
         hub.run_once()
     for number in range(1, 100):
         client.messages[number].ack()
     client.close()
-    hub.close()
     assert left(urls, queue) == [100]
