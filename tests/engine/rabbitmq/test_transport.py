@@ -1,12 +1,9 @@
 """RabbitMQ's transport of ENGINE=fast on a real broker: no message is lost, and none is acknowledged in another's place."""
 
-import contextlib
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from socket import create_server, socket
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -17,6 +14,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 
 from tests.engine.rabbitmq.conftest import Urls
+from tests.engine.rabbitmq.proxy import Proxy
 
 TRANSPORT = "app.brokers.rabbitmq_transport:Transport"
 
@@ -185,28 +183,9 @@ def tls_port(urls: Urls, tmp_path: Path) -> Iterator[int]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     broker = urlsplit(urls.broker)
-    server = create_server(("127.0.0.1", 0))
-
-    def pump(source: socket, target: socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                target.sendall(data)
-            target.shutdown(1)
-
-    def serve() -> None:
-        from socket import create_connection
-
-        with contextlib.suppress(OSError):
-            while True:
-                plain, _ = server.accept()
-                inside = context.wrap_socket(plain, server_side=True)
-                outside = create_connection((broker.hostname, broker.port))
-                for ends in ((inside, outside), (outside, inside)):
-                    threading.Thread(target=pump, args=ends, daemon=True).start()
-
-    threading.Thread(target=serve, daemon=True).start()
-    yield server.getsockname()[1]
-    server.close()
+    proxy = Proxy(str(broker.hostname), int(broker.port or 0), context)
+    yield proxy.port
+    proxy.close()
 
 
 def test_over_tls(urls: Urls, queue: Queue, tls_port: int) -> None:
