@@ -11,8 +11,8 @@ from bench.rounds import LONGEST, ROOT, Case, NothingDoneError, environment, mem
 from bench.servers import Place, Servers
 
 PARTS = 10
-#: Seconds after a part's last result until what is held is looked at: acknowledgements are gathered, connections closed.
-REST = 2.0
+#: Seconds in which a part's last acknowledgements reach the broker: they are gathered, and RabbitMQ counts every 5 s.
+REST = 15.0
 
 
 def memory(process: str) -> int:
@@ -49,7 +49,7 @@ def soak(servers: Servers, contender: Contender, case: Case, tasks: int) -> dict
     """Send and run so many tasks. Gives tasks/s and what was held, in the first and the last tenth."""
     with servers.place() as place:
         environ = environment(contender, place, case)
-        seen, done, began = [], 0, time.monotonic()
+        seen, done, rested, began = [], 0, 0.0, time.monotonic()
         with running(contender, place, case, environ) as sessions:
             for part in range(1, PARTS + 1):
                 send = [*contender.send, str(tasks // PARTS), case.work, str(case.size)]
@@ -61,8 +61,11 @@ def soak(servers: Servers, contender: Contender, case: Case, tasks: int) -> dict
                     if time.monotonic() - moved > LONGEST:
                         raise NothingDoneError(f"{contender.name}: {now} of {part * (tasks // PARTS)} tasks have a result")
                     time.sleep(0.05)
-                time.sleep(REST)
+                rest = time.monotonic()
+                while place.broker()["messages"] and time.monotonic() < rest + REST:
+                    time.sleep(0.2)
+                rested += time.monotonic() - rest
                 seen.append(held(place, sessions))
-        rate = tasks / (time.monotonic() - began - PARTS * REST)
+        rate = tasks / (time.monotonic() - began - rested)
     first, last = seen[0], seen[-1]
     return {"rate": rate, "tasks": tasks, "first": first, "last": last}
