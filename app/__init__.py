@@ -22,6 +22,7 @@ from app.fixes import (
     hub_stall,
     retry_queue,
     short_delays,
+    solo_stop,
     time_limit,
 )
 
@@ -91,6 +92,7 @@ correlation.connect()
 vitals.connect()
 beat_stop.connect()
 cold_shutdown.connect()
+solo_stop.connect()
 shutdown.connect()
 tracing.connect()
 health.install(app)

@@ -99,9 +99,6 @@ def _hand_back(worker: Any) -> None:
     if _runs(worker):  # its loop looks at this
         state.should_terminate = platforms.EX_OK
         if _is(worker, "solo"):
-            if consumer := worker.consumer and worker.consumer.task_consumer:
-                # Closing reads what RabbitMQ has sent ahead, and would begin a task here and wait for its end.
-                consumer.on_message = lambda _: None
             if state.active_requests:
                 raise WorkerTerminate(platforms.EX_OK)
             return
