@@ -12,7 +12,21 @@ from typing import Any
 
 from celery import Celery
 
-from app import backends, brokers, correlation, health, loop, pools, security, set_aside, shutdown, spool, tracing, vitals
+from app import (
+    backends,
+    brokers,
+    correlation,
+    health,
+    loop,
+    pools,
+    prefork_pipes,
+    security,
+    set_aside,
+    shutdown,
+    spool,
+    tracing,
+    vitals,
+)
 from app.fixes import (
     add_consumer,
     beat_stop,
@@ -34,7 +48,7 @@ class Kit(Celery):
     """
 
     amqp_cls = "app.publishing:AMQP"
-    events_cls = "app.fixes.unconfirmed_events:Events"
+    events_cls = "app.fixes.events_in_the_loop:Events"
     log_cls = "app.logs:Logging"
 
     def gen_task_name(self, name: str, module: str) -> Any:
@@ -86,6 +100,7 @@ app = Kit("celery-kit")
 app.config_from_object("app.config")
 brokers.connect()
 pools.connect()
+prefork_pipes.connect()
 add_consumer.connect()
 time_limit.connect()
 correlation.connect()
@@ -101,6 +116,6 @@ set_aside.install(app)
 hub_stall.connect()
 eventlet_dns.connect()
 app.steps["consumer"].update(  # by name: producers need no worker
-    f"app.{module}:Step" for module in ("commit_worker", "expiry", "time_limits")
+    f"app.{module}:Step" for module in ("commit_worker", "lane", "expiry", "time_limits")
 )
 security.connect(app)

@@ -94,6 +94,7 @@ class Commit:
         self._away = False
         self._loop: int | None = None
         self._in_loop = False
+        self._late: dict[str, bool] = {}  # by a task's name, whether its acknowledgements come by here
         self._lazy = False
         self._sending = False
         self._after: set[Callable[[], None]] = set()
@@ -104,6 +105,7 @@ class Commit:
         `lazy`: the loop's rounds are short - it hands tasks to other processes -, and a group gathers over many of them.
         """
         self._store, self._busy, self._grouping, self._lazy = store, busy, True, lazy
+        self._late = {}
         if not self.running:
             self.running = True
             os.register_at_fork(after_in_child=self._forget)
@@ -122,8 +124,10 @@ class Commit:
             return False
         if self.child:  # the parent has looked at what follows; what it acknowledges itself must be stored by then
             return task_id == self.carry
-        task = app.tasks.get(request.task)
-        return task is not None and bool(task.acks_late) and task.Request == REQUEST
+        if (late := self._late.get(request.task)) is None:
+            task = app.tasks.get(request.task)
+            late = self._late[request.task] = task is not None and bool(task.acks_late) and task.Request == REQUEST
+        return late
 
     def result(self, write: Write) -> None:
         """Take a state into the group. A task's later state takes the place of its earlier one, unless that is to last."""
@@ -147,6 +151,11 @@ class Commit:
             if not self._writes:
                 self._since = None
             self.carried = write
+
+    @property
+    def done(self) -> int:
+        """Tasks that have ended and wait for their group: they take no place in the worker any more."""
+        return 0 if self._away else len(self._acks)
 
     def ack(self, send: Callable[[], None]) -> None:
         """Call `send` when every result that came before it is stored."""
@@ -175,10 +184,11 @@ class Commit:
         return young and len(self._acks) < min(COUNT, self._busy())
 
     def gather(self, send: Callable[[], None]) -> bool:
-        """True, and `send` is called after the last of them, while a group's acknowledgements are sent; otherwise False."""
-        if self._sending:
+        """True, and `send` is called after the last of them, while this thread sends a group's acknowledgements; else False."""
+        gathers = self._sending and self._flusher == threading.get_ident()
+        if gathers:
             self._after.add(send)
-        return self._sending
+        return gathers
 
     def flush(self) -> None:
         """Write the group, then send its acknowledgements. Raises, and keeps both, where it cannot be written."""

@@ -6,12 +6,20 @@ it stores itself, as it does with a large result. The parent's part is :func:`ca
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from celery import current_app
 from celery.app.trace import fast_trace_task
 
 from app.commit import REQUEST, Write, commit
+from app.lane_trace import quick, read
+from app.prefork_pipes import in_one_write
+
+trace: Any = import_module("celery.app.trace")
+
+#: The tasks of this process that have their short trace by now.
+_prepared: set[str] = set()
 
 
 class Carried(str):
@@ -34,9 +42,13 @@ def run(task: str, uuid: str, *args: Any, **options: Any) -> tuple[int, Any, flo
     if not commit.running:
         commit.start(current_app.backend.store_group, lambda: 1)  # type: ignore[attr-defined]  # the stubs lack it
         commit.child = True
+    if task not in _prepared and trace._localized:
+        _prepared.add(task)
+        tasks, _, hostname = trace._localized
+        tasks[task].__trace__ = quick(tasks[task], current_app, hostname)
     commit.carry = uuid
     try:
-        failed, shown, runtime = fast_trace_task(task, uuid, *args, **options)
+        failed, shown, runtime = fast_trace_task(task, uuid, *args, **{"loads": read, **options})
     finally:
         commit.carry = None
         carried, commit.carried = commit.carried, None
@@ -57,6 +69,8 @@ def carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
                 commit.result(outcome[1].write)
             return callback(outcome)
 
-        return apply_async(run, args, callback=done, **options)
+        job = apply_async(run, args, callback=done, **options)
+        in_one_write(job)
+        return job
 
     return apply

@@ -31,21 +31,20 @@ class Step(bootsteps.StartStopStep):
     """Makes a worker's groups while it consumes, where the results backend has `store_group`."""
 
     label = "Commit"
-    carries = False
     # Between the two, so that it writes what there is before the channel closes.
     requires = ("celery.worker.consumer.connection:Connection",)
 
     def include_if(self, parent: Any) -> bool:
         return hasattr(parent.app.backend, "store_group")
 
-    def start(self, parent: Any) -> None:
+    def create(self, parent: Any) -> None:
         for task in parent.app.tasks.values():
             if task.Request == CELERYS_REQUEST:
                 task.Request = REQUEST
-        if parent.pool.uses_semaphore and not self.carries:  # its tasks run in other processes
-            self.carries = True
+        if parent.pool.uses_semaphore:  # its tasks run in other processes
             parent.pool.apply_async = carrying(parent.pool.apply_async)
-        parent.update_strategies()
+
+    def start(self, parent: Any) -> None:
         commit.start(parent.app.backend.store_group, state.reserved_requests.__len__, lazy=parent.pool.uses_semaphore)
         if parent.hub:
             parent.hub.on_tick.add(commit.tick)

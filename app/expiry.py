@@ -46,10 +46,9 @@ class Step(bootsteps.StartStopStep):
 
     # Its wrapper is the outer one: it knows the request by the callback.
     requires = ("celery.worker.consumer.connection:Connection", "app.time_limits:Step")
-    looks = False
 
-    def start(self, parent: Any) -> None:
-        if not parent.pool.uses_semaphore and not self.looks:
-            self.looks = True
-            parent.pool.apply_async = watching(parent.pool.apply_async)
-            parent.update_strategies()  # they know the pool's function by then
+    def include_if(self, parent: Any) -> bool:
+        return not parent.pool.uses_semaphore
+
+    def create(self, parent: Any) -> None:
+        parent.pool.apply_async = watching(parent.pool.apply_async)

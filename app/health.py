@@ -115,10 +115,13 @@ class Heartbeat(bootsteps.StartStopStep):
     """
 
     # The last step before the loop: whoever sees the file may send. Where the broker delays tasks, one that comes before its
-    # queue is bound to the delayed delivery is lost; and Heart waits for a broker that goes away meanwhile.
-    requires = tuple(
-        f"celery.worker.consumer.{step}"
-        for step in ("tasks:Tasks", "delayed_delivery:DelayedDelivery", "heart:Heart", "control:Control")
+    # queue is bound to the delayed delivery is lost; and others wait for a broker that goes away meanwhile.
+    requires = (
+        *(
+            f"celery.worker.consumer.{step}"
+            for step in ("tasks:Tasks", "delayed_delivery:DelayedDelivery", "heart:Heart", "control:Control")
+        ),
+        "app.set_aside:SetAside",
     )
 
     def __init__(self, parent: Any, **options: Any) -> None:

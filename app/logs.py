@@ -20,7 +20,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from app.correlation import HEADER, SENT
 from app.fixes.retry_queue import DELAY
-from app.pools import POOLS
+from app.pools import named
 from app.profile import Profile
 
 TASK = "kit_task"  # on a record
@@ -93,11 +93,11 @@ class Logging(log.Logging):
 
 
 def _worker(sender: str, instance: Any, **_: Any) -> None:
-    module = instance.pool_cls.__module__.rpartition(".")[2]
-    _process.update(worker=sender, pool=next((pool.name for pool in POOLS.values() if pool.module == module), module))
+    _process.update(worker=sender, pool=named(instance.pool_cls))
     # Celery's line about a task's arrival knows neither its queue nor its attempt: ours says the same words, and those.
     logging.getLogger("celery.worker.strategy").addFilter(_not_celerys_arrival)
-    task_received.connect(_received, weak=False)
+    if logging.getLogger("celery.worker.strategy").isEnabledFor(logging.INFO):
+        task_received.connect(_received, weak=False)
 
 
 def _not_celerys_arrival(record: logging.LogRecord) -> bool:

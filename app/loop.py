@@ -7,7 +7,8 @@ Source: celery/worker/loops.py, synloop; celery/worker/consumer/events.py ("shou
 
 Here the event connection is read once a second, and task events go in groups. What the broker's connection itself has to do
 between messages - notice a free place in the prefetch window, restore messages of dead workers - is its transport's part:
-app/brokers/redis_transport.py. Can go when tests/engine/test_green_loop.py passes with Celery's own loop.
+app/brokers/redis_transport.py. Can go when tests/engine/test_workers.py::test_events_of_a_green_pool_go_in_groups passes with
+Celery's own loop.
 """
 
 from collections.abc import Callable, Iterator

@@ -34,6 +34,8 @@ class Pool:
     sockets_patched: Callable[[], bool] | None = None
     #: What raises an exception in a task that is late, "module:class" (app/time_limits.py); empty where Celery itself ends it.
     timeout: str = ""
+    #: Of "soft" and "hard", the task time limits that Celery itself keeps to there.
+    celerys_time_limits: tuple[str, ...] = ()
     #: Flags for `celery worker`. Mingle costs 1.0 s of start-up.
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip")
     #: By feature, what it cannot do or does differently.
@@ -121,7 +123,7 @@ POOLS: dict[str, Pool] = {
     for pool in (
         Pool(
             "prefork", "prefork", "CPU-bound work; all time limits", None,
-            limits=PREFORK, fast_prefetch=4,
+            limits=PREFORK, fast_prefetch=4, celerys_time_limits=("soft", "hard"),
         ),
         Pool(
             "eventlet", "eventlet", "many slow connections (upstream: bug fixes only)", 100,
@@ -130,6 +132,7 @@ POOLS: dict[str, Pool] = {
         Pool(
             "gevent", "gevent", "many slow connections", 100,
             _patched("gevent.monkey", "is_module_patched"), limits=GREEN, timeout="gevent:Timeout",
+            celerys_time_limits=("hard",),
         ),
         Pool(
             "threads", "thread", "slow connections through libraries that cannot be patched", 16,
@@ -143,10 +146,18 @@ POOLS: dict[str, Pool] = {
 }  # fmt: skip
 
 
+def _module(implementation: Any) -> str:
+    return (implementation if isinstance(implementation, type) else type(implementation)).__module__.rpartition(".")[2]
+
+
 def row(implementation: Any) -> Pool | None:
     """The row of one of Celery's pools, given as its class or an instance; None for a pool of the user's own."""
-    module = (implementation if isinstance(implementation, type) else type(implementation)).__module__.rpartition(".")[2]
-    return next((pool for pool in POOLS.values() if pool.module == module), None)
+    return next((pool for pool in POOLS.values() if pool.module == _module(implementation)), None)
+
+
+def named(implementation: Any) -> str:
+    """The name that POOL= has for a pool, given likewise; its module's for a pool of the user's own."""
+    return pool.name if (pool := row(implementation)) else _module(implementation)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,22 @@ from app.brokers import Queues, room
 from app.brokers.contract import RefusedError
 
 T = TypeVar("T")
+PLAIN = (int, float, bool, type(None))
+
+
+def brief(arguments: Any) -> str | None:
+    """What saferepr makes of a task's arguments, where repr says the same five times as fast: of few, plain ones. Else None."""
+    if type(arguments) is dict:
+        fit = all(map(_reads_the_same, arguments)) and all(map(_reads_the_same, arguments.values()))
+    else:
+        fit = type(arguments) in (tuple, list) and all(map(_reads_the_same, arguments))
+    return text if fit and len(text := repr(arguments)) < 500 else None
+
+
+def _reads_the_same(value: Any) -> bool:
+    if type(value) is str:
+        return len(value) < 100 and value.isprintable() and "'" not in value and "\\" not in value
+    return type(value) in PLAIN
 
 
 class Producer(KombuProducer):
@@ -107,6 +123,12 @@ class AMQP(amqp.AMQP):
     """Celery's, with these producers, and queues that have what the brokers' rooms give them."""
 
     queues_cls = Queues
+
+    def as_task_v2(self, task_id: str, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        for header, arguments in (("argsrepr", args or ()), ("kwargsrepr", kwargs or {})):
+            if options.get(header) is None:
+                options[header] = brief(arguments)  # else Celery describes them letter by letter: a tenth of a `delay()`
+        return super().as_task_v2(task_id, name, args, kwargs, *more, **options)
 
     @property
     def producer_pool(self: Any) -> Any:

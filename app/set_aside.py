@@ -66,13 +66,15 @@ class SetAside(bootsteps.StartStopStep):
 
         def create_task_handler(*args: Any, **options: Any) -> Callable[[Any], None]:
             handle = celerys(*args, **options)
+            short_way = getattr(parent, "short_way", None)  # app/lane.py
 
             def on_task_received(message: Any) -> None:
                 if self.deliveries(message) > self.limit:
                     return self.give_up(parent, message)
                 try:
-                    check(message)
-                    handle(message)
+                    if short_way is None or not short_way(message):
+                        check(message)
+                        handle(message)
                 except OF_THE_MESSAGE as error:
                     state = parent.controller.state
                     mine = [request for request in list(state.requests.values()) if request.message is message]

@@ -15,7 +15,6 @@ from kombu.utils.imports import symbol_by_name
 
 from app import app
 from app.facts import PATIENCE, Member, Server
-from app.pools import POOLS
 from app.profile import Profile
 
 
@@ -124,10 +123,9 @@ def _worker(node: str, found: Snapshot) -> tuple[str, ...]:
     answer = found.workers.get(node)
     if not answer:
         return (node, "", "", state_of(node, found), "", "", "", "", "")
-    pool = next((pool.name for pool in POOLS.values() if pool.module == answer["pool"]), answer["pool"])
     numbers = (str(answer[name]) for name in ("active", "reserved", "processed"))
     queues = ",".join(answer["consuming"])
-    return (node, pool, str(answer["concurrency"]), state_of(node, found), queues, *numbers, _bytes(answer["memory"]))
+    return (node, answer["pool"], str(answer["concurrency"]), state_of(node, found), queues, *numbers, _bytes(answer["memory"]))
 
 
 def _beats(members: list[Member]) -> list[str]:

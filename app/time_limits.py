@@ -70,13 +70,10 @@ class Step(bootsteps.StartStopStep):
 
     label = "Time limits"
     requires = ("celery.worker.consumer.connection:Connection",)
-    limits = False
 
-    def start(self, parent: Any) -> None:
+    def create(self, parent: Any) -> None:
         pool = row(parent.pool)
-        if pool and pool.timeout and not self.limits:
-            self.limits = True
+        if pool and pool.timeout:
             module, _, name = pool.timeout.partition(":")
             usual = parent.pool.options.get("soft_timeout"), parent.pool.options.get("timeout")
             parent.pool.apply_async = limiting(parent.pool.apply_async, getattr(import_module(module), name), usual)
-            parent.update_strategies()  # they know the pool's function by then

@@ -11,6 +11,8 @@ from typing import Any
 
 from celery.signals import celeryd_init
 
+from app.pools import named
+
 clock = time.time
 
 
@@ -40,11 +42,10 @@ def _register(**_: Any) -> None:
         consumer = state.consumer
         consuming = [queue.name for queue in getattr(consumer.task_consumer, "queues", [])]
         info = consumer.pool.info if consumer.pool else {}
-        module = type(consumer.pool).__module__.rpartition(".")[2]
         limits = [task.time_limit or state.app.conf.task_time_limit or 0 for task in state.app.tasks.values()]
         active = len(work.active_requests)
         return {
-            "pool": module,
+            "pool": named(consumer.pool),
             "concurrency": info.get("max-concurrency", 1),
             "consuming": consuming,
             "active": active,

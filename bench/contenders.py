@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.pools import POOLS
 from bench.peers.setup import PEERS
 from bench.servers import Place
 
 HERE = sys.executable
 
-#: Tasks at once of one worker, by pool; where nothing is said, one a core.
-CONCURRENCY = {"solo": 1, "threads": 2, "prefork": 2, "gevent": 50, "eventlet": 50}
+#: Tasks at once of one worker, at most: of greenlets, and of threads or processes.
+GREENLETS, OTHERS = 50, 2
 CORES = os.cpu_count() or 1
 
 
@@ -59,7 +60,8 @@ def _peer(place: Place) -> dict[str, str]:
 
 
 def _size(pool: str) -> list[str]:
-    return ["--concurrency", str(CONCURRENCY[pool])]
+    most = GREENLETS if POOLS[pool].sockets_patched else OTHERS
+    return ["--concurrency", str(min(POOLS[pool].concurrency or most, most))]
 
 
 def _plain(pool: str) -> list[str]:

@@ -14,7 +14,7 @@ import requests
 from redis import Redis
 
 from tests.integration.bench import Stack
-from tests.matrix import SERVERS
+from tests.matrix import SERVERS, virtual_host
 
 
 @dataclass
@@ -89,11 +89,8 @@ class Servers:
             redis = Redis(host=self.broker, db=0)
             yield Place(f"{url}/0", f"{url}/1", results, redis, lambda: _redis_holds(redis))
             return
-        name = f"bench{uuid.uuid4().hex[:8]}"
         api = f"http://{self.broker}:15672/api"
-        rights = {"configure": ".*", "write": ".*", "read": ".*"}
-        for path, body in ((f"vhosts/{name}", None), (f"permissions/{name}/kit", rights)):
-            requests.put(f"{api}/{path}", json=body, auth=("kit", "kit"), timeout=30).raise_for_status()
+        name = virtual_host(api, f"bench{uuid.uuid4().hex[:8]}")
         try:
             url = self.server.url.format(host=self.broker, port=self.server.port, namespace=name)
             yield Place(url, f"redis://{self.results}:6379/1", results, results, lambda: _rabbitmq_holds(api, name))

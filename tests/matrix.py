@@ -36,17 +36,16 @@ class Combination:
         return limits(self.broker, self.backend, self.pool).get(feature)
 
 
-def _virtual_host(number: int, port: Callable[[int], int]) -> str:
-    """A virtual host of its own, made through RabbitMQ's management interface."""
-    name = f"test{number}"
-    for path in (f"vhosts/{name}", f"permissions/{name}/kit"):
-        requests.put(
-            f"http://127.0.0.1:{port(15672)}/api/{path}",
-            json={"configure": ".*", "write": ".*", "read": ".*"} if "permissions" in path else None,
-            auth=("kit", "kit"),
-            timeout=10,
-        ).raise_for_status()
+def virtual_host(api: str, name: str) -> str:
+    """Make one for the stacks' account, through RabbitMQ's management interface at the URL `api`; gives its name back."""
+    rights = {"configure": ".*", "write": ".*", "read": ".*"}
+    for path, body in ((f"vhosts/{name}", None), (f"permissions/{name}/kit", rights)):
+        requests.put(f"{api}/{path}", json=body, auth=("kit", "kit"), timeout=30).raise_for_status()
     return name
+
+
+def _virtual_host(number: int, port: Callable[[int], int]) -> str:
+    return virtual_host(f"http://127.0.0.1:{port(15672)}/api", f"test{number}")
 
 
 def _rabbitmq_version(port: Callable[[int], int]) -> str:

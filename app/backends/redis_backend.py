@@ -93,7 +93,8 @@ class Backend(RedisBackend):  # type: ignore[misc]
         result = self.encode_result(result, state)
         make = partial(self._value, task_id, result, state, traceback, request)
         value = make if state == states.STARTED else make()
-        commit.result(Write(self.get_key_for_task(task_id), value, self.expires or 0, state))
+        # The key as get_key_for_task makes it, for an id that is text as all are in a request.
+        commit.result(Write(self.task_keyprefix + task_id.encode(), value, self.expires or 0, state))
         return result
 
     def _store_result(

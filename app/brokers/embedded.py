@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from app.brokers.contract import Broker, Environ
 from app.brokers.redis import TRANSPORT, settings
+from app.brokers.redis import broker as redis
 from app.brokers.redis_bulk import Bulk
 from app.brokers.redis_dead import RedisDeadLetters
 from app.refusal import refuse
@@ -56,4 +57,6 @@ broker = Broker(
     results_url=results_url,
     transport=TRANSPORT,
     bulk=Bulk,
+    limits=redis.limits,
+    backend_limits=redis.backend_limits,
 )

@@ -19,6 +19,7 @@ from amqp import transport as amqp_transport
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from kombu.transport import pyamqp
 
+from app.brokers.rabbitmq_frames import DELIVER, arguments, frame_handler
 from app.commit import commit
 
 #: Read at once, in bytes.
@@ -178,6 +179,15 @@ class Channel(_Bounded, KombusChannel):  # type: ignore[misc]
             self._open.clear()
             self._acked.clear()
 
+    def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
+        if method_sig != DELIVER or self.is_closing or DELIVER in self._pending:
+            super().dispatch_method(method_sig, payload, content)
+            return
+        if self.auto_decode and (encoding := content.properties.get("content_encoding")):
+            with suppress(Exception):  # as in py-amqp: what cannot be decoded stays as it came
+                content.body = content.body.decode(encoding)
+        self._on_basic_deliver(*arguments(payload), content)
+
     def _delivered(self, tag: int, to_acknowledge: bool) -> int:
         with self._tags:
             self._last = self._before + tag
@@ -210,7 +220,7 @@ class Channel(_Bounded, KombusChannel):  # type: ignore[misc]
                 self._open.remove(delivery_tag)
                 self._acked.append(delivery_tag)
             # Others are from before the channel's last error: their messages are delivered again.
-        if not self.connection.gathers and not commit.gather(self.flush_acks):
+        if not commit.gather(self.flush_acks) and not self.connection.gathers:
             self.flush_acks()
 
     def flush_acks(self) -> None:
@@ -248,6 +258,9 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
 
     Channel = Channel
     loop: Any = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"frame_handler": frame_handler} | options)
 
     def Transport(
         self,

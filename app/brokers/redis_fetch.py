@@ -166,6 +166,7 @@ class Fetcher:
         self._lists: list[str] = []
         self._told = True  # something may be there
         self._asked = 0  # messages, by the request that is on its way
+        self._ask_at = -1  # the number of those that are ready at which the next ones are asked for
         self._raced = False  # and that because the server told of a push
         self._looked_at = 0.0
         self._not_before = 0.0
@@ -248,7 +249,17 @@ class Fetcher:
                 if self.ready:
                     self.ring()
                 break
+            if len(self.ready) == self._ask_at:
+                self._ask(now)
         return some
+
+    def _ask(self, now: float) -> None:
+        """Have the server work on the next batch while this one is handed over."""
+        self._ask_at = -1
+        if self._sent is None:
+            self.pace.update(now)
+            if self._due(now) <= now:
+                self._send(now)
 
     def _deliver(self, queue: str, raw: bytes) -> None:
         try:
@@ -268,12 +279,9 @@ class Fetcher:
     def _free(self, ahead: int) -> int:
         """How many more messages the consumer may hold, of those that were handed over."""
         qos = self.channel.qos
-        if not qos.can_consume():
-            return 0
         if "can_consume" in vars(qos):  # worker_disable_prefetch: Celery says only whether it wants another
-            return 1
-        held = len(qos._delivered) - len(qos._dirty)
-        return (qos.prefetch_count + ahead if qos.prefetch_count else held + MOST) - held
+            return int(qos.can_consume())
+        return qos.prefetch_count + ahead - qos.held if qos.prefetch_count else MOST
 
     def _room(self) -> int:
         if not self.channel.active_queues:
@@ -329,6 +337,7 @@ class Fetcher:
                 self.ready.append((queue, message))
             else:
                 self._set_aside(queue, self._lists[-place - 1], message)
+        self._ask_at = len(self.ready) // 4
         if answer:
             self._yield = YIELD
             self.channel._queue_cycle.rotate(queue)

@@ -25,6 +25,7 @@ from redis.exceptions import ResponseError
 
 from app.brokers import redis_dead
 from app.brokers.redis_fetch import LOOK_AGAIN, Fetcher
+from app.commit import commit
 from app.fixes.failed_ack import FreedPlace
 from app.fixes.redis_restart import RememberAddress
 from app.fixes.server_clock import ServerClock
@@ -67,7 +68,8 @@ class QoS(FreedPlace, ServerClock, redis_dead.QoS):
 
     @property
     def held(self) -> int:
-        return len(self._delivered or ()) - len(self._dirty or ())
+        """Messages whose tasks wait or run."""
+        return len(self._delivered or ()) - len(self._dirty or ()) - commit.done
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         if fetcher := self.channel.fetcher:

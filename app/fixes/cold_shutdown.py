@@ -26,6 +26,8 @@ from celery.concurrency import get_implementation
 from celery.exceptions import WorkerTerminate
 from kombu.common import ignore_errors
 
+from app.pools import row
+
 EVERY = 0.5  # seconds, between looks at whether a soft shutdown's tasks are done
 
 
@@ -35,8 +37,8 @@ def connect() -> None:
 
 
 def _install(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
-    pool = get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool)
-    if not pool.__module__.endswith((".gevent", ".eventlet", ".thread", ".solo")):
+    pool = row(get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool))
+    if pool is None or pool.has_children:
         return
     program: Any = import_module("celery.apps.worker")
     program.install_worker_term_hard_handler = _handle
@@ -74,7 +76,7 @@ def _soften(worker: Any) -> None:
     timeout = float(worker.app.conf.worker_soft_shutdown_timeout or 0)
     if not timeout or not state.active_requests or not _runs(worker):
         _hand_back(worker)
-    elif _is(worker, "solo"):
+    elif _has_one_thread(worker):
         # The one thread is inside of the task: its end is seen by the loop, the end of the wait by an alarm.
         state.should_terminate = platforms.EX_OK
         _at_alarm(timeout, lambda: _hand_back(worker) if state.active_requests else None)
@@ -98,7 +100,7 @@ def _hand_back(worker: Any) -> None:
     worker._handed_back = True
     if _runs(worker):  # its loop looks at this
         state.should_terminate = platforms.EX_OK
-        if _is(worker, "solo"):
+        if _has_one_thread(worker):
             if state.active_requests:
                 raise WorkerTerminate(platforms.EX_OK)
             return
@@ -141,8 +143,10 @@ def _runs(worker: Any) -> bool:
     return bool(worker.blueprint.state == import_module("celery.bootsteps").RUN)
 
 
-def _is(worker: Any, pool: str) -> bool:
-    return bool(worker.pool_cls.__module__.endswith(f".{pool}"))
+def _has_one_thread(worker: Any) -> bool:
+    """Its loop rests while a task runs."""
+    pool = row(worker.pool_cls)
+    return pool is not None and not pool.answers_while_busy
 
 
 def _at_alarm(seconds: float, do: Callable[[], None]) -> None:

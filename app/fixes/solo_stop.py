@@ -13,6 +13,8 @@ from typing import Any
 from celery import signals
 from celery.concurrency import get_implementation
 
+from app.pools import row
+
 
 def connect() -> None:
     """Have every worker of that pool stop so."""
@@ -20,8 +22,8 @@ def connect() -> None:
 
 
 def _install(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
-    pool = get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool)
-    if not pool.__module__.endswith(".solo"):
+    pool = row(get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool))
+    if pool is None or pool.name != "solo":
         return
 
     def stop(**_: Any) -> None:

@@ -136,7 +136,7 @@ def test_flower_metrics_and_an_alert_in_life(
         counted(f'flower_events_total{{type="task-{kind}",task="mail.send_email"}}', 1)
     counted('flower_events_total{type="task-failed",task="media.waveform"}', 1)
     counted("celery_kit_workers", 1)
-    counted(f'celery_kit_worker_processed{{pool="{POOLS[pool].module}"}}', 2)
+    counted(f'celery_kit_worker_processed{{pool="{pool}"}}', 2)
     until("beat's rounds are seen", lambda: 0 < value(checkout, "celery_kit_beat_silent_seconds") < 60, 60)
     for one in queries():
         until(f"the dashboard has what it shows: {one}", lambda: ask(checkout, "query", query=one)["result"], 60)  # noqa: B023

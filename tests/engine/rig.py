@@ -20,7 +20,7 @@ from app.stack import ROOT
 from tests.wait import until
 
 #: Tasks at once that a pool's worker runs here.
-CONCURRENCY = {"prefork": 2, "threads": 4, "solo": 1, "gevent": 20, "eventlet": 20}
+CONCURRENCY = {name: min(pool.concurrency or 2, 20 if pool.sockets_patched else 4) for name, pool in POOLS.items()}
 #: The engines of the kit, and Celery without it.
 PLAIN_CELERY = "celery"
 

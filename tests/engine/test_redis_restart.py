@@ -1,9 +1,15 @@
 """A broker that restarts does not end the worker. app/fixes/redis_restart.py"""
 
+from threading import Event, Thread
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from celery import Celery
+from celery.worker.heartbeat import Heart
+from kombu.utils.imports import symbol_by_name
 
+from app import Kit
 from app.pools import POOLS
 from app.profile import ENGINES
 from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
@@ -41,3 +47,39 @@ def test_celery_still_needs_the_fix(server: Server) -> None:
         until("the worker has ended", lambda: one.process.poll() is not None)
         assert "has no attribute 'hostname'" in one.log.read_text()
     server.broker.delete("unacked", "unacked_index")
+
+
+def says_that_it_lives(server: Server, events: Any) -> Event:
+    """A worker's sign of life is due while its broker is away; gives an event that says whether its loop goes on."""
+    app = producer(server)
+    dispatcher: Any = symbol_by_name(events)(app=app).Dispatcher(app.connection_for_write())
+    heart: Any = Heart(None, dispatcher)
+    heart._send("worker-online")
+    server.stop()
+    over = Event()
+
+    def beat() -> None:
+        heart._send("worker-heartbeat")
+        over.set()
+
+    Thread(target=beat, daemon=True).start()
+    return over
+
+
+def test_a_worker_does_not_wait_to_say_that_it_lives(server: Server) -> None:
+    """Its loop goes on, and sees for itself that the broker is away. app/fixes/events_in_the_loop.py"""
+    over = says_that_it_lives(server, Kit.events_cls)
+    try:
+        assert over.wait(60)
+    finally:
+        server.start()
+
+
+def test_celery_still_waits_to_say_that_it_lives(server: Server) -> None:
+    """If this fails, that part of app/fixes/events_in_the_loop.py may go."""
+    over = says_that_it_lives(server, Celery.events_cls)
+    try:
+        assert not over.wait(10)
+    finally:
+        server.start()
+    assert over.wait(60)

@@ -42,8 +42,8 @@ CLOCK = Path(__file__).with_name("clock")
 VISIBILITY_TIMEOUT = 20
 #: In life the end of a stop's grace is later than a task's longest time; here a task is a few seconds at most.
 GRACE = 20
-#: Tasks at once in each worker, where the pool's own number would make the run long or large.
-AT_ONCE = {"prefork": 4, "eventlet": 50, "gevent": 50}
+#: A worker's children, and its tasks at once at most: the pool's own numbers would make the run long or large.
+CHILDREN, AT_ONCE = 4, 50
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Pair:
 
     @property
     def at_once(self) -> int:
-        return AT_ONCE.get(self.pool.name) or self.pool.concurrency or 1
+        return min(self.pool.concurrency or CHILDREN, AT_ONCE)
 
 
 def _free_port() -> int:

@@ -259,7 +259,7 @@ def test_pool_shrink(cell: Cell) -> None:
     command(cell, single, "pool_grow", n=1)
     if cell.limit:
         cell.saw(command(cell, single, "pool_shrink", n=1))
-        assert "error" in cell.noted[0]
+        assert "AttributeError" in cell.noted[0]  # a pool that can says "busy" at times
     else:
         shrink(cell, single)
     with held(cell, 2, start=1) as results:

@@ -26,8 +26,9 @@ KATHMANDU = "Asia/Kathmandu"
 EARLY = timedelta(milliseconds=50)
 
 #: Where Celery itself keeps to no soft time limit, and to no hard one.
-NO_SOFT_ONE = [one for one in COMBINATIONS if one.pool.timeout]
-NO_HARD_ONE = [one for one in NO_SOFT_ONE if one.pool.name != "gevent"]
+NO_SOFT_ONE, NO_HARD_ONE = (
+    [one for one in COMBINATIONS if kind not in one.pool.celerys_time_limits] for kind in ("soft", "hard")
+)
 LIMITED = "Celery leaves the limit out of account on this pool: app/time_limits.py"
 
 

@@ -11,7 +11,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -23,13 +23,11 @@ from celery import Celery
 from celery.security.certificate import Certificate, FSCertStore
 from celery.security.key import PrivateKey
 from celery.security.serialization import SecureSerializer
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from kombu.exceptions import EncodeError
 from kombu.serialization import register
 
 from app.stack import ROOT
+from tests.certificates import certificate
 from tests.integration.bench import FOLDER, ROLES, Worker
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.probes import wire_probes
@@ -303,22 +301,6 @@ def test_correlation_id_is_the_task_id(cell: Cell) -> None:
 
 
 # Signed messages. The worker `signed` trusts two certificates: its own and this process's.
-
-
-def certificate(name: str, valid: float = 3_600) -> tuple[bytes, bytes]:
-    """A new RSA key and its certificate, in PEM, valid for so many seconds from now."""
-    key = rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
-    named = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(named, named, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(seconds=valid))
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return private, made.public_bytes(pem)
 
 
 @cache

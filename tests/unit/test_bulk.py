@@ -5,12 +5,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from celery import signals
+from celery import Celery, signals
 from celery.utils.saferepr import saferepr
 
 from app import Kit
-from app.bulk import NotAllSentError, Sender, _reads_the_same
+from app.bulk import NotAllSentError, Sender
 from app.ids import ids
+from app.publishing import brief
 
 
 def test_ids_are_random_uuids() -> None:
@@ -24,8 +25,25 @@ def test_ids_are_random_uuids() -> None:
     [0, -1, 2**80, 1.5, 1e300, True, None, "", "plain", "it's", 'a"b', "back\\slash", "new\nline", "ünï", "\x7f", "\xad"],
 )
 def test_a_value_whose_repr_is_taken_reads_as_saferepr_has_it(value: Any) -> None:
-    for values in ((value,), (value, value), {"key": value}):
-        assert not _reads_the_same(value) or repr(values) == saferepr(values)
+    for values in ((value,), (value, value), [value], {"key": value}, {str(value): 1}):
+        assert brief(values) in (None, saferepr(values))
+
+
+def test_what_is_not_plain_is_left_to_saferepr() -> None:
+    some: tuple[Any, ...] = ([1],), ("x" * 100,), {"a": {}}, tuple(range(1_000)), {1, 2}, "text", None
+    for values in some:
+        assert brief(values) is None
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"), [((1, "a"), {"b": None}), (None, None), ([1], {}), ((object,), {"x": [1]}), (("x" * 2_000,), {})]
+)
+def test_a_message_describes_its_arguments_as_celery_does(args: Any, kwargs: Any) -> None:
+    app = Kit("nowhere", set_as_current=False, broker="memory://")
+    theirs = Celery("nowhere", set_as_current=False, broker="memory://")
+    made = [one.amqp.as_task_v2("id", "name", args, kwargs, origin="here") for one in (app, theirs)]
+    assert made[0] == made[1]
+    assert app.amqp.as_task_v2("id", "name", args, kwargs, argsrepr="mine").headers["argsrepr"] == "mine"
 
 
 class Anything:

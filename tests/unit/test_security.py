@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,39 +12,24 @@ from celery.exceptions import SecurityError
 from celery.security.certificate import Certificate, FSCertStore
 from celery.security.key import PrivateKey
 from celery.security.serialization import SecureSerializer
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from app.security import Signing
 from app.stack import ROOT
+from tests.certificates import certificate
 from tests.wait import until
 
 Environ = dict[str, str]
 
 
-@pytest.fixture(scope="module")
-def key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
-
-
 @pytest.fixture
-def signing(key: rsa.RSAPrivateKey, tmp_path: Path) -> Callable[..., Environ]:
+def signing(tmp_path: Path) -> Callable[..., Environ]:
     """Makes a key, its certificate, valid for so many seconds, and a store that holds it; gives the three variables."""
 
     def make(valid: float = 3_600) -> Environ:
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-        now = datetime.now(UTC)
-        made = (
-            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(seconds=valid))
-            .sign(key, hashes.SHA256())
-        )
-        pem, secret = serialization.Encoding.PEM, serialization.NoEncryption()
-        (tmp_path / "key").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, secret))
+        key, made = certificate("test", valid)
+        (tmp_path / "key").write_bytes(key)
         (tmp_path / "store").mkdir()
-        (tmp_path / "store" / "test.pem").write_bytes(made.public_bytes(pem))
+        (tmp_path / "store" / "test.pem").write_bytes(made)
         return {
             "SECURITY_KEY": str(tmp_path / "key"),
             "SECURITY_CERTIFICATE": str(tmp_path / "store" / "test.pem"),

@@ -1,7 +1,7 @@
 """The tables, and the files that have a line for each of their rows."""
 
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 from celery.concurrency import get_available_pool_names, get_implementation
@@ -18,6 +18,10 @@ def test_every_pool_is_one_of_celerys() -> None:
         assert pool.sockets_patched or get_implementation(pool.name).__module__ == f"celery.concurrency.{pool.module}"
 
 
+def test_every_pool_keeps_to_both_time_limits() -> None:
+    assert not [name for name, pool in POOLS.items() if not pool.timeout and set(pool.celerys_time_limits) != {"soft", "hard"}]
+
+
 def test_every_pool_has_its_image() -> None:
     stages = re.findall(r"^FROM deps AS deps-(\w+)$", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE)
     assert sorted(stages) == sorted(POOLS)
@@ -27,6 +31,12 @@ def test_every_broker_with_a_stack_has_its_file_and_its_row_in_the_tests() -> No
     stacks = {name: broker.compose_file for name, broker in BROKERS.items() if broker.compose_file}
     assert stacks == {name: f"compose.{name}.yaml" for name in SERVERS}
     assert all((ROOT / file).exists() for file in stacks.values())
+
+
+def test_brokers_that_share_a_scheme_share_their_limits() -> None:
+    for one, other in combinations(BROKERS.values(), 2):
+        if set(one.schemes) & set(other.schemes):
+            assert (one.limits, one.backend_limits) == (other.limits, other.backend_limits)
 
 
 def test_products_are_named_in_their_own_rooms_only() -> None:

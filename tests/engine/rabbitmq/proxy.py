@@ -3,13 +3,15 @@
 import threading
 from contextlib import suppress
 from socket import SHUT_RDWR, create_connection, create_server, socket
+from ssl import SSLContext
 
 
 class Proxy:
-    """`refused`: connections that were closed at once, because it is shut."""
+    """`refused`: connections that were closed at once, because it is shut. `tls`: what it decrypts by."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, tls: SSLContext | None = None) -> None:
         self.target = (host, port)
+        self.tls = tls
         self.server = create_server(("127.0.0.1", 0))
         self.port = int(self.server.getsockname()[1])
         self.shut = False
@@ -37,6 +39,8 @@ class Proxy:
                     self.refused += 1
                     one.close()
                     continue
+                if self.tls:
+                    one = self.tls.wrap_socket(one, server_side=True)
                 other = create_connection(self.target)
                 self.ends += [one, other]
                 for ends in ((one, other), (other, one)):

@@ -1,12 +1,9 @@
 """RabbitMQ's transport of ENGINE=fast on a real broker: no message is lost, and none is acknowledged in another's place."""
 
-import contextlib
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from socket import create_server, socket
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -17,6 +14,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 
 from tests.engine.rabbitmq.conftest import Urls
+from tests.engine.rabbitmq.proxy import Proxy
 
 TRANSPORT = "app.brokers.rabbitmq_transport:Transport"
 
@@ -29,6 +27,7 @@ class Client:
         self.queue = queue
         self.got: list[int] = []
         self.messages: dict[int, Any] = {}
+        self.hub: Hub | None = None
         self.channel: Any = self.connection.default_channel
         self.consume()
 
@@ -47,8 +46,16 @@ class Client:
             self.connection.drain_events(timeout=10)
         return self
 
+    def on_a_loop(self) -> Hub:
+        """Have a worker's loop handle the connection."""
+        self.hub = Hub()
+        self.connection.transport.register_with_event_loop(self.connection.connection, self.hub)
+        return self.hub
+
     def close(self) -> None:
         self.connection.release()
+        if self.hub:
+            self.hub.close()
 
 
 @pytest.fixture
@@ -83,9 +90,8 @@ def test_acknowledged_messages_are_gone_and_others_come_again(urls: Urls, queue:
 def test_the_loop_sends_acknowledgements_together(urls: Urls, queue: Queue) -> None:
     """One frame for a hundred messages in a row; the loop's tick sends it, and nothing else had to."""
     client = Client(urls.broker, queue)
-    hub = Hub()
+    hub = client.on_a_loop()
     connection: Any = client.connection.connection
-    client.connection.transport.register_with_event_loop(connection, hub)
     while len(client.got) < 100:
         hub.run_once()
     before = connection.bytes_sent
@@ -95,22 +101,18 @@ def test_the_loop_sends_acknowledgements_together(urls: Urls, queue: Queue) -> N
     connection.on_tick()
     assert connection.bytes_sent == before + 1
     client.close()
-    hub.close()
     assert left(urls, queue) == []
 
 
 def test_what_was_read_ahead_is_handled_without_further_traffic(urls: Urls, queue: Queue) -> None:
     """A wait for one answer reads a hundred messages along; the loop hears nothing more from the socket."""
-    client = Client(urls.broker, queue)
-    hub = Hub()
-    client.until(1)
-    client.connection.transport.register_with_event_loop(client.connection.connection, hub)
+    client = Client(urls.broker, queue).until(1)
+    hub = client.on_a_loop()
     for _ in range(100):
         if len(client.got) == 100:
             break
         hub.run_once()
     client.close()
-    hub.close()
     assert len(client.got) == 100
 
 
@@ -181,40 +183,19 @@ def tls_port(urls: Urls, tmp_path: Path) -> Iterator[int]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     broker = urlsplit(urls.broker)
-    server = create_server(("127.0.0.1", 0))
-
-    def pump(source: socket, target: socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                target.sendall(data)
-            target.shutdown(1)
-
-    def serve() -> None:
-        from socket import create_connection
-
-        with contextlib.suppress(OSError):
-            while True:
-                plain, _ = server.accept()
-                inside = context.wrap_socket(plain, server_side=True)
-                outside = create_connection((broker.hostname, broker.port))
-                for ends in ((inside, outside), (outside, inside)):
-                    threading.Thread(target=pump, args=ends, daemon=True).start()
-
-    threading.Thread(target=serve, daemon=True).start()
-    yield server.getsockname()[1]
-    server.close()
+    proxy = Proxy(str(broker.hostname), int(broker.port or 0), context)
+    yield proxy.port
+    proxy.close()
 
 
 def test_over_tls(urls: Urls, queue: Queue, tls_port: int) -> None:
     url = urlsplit(urls.broker)
     secure = url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{tls_port}").geturl()
     client = Client(secure, queue, ssl={"cert_reqs": ssl.CERT_NONE})
-    hub = Hub()
-    client.connection.transport.register_with_event_loop(client.connection.connection, hub)
+    hub = client.on_a_loop()
     while len(client.got) < 100:
         hub.run_once()
     for number in range(1, 100):
         client.messages[number].ack()
     client.close()
-    hub.close()
     assert left(urls, queue) == [100]

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +46,7 @@ class Fast:
         self.pool = pool
         self.log = tmp_path / "worker.log"
         self.runs: Any = Redis.from_url(urls.results)
+        self.proxies: list[Proxy] = []
         self.workers: list[subprocess.Popen[bytes]] = []
         self.app = self._app()
 
@@ -54,6 +54,7 @@ class Fast:
         """Have the workers to come reach the server of this variable through a proxy."""
         url = urlsplit(self.environ[name])
         proxy = Proxy(str(url.hostname), int(url.port or 0))
+        self.proxies.append(proxy)
         user = f"{url.username}:{url.password}@" if url.username else ""
         self.environ[name] = url._replace(netloc=f"{user}127.0.0.1:{proxy.port}").geturl()
         return proxy
@@ -86,17 +87,33 @@ class Fast:
         found = self.runs.mget([backend.get_key_for_task(one) for one in ids])
         return sum(1 for value in found if value and b'"SUCCESS"' in value)
 
+    def until_stored(self, ids: list[str], goal: int, seconds: float = 60) -> None:
+        """Wait until so many of these tasks have a result."""
+        until(f"{goal} of {len(ids)} tasks have a result", lambda: self.stored(ids) >= goal, seconds)
+
     def left(self) -> int:
         """The messages that the broker still has: ready, and delivered but not acknowledged once all workers are gone."""
         with self.app.connection_for_read() as connection:
             queue: Any = self.app.amqp.queues[self.queue](connection.default_channel)
             return int(queue.queue_declare(passive=True).message_count)
 
+    def stop(self, worker: "subprocess.Popen[bytes]") -> None:
+        """SIGTERM, to which a worker exits with 0."""
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0
+
+    def ends_with_nothing_left(self, worker: "subprocess.Popen[bytes]") -> None:
+        """A worker that is stopped once all is done has acknowledged all of it."""
+        self.stop(worker)
+        assert self.left() == 0
+
     def close(self) -> None:
         for worker in self.workers:
             if worker.poll() is None:
                 worker.kill()
             worker.wait()
+        for proxy in self.proxies:
+            proxy.close()
         with self.app.connection_for_read() as connection:
             self.app.amqp.queues[self.queue](connection.default_channel).delete()
         self.app.close()
@@ -112,10 +129,6 @@ def fast(request: pytest.FixtureRequest, urls: Urls, tmp_path: Path) -> Iterator
         fast.close()
 
 
-def _done(fast: Fast, ids: list[str], goal: int) -> bool:
-    return fast.stored(ids) >= goal
-
-
 COUNT = int(os.environ.get("CRASH_TASKS", "1000"))
 KILLS = 5
 
@@ -126,11 +139,11 @@ def test_no_task_is_lost_when_workers_are_killed(fast: Fast, record_property: Ca
     for kill in range(1, KILLS + 1):
         worker = fast.worker()
         goal = kill * COUNT // (KILLS + 1)
-        until("some more tasks are done", partial(_done, fast, ids, goal), 120)
+        fast.until_stored(ids, goal, 120)
         worker.kill()
         worker.wait()
     fast.worker()
-    until("every task has its result", lambda: fast.stored(ids) == COUNT, 180)
+    fast.until_stored(ids, COUNT, 180)
     runs = {int(number): int(times) for number, times in fast.runs.hgetall("runs").items()}
     assert sorted(runs) == list(range(COUNT))
     record_property("runs", sum(runs.values()))
@@ -141,9 +154,8 @@ def test_a_stopping_worker_hands_everything_in(fast: Fast) -> None:
     """SIGTERM in the middle: what it has run is stored and acknowledged, the rest is still there; nothing runs twice."""
     ids = fast.send_many(COUNT)
     worker = fast.worker()
-    until("it is in the middle", lambda: fast.stored(ids) >= COUNT // 4, 60)
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 0
+    fast.until_stored(ids, COUNT // 4)
+    fast.stop(worker)
     runs = fast.runs.hgetall("runs")
     assert {int(times) for times in runs.values()} == {1}
     assert fast.stored(ids) == len(runs)
@@ -155,28 +167,22 @@ def test_a_worker_goes_on_when_its_broker_is_back(fast: Fast) -> None:
     ids = fast.send_many(COUNT)
     worker = fast.worker()
     for part in (1, 2):
-        until("it is in the middle", partial(_done, fast, ids, part * COUNT // 4), 60)
+        fast.until_stored(ids, part * COUNT // 4)
         proxy.cut()
-    until("every task has its result", lambda: fast.stored(ids) == COUNT, 120)
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 0
-    assert fast.left() == 0
-    proxy.close()
+    fast.until_stored(ids, COUNT, 120)
+    fast.ends_with_nothing_left(worker)
 
 
 def test_no_task_is_lost_while_the_results_server_is_away(fast: Fast) -> None:
     proxy = fast.behind_a_proxy("CELERY_RESULT_BACKEND")
     ids = fast.send_many(COUNT)
     worker = fast.worker()
-    until("it is in the middle", lambda: fast.stored(ids) >= COUNT // 4, 60)
+    fast.until_stored(ids, COUNT // 4)
     proxy.cut(shut=True)
     until("it has tried more than once", lambda: proxy.refused >= 3, 60)
     proxy.cut(shut=False)
-    until("every task has its result", lambda: fast.stored(ids) == COUNT, 120)
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 0
-    assert fast.left() == 0
-    proxy.close()
+    fast.until_stored(ids, COUNT, 120)
+    fast.ends_with_nothing_left(worker)
 
 
 def test_a_short_tasks_result_does_not_wait_for_a_long_ones_end(fast: Fast) -> None:
@@ -201,6 +207,4 @@ def test_every_kind_of_task(fast: Fast) -> None:
     header = [fast.app.signature("engine.count", (n,), queue=fast.queue) for n in range(20)]
     body = fast.app.signature("engine.total", queue=fast.queue)
     assert chord(header, app=fast.app)(body).get(timeout=60) == sum(range(20))
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 0
-    assert fast.left() == 0
+    fast.ends_with_nothing_left(worker)

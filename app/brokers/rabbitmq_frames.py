@@ -1,0 +1,143 @@
+"""The frames of a delivery, read in half of py-amqp's time: what a worker on RabbitMQ spends most on, after the task itself.
+
+py-amqp walks a message's headers - some twenty-five from Celery - through a chain of comparisons for each value. Here the kinds
+that are common there are looked at first, and every other one is py-amqp's own. What does not fit is read by py-amqp itself.
+Source: amqp 5.4.2, serialization.py (_read_item, decode_properties_basic), method_framing.py (frame_handler).
+"""
+
+from collections.abc import Callable
+from struct import Struct
+from typing import Any
+
+from amqp import serialization
+from amqp.basic_message import Message
+from amqp.exceptions import UnexpectedFrame
+from amqp.method_framing import frame_handler as amqps_frame_handler
+
+DELIVER = (60, 60)
+_DELIVER = bytes((0, 60, 0, 60))
+_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+_STRING, _VOID, _INT, _DOUBLE = b"SVId"
+
+_read_any: Callable[[bytes, int], tuple[Any, int]] = vars(serialization)["_read_item"]
+_short, _long, _signed, _quad, _double = (Struct(f">{form}").unpack_from for form in "HIiQd")
+
+#: By bit of a message's flags, the properties that Celery's messages have, in their order; `headers` is the third.
+_TEXTS = ((0x8000, "content_type"), (0x4000, "content_encoding"))
+_MORE = (
+    (0x1000, "delivery_mode", False),
+    (0x0800, "priority", False),
+    (0x0400, "correlation_id", True),
+    (0x0200, "reply_to", True),
+)
+_HEADERS, _KNOWN = 0x2000, 0xFE00
+
+
+def table(data: bytes, at: int, end: int) -> dict[str, Any]:
+    """A table's names and values, from where its first name's length stands. Raises ValueError, as for text that is none."""
+    found: dict[str, Any] = {}
+    value: Any
+    while at < end:
+        start = at + 1
+        at = start + data[at]
+        name = data[start:at].decode()
+        kind = data[at]
+        at += 1
+        if kind == _VOID:
+            value = None
+        elif kind == _STRING:
+            start = at + 4
+            at = start + _long(data, at)[0]
+            value = data[start:at].decode()
+        elif kind == _INT:
+            (value,) = _signed(data, at)
+            at += 4
+        elif kind == _DOUBLE:
+            (value,) = _double(data, at)
+            at += 8
+        else:
+            value, at = _read_any(data, at - 1)
+        found[name] = value
+    return found
+
+
+def properties(data: bytes, at: int) -> dict[str, Any]:
+    """A message's properties, from its flags on. Raises ValueError where Celery's messages have none such."""
+    (flags,) = _short(data, at)
+    if flags & ~_KNOWN:
+        raise ValueError("properties that are not known here")
+    at += 2
+    found: dict[str, Any] = {}
+    for flag, name in _TEXTS:
+        if flags & flag:
+            start = at + 1
+            at = start + data[at]
+            found[name] = data[start:at].decode()
+    if flags & _HEADERS:
+        start = at + 4
+        at = start + _long(data, at)[0]
+        found["application_headers"] = table(data, start, at)
+    for flag, name, is_text in _MORE:
+        if flags & flag:
+            start = at + 1
+            at = start + data[at] if is_text else start
+            found[name] = data[start:at].decode() if is_text else data[start - 1]
+    return found
+
+
+Base: Any = Message  # its stubs know little of it
+
+
+class Delivery(Base):  # type: ignore[misc]
+    """py-amqp's message."""
+
+    def _load_properties(self, class_id: int, buf: bytes, offset: int) -> Any:
+        try:
+            self.properties = properties(buf, offset)
+        except (ValueError, IndexError):
+            return super()._load_properties(class_id, buf, offset)
+        return offset
+
+
+def arguments(data: bytes) -> tuple[str, int, bool, str, str]:
+    """What basic.deliver says: consumer tag, delivery tag, whether it is a redelivery, exchange, routing key."""
+    end = 5 + data[4]
+    consumer = data[5:end].decode()
+    (tag,) = _quad(data, end)
+    again = bool(data[end + 8] & 1)
+    start = end + 10
+    at = start + data[end + 9]
+    exchange = data[start:at].decode()
+    return consumer, tag, again, exchange, data[at + 1 : at + 1 + data[at]].decode()
+
+
+def frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[tuple[int, int, bytes]], bool]:
+    """py-amqp's handler of frames, with deliveries put together here. It says whether a frame was a whole method's last."""
+    others = amqps_frame_handler(connection, callback)
+    begun: dict[int, Delivery] = {}
+
+    def on_frame(frame: tuple[int, int, bytes]) -> bool:
+        kind, channel, data = frame
+        message = begun.get(channel)
+        if message is None:
+            if kind != _METHOD or data[:4] != _DELIVER:
+                return bool(others(frame))
+            connection.bytes_recv += 1
+            begun[channel] = Delivery(frame_method=DELIVER, frame_args=data)
+            return False
+        if kind == _HEARTBEAT:
+            return bool(others(frame))
+        connection.bytes_recv += 1
+        if kind == _HEADER and not message.body_size:
+            message.inbound_header(data)
+        elif kind == _BODY:
+            message.inbound_body(data)
+        else:
+            raise UnexpectedFrame(f"Received frame {kind} within a delivery")
+        if not message.ready:
+            return False
+        del begun[channel]
+        callback(channel, DELIVER, message.frame_args, message)
+        return True
+
+    return on_frame

@@ -1,0 +1,151 @@
+"""A broker that no longer answers: nobody waits for it without an end. A socket plays it, which says what a test has it say,
+and nothing more."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from struct import pack, unpack
+from typing import Any
+
+import pytest
+from amqp import Connection as AmqpConnection
+from amqp import Message, spec
+from amqp.exceptions import RecoverableConnectionError
+
+from app.brokers import rabbitmq_transport
+from app.brokers.contract import RefusedError
+from app.brokers.rabbitmq_bound import bound
+from app.brokers.rabbitmq_transport import Connection
+
+SOON = 0.05  # seconds
+#: Seconds after which the broker ends the connection: whoever waits without an end fails by that, and does not hang.
+PATIENCE = 5
+
+
+def method(channel: int, sig: tuple[int, int], arguments: bytes = b"") -> bytes:
+    """A frame with an AMQP method, as it goes over the wire."""
+    return pack(">BHI2H", 1, channel, 4 + len(arguments), *sig) + arguments + b"\xce"
+
+
+HELLO = method(0, spec.Connection.Start, b"\0\x09" + pack(">I", 0) + pack(">I", 5) + b"PLAIN" + pack(">I", 5) + b"en_US")
+BLOCKED = method(0, spec.Connection.Blocked, b"\x03low")
+ACK = method(1, spec.Basic.Ack, pack(">QB", 1, 0))
+NACK = method(1, spec.Basic.Nack, pack(">QB", 1, 0))
+
+
+class Broker:
+    """`answers`: by the client's method, what it says; to others nothing."""
+
+    def __init__(self) -> None:
+        self.answers = {
+            spec.Connection.StartOk: method(0, spec.Connection.Tune, pack(">HIH", 0, 131_072, 0)),
+            spec.Connection.Open: method(0, spec.Connection.OpenOk, b"\0"),
+            spec.Channel.Open: method(1, spec.Channel.OpenOk, pack(">I", 0)),
+            spec.Confirm.Select: method(1, spec.Confirm.SelectOk),
+        }
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.getsockname()[1]}"
+
+    def serve(self) -> None:
+        client, _ = self.server.accept()
+        client.settimeout(PATIENCE)
+        with client, client.makefile("rb") as heard, suppress(OSError):
+            heard.read(len(b"AMQP\0\0\x09\x01"))
+            client.sendall(HELLO)
+            while header := heard.read(7):
+                kind, _, size = unpack(">BHI", header)
+                payload = heard.read(size + 1)
+                if kind == 1:
+                    client.sendall(self.answers.get(unpack(">2H", payload[:4]), b""))
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    broker = Broker()
+    yield broker
+    broker.server.close()
+
+
+def connected(kind: Any, broker: Broker, **options: Any) -> Any:
+    connection = kind(broker.address, connect_timeout=PATIENCE, **options)
+    connection.connect()
+    return connection
+
+
+@pytest.fixture
+def fast(broker: Broker) -> Iterator[Any]:
+    """A connection of ENGINE=fast."""
+    connection = connected(Connection, broker)
+    yield connection
+    connection.collect()
+    broker.thread.join(PATIENCE)
+
+
+def test_a_connection_is_given_up_when_an_answer_does_not_come(fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = fast.channel()
+    monkeypatch.setattr(rabbitmq_transport, "ANSWER", SOON)
+    with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
+        channel.queue_declare("some")
+    assert not fast.connected
+
+
+def test_a_connection_is_given_up_when_its_channel_does_not_open(
+    broker: Broker, fast: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del broker.answers[spec.Channel.Open]
+    monkeypatch.setattr(rabbitmq_transport, "ANSWER", SOON)
+    with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
+        fast.channel()
+    assert not fast.connected
+
+
+@pytest.mark.parametrize("part", ["connection", "channel"])
+def test_a_goodbye_is_waited_for_by_a_time_of_its_own(fast: Any, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    leaving = fast.channel() if part == "channel" else fast
+    monkeypatch.setattr(rabbitmq_transport, "GOODBYE", SOON)
+    with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
+        leaving.close()
+    assert not fast.connected
+
+
+def test_whoever_sets_a_time_of_his_own_keeps_the_connection_when_it_is_over(fast: Any) -> None:
+    channel = fast.channel()
+    with pytest.raises(TimeoutError):
+        channel.wait(spec.Queue.DeclareOk, timeout=SOON)
+    assert fast.connected
+
+
+@pytest.fixture
+def producer(broker: Broker) -> Iterator[Any]:
+    """A producer's channel, on py-amqp's own connection."""
+    connection = connected(AmqpConnection, broker, confirm_publish=True)
+    yield connection.channel()
+    connection.collect()
+    broker.thread.join(PATIENCE)
+
+
+def test_a_producer_is_told_that_no_answer_came(producer: Any) -> None:
+    bound(producer, SOON)
+    with pytest.raises(RecoverableConnectionError, match=r"no answer from the broker within 0\.05 s$"):
+        producer.queue_declare("some")
+
+
+def test_a_producer_is_told_of_the_brokers_alarm(broker: Broker, producer: Any) -> None:
+    broker.answers[spec.Basic.Publish] = ACK + BLOCKED
+    producer.basic_publish(Message("some"), routing_key="some")
+    bound(producer, SOON)
+    with pytest.raises(RecoverableConnectionError, match="it blocks publishers: it has a memory or disk alarm"):
+        producer.queue_declare("some")
+
+
+def test_a_producer_is_told_that_its_message_was_not_taken(broker: Broker, producer: Any) -> None:
+    broker.answers[spec.Basic.Publish] = NACK
+    bound(producer, PATIENCE)
+    with pytest.raises(RefusedError, match="did not take the message"):
+        producer.basic_publish(Message("some"), routing_key="some")

@@ -1,0 +1,39 @@
+"""What a task costs the server, which no noise changes: the guard of what ENGINE=fast is for."""
+
+from uuid import uuid4
+
+import pytest
+
+from app.pools import POOLS
+from tests.engine.conftest import server as server
+from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
+from tests.wait import until
+
+TASKS = 1_000
+#: Requests a task that a worker on a busy machine stays below; plain Celery makes more than four.
+MOST, PLAIN = 1.5, 4.0
+
+
+def requests(server: Server, pool: str, engine: str) -> float:
+    """How often the server reads from a worker, for each task of a full queue: from its start to its end."""
+    queue = uuid4().hex[:8]
+    ids = send(producer(server), queue, TASKS)
+    before = server.broker.info("stats")["total_reads_processed"]
+    with worker(server, pool, engine, queue) as one:
+        # Its log tells: to ask the server would count.
+        until("all are done", lambda: one.log.read_text().count(" succeeded in ") == TASKS, 120)
+        assert one.stop() == 0
+    asked = float(server.broker.info("stats")["total_reads_processed"] - before)
+    assert done(server, ids) == TASKS
+    return asked / TASKS
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_asks_for_many_tasks_at_once(server: Server, pool: str) -> None:
+    """And says of many at once that they are done, with their results."""
+    assert requests(server, pool, "fast") < MOST
+
+
+def test_what_plain_celery_asks(server: Server) -> None:
+    """If this fails, the measure is wrong, or Celery has become better: the bound above is to be looked at."""
+    assert requests(server, "threads", PLAIN_CELERY) > PLAIN
