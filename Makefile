@@ -112,6 +112,9 @@ docs-bench:   ## take the last run of bench into the docs: tables, plot
 docs-matrix:  ## take the last run of test-matrix into the docs: tables, page, screenshot
 	.venv/bin/python -m docs.take_matrix && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
 
+docs-probe:   ## what a health probe says and costs in a worker's container; writes docs/reports/probe.md
+	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m docs.probe
+
 docs-site:    ## README and docs as a site, in site/
 	deploy/env.sh docs && .venv/bin/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going -c docs . site && echo site/index.html
 

@@ -38,6 +38,7 @@ from app.fixes import (
     locked_mailbox,
     retry_queue,
     short_delays,
+    solo_stop,
     time_limit,
 )
 
@@ -108,6 +109,7 @@ correlation.connect()
 vitals.connect()
 beat_stop.connect()
 cold_shutdown.connect()
+solo_stop.connect()
 shutdown.connect()
 tracing.connect()
 health.install(app)

@@ -9,7 +9,16 @@ from typing import Any
 from bench.peers.setup import PEERS, ROOT
 
 #: What a user may set, in the order in which the report repeats it.
-KNOBS = ("QUICK", "ONLY", "BROKER", "POOL", "ROUNDS", "SECONDS")
+KNOBS = ("QUICK", "ONLY", "BROKER", "POOL", "ROUNDS", "SECONDS", "TASKS")
+#: What a worker that goes on is seen to hold, beside memory.
+HELD = {
+    "files": "open files",
+    "connections": "connections to the broker",
+    "results_connections": "to Redis",
+    "queues": "queues",
+    "messages": "messages in them",
+    "keys": "keys in Redis beside the results",
+}
 PLAIN, SETTINGS, FAST = "plain Celery", "celery-kit plain", "celery-kit fast"
 Trial = dict[str, Any]
 
@@ -145,11 +154,9 @@ def lasting(found: dict[str, Any]) -> str:
         run = one["rounds"][0]
         first, last = run["first"], run["last"]
         pairs = [f"{first['memory'] / 1e6:.0f} / {last['memory'] / 1e6:.0f}"]
-        pairs += [f"{first[what]} / {last[what]}" for what in ("files", "connections", "keys")]
+        pairs += [f"{first[what]} / {last[what]}" for what in HELD]
         rows.append([one["case"]["broker"], one["case"]["pool"], one["name"], f"{run['tasks']:,}", number(one), *pairs])
-    head = ["broker", "pool", "engine", "tasks", "tasks/s", "MB, first / last tenth", "open files", "connections to Redis",
-            "other keys"]  # fmt: skip
-    return table(head, rows)
+    return table(["broker", "pool", "engine", "tasks", "tasks/s", "MB, first / last tenth", *HELD.values()], rows)
 
 
 def best(found: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ Docker's published ports distort: plain Celery on Redis gets 0.6 of its rate thr
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +19,37 @@ from tests.matrix import SERVERS, virtual_host
 
 @dataclass
 class Place:
-    """An empty broker and an empty results server, for one round."""
+    """An empty broker and an empty results server, for one round. `broker()`: its connections, queues and messages."""
 
     broker_url: str
     results_url: str
     results: Any
     redis: Any
+    broker: Callable[[], dict[str, int]]
 
     def trips(self) -> int:
         """How often Redis - one server, in either stack - has read from a client: a round trip, whatever it carries."""
         return int(self.results.info("stats")["total_reads_processed"])
+
+
+def _redis_holds(redis: Any) -> dict[str, int]:
+    lists = [name for name in redis.scan_iter(count=1_000) if redis.type(name) == b"list"]
+    messages = sum(map(redis.llen, lists)) + redis.hlen("unacked")
+    return {"connections": int(redis.info("clients")["connected_clients"]), "queues": len(lists), "messages": int(messages)}
+
+
+def _rabbitmq_holds(api: str, name: str) -> dict[str, int]:
+    def get(path: str) -> list[dict[str, Any]]:
+        answer = requests.get(f"{api}/{path}", auth=("kit", "kit"), timeout=30)
+        answer.raise_for_status()
+        return list(answer.json())
+
+    queues = get(f"queues/{name}?disable_stats=true&enable_queue_totals=true")
+    return {
+        "connections": len(get(f"vhosts/{name}/connections")),
+        "queues": len(queues),
+        "messages": sum(queue.get("messages", 0) for queue in queues),
+    }
 
 
 class Servers:
@@ -65,12 +86,13 @@ class Servers:
         results.flushall()
         if not self.has_results:
             url = f"redis://{self.broker}:6379"
-            yield Place(f"{url}/0", f"{url}/1", results, Redis(host=self.broker, db=0))
+            redis = Redis(host=self.broker, db=0)
+            yield Place(f"{url}/0", f"{url}/1", results, redis, lambda: _redis_holds(redis))
             return
         api = f"http://{self.broker}:15672/api"
         name = virtual_host(api, f"bench{uuid.uuid4().hex[:8]}")
         try:
             url = self.server.url.format(host=self.broker, port=self.server.port, namespace=name)
-            yield Place(url, f"redis://{self.results}:6379/1", results, results)
+            yield Place(url, f"redis://{self.results}:6379/1", results, results, lambda: _rabbitmq_holds(api, name))
         finally:
             requests.delete(f"{api}/vhosts/{name}", auth=("kit", "kit"), timeout=60).raise_for_status()

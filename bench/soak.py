@@ -7,23 +7,41 @@ from pathlib import Path
 from typing import Any
 
 from bench.contenders import Contender
-from bench.rounds import LONGEST, ROOT, Case, NothingDoneError, environment, members, running, used
+from bench.rounds import LONGEST, ROOT, Case, NothingDoneError, environment, members, running
 from bench.servers import Place, Servers
 
 PARTS = 10
+#: Seconds in which a part's last acknowledgements reach the broker: they are gathered, and RabbitMQ counts every 5 s.
+REST = 15.0
+
+
+def memory(process: str) -> int:
+    """Bytes that a process has, of what it shares with others its share; 0 for one that has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def held(place: Place, sessions: list[int]) -> dict[str, int]:
-    """Memory in bytes and open files of the worker's processes, connections to Redis, keys beside the results."""
+    """Memory in bytes and open files of all of the worker's processes; what its servers hold for it.
+
+    `connections`: to the broker. `results_connections`: to Redis, where that keeps the results alone. `queues` and `messages`:
+    on the broker; Redis has a key for each queue that holds anything. `keys`: in Redis, beside the results.
+    """
+    processes = [fields[0] for fields in members(sessions)]
     files = 0
-    for fields in members(sessions):
+    for process in processes:
         with suppress(OSError):
-            files += sum(1 for _ in Path(f"/proc/{fields[0]}/fd").iterdir())
+            files += sum(1 for _ in Path(f"/proc/{process}/fd").iterdir())
+    keys = sum(not name.startswith(b"celery-task-meta-") for name in place.results.scan_iter(count=10_000))
     return {
-        "memory": used(sessions)[1],
+        "memory": sum(map(memory, processes)),
         "files": files,
-        "connections": int(place.results.info("clients")["connected_clients"]),
-        "keys": int(place.redis.dbsize()) - (int(place.results.dbsize()) if place.redis is place.results else 0),
+        "results_connections": int(place.results.info("clients")["connected_clients"]),
+        "keys": keys + (int(place.redis.dbsize()) if place.redis is not place.results else 0),
+        **place.broker(),
     }
 
 
@@ -31,7 +49,7 @@ def soak(servers: Servers, contender: Contender, case: Case, tasks: int) -> dict
     """Send and run so many tasks. Gives tasks/s and what was held, in the first and the last tenth."""
     with servers.place() as place:
         environ = environment(contender, place, case)
-        seen, done, began = [], 0, time.monotonic()
+        seen, done, rested, began = [], 0, 0.0, time.monotonic()
         with running(contender, place, case, environ) as sessions:
             for part in range(1, PARTS + 1):
                 send = [*contender.send, str(tasks // PARTS), case.work, str(case.size)]
@@ -43,7 +61,11 @@ def soak(servers: Servers, contender: Contender, case: Case, tasks: int) -> dict
                     if time.monotonic() - moved > LONGEST:
                         raise NothingDoneError(f"{contender.name}: {now} of {part * (tasks // PARTS)} tasks have a result")
                     time.sleep(0.05)
+                rest = time.monotonic()
+                while place.broker()["messages"] and time.monotonic() < rest + REST:
+                    time.sleep(0.2)
+                rested += time.monotonic() - rest
                 seen.append(held(place, sessions))
-        rate = tasks / (time.monotonic() - began)
+        rate = tasks / (time.monotonic() - began - rested)
     first, last = seen[0], seen[-1]
     return {"rate": rate, "tasks": tasks, "first": first, "last": last}

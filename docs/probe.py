@@ -1,44 +1,208 @@
-"""What a health probe costs: `python -m docs.probe`, on Linux. Prints a line for the docs."""
+"""What a health probe costs, and what it says in the hard cases, in a worker's container: `make docs-probe`.
 
+Writes docs/reports/probe.md. BROKER= and POOL= choose another worker than redis and solo.
+"""
+
+import json
 import os
-import platform
-import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import cached_property
+from importlib.metadata import version
 from statistics import median
+from typing import Any
 
-from app import health
+from app.pools import POOLS
+from app.refusal import choose
 from app.stack import ROOT
+from docs.reference import table
+from tests.faults.servers import SERVERS
+from tests.faults.stand import Pair, Stand, clean
+from tests.integration.report import SIGNS
+from tests.wait import until
 
-RUNS = 200
+#: Probes in the container, and by the engine, whose health check runs them.
+RUNS, ENGINE_RUNS = 200, 20
+#: What a probe may cost: milliseconds, and MB.
+MOST_MS, MOST_MB = 50, 20
+#: Seconds that a worker's sign of life lasts here.
+HEARTBEAT_SECONDS = 5
+
+#: Gives milliseconds, milliseconds of CPU and exit code of each probe. To start it costs what it costs the engine's runtime.
+TIME = f"""
+import json, os, sys, time
+took = []
+for _ in range({RUNS}):
+    began = time.perf_counter()
+    _, status, used = os.wait4(os.posix_spawn("/usr/local/bin/healthy", sys.argv, os.environ), 0)
+    milliseconds = 1e3 * (time.perf_counter() - began)
+    took.append([milliseconds, 1e3 * (used.ru_utime + used.ru_stime), os.waitstatus_to_exitcode(status)])
+print(json.dumps(took))
+"""
+#: The same script in a shell that then says how much memory it took at most: what wait4 says counts the parent's own.
+MEMORY = '. /usr/local/bin/healthy; while read -r name size _; do [ "$name" = VmHWM: ] && echo "$size"; done < /proc/$$/status'
+
+
+@contextmanager
+def idle(_: Stand) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def busy(stand: Stand) -> Iterator[None]:
+    """One call that waits, for longer than a sign of life lasts."""
+    stand.send(stand.app(), "faults.wait", 50.0)
+    until("it has begun", lambda: stand.ledger.begun())
+    begun = time.monotonic()
+    until("its last round is long ago", lambda: time.monotonic() > begun + 2 * HEARTBEAT_SECONDS)
+    yield
+    assert stand.ledger.under_way(), "the task ended before all was measured"
+
+
+@contextmanager
+def frozen(stand: Stand) -> Iterator[None]:
+    stand.workers["one"].kill(signal="STOP")
+    yield
+
+
+@contextmanager
+def without_broker(stand: Stand) -> Iterator[None]:
+    stand.broker.stop(timeout=30)
+    until("it has noticed", lambda: probe(stand)[0])
+    yield
+    stand.broker.start()
+    stand.wait_for_servers()
+
+
+@contextmanager
+def not_consuming(stand: Stand) -> Iterator[None]:
+    app = stand.app()
+    until("it has heard", lambda: app.control.cancel_consumer("celery", reply=True, timeout=2))
+    for _ in range(2):  # the first may still answer a question that the worker had asked before
+        stand.send(app, "faults.effect", 0.0)
+    until("it has noticed", lambda: probe(stand)[0])
+    yield
+
+
+@dataclass(frozen=True)
+class Case:
+    """`ready` and `live`: what the probes must say."""
+
+    what: str
+    made: Callable[[Stand], Any]
+    ready: bool
+    live: bool
+
+
+CASES = (
+    Case("has nothing to do", idle, True, True),
+    Case("is frozen (SIGSTOP)", frozen, False, False),
+    Case("is without its broker", without_broker, False, True),
+    Case("is connected, and does not consume", not_consuming, False, False),
+    Case("is busy with one long call", busy, True, True),  # the last one: its task would be given to the next worker
+)
+
+
+def probe(stand: Stand, *words: str) -> tuple[int, float]:
+    """Ask as the engine's health check does; gives the exit code and milliseconds, the engine's own share included."""
+    began = time.perf_counter()
+    done = stand.workers["one"].exec_run(["healthy", *words])
+    return int(done.exit_code), 1e3 * (time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A probe in one case: [milliseconds, milliseconds of CPU, exit code] of each run; MB; the engine's milliseconds."""
+
+    runs: list[list[float]]
+    memory: float
+    engine: list[float]
+
+    @classmethod
+    def of(cls, stand: Stand, *words: str) -> "Measured":
+        inside = stand.workers["one"].exec_run
+        runs = json.loads(inside(["python", "-c", TIME, *words]).output)
+        memory = int(inside(["sh", "-c", MEMORY, "sh", *words]).output) / 1024
+        return cls(runs, memory, [probe(stand, *words)[1] for _ in range(ENGINE_RUNS)])
+
+    @cached_property
+    def milliseconds(self) -> float:
+        return median(run[0] for run in self.runs)
+
+    def says(self) -> str:
+        """Yes, no, or both."""
+        return " and ".join(sorted({"no" if run[2] else "yes" for run in self.runs}))
+
+    def cells(self) -> tuple[str, ...]:
+        figures = (self.milliseconds, max(run[0] for run in self.runs), median(run[1] for run in self.runs), self.memory)
+        return (self.says(), *(f"{figure:.1f}" for figure in figures), f"{median(self.engine):.0f}")
+
+
+def matrix() -> str:
+    """The same four cases on every combination, as the committed run of the matrix saw them."""
+    found = json.loads((ROOT / "docs/matrix.json").read_text())
+    rows = []
+    for name, feature in found["features"].items():
+        if feature["group"] == "health":
+            outcomes = [cell["outcome"] for cell in found["cells"] if cell["feature"] == name]
+            counts = (f"{sign} {outcomes.count(kind)}" for kind, sign in SIGNS.items() if kind in outcomes)
+            rows.append((feature["title"], " ".join(counts), str(len(outcomes))))
+    return table(("what the test says", "outcomes", "combinations"), *rows)
+
+
+def measure(stand: Stand) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The table's rows, each with what is wrong with it, or nothing."""
+    for case in CASES:
+        stand.new_ledger()
+        stand.start("one", HEARTBEAT_SECONDS=str(HEARTBEAT_SECONDS))
+        stand.wait_for("one")
+        until("it is healthy", lambda: probe(stand)[0] == 0)
+        with case.made(stand):
+            for words, due in (((), case.ready), (("live",), case.live)):
+                found = Measured.of(stand, *words)
+                right = found.says() == ("yes" if due else "no") and found.milliseconds <= MOST_MS and found.memory <= MOST_MB
+                row = (case.what, f"`{' '.join(('healthy', *words))}`", *found.cells())
+                yield row, "" if right else " ".join(row)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "heartbeat")
-        health.write(file, health.now() + 3_600)
-        took = []
-        for _ in range(RUNS):
-            start = time.perf_counter()
-            done = subprocess.run(["/bin/sh", str(ROOT / "deploy/healthy.sh")], env={"HEARTBEAT_FILE": str(file)}, check=False)
-            took.append(1_000 * (time.perf_counter() - start))
-            if done.returncode:
-                sys.exit("the probe did not find a healthy worker healthy")
-        # The same script in a shell that then says how much memory it took at most; a parent's view counts the parent's own.
-        words = f'. {ROOT / "deploy/healthy.sh"}; while read -r name size _; do [ "$name" = VmHWM: ] && echo "$size"; done'
-        said = subprocess.run(
-            ["/bin/sh", "-c", f"{words} < /proc/$$/status; true"],
-            env={"HEARTBEAT_FILE": str(file)}, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-        most = int(said) / 1024
-    print(
-        f"{RUNS} probes: median {median(took):.1f} ms, slowest {max(took):.1f} ms, {most:.1f} MB "
-        f"({datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"/bin/sh is {Path('/bin/sh').resolve().name})"
+    broker = choose("BROKER", os.environ.get("BROKER") or "redis", SERVERS)
+    pool = POOLS[choose("POOL", os.environ.get("POOL") or "solo", POOLS)]
+    stand = Stand(Pair(broker, pool))
+    rows, wrong = [], []
+    try:
+        for row, fault in measure(stand):
+            print(*row, flush=True)
+            rows.append(row)
+            wrong += [fault] if fault else []
+        shell = stand.workers["one"].exec_run(["readlink", "-f", "/bin/sh"]).output.decode().strip()
+    finally:
+        stand.close()
+        clean()
+    heads = ("a worker that", "probe", "healthy", "ms, median", "slowest", "CPU ms", "MB", "ms by the engine")
+    (ROOT / "docs/reports/probe.md").write_text(
+        f"""# The health probe
+
+What [the probe](../delivery.md#health) says and costs in the container of a worker, {broker} and {pool.name}: {RUNS} runs
+in the container, and {ENGINE_RUNS} as the engine's health check starts them, whose time is nearly all the engine's. CPU is the
+median, memory the most that the shell held. It may cost {MOST_MS} ms and {MOST_MB} MB. A sign of life lasts
+{HEARTBEAT_SECONDS} s here.
+
+Written by `make docs-probe`, {datetime.now(UTC):%F}; {os.cpu_count()} cores, {os.getloadavg()[1]:.1f} processes ran or waited
+for them; the shell is {shell}; celery {version("celery")}, Docker {stand.client.version()["Version"]}.
+
+{table(heads, *rows)}
+
+On every broker, result backend and pool, by `make test-matrix` ([all of it](../matrix.md)):
+
+{matrix()}
+"""
     )
+    sys.exit(f"not as it must be:\n{chr(10).join(wrong)}" if wrong else 0)
 
 
 if __name__ == "__main__":

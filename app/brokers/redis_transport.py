@@ -28,12 +28,13 @@ from app.brokers.redis_fetch import LOOK_AGAIN, Fetcher
 from app.commit import commit
 from app.fixes.failed_ack import FreedPlace
 from app.fixes.redis_restart import RememberAddress
+from app.fixes.server_clock import ServerClock
 
 log = logging.getLogger(__name__)
 redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
 
 
-class QoS(FreedPlace, redis_dead.QoS):
+class QoS(FreedPlace, ServerClock, redis_dead.QoS):
     """Which messages are out. On the fast engine the fetch has already recorded them, and takes their acknowledgements."""
 
     channel: Any

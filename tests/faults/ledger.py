@@ -8,7 +8,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Line:
-    """What one process wrote: `event` is ready, begin or end; `kind` task, once, hog or tick; `time` in seconds since 1970."""
+    """What one process wrote: `event` is ready, begin or end; `kind` task, once, hog or tick; `time` in seconds of
+    the machine's monotonic clock.
+    """
 
     event: str
     task: str

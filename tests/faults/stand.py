@@ -7,6 +7,7 @@ import os
 import runpy
 import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -35,6 +36,7 @@ from tests.wait import until
 LABEL = "celery-kit.fault-run"
 RUN = os.environ.setdefault("CELERY_KIT_FAULT_RUN", f"ck-faults-{os.getpid()}")
 INSIDE = Path(__file__).with_name("inside")
+CLOCK = Path(__file__).with_name("clock")
 
 #: Seconds after which Redis gives an unacknowledged message to another worker; an hour and more in life.
 VISIBILITY_TIMEOUT = 20
@@ -80,6 +82,13 @@ def clean(run: str = RUN) -> None:
             volume.remove(force=True)
 
 
+def clocked(worker: str, base: str) -> str:
+    """The image of a worker whose wall clock `Stand.set_clock` sets, made of the image under test."""
+    given = ("--tag", f"{worker}-clock", "--build-arg", f"WORKER={worker}", "--build-arg", f"BASE={base}")
+    subprocess.run(["docker", "build", "--quiet", *given, CLOCK], check=True, stdout=subprocess.DEVNULL)
+    return f"{worker}-clock"
+
+
 class Stand:
     """`engine`: kit or plain. Worker names are `one` and `two`."""
 
@@ -94,6 +103,7 @@ class Stand:
         self.images = {key: value for key, value in dotenv_values(ROOT / ".env").items() if value} | dict(os.environ)
         self.workers: dict[str, Any] = {}
         self.linked: dict[str, bool] = {}
+        self.clocked: dict[str, bool] = {}
         self.host_ports: dict[int, int] = {}
         #: Exit codes of the workers that were stopped.
         self.exits: list[int] = []
@@ -158,7 +168,7 @@ class Stand:
         self.link_port = _free_port()
         self.link = self._container(
             "link",
-            self.images.get("PYTHON_IMAGE", "python:3.13-slim-trixie"),
+            self.python,
             ["python3", "-u", "/link.py", f"workers:{port}:broker:{port}", f"producer:{port + 1}:broker:{port}"],
             mounts=[
                 Mount("/link.py", str(INSIDE / "link.py"), "bind", read_only=True),
@@ -177,6 +187,10 @@ class Stand:
         self.results = self._server("results", "redis", self.results_network, [])
         self.wait_for_servers()
 
+    @property
+    def python(self) -> str:
+        return self.images.get("PYTHON_IMAGE", "python:3.13-slim-trixie")
+
     def wait_for_servers(self) -> None:
         """Until both answer."""
         url = self.server.url.format(host="127.0.0.1", port=self.host_ports[self.server.port])
@@ -193,9 +207,18 @@ class Stand:
         return self.host_ports[number]
 
     def start(
-        self, name: str, linked: bool = False, hostname: str = "", command: list[str] | None = None, **environ: str
+        self,
+        name: str,
+        linked: bool = False,
+        hostname: str = "",
+        command: list[str] | None = None,
+        clock: bool = False,
+        **environ: str,
     ) -> Any:
-        """Start a worker, anew if there was one of that name. `linked`: it reaches the broker over the link with faults."""
+        """Start a worker, anew if there was one of that name. `linked`: it reaches the broker over the link with faults.
+
+        `clock`: `set_clock` sets its wall clock.
+        """
         if old := self.workers.get(name):
             old.reload()
             self._past_restarts += int(old.attrs["RestartCount"])
@@ -217,9 +240,21 @@ class Stand:
             "TZ": "UTC",
             **environ,
         }
+        worker_image = image(self.pair.pool.name)
+        if clock:
+            worker_image = clocked(worker_image, self.python)
+            self.set_clock(name, 0)
+            # As where a real clock is set: the monotonic one goes on. Asked anew each time.
+            environment |= {
+                "LD_PRELOAD": "/usr/local/lib/libfaketime.so",
+                "FAKETIME_TIMESTAMP_FILE": f"/data/clock.{name}",
+                "FAKETIME_NO_CACHE": "1",
+                "DONT_FAKE_MONOTONIC": "1",
+                "NO_FAKE_STAT": "1",
+            }
         container = self._container(
             name,
-            image(self.pair.pool.name),
+            worker_image,
             command or worker,
             hostname="worker",
             environment=environment,
@@ -235,7 +270,7 @@ class Stand:
         )
         self.results_network.connect(container)
         if not command:
-            self.workers[name], self.linked[name] = container, linked
+            self.workers[name], self.linked[name], self.clocked[name] = container, linked, clock
         before = self.ledger.ready(f"{hostname or name}@worker")
         container.start()
         container.before = before
@@ -291,8 +326,8 @@ class Stand:
         """Until a task of beat's, sent after a moment, was done."""
         until("beat's task is done", lambda: any(x.kind == "tick" and x.time > moment for x in self.ledger.lines()), 90)
 
-    def ensure(self, linked: bool = False) -> None:
-        """Both workers run, over the link or not, and no other does."""
+    def ensure(self, linked: bool = False, clock: bool = False) -> None:
+        """Both workers run, over the link or not, with a clock to set or not, and no other does."""
         for name in [name for name in self.workers if name not in ("one", "two")]:
             self.workers.pop(name).remove(force=True, v=True)
         started = []
@@ -300,8 +335,9 @@ class Stand:
             container = self.workers.get(name)
             if container:
                 container.reload()
-            if not container or container.status != "running" or self.linked[name] != linked:
-                self.start(name, linked)
+            fits = container and container.status == "running"
+            if not fits or (self.linked[name], self.clocked[name]) != (linked, clock):
+                self.start(name, linked, clock=clock)
                 started.append(name)
         for name in started:
             self.wait_for(name)
@@ -320,6 +356,12 @@ class Stand:
 
     def set_link(self, which: str, state: str) -> None:
         (self.folder / f"link.{which}").write_text(state)
+
+    def set_clock(self, name: str, seconds: int) -> None:
+        """Set a worker's wall clock so far ahead of this machine's."""
+        draft = self.folder / f"clock.{name}.draft"
+        draft.write_text(f"{seconds:+d}\n")
+        draft.replace(self.folder / f"clock.{name}")
 
     @contextmanager
     def paused(self) -> Iterator[None]:

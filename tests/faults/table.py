@@ -20,7 +20,8 @@ class Fault:
     """`happens(stand)`: a context; entering it makes the fault, leaving it undoes it. `seconds`: how long it lasts.
 
     `pools`, `brokers`: where it exists; empty: everywhere. `repeats`: why a task may be done twice, or empty: none may.
-    `linked`: the workers reach the broker over the link with faults. `results_may_go`: results may be gone after it.
+    `linked`: the workers reach the broker over the link with faults. `clock`: their wall clocks can be set.
+    `results_may_go`: results may be gone after it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Fault:
     brokers: tuple[str, ...] = ()
     repeats: str = ""
     linked: bool = False
+    clock: bool = False
     results_may_go: str = ""
 
     def fits(self, broker: str, pool: str) -> bool:
@@ -203,12 +205,12 @@ def beat_sigkill(stand: Stand) -> Iterator[None]:
     with ExitStack() as undo:
         beat = stand.beat()
         undo.callback(beat.remove, force=True, v=True)
-        stand.wait_for_tick(time.time())
+        stand.wait_for_tick(time.monotonic())
         beat.kill(signal="KILL")
         yield
         again = stand.beat("again")
         undo.callback(again.remove, force=True, v=True)
-        stand.wait_for_tick(time.time())
+        stand.wait_for_tick(time.monotonic())
 
 
 @contextmanager
@@ -216,6 +218,13 @@ def malformed_messages(stand: Stand) -> Iterator[None]:
     url = stand.server.url.format(host="127.0.0.1", port=stand.link_port)
     malformed.send(url, 200)
     yield
+
+
+@contextmanager
+def clock_step(stand: Stand) -> Iterator[None]:
+    stand.set_clock("one", 3600)
+    yield
+    stand.set_clock("one", 0)
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -244,4 +253,5 @@ FAULTS: tuple[Fault, ...] = (
     Fault("same_name_twice", "a second worker comes up under a name that is taken", same_name_twice),
     Fault("beat_sigkill", "beat dies by SIGKILL and is started", beat_sigkill, 2),
     Fault("malformed_messages", "200 malformed messages of 20 sorts in the queue", malformed_messages, 3),
+    Fault("clock_step", "a worker's clock is set an hour ahead, then back", clock_step, 15, clock=True),
 )  # fmt: skip

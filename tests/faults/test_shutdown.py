@@ -11,6 +11,8 @@ from tests.wait import until
 LONG = 3.0  # seconds
 #: Pools whose time limit does not end a call that waits.
 UNLIMITED = [pair for pair in PAIRS if "hard_time_limit_of_a_waiting_call" in pair.pool.limits]
+#: Pools on which a delivery is the task's run.
+ONE_AT_A_TIME = [pair for pair in PAIRS if pair.at_once == 1]
 #: No broker gives a message back for its age within a test: what comes back was handed back.
 HOURS = "36000"
 
@@ -47,6 +49,18 @@ def test_sigterm_in_the_middle_of_50_long_tasks(stands: Stands, pair: Pair) -> N
     worker.stop(timeout=30)
     assert worker.wait()["StatusCode"] == 0
     assert stand.ledger.begun() == stand.ledger.done()
+    _done_by_another(stand)
+    assert stand.ledger.begun_again() == []
+
+
+@pytest.mark.parametrize("pair", ONE_AT_A_TIME, ids=str)
+def test_a_stop_begins_nothing_that_was_sent_ahead(stands: Stands, pair: Pair) -> None:
+    """At SIGTERM it ends its one task, and leaves to the next worker what it has not begun."""
+    stand = stands(pair)
+    worker = _busy(stand, 6, 2 * LONG)
+    begun = stand.ledger.begun()
+    worker.stop(timeout=60)
+    assert (worker.wait()["StatusCode"], stand.ledger.begun(), stand.ledger.done()) == (0, begun, begun)
     _done_by_another(stand)
     assert stand.ledger.begun_again() == []
 

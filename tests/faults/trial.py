@@ -69,7 +69,7 @@ def trial(stand: Stand, fault: Fault) -> Outcome:
 
 
 def _run(stand: Stand, fault: Fault, outcome: Outcome) -> None:
-    stand.ensure(fault.linked)
+    stand.ensure(fault.linked, fault.clock)
     stand.new_ledger()
     ledger, restarts = stand.ledger, stand.restarts()
     seconds = DRAIN * 2 * stand.pair.at_once / TASKS
@@ -81,7 +81,7 @@ def _run(stand: Stand, fault: Fault, outcome: Outcome) -> None:
         outcome.in_flight = len(ledger.missing())
         with fault.happens(stand):
             time.sleep(fault.seconds)  # how long the fault lasts
-        ended = time.time()
+        ended = time.monotonic()
         nodes = {f"{name}@worker" for name in stand.workers}
 
         def flows() -> bool:

@@ -1,0 +1,34 @@
+"""A worker of the pool solo that is told to end begins the tasks that RabbitMQ has sent ahead, and ends after the last of them.
+
+Celery 5.7.0 closes its connection step by step, waits for each answer, and reads on the way what was delivered before. On solo
+a delivery is the task's run: a SIGTERM lasts as long as all of these tasks, and after a SIGQUIT one begins that should not.
+Source: celery/worker/pidbox.py, Pidbox._close_channel; amqp/channel.py, basic_cancel.
+
+Closed by taking no delivery once a signal has come: unacknowledged, the broker has it back. Can go when
+tests/faults/test_shutdown.py::test_a_stop_begins_nothing_that_was_sent_ahead passes without it.
+"""
+
+from typing import Any
+
+from celery import signals
+from celery.concurrency import get_implementation
+
+from app.pools import row
+
+
+def connect() -> None:
+    """Have every worker of that pool stop so."""
+    signals.celeryd_init.connect(_install, weak=False)
+
+
+def _install(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+    pool = row(get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool))
+    if pool is None or pool.name != "solo":
+        return
+
+    def stop(**_: Any) -> None:
+        consumer = getattr(getattr(instance, "consumer", None), "task_consumer", None)
+        if consumer:
+            consumer.on_message = lambda _: None
+
+    signals.worker_shutting_down.connect(stop, weak=False)

@@ -1,0 +1,59 @@
+"""When a message was taken from Redis, and who has had it too long, is told by the server's clock: a worker's may be wrong.
+
+app/fixes/server_clock.py, app/brokers/redis_fetch.py
+"""
+
+import time
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.engine.rig import Server
+from tests.engine.test_fetch import Taken, connection, publish
+
+wrong = pytest.mark.parametrize("wrong", [3_600, -3_600], ids=["ahead", "behind"])
+engines = pytest.mark.parametrize("engine", ["fast", "plain"])
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    """The clock that kombu goes by, and the fetch where it has one."""
+    for module in ("kombu.transport.redis", "app.brokers.redis_fetch"):
+        monkeypatch.setattr(f"{module}.time", lambda: time.time() + seconds, raising=False)
+
+
+@wrong
+@engines
+def test_a_message_was_taken_when_the_server_says(
+    server: Server, engine: str, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = uuid4().hex
+    set_clock(monkeypatch, wrong)
+    with connection(server, engine) as one:
+        publish(one, queue, "a")
+        before = server.broker.time()[0]
+        taken = Taken(one, [queue])
+        taken.drain(lambda: taken.messages)
+        score = server.broker.zscore("unacked_index", taken.messages[0].delivery_tag)
+        assert score and before <= score <= server.broker.time()[0] + 1
+        taken.messages[0].ack()
+        taken.drain(lambda: not server.broker.hlen("unacked"))
+
+
+@wrong
+@engines
+def test_a_wrong_clock_gives_back_what_is_due(server: Server, engine: str, wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another's message before its visibility timeout is over: no; after it: yes."""
+    queue = uuid4().hex
+    with connection(server, engine) as one, connection(server, engine, visibility_timeout=600) as other:
+        publish(one, queue, "a")
+        taken = Taken(one, [queue])
+        taken.drain(lambda: taken.messages)
+        set_clock(monkeypatch, wrong)
+        channel: Any = other.default_channel
+        channel.qos.restore_visible(interval=1)
+        assert (server.broker.hlen("unacked"), server.broker.llen(queue)) == (1, 0)
+        channel.qos.visibility_timeout = 0
+        channel.qos.restore_visible(interval=1)
+        assert (server.broker.hlen("unacked"), server.broker.llen(queue)) == (0, 1)
+        taken.messages[0].ack()
