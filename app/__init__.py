@@ -36,6 +36,7 @@ from app.fixes import (
     eventlet_dns,
     hub_stall,
     locked_mailbox,
+    prefork_flush,
     retry_queue,
     short_delays,
     solo_stop,
@@ -109,6 +110,7 @@ correlation.connect()
 vitals.connect()
 beat_stop.connect()
 cold_shutdown.connect()
+prefork_flush.connect()
 solo_stop.connect()
 shutdown.connect()
 tracing.connect()

@@ -1,0 +1,34 @@
+"""A worker on prefork that is told to end hands in what its children have done. app/fixes/prefork_flush.py"""
+
+from uuid import uuid4
+
+import pytest
+
+from app.profile import ENGINES
+from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
+from tests.wait import until
+
+TASKS, BEFORE = 300, 40
+#: Stops until one of plain Celery's has been seen to forget something.
+MANY = 25
+
+
+def done_again(server: Server, engine: str) -> int:
+    """Tasks that are done and yet in the queue once more, after a worker was told to end while its children were busy."""
+    queue = uuid4().hex[:8]
+    ids = send(producer(server), queue, TASKS)
+    with worker(server, "prefork", engine, queue) as one:
+        until("some are done", lambda: done(server, ids) >= BEFORE)
+        assert one.stop() == 0
+    until("the rest is in the queue", lambda: not server.broker.hlen("unacked"))
+    return server.broker.llen(queue) + done(server, ids) - TASKS
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_worker_that_ends_hands_in_what_its_children_have(server: Server, engine: str) -> None:
+    assert [done_again(server, engine) for _ in range(4)] == [0] * 4
+
+
+def test_celery_still_forgets_what_its_children_have(server: Server) -> None:
+    """If this fails, app/fixes/prefork_flush.py may go."""
+    assert any(done_again(server, PLAIN_CELERY) for _ in range(MANY))
