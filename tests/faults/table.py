@@ -197,7 +197,7 @@ def same_name_twice(stand: Stand) -> Iterator[None]:
     stand.start("three", hostname="one")
     _hold(8)  # it comes up, or refuses to
     yield
-    stand.workers.pop("three").remove(force=True, v=True)
+    stand.stop("three")  # not by SIGKILL: that is a fault of its own
 
 
 @contextmanager
