@@ -59,7 +59,7 @@ env:
 	deploy/env.sh local
 
 test: export QUICK = 1
-test: lint test-unit test-browser test-matrix test-deploy  ## from a bare machine, each row of the matrix on 5 of 20; more: test-*
+test: lint test-unit test-browser test-matrix test-faults test-deploy  ## from a bare machine: the matrix on 5 of 20, faults on 2 of 10; more: test-*
 
 lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
