@@ -169,7 +169,7 @@ def test_nobody_consumes(cell: Cell) -> None:
 @pytest.mark.by_kit(TYPED_QUEUES, "plain Celery makes other queues classic on a direct exchange, and workers hold the tasks")
 def test_delay_on_other_queue(cell: Cell) -> None:
     """More delayed tasks than a worker has slots block nobody, in a queue that is not the default one either."""
-    late = [cell.send("queues_probes.note", cell.mark, "late", queue="single", countdown=2) for _ in range(3)]
+    late = [cell.send("queues_probes.note", cell.mark, "late", queue="single", countdown=5) for _ in range(3)]
     cell.run("queues_probes.note", cell.mark, "at-once", queue="single")
     for result in late:
         result.get(timeout=WAIT)
