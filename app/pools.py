@@ -155,6 +155,11 @@ def row(implementation: Any) -> Pool | None:
     return next((pool for pool in POOLS.values() if pool.module == _module(implementation)), None)
 
 
+def chosen(conf: Any, options: dict[str, Any]) -> Any:
+    """The class of the pool that a worker is to have, by its settings and its command line, as celeryd_init gives both."""
+    return get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool)
+
+
 def named(implementation: Any) -> str:
     """The name that POOL= has for a pool, given likewise; its module's for a pool of the user's own."""
     return pool.name if (pool := row(implementation)) else _module(implementation)
@@ -222,7 +227,7 @@ def connect() -> None:
 
 def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
     # `celery worker --pool` says pool, app.Worker(…) says pool_cls; either may be a name or a class.
-    pool = row(get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool))
+    pool = row(chosen(conf, options))
     if pool is None:
         return
     if pool.sockets_patched and not pool.sockets_patched():

@@ -16,9 +16,9 @@ from struct import unpack_from
 from typing import Any
 
 import celery
-from celery.concurrency import get_implementation
 from celery.signals import celeryd_init
 
+from app.pools import chosen
 from app.profile import Profile
 
 #: The Celery that it was written for; with another one its own pipes are used.
@@ -116,7 +116,7 @@ def connect() -> None:
 
 
 def _install(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    pool = get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool)
+    pool = chosen(conf, options)
     if Profile.from_environ().engine != "fast" or not pool.__module__.endswith(".prefork"):
         return
     asynpool: Any = import_module("celery.concurrency.asynpool")

@@ -22,11 +22,10 @@ from importlib import import_module
 from typing import Any
 
 from celery import platforms, signals
-from celery.concurrency import get_implementation
 from celery.exceptions import WorkerTerminate
 from kombu.common import ignore_errors
 
-from app.pools import row
+from app.pools import chosen, row
 
 EVERY = 0.5  # seconds, between looks at whether a soft shutdown's tasks are done
 
@@ -37,7 +36,7 @@ def connect() -> None:
 
 
 def _install(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
-    pool = row(get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool))
+    pool = row(chosen(conf, options))
     if pool is None or pool.has_children:
         return
     program: Any = import_module("celery.apps.worker")

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from celery.concurrency import get_implementation
 from celery.signals import celeryd_init
+
+from app.pools import chosen
 
 
 def connect() -> None:
@@ -25,8 +26,7 @@ def connect() -> None:
 
 
 def _install(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    pool: Any = get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool)
-    if pool.uses_semaphore:
+    if chosen(conf, options).uses_semaphore:
         asynpool: Any = import_module("celery.concurrency.asynpool")
         asynpool.AsynPool.flush = _keeping(asynpool.AsynPool.flush, asynpool)
 

@@ -11,19 +11,18 @@ tests/faults/test_shutdown.py::test_a_stop_begins_nothing_that_was_sent_ahead pa
 from typing import Any
 
 from celery import signals
-from celery.concurrency import get_implementation
 
-from app.pools import row
+from app.pools import chosen, row
 
 
 def connect() -> None:
-    """Have every worker of that pool stop so."""
+    """Have every worker whose loop rests during a task stop so."""
     signals.celeryd_init.connect(_install, weak=False)
 
 
 def _install(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
-    pool = row(get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool))
-    if pool is None or pool.name != "solo":
+    pool = row(chosen(conf, options))
+    if pool is None or pool.answers_while_busy:
         return
 
     def stop(**_: Any) -> None:

@@ -39,7 +39,7 @@ def add(x: int, y: int) -> int:
 def wait(seconds: float) -> float:
     import time
 
-    time.sleep(seconds)
+    time.sleep(seconds)  # the work: as long as the test says
     return seconds
 
 
