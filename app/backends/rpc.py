@@ -6,6 +6,7 @@ from celery._state import task_join_will_block  # type: ignore[attr-defined]  # 
 from kombu.common import maybe_declare
 
 from app.backends.contract import Backend
+from app.fixes.polled_results import final_last
 from app.limits import DOCS, Limit
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ REPLY_TO_THE_WORKER = Limit(
 
 
 def adapt(backend: Any) -> None:
-    """Have the queue for replies bound as below when a task is sent."""
+    """Have the queue for replies bound as below when a task is sent, and nothing thrown away when it is looked into."""
     backend.on_task_call = lambda producer, task_id: _bind(backend, producer)
+    backend._slurp_from_queue = final_last(backend._slurp_from_queue)
 
 
 def _bind(backend: Any, producer: Any) -> None:
