@@ -30,6 +30,7 @@ from app import (
 from app.fixes import (
     add_consumer,
     beat_stop,
+    cancelled_timers,
     cold_shutdown,
     dead_connection,
     delayed_queue,
@@ -109,6 +110,7 @@ time_limit.connect()
 correlation.connect()
 vitals.connect()
 beat_stop.connect()
+cancelled_timers.connect()
 cold_shutdown.connect()
 prefork_flush.connect()
 solo_stop.connect()

@@ -153,10 +153,10 @@ def lasting(found: dict[str, Any]) -> str:
     for one in of(found, "lasting"):
         run = one["rounds"][0]
         first, last = run["first"], run["last"]
-        pairs = [f"{first['memory'] / 1e6:.0f} / {last['memory'] / 1e6:.0f}"]
+        pairs = [" ".join(f"{size / 1e6:.0f}" for size in run["memory"])]
         pairs += [f"{first[what]} / {last[what]}" for what in HELD]
         rows.append([one["case"]["broker"], one["case"]["pool"], one["name"], f"{run['tasks']:,}", number(one), *pairs])
-    return table(["broker", "pool", "engine", "tasks", "tasks/s", "MB, first / last tenth", *HELD.values()], rows)
+    return table(["broker", "pool", "engine", "tasks", "tasks/s", "MB after each tenth", *HELD.values()], rows)
 
 
 def best(found: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A worker that goes on and on: what it and its servers hold in the first tenth of the tasks, and in the last."""
+"""A worker that goes on and on: what it and its servers hold after each tenth of the tasks."""
 
 import subprocess
 import time
@@ -46,7 +46,7 @@ def held(place: Place, sessions: list[int]) -> dict[str, int]:
 
 
 def soak(servers: Servers, contender: Contender, case: Case, tasks: int) -> dict[str, Any]:
-    """Send and run so many tasks. Gives tasks/s and what was held, in the first and the last tenth."""
+    """Send and run so many tasks. Gives tasks/s, what was held after the first and last tenth, and the memory after each."""
     with servers.place() as place:
         environ = environment(contender, place, case)
         seen, done, rested, began = [], 0, 0.0, time.monotonic()
@@ -67,5 +67,6 @@ def soak(servers: Servers, contender: Contender, case: Case, tasks: int) -> dict
                 rested += time.monotonic() - rest
                 seen.append(held(place, sessions))
         rate = tasks / (time.monotonic() - began - rested)
-    first, last = seen[0], seen[-1]
-    return {"rate": rate, "tasks": tasks, "first": first, "last": last}
+    return {
+        "rate": rate, "tasks": tasks, "first": seen[0], "last": seen[-1], "memory": [part["memory"] for part in seen],
+    }  # fmt: skip

@@ -1,0 +1,29 @@
+"""A worker's timer does not keep what is cancelled until its time has come. app/fixes/cancelled_timers.py"""
+
+from celery.worker import components
+
+from app.fixes import cancelled_timers
+
+
+def test_what_is_cancelled_is_not_kept() -> None:
+    cancelled_timers._patch()
+    timer, ran = components._Timer(), []  # type: ignore[attr-defined]
+    for number in range(20_000):
+        entry = timer.call_after(3_600, ran.append, (number,))
+        if number % 100:
+            entry.cancel()
+    assert 200 <= len(timer) < 2_000
+
+
+def test_what_is_not_cancelled_runs_in_its_turn() -> None:
+    timer, ran = cancelled_timers.SweptTimer(), []
+    entries = [timer.call_at(eta, ran.append, (eta,)) for eta in reversed(range(10_000))]
+    for entry in entries[::3]:
+        entry.cancel()
+    assert len(timer) > 6_666
+    turns = iter(timer)
+    timer.call_at(-1, ran.append, (-1,))
+    timer._sweep()
+    while (entry := next(turns)[1]) is not None:
+        timer.apply_entry(entry)
+    assert ran == [-1, *(eta for eta in range(10_000) if (9_999 - eta) % 3)]
