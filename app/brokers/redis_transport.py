@@ -13,12 +13,14 @@ to wait for.
 import logging
 import math
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from queue import Empty
 from threading import get_ident
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 from kombu.transport import virtual
 from redis.exceptions import ResponseError
@@ -192,12 +194,22 @@ class Poller(redis.MultiChannelPoller):
         """One channel's turn; gives the seconds until its next one."""
         if not self._client_registered(channel, channel.client, "FETCH"):
             self._register(channel, channel.client, "FETCH")
+        with self._at_once(channel):
+            try:
+                return float(channel.fetcher.turn())
+            except ResponseError as error:
+                log.warning("ENGINE=fast cannot be used with this Redis, plain is: %s", error)
+                channel.be_plain()
+        return 0.0
+
+    @contextmanager
+    def _at_once(self, channel: Any) -> Iterator[None]:
+        """Where the server does not answer: no other of this process's connections is waited for in turn."""
         try:
-            return float(channel.fetcher.turn())
-        except ResponseError as error:
-            log.warning("ENGINE=fast cannot be used with this Redis, plain is: %s", error)
-            channel.be_plain()
-            return 0.0
+            yield
+        except channel.connection_errors:
+            Transport.drop_idle()
+            raise
 
     def _wake_hub_in(self, wait: float) -> None:
         now = monotonic()
@@ -254,15 +266,46 @@ class Poller(redis.MultiChannelPoller):
         every = min((channel.unacked_restore_interval for channel in self._channels if channel.active_queues), default=0)
         if every and monotonic() > self._restored_at + 0.9 * every:
             self._restored_at = monotonic()
-            super().maybe_restore_messages()
+            if self.hub is None:
+                super().maybe_restore_messages()
+                return
+            channel = next(channel for channel in self._channels if channel.active_queues)  # it restores those of all
+            with self._at_once(channel):
+                channel.qos.restore_visible(num=channel.unacked_restore_limit, interval=channel.unacked_restore_throttle)
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """As kombu does, but by the hub's timer, as above, it says so when the connection is lost.
+
+        kombu does not, and on a connection that is dead and tells nobody each of the hub's timers waits for the server in turn.
+        """
+        if self.hub is None:
+            super().maybe_refresh_binding_expiry()
+            return
+        for channel in list(self._channels):
+            with self._at_once(channel):
+                try:
+                    channel.maybe_refresh_binding_expiry()
+                except ResponseError as error:  # a server that is full refuses scripts
+                    log.warning("the queues' expiry was not put off: %s", error)
 
 
 class Transport(redis.Transport):
     Channel = Channel
+    #: Those of this process.
+    living: ClassVar["WeakSet[Transport]"] = WeakSet()
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.cycle = Poller()
+        self.living.add(self)
+
+    @classmethod
+    def drop_idle(cls) -> None:
+        """Close the connections that idle: they may be as dead as the one on which the server did not answer."""
+        for transport in list(cls.living):
+            for channel in list(transport.channels):
+                if channel._pool is not None:
+                    channel._pool.disconnect(inuse_connections=False)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         self.cycle.hub = loop
