@@ -19,7 +19,7 @@ def url(environ: Environ, broker: Broker) -> str:
 def settings(_: "Profile") -> dict[str, Any]:
     return {
         # A server that is frozen, or a connection that a firewall forgot, is noticed. In seconds.
-        "redis_socket_timeout": 10.0,
+        "redis_socket_timeout": 5.0,
         "redis_socket_connect_timeout": 3.0,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 30,

@@ -33,6 +33,8 @@ WITH_DEAD_LETTERS = {
     "x-overflow": "reject-publish",
 }
 EXPIRED = f"{DEAD}.expired"
+#: Headers of a dead letter that the task which is sent back has not: what they begin with.
+OURS = (NOTE, DELIVERIES, "x-death", "x-first-death-", "x-last-death-")
 REASONS = {"delivery_limit": "came back too often (the broker's count)", "rejected": "rejected by its task, without requeue"}
 
 
@@ -80,21 +82,24 @@ class RabbitmqDeadLetters:
     def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
         with app.connection_for_write() as connection, closing(connection.channel()) as channel:
             QUEUES[0](channel).declare()
-            # As many as there are now: one that is sent back may be set aside again meanwhile.
-            for _ in range(channel.queue_declare(DEAD, passive=True).message_count):
-                found = channel.basic_get(DEAD)  # what is not acknowledged goes back when the channel closes
-                if not found:
-                    break
+            # Not as many as the broker counts: one that is slow counts none (rabbit_quorum_queue:stat).
+            again: list[tuple[Any, DeadLetter]] = []
+            while found := channel.basic_get(DEAD):
                 message = channel.message_to_python(found)  # not Queue.get: that raises what is wrong with a message
                 letter = _letter(message)
                 action = decide(letter)
                 if action == "retry":
-                    ours = (NOTE, DELIVERIES, "x-death", "x-first-death-", "x-last-death-")
-                    self._publish(
-                        app, message, letter.queue, {k: v for k, v in message.headers.items() if not k.startswith(ours)}
-                    )
-                if action != "keep":
+                    again.append((message, letter))  # not yet: it might be set aside again, and be found again
+                elif action == "drop":
                     message.ack()
+            for message, letter in again:
+                headers = {name: value for name, value in message.headers.items() if not name.startswith(OURS)}
+                self._publish(app, message, letter.queue, headers)
+                message.ack()
+            # What is kept is back when this returns. By itself it goes back some time after the channel has closed, and
+            # who looks next would not see it.
+            channel.basic_recover(requeue=True)
+            channel.queue_declare(DEAD, passive=True)
 
     def _publish(self, app: Any, message: Any, queue: str, headers: Mapping[str, Any]) -> None:
         """To a queue, by the default exchange; the broker has confirmed it when this returns."""
