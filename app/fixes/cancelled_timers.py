@@ -39,7 +39,7 @@ class SweptTimer(Timer):
     def _enter(self, eta: float, priority: int, entry: Any, *more: Any) -> Any:
         if len(self._queue) >= self._sweep_at:
             self._sweep()
-        return super()._enter(eta, priority, entry, *more)  # type: ignore[misc]
+        return super()._enter(eta, priority, entry, *more)
 
     def _sweep(self) -> None:
         """One by one, and in the same list: the loop's iterator holds it, and another thread may enter something meanwhile."""
