@@ -101,13 +101,16 @@ test-deploy:  ## the commands of this file, as a user types them
 	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --dist loadfile --reruns 2 --ignore tests/deploy/test_monitor.py
 
 bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 minutes; ONLY= ROUNDS= COMPARE=reports/bench.json
-	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m bench
+	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m bench
 
 docs:         ## write the tables in README and docs anew, from the code's own
 	deploy/env.sh dev && .venv/bin/python -m docs.generate
 
 docs-bench:   ## take the last run of bench into the docs: tables, plot
 	cp reports/bench.json reports/bench.svg docs && $(MAKE) docs
+
+docs-soak:    ## take the last `make bench ONLY=lasting` into docs/reports/soak.md
+	cp reports/bench.md docs/reports/soak.md
 
 docs-matrix:  ## take the last run of test-matrix into the docs: tables, page, screenshot
 	.venv/bin/python -m docs.take_matrix && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
