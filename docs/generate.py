@@ -206,21 +206,36 @@ def faults() -> str:
     return table(heads, *(row(fault) for fault in FAULTS))
 
 
+def _run_of_bench() -> dict[str, Any] | None:
+    file = ROOT / "docs/bench.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def speed() -> str:
+    """How often the kit's worker does what plain Celery's does."""
+    if not (found := _run_of_bench()):
+        return "Not measured yet: `make bench`."
+    cells = {
+        (fast["case"]["broker"], fast["case"]["pool"]): f"{report.times(fast, plain).split()[0]}x, {report.number(fast)}"
+        for one in report.by_case(report.of(found, "pools"))
+        if (fast := one.get(report.FAST)) and (plain := one.get(report.PLAIN))
+    }
+    heads = ("times plain Celery, and tasks/s", *POOLS)
+    rows = ((broker, *(cells.get((broker, pool), "") for pool in POOLS)) for broker in dict.fromkeys(key[0] for key in cells))
+    return f"{table(heads, *rows)}\n\n{report.made_by(found)}"
+
+
 def bench() -> str:
     """What `make bench` found, if a run is kept as docs/bench.json: which pool for which work, each beside plain Celery."""
-    file = ROOT / "docs/bench.json"
-    if not file.exists():
+    if not (found := _run_of_bench()):
         return "Not measured yet: `make bench`."
-    found = json.loads(file.read_text())
     return "\n\n".join(filter(None, (report.best(found), report.pools(found), report.made_by(found))))
 
 
 def benchmark() -> str:
     """All of it."""
-    file = ROOT / "docs/bench.json"
-    if not file.exists():
+    if not (found := _run_of_bench()):
         return "Not measured yet: `make bench`."
-    found = json.loads(file.read_text())
     return report.markdown(found).partition("\n\n")[2].strip()
 
 
@@ -256,7 +271,7 @@ def metrics() -> str:
 
 _TABLES = (
     alerts, metrics, pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench,
-    benchmark,
+    benchmark, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{one.__name__: one for one in _TABLES},

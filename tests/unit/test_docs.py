@@ -46,8 +46,8 @@ RUN_BY_TOO = {
         "tests/producer/test_spool.py::test_a_task_is_accepted_while_the_broker_is_away_and_forwarded_by_a_command"
     )
 }
-#: These are the tests themselves, or change the machine or the locks of whoever types them.
-NOT_IN_A_TEST = {"make test", "make test-matrix", "make engine", "make lock", "make docs-site"}
+#: These are the tests themselves, measure for half an hour, or change the machine or the locks of whoever types them.
+NOT_IN_A_TEST = {"make test", "make test-matrix", "make bench", "make engine", "make lock", "make docs-site"}
 #: Likewise, of other pages; `make images` is what each target of tests in containers begins with.
 NOT_IN_A_TEST_EITHER = re.compile(r"make (bench|docs|docs-matrix|docs-probe|images|lint|test-\w+)")
 
