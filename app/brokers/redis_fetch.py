@@ -14,7 +14,7 @@ Sources: kombu/transport/redis.py, QoS.append and Channel._brpop_start; https://
 
 import json
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from contextlib import suppress
 from threading import get_ident
 from time import monotonic
@@ -143,6 +143,11 @@ def envelope(text: str) -> Any:
     return loads(text) if "__type__" in text else json.loads(text)
 
 
+#: Acknowledgements that the server has not got yet, by its address and their hash: they outlive the connection that a message
+#: came by, so that a server which froze, or a connection that died, has no task run again.
+ACKS: defaultdict[tuple[str, str], deque[str]] = defaultdict(deque)
+
+
 class Fetcher:
     """What a channel that consumes with acknowledgements has in place of kombu's BRPOP.
 
@@ -153,7 +158,7 @@ class Fetcher:
         self.channel = channel
         self.ring = ring
         self.pace = Pace()
-        self.acks: deque[str] = deque()
+        self.acks = ACKS[channel.connection.client.as_uri(), channel.unacked_key]
         #: Recorded as unacknowledged, and not handed over yet: queue, message.
         self.ready: deque[tuple[str, bytes]] = deque()
         self._moved_at = 0.0  # when the last of them came or went

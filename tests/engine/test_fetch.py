@@ -14,6 +14,7 @@ from kombu import Connection, Consumer, Exchange, Queue
 from app.brokers import connect
 from app.brokers.contract import DEAD
 from app.brokers.redis_fetch import BYTES, MOST
+from app.brokers.redis_transport import Transport
 from tests.engine.rig import Server
 from tests.wait import until
 
@@ -433,3 +434,19 @@ def test_an_answer_that_is_late_and_there_is_read(server: Server) -> None:
         fetcher._sent_at -= 60
         fetcher.turn()
         assert taken.bodies() == ["late"] and not fetcher.waits
+
+
+def test_an_acknowledgement_outlives_its_connection(server: Server) -> None:
+    """One that a server does not take before the connection is given up goes with the next connection of the process."""
+    (queue,) = names()
+    with connection(server, socket_timeout=0.3) as one:
+        publish(one, queue, "a")
+        taken = Taken(one, [queue])
+        taken.drain(lambda: taken.messages)
+        server.broker.client_pause(1_500)  # milliseconds
+        Transport.drop_idle()
+        taken.messages[0].ack()
+    with connection(server) as other:
+        again = Taken(other, [queue])
+        again.drain(lambda: not server.broker.hlen("unacked"))
+        assert not again.messages
