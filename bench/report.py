@@ -156,7 +156,9 @@ def lasting(found: dict[str, Any]) -> str:
         pairs = [" ".join(f"{size / 1e6:.0f}" for size in run["memory"])]
         pairs += [f"{first[what]} / {last[what]}" for what in HELD]
         rows.append([one["case"]["broker"], one["case"]["pool"], one["name"], f"{run['tasks']:,}", number(one), *pairs])
-    return table(["broker", "pool", "engine", "tasks", "tasks/s", "MB after each tenth", *HELD.values()], rows)
+    head = ["broker", "pool", "engine", "tasks", "tasks/s", "MB after each tenth", *HELD.values()]
+    said = "One round of each, its rate with the sending; what is held, beside memory: after the first tenth / the last."
+    return f"{table(head, rows)}\n\n{said}" if rows else ""
 
 
 def best(found: dict[str, Any]) -> str:
