@@ -247,7 +247,8 @@ def _once(one: Trial, servers: Servers) -> None:
     except NothingDoneError as error:
         one.error = str(error)
     except subprocess.CalledProcessError as error:
-        one.error = f"{' '.join(error.cmd[1:4])} ended with {error.returncode}: {str(error.stderr)[-500:]}"
+        said = str(error.stderr)[-500:].replace(f"{ROOT}/", "")
+        one.error = f"{' '.join(error.cmd[1:4])} ended with {error.returncode}: {said}"
 
 
 def main() -> None:
