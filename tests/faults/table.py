@@ -41,7 +41,7 @@ class Fault:
 
 def _hold(seconds: float) -> None:
     """The fault lasts; not a wait for anything."""
-    time.sleep(seconds)
+    time.sleep(seconds)  # how long the fault lasts
 
 
 @contextmanager

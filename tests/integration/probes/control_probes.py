@@ -14,7 +14,7 @@ def _wait_for(gate: str) -> None:
     for _ in range(1200):
         if (DATA / f"{gate}.open").exists():
             return
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks for a file of the test, in the worker's container; it ends after a while
     raise TimeoutError(gate)
 
 

@@ -41,7 +41,7 @@ def pass_the_gate(self: Task[Any, Any], gate: str) -> str:
     for _ in range(600):
         if (DATA / gate).exists():
             return "through"
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks for a file of the test, in the worker's container; it ends after a while
     raise TimeoutError(gate)
 
 

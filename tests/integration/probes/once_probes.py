@@ -18,7 +18,7 @@ def effect(file: str, gate: str = "") -> str:
     while gate and not (DATA / gate).exists():
         if time.monotonic() > deadline:
             raise TimeoutError(gate)
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks for a file of the test, in the worker's container; it ends after a while
     with (DATA / file).open("a") as lines:
         lines.write("effect\n")
     return f"effect on {file}"
