@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.pools import POOLS
-from app.stack import image
+from app.stack import image, python, settings
 from tests.deploy.conftest import Checkout
 
 #: The worker image's own weight beside its base (MB); with the official base of some 120 MB it stays below 200 MB.
@@ -22,7 +22,7 @@ def output(*argv: str) -> str:
 @pytest.mark.parametrize("pool", POOLS)
 def test_an_image_is_small_and_holds_only_what_runs(pool: str) -> None:
     name = image(pool)
-    base = next(line.partition("=")[2] for line in Path(".env").read_text().splitlines() if line.startswith("PYTHON_IMAGE="))
+    base = settings()[python().variable]
     size, of_base = (int(output("docker", "image", "inspect", "--format", "{{.Size}}", one)) for one in (name, base))
     assert size - of_base < OWN_MEGABYTES * 1_000_000, f"{size / 1e6:.0f} MB on a base of {of_base / 1e6:.0f} MB"
     look = (
