@@ -53,6 +53,10 @@ def test_every_image_of_a_stack_has_the_python_that_was_chosen(checkout: Checkou
     assert bases == {f"python:{version}-slim-trixie"}
 
 
+def test_a_python_that_no_image_has_is_refused(checkout: Checkout) -> None:
+    assert "PYTHON=2.7 is not known; allowed: 3.12, 3.13, 3.14" in checkout.refusal(checkout.make("images", "PYTHON=2.7"))
+
+
 def test_an_image_without_a_broker_says_what_it_needs() -> None:
     done = subprocess.run(["docker", "run", "--rm", image("solo")], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -4,12 +4,11 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from app.pythons import DEFAULT, PYTHONS, STANDINS, Python, chosen
+from app.pythons import DEFAULT, PYTHONS, STANDINS, Python, chosen, on_this_machine
 from app.stack import ROOT, image
 
 OTHERS = [one for one in PYTHONS.values() if one.version != DEFAULT]
@@ -56,16 +55,15 @@ def test_a_version_without_a_row_is_refused(capsys: pytest.CaptureFixture[str]) 
         assert capsys.readouterr().err == f"celery-kit: PYTHON={given} is not known; allowed: {', '.join(PYTHONS)}\n"
 
 
-@pytest.mark.parametrize(("command", "given"), [("images", "2.7"), ("up", "2.7"), ("demo", "other"), ("up", "other")])
-def test_commands_refuse_what_they_cannot_use_before_they_do_anything(command: str, given: str) -> None:
-    """A version that no images have; and, where processes of this machine take their place, one that is not .venv's."""
-    other = next(version for version in PYTHONS if not platform.python_version().startswith(f"{version}."))
-    environ = {**os.environ, "PYTHON": other if given == "other" else given, "BROKER": "embedded"}
-    done = subprocess.run(
-        [sys.executable, "-m", "app.cli", command], cwd=ROOT, env=environ, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith(f"celery-kit: PYTHON={environ['PYTHON']} ")
+def test_a_stack_without_images_has_the_python_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    here = ".".join(platform.python_version_tuple()[:2])
+    for given in ("", here, "/usr/bin/python3.14"):
+        on_this_machine({"PYTHON": given})
+    other = next(version for version in PYTHONS if version != here)
+    with pytest.raises(SystemExit) as ended:
+        on_this_machine({"PYTHON": other})
+    assert ended.value.code == 2
+    assert f"PYTHON={other} chooses images, and none is used here: .venv has Python {here};" in capsys.readouterr().err
 
 
 def test_a_version_that_debian_lacks_is_one_line_without_a_registry(tmp_path: Path) -> None:
