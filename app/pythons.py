@@ -49,7 +49,7 @@ PYTHONS = {
     for one in (
         Python("3.12", "", "nothing: no registry answered; every pinned package has a build for it"),
         Python("3.13", "trixie", "all tests"),
-        Python("3.14", "forky", "the quick rows of the matrix"),
+        Python("3.14", "forky", "the unit tests; each row of the matrix on each pool, with one broker at least"),
     )
 }
 #: Those that a machine without a registry can have.
