@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import click
-from dotenv import load_dotenv
+from dotenv import dotenv_values, load_dotenv
 
 from app.backends import BACKENDS
 from app.brokers import BROKERS
@@ -70,6 +70,12 @@ def _check(broker: str, pool: str, backend: str) -> None:
     Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **axes})
 
 
+def _on_this_machine() -> None:
+    """Refuse a Python that was asked for now and is not this one's; a standing choice in .env is of stacks that have images."""
+    if os.environ.get("PYTHON") != dotenv_values(ROOT / ".env").get("PYTHON"):
+        on_this_machine(os.environ)
+
+
 @click.group()
 def cli() -> None:
     """celery-kit: one Celery task codebase, any broker, any pool."""
@@ -92,7 +98,7 @@ def up(broker: str, pool: str, backend: str, scale: int, monitor: bool, grafana:
     if profiles and not isinstance(stack, Compose):
         refuse(f"{profiles[-1].upper()}=1 needs a stack of containers: BROKER=rabbitmq or BROKER=redis")
     if not isinstance(stack, Compose):
-        on_this_machine(os.environ)
+        _on_this_machine()
     places = stack.up(pool, backend, scale, profiles) if isinstance(stack, Compose) else stack.up(pool, backend, scale)
     click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
     click.echo("\n".join(f"  {place}" for place in places))
@@ -234,7 +240,7 @@ def ps() -> None:
 @backend_option
 def demo(pool: str, backend: str) -> None:
     """Run the sample work on the embedded broker."""
-    on_this_machine(os.environ)
+    _on_this_machine()
     from app.demo import show  # only here: it needs rich and Pillow
 
     show(pool, backend)

@@ -56,6 +56,13 @@ def test_another_python_than_this_machines_is_refused(checkout: Checkout, stack:
     for command in ("up", "demo"):
         said = checkout.refusal(checkout.make(command, f"PYTHON={other}"))
         assert f"PYTHON={other} chooses images, and none is used here" in said
+    env = checkout.folder / ".env"
+    before = env.read_text() if env.exists() else ""
+    env.write_text(f"{before}PYTHON={other}\n")  # a choice for the stacks that have images
+    try:
+        assert "an embedded stack runs already" in checkout.refusal(checkout.make("up"))
+    finally:
+        env.write_text(before)
 
 
 def test_the_demo_joins_a_stack_that_runs(checkout: Checkout, stack: Path) -> None:
