@@ -6,7 +6,7 @@ from urllib.parse import quote
 from app.brokers.contract import Broker, Environ
 from app.brokers.rabbitmq_bound import bound
 from app.brokers.rabbitmq_bulk import Bulk
-from app.brokers.rabbitmq_dead import RabbitmqDeadLetters
+from app.brokers.rabbitmq_dead import BROKER_LIMIT, RabbitmqDeadLetters
 from app.limits import DOCS, Limit
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def url(environ: Environ) -> str:
     return f"amqp://{user}:{password}@broker:5672/{vhost}"
 
 
-def settings(_: "Profile") -> dict[str, Any]:
+def settings(profile: "Profile") -> dict[str, Any]:
     return {
         # From RabbitMQ 4 on, tasks with an ETA block classic queues and quorum queues on a direct exchange; quorum and topic
         # together are delayed by the broker itself (kombu #2481, rabbitmq-server #11948).
@@ -30,7 +30,10 @@ def settings(_: "Profile") -> dict[str, Any]:
         # The same for every other queue that a producer or `-Q` names: Celery's own choice there is classic and direct.
         "task_create_missing_queue_type": "quorum",
         "task_create_missing_queue_exchange_type": "topic",
-        "broker_transport_options": {"confirm_publish": True},  # sent is what the broker says that it has
+        "broker_transport_options": {
+            "confirm_publish": True,  # sent is what the broker says that it has
+            "take_ahead": profile.max_deliveries == BROKER_LIMIT,  # ENGINE=fast's: app/brokers/rabbitmq_window.py
+        },
         # Seconds; the broker notices a dead connection after two to three times that, with Celery's 120 after four minutes and
         # more. A worker notices sooner: it looks ten times in an interval, and asks (app/fixes/dead_connection.py).
         "broker_heartbeat": 10,

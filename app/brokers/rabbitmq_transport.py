@@ -20,14 +20,13 @@ from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from kombu.transport import pyamqp
 
 from app.brokers.rabbitmq_frames import DELIVER, arguments, frame_handler
+from app.brokers.rabbitmq_window import TURN, Window
 from app.commit import commit
 
 #: Read at once, in bytes.
 AHEAD = 65_536
 #: Seconds that the broker may take for an answer, and for its goodbye. py-amqp waits without an end, in the worker's loop too.
 ANSWER, GOODBYE = 10.0, 2.0
-#: After this long, in seconds, the loop looks at its other duties before it handles more messages.
-TURN = 0.01
 
 _FRAME_OVERHEAD = 8
 _FRAME_END = 0xCE
@@ -163,7 +162,13 @@ class Channel(_Bounded, KombusChannel):  # type: ignore[misc]
         # After an error of the channel the broker counts its deliveries from 1 again, and delivers what was open anew: here
         # they go on from the last, so that an old message's acknowledgement cannot speak for another one.
         self._before = self._last = 0
+        self.window = Window(self)
         super().__init__(*args, **kwargs)
+
+    @property
+    def held(self) -> int:
+        """Deliveries that are neither acknowledged nor rejected."""
+        return len(self._open)
 
     def _on_open_ok(self) -> None:
         self._forget()
@@ -178,6 +183,7 @@ class Channel(_Bounded, KombusChannel):  # type: ignore[misc]
         with self._tags:
             self._open.clear()
             self._acked.clear()
+        self.window.forget()
 
     def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
         if method_sig != DELIVER or self.is_closing or DELIVER in self._pending:
@@ -197,7 +203,55 @@ class Channel(_Bounded, KombusChannel):  # type: ignore[misc]
 
     def _on_basic_deliver(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
         tag = self._delivered(delivery_tag, consumer_tag not in self.no_ack_consumers)
-        super()._on_basic_deliver(consumer_tag, tag, *rest)
+        self.window.take(consumer_tag, tag, *rest)
+
+    def hand_over(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
+        """Give a delivery to its consumer."""
+        super()._on_basic_deliver(consumer_tag, delivery_tag, *rest)
+
+    def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool, argsig: str = "lBb") -> Any:
+        self.window.prefetch = None if a_global else prefetch_count
+        return super().basic_qos(prefetch_size, prefetch_count, a_global, argsig)
+
+    def queue_declare(
+        self,
+        queue: str = "",
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = True,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        if not (passive or exclusive or auto_delete):
+            self.window.lasting.add(queue)
+        return super().queue_declare(queue, passive, durable, exclusive, auto_delete, *args, **options)
+
+    def basic_consume(
+        self,
+        queue: str = "",
+        consumer_tag: str = "",
+        no_local: bool = False,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        nowait: bool = False,
+        callback: Any = None,
+        arguments: Any = None,
+        on_cancel: Any = None,
+        argsig: str = "BssbbbbF",
+    ) -> str:
+        if not (no_ack or exclusive) and consumer_tag:
+            self.window.add(queue, consumer_tag, no_local, arguments)
+        return str(
+            super().basic_consume(
+                queue, consumer_tag, no_local, no_ack, exclusive, nowait, callback, arguments, on_cancel, argsig
+            )
+        )
+
+    def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> Any:
+        answer = super().basic_cancel(self.window.remove(consumer_tag), nowait, argsig)
+        self._remove_tag(consumer_tag)
+        return answer
 
     def _on_get_ok(self, delivery_tag: int, *rest: Any) -> Any:
         return super()._on_get_ok(self._delivered(delivery_tag, False), *rest)
@@ -219,6 +273,7 @@ class Channel(_Bounded, KombusChannel):  # type: ignore[misc]
             elif delivery_tag in self._open:
                 self._open.remove(delivery_tag)
                 self._acked.append(delivery_tag)
+                self.window.pace.done()
             # Others are from before the channel's last error: their messages are delivered again.
         if not commit.gather(self.flush_acks) and not self.connection.gathers:
             self.flush_acks()
@@ -229,16 +284,20 @@ class Channel(_Bounded, KombusChannel):  # type: ignore[misc]
             if not self._acked or self.connection is None:
                 return
             acked, self._acked = sorted(self._acked), []
+            self.window.answering(acked)
             together = bisect_left(acked, min(self._open)) if self._open else len(acked)
             frames = [_ack_frame(self.channel_id, tag - self._before, False) for tag in acked[together:]]
             if together:
                 frames.insert(0, _ack_frame(self.channel_id, acked[together - 1] - self._before, True))
             self.connection.send_frames(frames)
+        if self.window.ready:
+            self.connection.wake()
 
     def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
         with self._tags:
             if delivery_tag in self._open:
                 self._open.remove(delivery_tag)
+                self.window.answering([delivery_tag])
                 super().basic_reject(delivery_tag - self._before, requeue, argsig)
 
     def basic_recover(self, requeue: bool = False) -> Any:
@@ -259,7 +318,8 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
     Channel = Channel
     loop: Any = None
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, take_ahead: bool = True, **options: Any) -> None:
+        self.take_ahead = take_ahead
         super().__init__(*args, **{"frame_handler": frame_handler} | options)
 
     def Transport(
@@ -294,6 +354,11 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
         loop.add_reader(self.sock, self.on_readable)
         loop.on_tick.add(self.on_tick)
 
+    def wake(self) -> None:
+        """Have the loop look whether it may hand more over. From any thread."""
+        if self.loop is not None:
+            self.loop.call_soon(self.handle)
+
     def on_readable(self) -> None:
         """Something has arrived. Raises RecoverableConnectionError where the connection is gone."""
         if not self.connected:
@@ -304,6 +369,8 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
         """Handle what there is, for a TURN; the rest is for the loop's next round."""
         transport = self._transport
         until = time.monotonic() + TURN
+        for channel in self._working():
+            channel.window.hand_over()
         while transport and transport is self._transport:  # a handler may have closed the connection
             frame = transport.next_frame()
             if frame is not None:
@@ -317,11 +384,15 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
         if not self.connected:
             self.loop.on_tick.discard(self.on_tick)
             return
-        for channel in list(self.channels.values()):
-            if channel is not self:
-                channel.flush_acks()
-        if self._transport.buffered:
+        more, now = self._transport.buffered, time.monotonic()
+        for channel in self._working():
+            channel.flush_acks()
+            more = channel.window.turn(now) or more
+        if more:
             self.loop.call_soon(self.handle)
+
+    def _working(self) -> list[Any]:
+        return [channel for channel in self.channels.values() if channel is not self] if self.channels else []
 
     def send_frames(self, frames: list[bytes]) -> None:
         """Write whole frames at once."""

@@ -6,9 +6,7 @@ them in kombu's own format, so that plain and fast workers restore each other's 
 the server tell this connection of the next push to any of the lists (client-side caching's CLIENT TRACKING, over RESP3), and
 nothing is popped before it can be recorded.
 
-How many it takes follows the worker's pace: never more than Celery's prefetch count and what is done within HORIZON seconds, so
-that slow tasks are prefetched as plain Celery does and quick ones in batches. What it took beyond the prefetch count and not
-come to within STALLED seconds goes back to its queue: slow tasks came after quick ones, and another worker may be idle.
+How many it takes follows the worker's pace (`app/pace.py`); where the prefetch count is 0, without a limit, MOST at once.
 Sources: kombu/transport/redis.py, QoS.append and Channel._brpop_start; https://redis.io/docs/latest/develop/reference/client-side-caching/.
 """
 
@@ -26,13 +24,10 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import ResponseError
 
 from app.brokers import redis_dead
+from app.pace import MOST, STALLED, Pace
 
 log = logging.getLogger(__name__)
 
-#: Seconds of work that a worker may hold beyond its prefetch count.
-HORIZON = 0.1
-#: Messages that it may hold beyond it at most; and taken at once where the prefetch count is 0, without a limit.
-MOST = 100
 #: Bytes of messages after which a round trip takes no further one: a large one comes alone.
 BYTES = 262_144
 #: Seconds that an acknowledgement waits for others while the worker is busy. None does where it is idle.
@@ -43,8 +38,6 @@ GATHERED = 64
 MOST_ACKS = 1_000
 #: Seconds after which it looks again without having been told, as plain kombu does after its BRPOP.
 LOOK_AGAIN = 1.0
-#: Seconds without a free place after which messages that were taken for a quicker pace go back.
-STALLED = 1.0
 #: Seconds between looks, at first and at most, where other workers were quicker: one push tells every idle worker.
 YIELD, MOST_YIELD = 0.001, 0.016
 #: Seconds that messages are handed over before the loop gets a turn: a task on solo runs while it is handed over.
@@ -113,29 +106,6 @@ end
 if room > 0 and bytes > 0 then redis.call('EXISTS', unpack(KEYS, 3)) end
 return found
 """
-
-
-class Pace:
-    """How many messages the worker may hold beyond its prefetch count, by what it has done of late."""
-
-    def __init__(self) -> None:
-        self.ahead = 0
-        self._rate = 0.0
-        self._done = 0
-        self._since = monotonic()
-
-    def done(self) -> None:
-        self._done += 1
-
-    def update(self, now: float) -> None:
-        span = now - self._since
-        if span < HORIZON / 2:
-            return
-        rate = self._done / span
-        # Slower counts at once, quicker by half: a burst of slow tasks that end together is no pace.
-        self._rate = min(rate, (self._rate + rate) / 2)
-        self.ahead = min(MOST, int(self._rate * HORIZON))
-        self._done, self._since = 0, now
 
 
 def envelope(text: str) -> Any:

@@ -291,6 +291,13 @@ class Running:
         environ = {**os.environ, **self.environ}
         return subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
 
+    def said(self, app: Celery) -> str:
+        """What its workers hold now, and the last that they logged: for a cell that failed."""
+        inspect = app.control.inspect(timeout=2)
+        parts = [f"{name}: {json.dumps(getattr(inspect, name)(), default=str)}" for name in ("active", "reserved", "scheduled")]
+        parts += [f"{role} logged:\n{worker.logs()[-20_000:]}" for role, worker in self.workers.items()]
+        return "\n\n".join(parts)
+
     def stop(self) -> None:
         for worker in self.workers.values():
             worker.docker.remove(force=True, v=True)

@@ -1,7 +1,7 @@
 """The matrix: a test is a feature's row, a combination its column; the outcomes go into `reports/matrix.*`."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ INVERTED = bool(os.environ.get("INVERT_LIMITS"))
 #: `make test`: of each row every fourth combination, the next row one further on. Each row still meets every pool once, both
 #: brokers and both backends; `make test-matrix` runs them all.
 EVERY = 4 if os.environ.get("QUICK") else 1
+
+#: What the workers of a failed cell said.
+FAILED = Path("reports/failed")
 
 WAIT = 15 if INVERTED else 60  # seconds; a deadline, never an expectation
 
@@ -165,6 +168,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):  # the process that others report to
         report.servers[:] = versions()
         clean()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Of a cell that failed, once too, keep what its workers said: reports/failed/."""
+    outcome = yield
+    cell = getattr(item, "funcargs", {}).get("cell")
+    if outcome.failed and call.when == "call" and cell and not INVERTED:
+        FAILED.mkdir(parents=True, exist_ok=True)
+        text = f"{outcome.longreprtext}\n\n{cell.running.said(cell.app)}"
+        (FAILED / f"{cell.feature}.{cell.running.combination}.log").write_text(text)
+    return outcome
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

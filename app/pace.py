@@ -1,0 +1,38 @@
+"""How far ahead a worker takes messages: what it does within HORIZON seconds, beyond Celery's prefetch count.
+
+So slow tasks are prefetched as plain Celery does, and quick ones in batches: a round trip, a result's write and an
+acknowledgement are for many. What was taken so and not come to within STALLED seconds goes back to its queue: slow tasks came
+after quick ones, and another worker may be idle.
+"""
+
+from time import monotonic
+
+#: Seconds of work that a worker may hold beyond its prefetch count.
+HORIZON = 0.1
+#: Messages that it may hold beyond it at most.
+MOST = 100
+#: Seconds without a free place after which messages that were taken for a quicker pace go back.
+STALLED = 1.0
+
+
+class Pace:
+    """How many messages the worker may hold beyond its prefetch count, by what it has done of late."""
+
+    def __init__(self) -> None:
+        self.ahead = 0
+        self._rate = 0.0
+        self._done = 0
+        self._since = monotonic()
+
+    def done(self) -> None:
+        self._done += 1
+
+    def update(self, now: float) -> None:
+        span = now - self._since
+        if span < HORIZON / 2:
+            return
+        rate = self._done / span
+        # Slower counts at once, quicker by half: a burst of slow tasks that end together is no pace.
+        self._rate = min(rate, (self._rate + rate) / 2)
+        self.ahead = min(MOST, int(self._rate * HORIZON))
+        self._done, self._since = 0, now
