@@ -6,13 +6,14 @@ import time
 from typing import Any
 
 import click
-from dotenv import load_dotenv
+from dotenv import dotenv_values, load_dotenv
 
 from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.local import Local
 from app.pools import POOLS
 from app.profile import Profile, limits
+from app.pythons import DEFAULT, PYTHONS, chosen, on_this_machine
 from app.refusal import choose, refuse
 from app.stack import ROOT, Compose, build, image, image_size, prepare, published_ports
 
@@ -45,14 +46,34 @@ pool_option = choice("pool", POOLS, "prefork")
 backend_option = choice("backend", BACKENDS, "redis")
 
 
+def _python(context: click.Context, option: click.Parameter, given: str | None) -> None:
+    os.environ |= {"PYTHON": given} if given else {}
+    chosen(os.environ)
+
+
+python_option = click.option(
+    "--python",
+    envvar="PYTHON",
+    callback=_python,
+    expose_value=False,  # images' names follow it wherever they are read (app/stack.py)
+    help=f"of images: {', '.join(PYTHONS)}; {DEFAULT} if none is named",
+)
+
+
 def _check(broker: str, pool: str, backend: str) -> None:
     """Refuse now, before anything starts, what the worker would refuse."""
-    chosen = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
+    axes = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
     servers = {  # where they will be is not asked here
         "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",
         "CELERY_RESULT_BACKEND": f"{BACKENDS[backend].schemes[0]}://",
     }
-    Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **chosen})
+    Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **axes})
+
+
+def _on_this_machine() -> None:
+    """Refuse a Python that was asked for now and is not this one's; a standing choice in .env is of stacks that have images."""
+    if os.environ.get("PYTHON") != dotenv_values(ROOT / ".env").get("PYTHON"):
+        on_this_machine(os.environ)
 
 
 @click.group()
@@ -65,6 +86,7 @@ def cli() -> None:
 @broker_option
 @pool_option
 @backend_option
+@python_option
 @click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
 @click.option("--monitor", is_flag=True, envvar="MONITOR", help="Flower, metrics and alerts beside it")
 @click.option("--grafana", is_flag=True, envvar="GRAFANA", help="these, and Grafana with a dashboard")
@@ -75,6 +97,8 @@ def up(broker: str, pool: str, backend: str, scale: int, monitor: bool, grafana:
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
     if profiles and not isinstance(stack, Compose):
         refuse(f"{profiles[-1].upper()}=1 needs a stack of containers: BROKER=rabbitmq or BROKER=redis")
+    if not isinstance(stack, Compose):
+        _on_this_machine()
     places = stack.up(pool, backend, scale, profiles) if isinstance(stack, Compose) else stack.up(pool, backend, scale)
     click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
     click.echo("\n".join(f"  {place}" for place in places))
@@ -216,6 +240,7 @@ def ps() -> None:
 @backend_option
 def demo(pool: str, backend: str) -> None:
     """Run the sample work on the embedded broker."""
+    _on_this_machine()
     from app.demo import show  # only here: it needs rich and Pillow
 
     show(pool, backend)
@@ -234,12 +259,13 @@ def dev() -> None:
 
 @cli.command()
 @click.option("--pool", "pools", type=click.Choice(list(POOLS)), multiple=True, envvar="POOL", help="all, if none is named")
+@python_option
 def images(pools: tuple[str, ...]) -> None:
     """Build the worker images, one tag a pool."""
     prepare()
     for pool in pools or POOLS:
         build(pool)
-        click.echo(f"{image(pool):<22}{image_size(image(pool)) / 1e6:4.0f} MB")
+        click.echo(f"{image(pool):<27}{image_size(image(pool)) / 1e6:4.0f} MB")
 
 
 def main() -> None:

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from dotenv import dotenv_values
+
 from app.backends import BACKENDS
 from app.brokers import BROKERS
 from app.facts import Member
 from app.profile import Profile
+from app.pythons import STANDINS, Python, chosen
 from app.refusal import refuse
 from app.schedule import TIMETABLE
 
@@ -39,9 +42,26 @@ def run(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 def prepare() -> None:
     """Have an engine that answers, and base images to build on. Ends with their own line and exit code where it cannot."""
-    for script in ("deploy/engine/start.sh", "deploy/images/choose.sh"):
-        if code := run(script).returncode:
+    row = python()
+    chooser = ("deploy/images/choose.sh", row.version, row.variable, row.debian, ", ".join(STANDINS))
+    for script in (("deploy/engine/start.sh",), chooser):
+        if code := run(*script).returncode:
             raise SystemExit(code)
+
+
+def settings() -> dict[str, str]:
+    """The environment, and .env below it, as Compose reads them."""
+    return {key: value for key, value in dotenv_values(ROOT / ".env").items() if value} | dict(os.environ)
+
+
+def python() -> Python:
+    """The version of Python that images have, by PYTHON."""
+    return chosen(settings())
+
+
+def of_python() -> dict[str, str]:
+    """What Compose is told of it, once the base images are chosen."""
+    return python().environ(settings())
 
 
 def monitor_password() -> Path:
@@ -59,15 +79,18 @@ def build(pool: str) -> None:
     """Build the worker image of a pool and the mail catcher, from the same files that the stacks use."""
     file = next(broker.compose_file for broker in BROKERS.values() if broker.compose_file)  # they build the same
     code = run(
-        "docker", "compose", "-f", file, "build", "--quiet", "worker", "mail", env={**os.environ, "POOL": pool}
+        "docker", "compose", "-f", file, "build", "--quiet", "worker", "mail", env={**os.environ, "POOL": pool, **of_python()}
     ).returncode
     if code:
         refuse(f"the image of pool {pool} could not be built; the reason stands above")
 
 
 def image(tag: str) -> str:
-    """An image of this project: a pool's, or `mail`. IMAGE is the name before the tag, a registry's host included."""
-    return f"{os.environ.get('IMAGE') or 'celery-kit'}:{tag}"
+    """An image of this project: a pool's, or `mail`. IMAGE is the name before the tag, a registry's host included.
+
+    The tag tells a version of Python that is not the default.
+    """
+    return f"{os.environ.get('IMAGE') or 'celery-kit'}:{tag}{python().tag}"
 
 
 def image_size(image: str) -> int:
@@ -98,7 +121,7 @@ class Compose:
             os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
             monitor_password()
         prepare()
-        environ = {**os.environ, "POOL": pool, "BACKEND": backend}
+        environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python()}
         shown = self._compose("config", "--format", "json", env=environ, capture_output=True)
         if shown.returncode:
             refuse(f"the stack's settings cannot be used: {shown.stderr.strip().splitlines()[-1]}")

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Makes or renews .venv from a lock: `deploy/env.sh local` to use the kit, `deploy/env.sh dev` to test it too,
 # `deploy/env.sh docs` to make the site.
-# PYTHON names the interpreter, 3.11 or later. Does nothing where the environment holds that lock already.
+# PYTHON names the interpreter, 3.11 or later; a bare version, as 3.14, is of images (app/pythons.py). Does nothing where the
+# environment holds that lock already.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -15,6 +16,7 @@ for held in $held_by; do
 done
 
 new_enough() { command -v "$1" >/dev/null 2>&1 && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+case ${PYTHON:-} in [0-9]*) PYTHON=;; esac
 if [ -n "${PYTHON:-}" ]; then
     new_enough "$PYTHON" || refuse "PYTHON=$PYTHON is not Python 3.11 or later ($("$PYTHON" -V 2>&1 || echo 'not found'))"
 else

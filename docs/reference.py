@@ -29,6 +29,7 @@ from app.brokers import BROKERS, Broker
 from app.cli import cli
 from app.pools import POOLS
 from app.profile import Profile
+from app.pythons import PYTHONS
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLE = re.compile(r"#([A-Z][A-Z0-9_]*)=(.*)")
@@ -59,6 +60,21 @@ def variables_table() -> str:
     return table(
         ("variable", "default", "what it does"),
         *_once([(f"`{name}`", f"`{default}`" if default else "", what) for name, default, what in variables()]),
+    )
+
+
+def pythons() -> str:
+    return table(
+        ("PYTHON", "official image", "where no registry answers", "run before this was written"),
+        *(
+            (
+                f"`{one.version}`",
+                f"`{one.official}`",
+                f"built from Debian {one.debian}" if one.debian else f"refused; or an image of yours, by `{one.variable}`",
+                one.run,
+            )
+            for one in PYTHONS.values()
+        ),
     )
 
 
@@ -286,6 +302,7 @@ def _cell(words: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "variables": variables_table,
     "knobs": knobs,
+    "pythons": pythons,
     "settings_app": of_the_app,
     "settings_brokers": of_the_brokers,
     "settings_backends": of_the_backends,

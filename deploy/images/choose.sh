@@ -1,14 +1,17 @@
 #!/bin/sh
 # Which base images this machine builds and runs on: the official ones where a registry answers, stand-ins built
 # from Debian's packages where none does. The answer is kept in .env, which Compose reads too; a value that is
-# already there, or in the environment, is never changed. Takes nothing, prints a line a decision.
+# already there, or in the environment, is never changed. Prints a line a decision.
+# Takes a row of app/pythons.py: a version of Python, its variable, the Debian release that has it (none: no stand-in can be
+# made), the versions that a stand-in can be made of. Without: the default's.
 set -eu
 cd "$(dirname "$0")/../.."
 
 pull_seconds=${PULL_SECONDS:-120}
 registry_seconds=10
 suite=trixie
-debian=celery-kit/debian:$suite
+python=${1:-3.13} python_variable=${2:-PYTHON_IMAGE} python_suite=${3-$suite} standins=${4:-}
+none="no registry answers, and Debian has no package"
 
 say() { printf 'images: %s\n' "$*" >&2; }
 refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
@@ -23,56 +26,66 @@ official() {
     timeout "$pull_seconds" docker pull -q "$1" >/dev/null 2>&1
 }
 
+# a Debian release
 debian_base() {
+    debian=celery-kit/debian:$1
     docker image inspect "$debian" >/dev/null 2>&1 && return
     [ "$(id -u)" -eq 0 ] && [ -f /etc/debian_version ] ||
-        refuse "no registry answers, and base images can be built only by root on Debian or Ubuntu: set PYTHON_IMAGE, RABBITMQ_IMAGE and REDIS_IMAGE in .env to images you have"
+        refuse "no registry answers, and base images can be built only by root on Debian or Ubuntu: set $python_variable, RABBITMQ_IMAGE and REDIS_IMAGE in .env to images you have"
     command -v debootstrap >/dev/null || { apt-get update -qq >/dev/null; apt-get install -y -qq --no-install-recommends debootstrap >/dev/null 2>&1; }
     say "no registry answers: building $debian with debootstrap"
     root=$(mktemp -d)
     trap 'rm -rf "$root"' EXIT
     mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null | sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \(http[^ ]*\).*/\1/p' | head -n 1)
-    debootstrap --variant=minbase "$suite" "$root" "$mirror" >/tmp/celery-kit-debootstrap.log 2>&1 ||
+    # By the script of sid, which all of them share: a debootstrap that is older than a release does not know its name.
+    debootstrap --variant=minbase "$1" "$root" "$mirror" /usr/share/debootstrap/scripts/sid >/tmp/celery-kit-debootstrap.log 2>&1 ||
         refuse "debootstrap could not build a base image: see /tmp/celery-kit-debootstrap.log"
     # As the slim images do: no documentation, no translations, no package lists, here and in what is installed later.
     printf 'path-exclude /usr/share/%s/*\n' doc man info locale lintian > "$root/etc/dpkg/dpkg.cfg.d/slim"
     printf 'Apt::Install-Recommends "false";\n' > "$root/etc/apt/apt.conf.d/slim"
     printf 'DPkg::Post-Invoke { "rm -rf /var/cache/apt/*.bin /var/cache/apt/archives/*.deb"; };\n' > "$root/etc/apt/apt.conf.d/clean"
+    # A release that is not out yet expires within a week, and a closed network's mirror may be older. Signatures are checked.
+    printf 'Acquire::Check-Valid-Until "false";\n' > "$root/etc/apt/apt.conf.d/lag"
     printf '#!/bin/sh\nexit 101\n' > "$root/usr/sbin/policy-rc.d" && chmod +x "$root/usr/sbin/policy-rc.d"
     tar -C "$root" -c \
         --exclude=./usr/share/doc/* --exclude=./usr/share/man/* --exclude=./usr/share/info/* --exclude=./usr/share/locale/* \
         --exclude=./var/lib/apt/lists/* --exclude=./var/cache/apt/* --exclude=./var/log/* --exclude=./dev/* . |
         docker import --change 'CMD ["bash"]' - "$debian" >/dev/null
+    rm -rf "$root"
 }
 
 # .env says that a stand-in was built, and the engine has lost it: a new one, or a prune.
 standin_is_gone() { grep -qs "^$1=$2\$" .env && ! docker image inspect "$2" >/dev/null 2>&1; }
 
-# variable, official image, folder of the stand-in, its tag
+# variable, official image, folder of the stand-in, its tag, its Debian release if it is not that of the others, build arguments
 choose() {
     if known "$1"; then
         standin_is_gone "$1" "$4" || return 0
     elif official "$2"; then
         say "$2 (official)"; remember "$1" "$2"; return
     fi
-    debian_base
+    debian_base "${5:-$suite}"
     say "building $4 from Debian's packages, in place of $2"
-    docker build -q -t "$4" --build-arg "BASE=$debian" "deploy/images/$3" >/dev/null || refuse "the stand-in $4 could not be built"
+    docker build -q -t "$4" --build-arg "BASE=$debian" ${6:+--build-arg "$6"} "deploy/images/$3" >/dev/null || refuse "the stand-in $4 could not be built"
     known "$1" || remember "$1" "$4"
 }
 
-# variable, official image, its name: there is no stand-in
+# variable, official image, what is said without it: there is no stand-in
 only() {
     if known "$1"; then return; fi
-    official "$2" || refuse "no registry answers, and Debian has no package of $3: set $1 in .env to an image that you have"
+    official "$2" || refuse "$3"
     say "$2 (official)"; remember "$1" "$2"
 }
 
-choose PYTHON_IMAGE   python:3.13-slim-trixie python   celery-kit/python:3.13
+if [ -n "$python_suite" ]; then
+    choose "$python_variable" "python:$python-slim-trixie" python "celery-kit/python:$python" "$python_suite" "PYTHON=$python"
+else
+    only "$python_variable" "python:$python-slim-trixie" "PYTHON=$python: $none of it; allowed here: $standins, or an image that you have as $python_variable in .env"
+fi
 choose RABBITMQ_IMAGE rabbitmq:4-management   rabbitmq celery-kit/rabbitmq:4
 choose REDIS_IMAGE    redis:8                 redis    celery-kit/redis:8
 case ",${COMPOSE_PROFILES:-}," in *,monitor,*) choose PROMETHEUS_IMAGE prom/prometheus:v3.5.0 prometheus celery-kit/prometheus:2;; esac
-case ",${COMPOSE_PROFILES:-}," in *,grafana,*) only   GRAFANA_IMAGE    grafana/grafana:12.2.0 Grafana;; esac
+case ",${COMPOSE_PROFILES:-}," in *,grafana,*) only   GRAFANA_IMAGE    grafana/grafana:12.2.0 "$none of Grafana: set GRAFANA_IMAGE in .env to an image that you have";; esac
 
 # pip inside a build may need this machine's certificate authorities and its index (secrets of the build, never in an image).
 known CA_BUNDLE || { [ ! -f /etc/ssl/certs/ca-certificates.crt ] || remember CA_BUNDLE /etc/ssl/certs/ca-certificates.crt; }

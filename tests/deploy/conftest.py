@@ -66,7 +66,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     (folder / ".venv").symlink_to(ROOT / ".venv")
     if (ROOT / ".env").exists():  # which base images this machine has
         shutil.copy2(ROOT / ".env", folder / ".env")
-    knobs = ("BROKER", "POOL", "BACKEND", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    knobs = (
+        "BROKER", "POOL", "BACKEND", "PYTHON", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "MAKEFLAGS", "MFLAGS", "MAKELEVEL",
+    )  # fmt: skip
     variables = (
         "RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT",
         "FLOWER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT",

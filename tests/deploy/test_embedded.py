@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import signal
 from contextlib import suppress
@@ -11,6 +12,7 @@ import pytest
 from redis import Redis
 
 from app.pools import POOLS
+from app.pythons import PYTHONS
 from tests.deploy.conftest import Checkout
 from tests.terminal import Terminal
 from tests.wait import until
@@ -46,6 +48,21 @@ def test_what_is_sent_is_looked_up_by_another_command(checkout: Checkout, stack:
 
 def test_a_second_start_is_refused_with_a_clear_word(checkout: Checkout, stack: Path) -> None:
     assert "an embedded stack runs already (pool solo, process" in checkout.refusal(checkout.make("up"))
+
+
+def test_another_python_than_this_machines_is_refused(checkout: Checkout, stack: Path) -> None:
+    """There are no images here that it could be of."""
+    other = next(version for version in PYTHONS if not platform.python_version().startswith(f"{version}."))
+    for command in ("up", "demo"):
+        said = checkout.refusal(checkout.make(command, f"PYTHON={other}"))
+        assert f"PYTHON={other} chooses images, and none is used here" in said
+    env = checkout.folder / ".env"
+    before = env.read_text() if env.exists() else ""
+    env.write_text(f"{before}PYTHON={other}\n")  # a choice for the stacks that have images
+    try:
+        assert "an embedded stack runs already" in checkout.refusal(checkout.make("up"))
+    finally:
+        env.write_text(before)
 
 
 def test_the_demo_joins_a_stack_that_runs(checkout: Checkout, stack: Path) -> None:

@@ -1,5 +1,6 @@
 """Machines that lack something, and the images that are deployed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from app.pools import POOLS
-from app.stack import image
+from app.pythons import DEFAULT, PYTHONS
+from app.stack import image, python, settings
 from tests.deploy.conftest import Checkout
+from tests.matrix import SERVERS
 
 #: The worker image's own weight beside its base (MB); with the official base of some 120 MB it stays below 200 MB.
 OWN_MEGABYTES = 75
@@ -22,7 +25,7 @@ def output(*argv: str) -> str:
 @pytest.mark.parametrize("pool", POOLS)
 def test_an_image_is_small_and_holds_only_what_runs(pool: str) -> None:
     name = image(pool)
-    base = next(line.partition("=")[2] for line in Path(".env").read_text().splitlines() if line.startswith("PYTHON_IMAGE="))
+    base = settings()[python().variable]
     size, of_base = (int(output("docker", "image", "inspect", "--format", "{{.Size}}", one)) for one in (name, base))
     assert size - of_base < OWN_MEGABYTES * 1_000_000, f"{size / 1e6:.0f} MB on a base of {of_base / 1e6:.0f} MB"
     look = (
@@ -33,6 +36,25 @@ def test_an_image_is_small_and_holds_only_what_runs(pool: str) -> None:
     found = output("docker", "run", "--rm", "--entrypoint", "sh", name, "-c", f"({look}) 2>/dev/null; true").splitlines()
     assert found[0] == "1000"
     assert len(found) == 2 and found[1].endswith(".pyc"), found
+
+
+@pytest.mark.parametrize("version", [version for version in PYTHONS if version != DEFAULT])
+@pytest.mark.parametrize("broker", SERVERS)
+def test_every_image_of_a_stack_has_the_python_that_was_chosen(checkout: Checkout, broker: str, version: str) -> None:
+    """As Compose reads its files; `make test-matrix PYTHON=` runs such images, where the machine can have them."""
+    told = PYTHONS[version].environ({})
+    done = checkout.run(
+        "docker", "compose", "-f", f"compose.{broker}.yaml", "--profile", "monitor", "config", "--format", "json", **told
+    )  # fmt: skip
+    built = {name: one for name, one in json.loads(done.stdout)["services"].items() if "build" in one or name == "exporter"}
+    assert sorted(built) == ["beat", "exporter", "flower", "mail", "worker"]
+    assert all(one["image"].endswith(f"-py{version}") for one in built.values())
+    bases = {one["build"]["args"]["PYTHON_IMAGE"] for one in built.values() if "build" in one}
+    assert bases == {f"python:{version}-slim-trixie"}
+
+
+def test_a_python_that_no_image_has_is_refused(checkout: Checkout) -> None:
+    assert "PYTHON=2.7 is not known; allowed: 3.12, 3.13, 3.14" in checkout.refusal(checkout.make("images", "PYTHON=2.7"))
 
 
 def test_an_image_without_a_broker_says_what_it_needs() -> None:

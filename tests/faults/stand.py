@@ -21,14 +21,13 @@ from unittest.mock import patch
 import docker
 from celery import Celery
 from docker.types import Mount
-from dotenv import dotenv_values
 from kombu import Connection
 from kombu.utils.uuid import uuid
 from redis import Redis
 
 from app import Kit
 from app.pools import Pool
-from app.stack import ROOT, image
+from app.stack import image, of_python, settings
 from tests.faults.ledger import Ledger
 from tests.faults.servers import SERVERS
 from tests.wait import until
@@ -100,7 +99,7 @@ class Stand:
         self.folder.chmod(0o777)  # the image's user is not this one
         self.ledger = Ledger(self.folder / "effects")
         self.client = docker.from_env()
-        self.images = {key: value for key, value in dotenv_values(ROOT / ".env").items() if value} | dict(os.environ)
+        self.images = settings() | of_python()
         self.workers: dict[str, Any] = {}
         self.linked: dict[str, bool] = {}
         self.clocked: dict[str, bool] = {}

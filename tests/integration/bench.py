@@ -32,7 +32,7 @@ from testcontainers.core.container import DockerContainer
 from app import Kit
 from app.profile import ENGINES
 from app.refusal import choose
-from app.stack import ROOT, image
+from app.stack import ROOT, image, of_python
 from tests.matrix import COMBINATIONS, SERVERS, Combination
 from tests.wait import until
 
@@ -78,6 +78,7 @@ class Stack:
         self.file = f"compose.{name}.yaml"
         self.environ = {
             **{key: value for key, value in dotenv_values(ROOT / ".env").items() if value},
+            **of_python(),
             "COMPOSE_PROJECT_NAME": self.project,
             **dict.fromkeys(("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT"), "0"),
         }
@@ -142,11 +143,17 @@ def servers() -> None:
         for number, combination in enumerate(COMBINATIONS):
             server, its_stack = SERVERS[combination.broker.name], stack(combination.broker.name)
             (FOLDER / f"{combination}.namespace").write_text(server.namespace(number % 10, its_stack.port))
-        done.write_text(json.dumps([SERVERS[one.name].version(one.port) for one in stacks]))
+        done.write_text(json.dumps([*(SERVERS[one.name].version(one.port) for one in stacks), _python()]))
+
+
+def _python() -> str:
+    """What the interpreter of the first combination's image says of itself; the others are built on the same base."""
+    said = docker.from_env().containers.run(image(COMBINATIONS[0].pool.name), ["python", "-V"], remove=True)
+    return f"{said.decode().strip()} in the workers"
 
 
 def versions() -> list[str]:
-    """What the session's servers say of themselves."""
+    """What the session's servers say of themselves, and the workers' Python."""
     done = FOLDER / "servers.json"
     return list(json.loads(done.read_text())) if done.exists() else []
 
