@@ -14,8 +14,8 @@ from kombu import Connection, Consumer, Exchange, Queue
 from app.brokers import connect
 from app.brokers.contract import DEAD
 from app.brokers.redis_fetch import BYTES
-from app.pace import MOST
 from app.brokers.redis_transport import Transport
+from app.pace import MOST
 from tests.engine.rig import Server
 from tests.wait import until
 
