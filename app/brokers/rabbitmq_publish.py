@@ -125,15 +125,15 @@ class Publishing:
         msg: Any,
         exchange: str = "",
         routing_key: str = "",
-        mandatory: bool = False,
-        immediate: bool = False,
+        mandatory: bool | None = False,
+        immediate: bool | None = False,
         timeout: float | None = None,
         **options: Any,
     ) -> Any:
         connection = self.connection
         frames = None
         if connection is not None and self._confirm_selected:
-            frames = self._frames(msg, exchange, routing_key, mandatory + 2 * immediate, connection.frame_max)
+            frames = self._frames(msg, exchange, routing_key, bool(mandatory) + 2 * bool(immediate), connection.frame_max)
         if frames is None:
             publish = super()._basic_publish  # type: ignore[misc]
             return publish(msg, exchange, routing_key, mandatory, immediate, timeout, **options)

@@ -165,3 +165,11 @@ def test_a_message_whose_channel_is_closed_in_place_of_a_confirm_is_not_sent(bro
     bound(producer, PATIENCE)
     with pytest.raises(NotFound, match="gone"):
         producer.basic_publish(Message("some"), routing_key="some")
+
+
+@pytest.mark.parametrize("unknown", [None, False, True])
+def test_a_message_goes_whatever_a_task_says_of_its_options(broker: Broker, producer: Any, unknown: bool | None) -> None:
+    """Celery gives None for an option that a task does not have, where AMQP has a bit."""
+    broker.answers[spec.Basic.Publish] = ACK
+    bound(producer, PATIENCE)
+    producer.basic_publish(Message("some"), exchange="", routing_key="some", mandatory=unknown, immediate=unknown)
