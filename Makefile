@@ -59,13 +59,16 @@ env:
 	deploy/env.sh local
 
 test: export QUICK = 1
-test: lint test-unit test-browser test-matrix test-faults test-deploy  ## from a bare machine: the matrix on 5 of 20, faults on 2 of 10; more: test-*
+test: lint test-unit test-cost test-browser test-matrix test-faults test-deploy  ## from a bare machine: the matrix on 5 of 20, faults on 2 of 10; more: test-*
 
 lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
 
 test-unit:    ## tests that need no container
 	deploy/env.sh dev && $(PYTEST) tests/unit
+
+test-cost:    ## what a task costs on RabbitMQ, on each pool: AMQP frames, calls of sockets
+	deploy/env.sh dev && $(PYTEST) tests/engine/rabbitmq/test_cost.py
 
 test-operator: ## logs, progress, doctor, traces, make dev: workers of every pool on this machine
 	deploy/env.sh dev && $(PYTEST) tests/operator

@@ -75,10 +75,12 @@ class Kit(Celery):
     def _send(
         self, name: str, args: Any, kwargs: Any, countdown: Any = None, eta: Any = None, *more: Any, **options: Any
     ) -> Any:
-        if self.conf.task_default_queue_type == "quorum":  # the broker itself delays tasks
-            countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
+        delayed = countdown or eta
+        if (delayed or options.get("routing_key")) and self.conf.task_default_queue_type == "quorum":
+            # The broker itself delays tasks. What a task without delay spends here, each `delay()` does.
             options = retry_queue.named(options)
-            if countdown or eta:
+            if delayed:
+                countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
                 self.delayed.prepare(name, args, kwargs, options)
         return super().send_task(name, args, kwargs, countdown, eta, *more, **options)
 

@@ -19,6 +19,7 @@ def bound(channel: Any, seconds: float) -> None:
     blocked: list[object] = []
     channel.connection.on_blocked = blocked.append
     channel.connection.on_unblocked = blocked.clear
+    channel.connection.sock.settimeout(seconds)  # once: py-amqp changes a time limit that is another before and after each call
     wait = channel.wait
 
     def wait_a_while(method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:

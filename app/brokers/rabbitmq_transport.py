@@ -20,6 +20,7 @@ from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from kombu.transport import pyamqp
 
 from app.brokers.rabbitmq_frames import DELIVER, arguments, frame_handler
+from app.brokers.rabbitmq_publish import Publishing
 from app.brokers.rabbitmq_window import TURN, Window
 from app.commit import commit
 
@@ -152,7 +153,7 @@ class _Bounded:
             raise RecoverableConnectionError("the broker has not answered in time") from error
 
 
-class Channel(_Bounded, KombusChannel):  # type: ignore[misc]
+class Channel(_Bounded, Publishing, KombusChannel):  # type: ignore[misc]
     """Knows which deliveries are neither acknowledged nor rejected, so that one frame can speak for many."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

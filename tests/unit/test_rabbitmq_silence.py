@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from amqp import Connection as AmqpConnection
 from amqp import Message, spec
-from amqp.exceptions import RecoverableConnectionError
+from amqp.exceptions import NotFound, RecoverableConnectionError
 
 from app.brokers import rabbitmq_transport
 from app.brokers.contract import RefusedError
@@ -121,10 +121,10 @@ def test_whoever_sets_a_time_of_his_own_keeps_the_connection_when_it_is_over(fas
     assert fast.connected
 
 
-@pytest.fixture
-def producer(broker: Broker) -> Iterator[Any]:
-    """A producer's channel, on py-amqp's own connection."""
-    connection = connected(AmqpConnection, broker, confirm_publish=True)
+@pytest.fixture(params=[AmqpConnection, Connection], ids=["py-amqp's own", "ENGINE=fast"])
+def producer(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Any]:
+    """A producer's channel."""
+    connection = connected(request.param, broker, confirm_publish=True)
     yield connection.channel()
     connection.collect()
     broker.thread.join(PATIENCE)
@@ -149,3 +149,27 @@ def test_a_producer_is_told_that_its_message_was_not_taken(broker: Broker, produ
     bound(producer, PATIENCE)
     with pytest.raises(RefusedError, match="did not take the message"):
         producer.basic_publish(Message("some"), routing_key="some")
+
+
+def test_what_comes_before_a_confirm_is_handled(broker: Broker, producer: Any) -> None:
+    broker.answers[spec.Basic.Publish] = BLOCKED + ACK
+    bound(producer, PATIENCE)
+    producer.basic_publish(Message("some"), routing_key="some")
+    broker.answers.clear()
+    with pytest.raises(RecoverableConnectionError, match="it blocks publishers"):
+        producer.wait(spec.Queue.DeclareOk, timeout=SOON)
+
+
+def test_a_message_whose_channel_is_closed_in_place_of_a_confirm_is_not_sent(broker: Broker, producer: Any) -> None:
+    broker.answers[spec.Basic.Publish] = method(1, spec.Channel.Close, pack(">HB", 404, 4) + b"gone" + pack(">2H", 60, 40))
+    bound(producer, PATIENCE)
+    with pytest.raises(NotFound, match="gone"):
+        producer.basic_publish(Message("some"), routing_key="some")
+
+
+@pytest.mark.parametrize("unknown", [None, False, True])
+def test_a_message_goes_whatever_a_task_says_of_its_options(broker: Broker, producer: Any, unknown: bool | None) -> None:
+    """Celery gives None for an option that a task does not have, where AMQP has a bit."""
+    broker.answers[spec.Basic.Publish] = ACK
+    bound(producer, PATIENCE)
+    producer.basic_publish(Message("some"), exchange="", routing_key="some", mandatory=unknown, immediate=unknown)

@@ -1,10 +1,12 @@
 """What a task costs the server, which no noise changes: the guard of what ENGINE=fast is for."""
 
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from app.pools import POOLS
+from tests.engine.calls import total
 from tests.engine.conftest import server as server
 from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
 from tests.wait import until
@@ -12,14 +14,16 @@ from tests.wait import until
 TASKS = 1_000
 #: Requests a task that a worker on a busy machine stays below; plain Celery makes more than four.
 MOST, PLAIN = 1.5, 4.0
+#: Calls a task of the worker's sockets, at most.
+CALLS = 3
 
 
-def requests(server: Server, pool: str, engine: str) -> float:
+def requests(server: Server, pool: str, engine: str, *options: str, **environ: str) -> float:
     """How often the server reads from a worker, for each task of a full queue: from its start to its end."""
     queue = uuid4().hex[:8]
     ids = send(producer(server), queue, TASKS)
     before = server.broker.info("stats")["total_reads_processed"]
-    with worker(server, pool, engine, queue) as one:
+    with worker(server, pool, engine, queue, *options, **environ) as one:
         # Its log tells: to ask the server would count.
         until("all are done", lambda: one.log.read_text().count(" succeeded in ") == TASKS, 120)
         assert one.stop() == 0
@@ -32,6 +36,14 @@ def requests(server: Server, pool: str, engine: str) -> float:
 def test_a_worker_asks_for_many_tasks_at_once(server: Server, pool: str) -> None:
     """And says of many at once that they are done, with their results."""
     assert requests(server, pool, "fast") < MOST
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_makes_few_calls_for_a_task(server: Server, pool: str, tmp_path: Path) -> None:
+    """Of its sockets: what it asks is written at once, and what comes is read at once."""
+    path = tmp_path / "calls"
+    requests(server, pool, "fast", "-I", "tests.engine.calls", CALLS=str(path))
+    assert total(path) / TASKS < CALLS
 
 
 def test_what_plain_celery_asks(server: Server) -> None:

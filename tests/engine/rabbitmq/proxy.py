@@ -36,6 +36,9 @@ class Proxy:
         self.server.close()
         self.cut(True)
 
+    def hear(self, source: socket, data: bytes) -> None:
+        """What `source` has said, for those who want to know."""
+
     def _serve(self) -> None:
         with suppress(OSError):
             while True:
@@ -54,6 +57,7 @@ class Proxy:
     def _pass_on(self, source: socket, target: socket) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
+                self.hear(source, data)
                 if source not in self.dead:
                     target.sendall(data)
         if source not in self.dead:

@@ -1,0 +1,62 @@
+"""What a task costs RabbitMQ and its worker, which no noise changes: the guard of what ENGINE=fast is for.
+
+Redis' own is tests/unit/test_round_trips.py.
+"""
+
+from collections import Counter
+from pathlib import Path
+from socket import socket
+from struct import unpack_from
+from typing import Any
+from unittest.mock import patch
+
+from tests.engine.calls import total
+from tests.engine.rabbitmq.proxy import Proxy
+from tests.engine.rabbitmq.test_worker import Fast
+from tests.engine.rabbitmq.test_worker import fast as fast
+from tests.engine.rig import CONCURRENCY
+
+TASKS = 2_000
+#: Frames a task that a worker sends and gets, at most: a delivery is three, and one acknowledgement speaks for several. If each
+#: went by itself, that would be 1.09: what a worker says at its start and end is a tenth of a frame.
+SENT, RECEIVED = 0.9, 3.3
+#: Calls a task of its sockets, at most; plain Celery's worker makes more than twenty.
+CALLS = 5
+HELLO = b"AMQP\0\0\x09\x01"
+
+
+class Counted(Proxy):
+    """Counts the frames that pass, by whether a worker has sent them."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.frames: Counter[bool] = Counter()
+        self.begun: dict[socket, bytes] = {}
+        super().__init__(host, port)
+
+    def hear(self, source: socket, data: bytes) -> None:
+        data = self.begun.pop(source, b"") + data
+        at = len(HELLO) if data.startswith(HELLO) else 0
+        while len(data) >= at + 7 and len(data) >= (end := at + 8 + unpack_from(">I", data, at + 3)[0]):
+            self.frames[source.getsockname()[1] == self.port] += 1
+            at = end
+        self.begun[source] = data[at:]
+
+
+def cost(fast: Fast, path: Path) -> tuple[float, float, float]:
+    """A task's frames, those that a worker sent and those that it got, and calls of its sockets: from its start to its end."""
+    fast.environ["CALLS"] = str(path)
+    ids = [fast.send("total", [1, 2]).id for _ in range(TASKS)]
+    with patch("tests.engine.rabbitmq.test_worker.Proxy", Counted):
+        proxy: Any = fast.behind_a_proxy("CELERY_BROKER_URL")
+    worker = fast.worker("-I", "tests.engine.calls", "-c", str(CONCURRENCY[fast.pool]))
+    fast.until_stored(ids, TASKS)
+    fast.ends_with_nothing_left(worker)
+    return proxy.frames[True] / TASKS, proxy.frames[False] / TASKS, total(path) / TASKS
+
+
+def test_one_frame_speaks_for_many_tasks(fast: Fast, tmp_path: Path) -> None:
+    """And one call of a socket gets and says much at once, of the broker and of the results server."""
+    sent, received, calls = cost(fast, tmp_path / "calls")
+    assert sent < SENT
+    assert 3 <= received < RECEIVED
+    assert calls < CALLS
