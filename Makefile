@@ -85,6 +85,9 @@ test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose s
 test-faults:  ## each fault on every broker and pool, and on plain Celery; writes docs/reports/faults.* (hours; QUICK=1: minutes)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.faults.run
 
+test-crash:   ## workers that are killed amid quick tasks, beside plain Celery; writes docs/reports/crash.md (long; PART= BROKER= POOL= ENGINE=)
+	deploy/env.sh dev && .venv/bin/python -m tests.crash.run
+
 test-shutdown: ## a worker that is told to end, on every broker and pool
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/faults/test_shutdown.py -n 4 -q --no-header
 

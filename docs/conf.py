@@ -20,7 +20,10 @@ html_show_copyright = html_use_index = False
 PAGES = {
     "Choose": ["docs/brokers", "docs/pools", "docs/matrix", "docs/benchmark", "The soak <docs/reports/soak>"],
     "Use": ["docs/settings", "docs/migration", "docs/once", "docs/spool"],
-    "Run": ["docs/delivery", "docs/monitoring", "docs/shutdown", "docs/failures", "docs/reports/faults", "docs/reports/probe"],
+    "Run": [
+        *("docs/delivery", "docs/monitoring", "docs/shutdown", "docs/failures"),
+        *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe"),
+    ],
     "The kit": ["docs/new-broker", "docs/reports/upstream", "CONTRIBUTING", "CHANGELOG", "中文 <README.zh-CN>"],
 }
 

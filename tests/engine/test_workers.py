@@ -29,7 +29,7 @@ def left(server: Server, queue: str) -> int:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_killed_worker_loses_nothing(server: Server, queue: str, pool: str) -> None:
-    """Amid quick tasks, again and again; figures, beside plain Celery's: python -m tests.engine.crash."""
+    """Amid quick tasks, again and again; figures, beside plain Celery's: make test-crash."""
     ids = send(producer(server), queue, 400)
     for goal in (1, 100, 200):
         with worker(server, pool, "fast", queue, VISIBILITY="2") as one:

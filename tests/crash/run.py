@@ -1,0 +1,77 @@
+"""`make test-crash`: the trials, a broker beside the other, and the report. PART= BROKER= POOL= ENGINE= choose some.
+
+Each trial's figures are a line of reports/crash.jsonl; the report takes the last of each, so that a run may be made in parts.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from app.pools import POOLS
+from app.refusal import choose
+from tests.crash import report
+from tests.crash.stand import ALL_ENGINES, BROKERS, Stand
+from tests.crash.trials import PARTS, Figures, trials
+
+if TYPE_CHECKING:
+    from bench.servers import Servers
+
+AXES: tuple[tuple[str, Iterable[str]], ...] = (("BROKER", BROKERS), ("PART", PARTS), ("POOL", POOLS), ("ENGINE", ALL_ENGINES))
+
+
+def chosen(variable: str, names: Iterable[str]) -> tuple[str, ...]:
+    """All of an axis, or those that its variable names, comma between."""
+    given = os.environ.get(variable)
+    return tuple(choose(variable, name, names) for name in given.split(",")) if given else tuple(names)
+
+
+def lane(broker: str) -> None:
+    """All chosen trials of a broker, one after the other."""
+    _, parts, pools, engines = (chosen(*axis) for axis in AXES)
+    wanted = [(part, pool, engine) for part in parts for pool, engine in trials(part, broker, pools, engines)]
+    if not wanted:
+        return
+    os.environ.pop("ENGINE", None)  # there are more of them here than the app knows
+    from bench.servers import Servers  # reads the environment
+
+    with Servers(broker) as servers:
+        for part, pool, engine in wanted:
+            name = {"part": part, "broker": broker, "pool": pool, "engine": engine}
+            outcome = {**name, **trial(servers, **name)}
+            report.note(outcome)
+            print({key: value for key, value in outcome.items() if key not in {"marks", "cpu", "last_words"}}, flush=True)
+
+
+def trial(servers: "Servers", part: str, broker: str, pool: str, engine: str) -> Figures:
+    """Run one; an error is a figure like others, and never raised."""
+    began, figures = time.monotonic(), {"server": servers.version()}
+    with servers.place() as place, Stand(place, broker, pool, engine, PARTS[part].concurrency) as stand:
+        try:
+            figures |= PARTS[part].run(stand)
+        except Exception as error:
+            figures["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        figures["last_words"] = stand.log.read_text()[-2000:] if stand.log.exists() else ""
+    return {**figures, "seconds": round(time.monotonic() - began)}
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it takes down what it started
+    brokers, *_ = (chosen(*axis) for axis in AXES)
+    if len(brokers) == 1:
+        lane(brokers[0])
+    else:
+        argv = [sys.executable, "-m", "tests.crash.run"]
+        lanes = [subprocess.Popen(argv, env={**os.environ, "BROKER": broker, "WITHOUT_REPORT": "1"}) for broker in brokers]
+        codes = [one.wait() for one in lanes]
+        if any(codes):
+            sys.exit(1)
+    if not os.environ.get("WITHOUT_REPORT"):
+        report.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""A broker, a pool and an engine: a producer and workers, processes of this machine, that share an empty broker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import requests
+from redis import Redis
+
+from app.pools import POOLS
+from app.profile import ENGINES
+from app.stack import ROOT
+from tests.engine.rig import CONCURRENCY, PLAIN_CELERY
+from tests.wait import until
+
+if TYPE_CHECKING:
+    from bench.servers import Place
+
+BROKERS = ("redis", "rabbitmq")
+QUEUE = "crash"
+#: The kit's, and plain Celery, which gets acks_late, the kit's visibility timeout and sweeps, and nothing else.
+ALL_ENGINES = (*ENGINES, PLAIN_CELERY)
+VISIBILITY = 5
+#: Hours in life: short enough here that a trial sees the end of the wait. The sweeps are as often as the kit's.
+TRANSPORT_OPTIONS: dict[str, dict[str, object]] = {
+    "redis": {"visibility_timeout": VISIBILITY, "unacked_restore_interval": 5, "unacked_restore_throttle": 1},
+    "rabbitmq": {},
+}
+#: Seconds without any change, after which nothing will change any more.
+QUIET = {"redis": VISIBILITY + 25.0, "rabbitmq": 20.0}
+
+
+class Stand:
+    """Use it in a `with`; at its end no process of it is left. `concurrency`: tasks at once, where not the rig's."""
+
+    def __init__(self, place: "Place", broker: str, pool: str, engine: str, concurrency: int | None = None) -> None:
+        self.place, self.broker, self.pool, self.engine = place, broker, pool, engine
+        self.concurrency = concurrency or CONCURRENCY[pool]
+        self.results: Any = Redis.from_url(place.results_url)
+        address = f"{place.results_url.rpartition('/')[0]}/3"  # a database of its own
+        self.runs: Any = Redis.from_url(address)
+        self.folder = tempfile.TemporaryDirectory(prefix="celery-kit-crash-")
+        self.log = Path(self.folder.name) / "worker.log"
+        self.sent = 0
+        self.processes: list[subprocess.Popen[Any]] = []
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if name not in {"BROKER", "BACKEND", "POOL", "PART"}},
+            "CELERY_BROKER_URL": place.broker_url,
+            "CELERY_RESULT_BACKEND": place.results_url,
+            "RUNS": address,
+            "QUEUE": QUEUE,
+            "ENGINE": engine,
+            "TRANSPORT_OPTIONS": json.dumps(TRANSPORT_OPTIONS[broker]),
+            "DATA_DIR": self.folder.name,
+        }
+
+    def __enter__(self) -> "Stand":
+        self.producer = self._start([sys.executable, "-m", "tests.crash.work"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            kill(process)
+        self.folder.cleanup()
+
+    def _start(self, argv: list[str], log: "IO[Any] | None" = None, **options: Any) -> "subprocess.Popen[Any]":
+        options = {"stdout": log, **options}
+        process = subprocess.Popen(
+            argv,
+            cwd=ROOT,
+            env=self.environ,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # prefork's children die with it
+            **options,
+        )
+        self.processes.append(process)
+        return process
+
+    def send(self, name: str, count: int) -> None:
+        """Send so many tasks; back once the broker has them."""
+        stdin, stdout = self.producer.stdin, self.producer.stdout
+        assert stdin and stdout
+        stdin.write(f"{name} {count}\n")
+        stdin.flush()
+        assert stdout.readline(), "the producer ended"
+        self.sent += count
+
+    def worker(self, *options: str) -> "subprocess.Popen[Any]":
+        argv = [sys.executable, "-m", "celery", "-A", "tests.crash.work", "worker", "--pool", self.pool, "-Q", QUEUE]
+        argv += ["-n", f"{time.monotonic_ns()}@crash", "-l", "WARNING", "-c", str(self.concurrency), *options]
+        flags = () if self.engine == PLAIN_CELERY else POOLS[self.pool].worker_flags
+        with self.log.open("a") as log:
+            return self._start([*argv, *flags], log)
+
+    def done(self) -> int:
+        """Tasks that were begun at least once."""
+        return int(self.runs.hlen("runs"))
+
+    def executions(self) -> list[int]:
+        """By task that was begun, how often."""
+        return [int(times) for times in self.runs.hvals("runs")]
+
+    def stored(self, first: int = 0) -> int:
+        """Tasks whose result is SUCCESS, of those from the `first`th on."""
+        found = self.results.mget([f"celery-task-meta-crash-{number}" for number in range(first, self.sent)])
+        return sum(bool(value) and json.loads(value)["status"] == "SUCCESS" for value in found)
+
+    def left(self) -> int:
+        """Messages that the broker has: those that wait, and those that are out."""
+        return self.place.broker()["messages"]
+
+    def settle(self) -> None:
+        """Until every task has its result and no message is left, or nothing changes any more."""
+        last: list[object] = []
+        since = time.monotonic()
+
+        def settled() -> bool:
+            nonlocal last, since
+            now: list[object] = [self.stored(), sum(self.executions()), self.left()]
+            if now != last:
+                last, since = now, time.monotonic()
+            return now[::2] == [self.sent, 0] or time.monotonic() > since + QUIET[self.broker]
+
+        until("nothing changes any more", settled, 600, every=0.2)
+
+    @contextmanager
+    def flower(self, port: int) -> Iterator[str]:
+        """Flower, connected to this broker; gives the URL of its metrics."""
+        address = ["--address=127.0.0.1", f"--port={port}"]
+        with self.log.open("a") as log:
+            flower = self._start([sys.executable, "-m", "celery", "-A", "tests.crash.work", "flower", *address], log)
+        url = f"http://127.0.0.1:{port}/metrics"
+
+        def answers() -> bool:
+            try:
+                return requests.get(url, timeout=5).ok
+            except requests.ConnectionError:
+                return False
+
+        try:
+            until("Flower answers", answers, 60)
+            yield url
+        finally:
+            kill(flower)
+
+
+def kill(process: "subprocess.Popen[Any]") -> None:
+    """SIGKILL, to its children too."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe:
+            pipe.close()

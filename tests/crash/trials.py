@@ -1,0 +1,200 @@
+"""The trials: what each part of the crash test does to a stand, and what it saw."""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from app.pools import POOLS
+from tests.crash.stand import ALL_ENGINES, BROKERS, QUIET, Stand, kill
+from tests.engine.rig import PLAIN_CELERY
+from tests.wait import until
+
+TASKS = 3_000
+KILLS = 20
+#: The same while messages arrive: kills, and messages that wait at a time.
+MORE_KILLS, FEW = 50, 20
+#: Tasks with events on; seconds after which a worker that has not done them is no longer waited for.
+WATCHED, WATCHED_SECONDS = 12_000, 90.0
+#: Restores; runs that may stall, and those of plain Celery, which are slow.
+RESTORES, STALL_RUNS, FEW_RUNS = 5, 20, 5
+#: Seconds that no restore lasts.
+NEVER = 60.0
+GREEN = tuple(name for name, pool in POOLS.items() if pool.sockets_patched)
+Figures = dict[str, Any]
+
+
+def killed(stand: Stand, kills: int, waiting: int) -> Figures:
+    """TASKS short tasks, SIGKILLs at random moments amid them, a new worker after each. `waiting`: messages at a time."""
+    done_at_kill = []
+    stand.send("short", 0)  # the producer is up
+    for number in range(1, kills + 1):
+        worker = stand.worker()
+        reached = _work_on(stand, (number + random.random()) * TASKS / (kills + 2), waiting)
+        time.sleep(random.uniform(0, 0.02))  # the moment of the kill is nobody's choice
+        kill(worker)
+        if not reached:
+            break
+        done_at_kill.append(stand.done())
+    stand.worker()
+    _work_on(stand, TASKS, waiting)
+    stand.settle()
+    executions, stored = stand.executions(), stand.stored()
+    return {
+        "tasks": stand.sent,
+        "kills": len(done_at_kill),
+        "last_kill_at": max(done_at_kill, default=0),
+        "results": stored,
+        "never_run": stand.sent - len(executions),
+        "left": stand.left(),
+        "executions": sum(executions),
+        "twice": sum(times > 1 for times in executions),
+        "most": max(executions, default=0),
+    }
+
+
+def _work_on(stand: Stand, goal: float, waiting: int) -> bool:
+    """Until so many tasks were begun, with never more than `waiting` sent ahead; False where nothing goes on."""
+    last, since = -1, time.monotonic()
+    while (done := stand.done()) < goal or stand.sent < goal:
+        if done != last:
+            last, since = done, time.monotonic()
+        if time.monotonic() > since + QUIET[stand.broker] and stand.sent >= min(TASKS, done + waiting):
+            return False
+        if (more := min(TASKS - stand.sent, done + waiting - stand.sent, 200)) > 0:
+            stand.send("short", more)
+        else:
+            time.sleep(0.001)  # between two looks
+    return True
+
+
+def sigkill(stand: Stand) -> Figures:
+    return killed(stand, KILLS, TASKS)
+
+
+def arriving(stand: Stand) -> Figures:
+    return killed(stand, MORE_KILLS, FEW)
+
+
+def restore(stand: Stand) -> Figures:
+    """A worker with all hands full is killed; the seconds until an idle one, up already, has done all that it held."""
+    seconds: list[float | None] = []
+    for _ in range(RESTORES):
+        held = stand.concurrency
+        before = stand.done()
+        worker = stand.worker()
+        stand.send("held", held)
+        until("all are begun", lambda n=before + held: stand.done() == n)  # type: ignore[misc]
+        kill(worker)
+        began = time.monotonic()
+        second = stand.worker()
+        with suppress(AssertionError):
+            until("all are done", lambda: stand.stored() == stand.sent, NEVER)
+        seconds.append(round(time.monotonic() - began, 1) if stand.stored() == stand.sent else None)
+        kill(second)
+        if seconds[-1] is None:
+            break
+    return {"held": stand.concurrency, "seconds_each": seconds, "left": stand.left()}
+
+
+def events(stand: Stand) -> Figures:
+    """A worker with -E and Flower on a deep queue: when each hundred tasks were done, and the worker's CPU seconds by then."""
+    stand.send("nothing", WATCHED)
+    port = 15_555 + random.randrange(1_000)
+    with stand.flower(port) as url:
+        worker = stand.worker("-E")
+        until("it works", stand.done, 60)
+        began, done, marks, cpu = time.monotonic(), 0, [0.0], [_cpu(worker.pid)]
+        while done < WATCHED and time.monotonic() < began + WATCHED_SECONDS:
+            time.sleep(0.01)  # between two looks
+            done = stand.done()
+            marks += [round(time.monotonic() - began, 2)] * (more := done // 100 + 1 - len(marks))
+            cpu += [_cpu(worker.pid)] * more
+        with suppress(AssertionError):  # it may be behind
+            until("Flower has seen each", lambda: _succeeded(url) >= done, 30, every=1)
+        seen = _succeeded(url)
+        return {"tasks": WATCHED, "done": done, "marks": marks, "cpu": cpu, "window": 4 * stand.concurrency, "flower": seen}
+
+
+def _cpu(pid: int) -> float:
+    """What a process has had of the processor, in seconds. Source: proc(5), utime and stime."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 2)
+
+
+def _succeeded(url: str) -> int:
+    lines = requests.get(url, timeout=20).text.splitlines()
+    return int(
+        sum(float(one.split()[-1]) for one in lines if one.startswith("flower_events_total") and '"task-succeeded"' in one)
+    )
+
+
+def _awake(pid: int) -> float:
+    """Seconds that a process's first thread ran or waited for a core. Source: Linux, scheduler/sched-stats.rst."""
+    on_cpu, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    return (int(on_cpu) + int(waited)) / 1e9
+
+
+def stall(stand: Stand) -> Figures:
+    """Workers with prefetch 4, each with TASKS tasks that do nothing.
+
+    Gives their rates, the longest time without a task, and the part of the run in which the loop slept.
+    """
+    rates, pauses, asleep = [], [], []
+    for _ in range(FEW_RUNS if stand.engine == PLAIN_CELERY else STALL_RUNS):
+        before = stand.done()
+        stand.send("nothing", TASKS)
+        worker = stand.worker("--prefetch-multiplier", "4")
+        until("it works", lambda n=before: stand.done() > n, 60)  # type: ignore[misc]
+        began = since = time.monotonic()
+        first = done = stand.done()
+        pause, awake = 0.0, _awake(worker.pid)
+        while done < before + TASKS and time.monotonic() < since + QUIET[stand.broker]:
+            time.sleep(0.005)  # between two looks
+            if (now := stand.done()) != done:
+                pause, since, done = max(pause, time.monotonic() - since), time.monotonic(), now
+        rates.append(round((done - first) / (since - began)))
+        asleep.append(round(1 - (_awake(worker.pid) - awake) / (time.monotonic() - began), 2))
+        pauses.append(round(pause, 3))
+        if done < before + TASKS:
+            break
+        until("each has its result", lambda n=before: stand.stored(n) == TASKS)  # type: ignore[misc]
+        worker.terminate()
+        worker.wait(60)
+    missing = stand.sent - stand.stored()
+    return {"tasks": TASKS, "runs": len(rates), "missing": missing, "rates": rates, "pauses": pauses, "asleep": asleep}
+
+
+@dataclass(frozen=True)
+class Part:
+    """`run(stand)`: one trial, which gives its figures. `of`: the brokers, pools and engines that it is for."""
+
+    run: Callable[[Stand], Figures]
+    brokers: tuple[str, ...] = BROKERS
+    pools: tuple[str, ...] = tuple(POOLS)
+    engines: tuple[str, ...] = ALL_ENGINES
+    concurrency: int | None = None
+
+
+PARTS = {
+    "sigkill": Part(sigkill),
+    "arriving": Part(arriving, ("redis",), ("solo", "prefork", "gevent"), ("fast", PLAIN_CELERY)),
+    "restore": Part(restore, ("redis",), GREEN),
+    "events": Part(events, ("rabbitmq",), GREEN, concurrency=50),
+    "stall": Part(stall, BROKERS, ("solo", "threads", "prefork")),
+}
+
+
+def trials(part: str, broker: str, pools: tuple[str, ...], engines: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Pools and engines of a part on a broker, those that were asked for; the engines side by side."""
+    row = PARTS[part]
+    for pool in row.pools if broker in row.brokers else ():
+        for engine in row.engines:
+            if pool in pools and engine in engines:
+                yield pool, engine
