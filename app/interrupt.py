@@ -8,6 +8,7 @@ Sources: https://docs.python.org/3/c-api/threads.html, PyThreadState_SetAsyncExc
 
 import ctypes
 import signal
+import sys
 import threading
 from collections import deque
 from time import monotonic, sleep
@@ -18,10 +19,16 @@ from typing import Any
 EVERY = 0.1
 #: Neither Celery nor the kit uses it for anything else.
 SIGNAL = signal.SIGVTALRM
+#: A function of such a name takes, or gives back, what its caller holds. An exception in the midst of it would leave that
+#: taken for good: a log handler's lock, before Python 3.13, and then every thread of the process stands still.
+HANDS_OVER = ("acquire", "__enter__", "release", "__exit__")
 
 
 class Interrupt:
-    """A context in which `exception` is raised after `seconds`, once. `pending`: it was not."""
+    """A context in which `exception` is raised after `seconds`, once. `pending`: it was not.
+
+    `due` may be set to an earlier time of the monotonic clock, by any thread; 0: as soon as may be.
+    """
 
     def __init__(self, seconds: float, exception: BaseException) -> None:
         self.exception = exception
@@ -92,8 +99,8 @@ class Watch:
 
     def _strike(self, one: Interrupt) -> None:
         with self._striking:
-            if not self.remove(one):
-                return
+            if _hands_over(one.thread) or not self.remove(one):
+                return  # at the next look, or never
             one.pending = False
             if one.thread == self.main:
                 self._struck.append(one)
@@ -105,6 +112,12 @@ class Watch:
     def _handle(self, _: int, __: FrameType | None) -> None:
         if self._struck:
             raise self._struck.popleft().exception
+
+
+def _hands_over(thread: int) -> bool:
+    """Where a thread is seen, there the exception reaches it: this one holds the interpreter's lock until it is set."""
+    frame = sys._current_frames().get(thread)
+    return frame is not None and frame.f_code.co_name in HANDS_OVER
 
 
 watch = Watch()
