@@ -34,8 +34,7 @@ class Pool:
     sockets_patched: Callable[[], bool] | None = None
     #: What raises an exception in a task that is late, "module:class" (app/time_limits.py); empty where Celery itself ends it.
     timeout: str = ""
-    #: What raises an exception in a task that is to be terminated, likewise (app/terminate.py); empty where Celery itself ends it, or
-    #: nothing can.
+    #: Likewise in a task that is to be terminated (app/terminate.py); empty where Celery itself ends it, or nothing can.
     terminates: str = ""
     #: Of "soft" and "hard", the task time limits that Celery itself keeps to there.
     celerys_time_limits: tuple[str, ...] = ()

@@ -1,10 +1,10 @@
 """revoke(terminate=True) of a task that runs in a thread: Celery answers with an error, and the task goes on to its end.
 
-A row of the pools' table names what raises an exception in such a task (`terminates`). It does so while the task's own code runs,
+A row of the pools' table names what raises an exception in such a task (`terminates`). It comes while the task's own code runs,
 and at no other time: not while Celery stores a result, writes a log line or begins the next task. The task's thread says what
-became of it, so that there is one outcome: whoever came to its end first has that, any other is REVOKED, once it has ended. A call
-that waits is not cut short, and a task that catches BaseException goes on. A revoked task that waits in its worker for a thread
-does not begin; Celery looks only before it is given to the pool.
+became of it, so that there is one outcome: that of a task which had come to its end, or REVOKED, once it has ended. A call that
+waits is not cut short, and a task that catches BaseException goes on. A revoked task that waits in its worker for a thread does
+not begin; Celery looks only before it is given to the pool.
 Source: celery/worker/request.py 5.7.0, Request.terminate and revoked; celery/concurrency/thread.py.
 """
 
@@ -87,10 +87,10 @@ def terminable(apply_async: Callable[..., Any]) -> Callable[..., Any]:
             finally:
                 here.__dict__.pop("run", None)
 
-        def done(outcome: Any) -> Any:
+        def done(outcome: Any) -> None:
             if outcome is not ENDED:
-                return callback(outcome)
-            if not request._already_revoked:
+                callback(outcome)
+            elif not request._already_revoked:
                 request._announce_revoked("terminated", True, one.signal, False)
 
         return apply_async(run, args, callback=done, accept_callback=accept, **options)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery, signals
@@ -60,8 +59,8 @@ def _go_on() -> None:
 
 
 @pytest.fixture(scope="module")
-def app() -> Celery:
-    app = Celery("terminate", broker="memory://terminate", backend="cache+memory://", set_as_current=False)
+def app() -> Any:
+    app: Any = Celery("terminate", broker="memory://terminate", backend="cache+memory://", set_as_current=False)
     app.conf.update(
         task_acks_late=True,
         worker_prefetch_multiplier=4,
@@ -97,8 +96,8 @@ def send(app: Celery, name: str) -> Any:
 
 
 def terminate(app: Celery, *results: Any) -> Any:
-    (answer,) = app.control.revoke([one.id for one in results], terminate=True, reply=True, limit=1, timeout=WAIT)
-    (said,) = answer.values()
+    answers: Any = app.control.revoke([one.id for one in results], terminate=True, reply=True, limit=1, timeout=WAIT)
+    (said,) = answers[0].values()
     return said
 
 
