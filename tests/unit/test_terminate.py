@@ -182,6 +182,26 @@ def test_who_goes_on_all_the_same_has_its_outcome(app: Celery, gate: Gate) -> No
     assert stubborn.get(timeout=WAIT) == "ended"
 
 
+def test_what_celery_does_after_the_task_is_not_cut_short(app: Celery, gate: Gate) -> None:
+    """Stores its result, sends its signals, writes to the log: half of it would be neither an outcome nor another."""
+    steps: list[str] = []
+
+    def succeeded(**_: Any) -> None:
+        steps.append("begun")
+        _loop()
+        steps.append("ended")
+
+    signals.task_success.connect(succeeded)
+    done = send(app, "pass")
+    until("its success is told", lambda: steps, WAIT)
+    terminate(app, done)
+    following = send(app, "pass")
+    gate.open.set()
+    assert following.get(timeout=WAIT) == "ended" and done.state == "SUCCESS"
+    signals.task_success.disconnect(succeeded)
+    assert steps == ["begun", "ended"] * 2
+
+
 def test_a_task_that_was_called_as_a_function_ends_with_its_caller(app: Celery, gate: Gate) -> None:
     calling = send(app, "calls")
     until("both run", lambda: len(gate.begun) == 2, WAIT)
