@@ -20,7 +20,8 @@ EVERY = 0.1
 #: Neither Celery nor the kit uses it for anything else.
 SIGNAL = signal.SIGVTALRM
 #: A function of such a name takes, or gives back, what its caller holds. An exception in the midst of it would leave that
-#: taken for good: a log handler's lock, before Python 3.13, and then every thread of the process stands still.
+#: taken for good: a log handler's lock, before Python 3.13, and then every thread of the process stands still. An exception
+#: that is due waits for the next look. Source: https://github.com/python/cpython/issues/106238.
 HANDS_OVER = ("acquire", "__enter__", "release", "__exit__")
 
 

@@ -5,7 +5,8 @@ and at no other time: not while Celery stores a result, writes a log line or beg
 became of it, so that there is one outcome: that of a task which had come to its end, or REVOKED, once it has ended. A call that
 waits is not cut short, and a task that catches BaseException goes on. A revoked task that waits in its worker for a thread does
 not begin; Celery looks only before it is given to the pool.
-Source: celery/worker/request.py 5.7.0, Request.terminate and revoked; celery/concurrency/thread.py.
+Source: celery/worker/request.py 5.7.0, Request.terminate and revoked; https://github.com/celery/celery/issues/8147 and 10490.
+Can go when the matrix' row `terminate` and tests/unit/test_terminate.py hold without.
 """
 
 import threading
