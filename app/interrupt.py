@@ -56,8 +56,12 @@ class Watch:
         self._striking = threading.Lock()
         self._struck: deque[Interrupt] = deque()
         self._thread: threading.Thread | None = None
+        self._handles = False
 
     def add(self, one: Interrupt) -> None:
+        if one.thread == self.main and not self._handles:  # the first ones may have been other threads'
+            signal.signal(SIGNAL, self._handle)
+            self._handles = True
         if not self._thread:
             self._begin()
         self.running[one] = None
@@ -67,8 +71,6 @@ class Watch:
     def _begin(self) -> None:
         with self._striking:
             if not self._thread:
-                if threading.get_ident() == self.main:
-                    signal.signal(SIGNAL, self._handle)
                 self._thread = threading.Thread(target=self._work, name="time-limits", daemon=True)
                 self._thread.start()
 

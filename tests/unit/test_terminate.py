@@ -6,18 +6,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery, signals
-from celery.contrib.testing.worker import start_worker
+from celery.app.trace import trace_task_ret
+from celery.concurrency.thread import TaskPool
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
 from app.interrupt import Interrupt, watch
-from app.terminate import Terminated
+from app.terminate import Terminated, interruptible, terminable
+from app.time_limits import limiting
 from tests.wait import until
+
+# Of what the stubs know little.
+celerys: Any = import_module("celery.worker.request")
+control: Any = import_module("celery.worker.control")
 
 WAIT = 20  # seconds; a deadline, never an expectation
 
@@ -58,47 +66,65 @@ def _go_on() -> None:
     _loop()
 
 
-@pytest.fixture(scope="module")
-def app() -> Any:
-    app: Any = Celery("terminate", broker="memory://terminate", backend="cache+memory://", set_as_current=False)
-    app.conf.update(
-        task_acks_late=True,
-        worker_prefetch_multiplier=4,
-        worker_hijack_root_logger=False,
-        worker_send_task_events=True,
-        broker_transport_options={"polling_interval": 0.01},
-    )
-    app.steps["consumer"].update(("app.terminate:Step", "app.time_limits:Step"))
-    works = {"loop": _loop, "wait": lambda: the_gate.open.wait(WAIT), "stubborn": _go_on, "pass": lambda: None}
-    works["calls"] = lambda: app.tasks["loop"]()
-    for name, work in works.items():
-        app.task(_told(work), name=name, bind=True, shared=False)
-    return app
+class Worker:
+    """Celery's pool of threads, requests and command, put together as in a worker; one task at a time."""
+
+    def __init__(self) -> None:
+        pool: Any = TaskPool(1)
+        app: Any = Celery("terminate", broker="memory://terminate", backend="cache+memory://", set_as_current=False)
+        works = {"loop": _loop, "wait": lambda: the_gate.open.wait(WAIT), "stubborn": _go_on, "pass": lambda: None}
+        works["calls"] = lambda: app.tasks["loop"]()
+        for name, work in works.items():
+            task = app.task(_told(work), name=name, bind=True, shared=False, acks_late=True)
+            task.run = interruptible(task.run, Interrupt)
+        self.app, self.pool = app, pool
+        pool.apply_async = terminable(limiting(pool.apply_async, Interrupt, (None, 60)))
+        pool.start()
+        self.enabled, self.events = True, list[tuple[str, dict[str, Any]]]()
+        self.queue = app.connection_for_read().SimpleQueue("celery")
+
+    def send(self, kind: str, **about: Any) -> None:
+        """As an event dispatcher."""
+        self.events.append((kind, about))
+
+    def run(self, name: str) -> Any:
+        """Send a task, take it, and hand it to the pool; gives its AsyncResult."""
+        result = self.app.send_task(name)
+        message, task = self.queue.get(timeout=WAIT), self.app.tasks[name]
+        trace = partial(trace_task_ret, app=self.app)
+        kind = celerys.create_request_cls(celerys.Request, task, self.pool, "here", self, trace=trace, app=self.app)
+        on = message.ack_log_error, message.reject_log_error
+        self.request = kind(message, on_ack=on[0], on_reject=on[1], eventer=self, hostname="here", app=self.app, task=task)
+        state.task_reserved(self.request)
+        self.request.execute_using_pool(self.pool)
+        return result
+
+    def revoke(self, *results: Any, terminate: bool = True) -> Any:
+        """As the remote control command."""
+        panel = SimpleNamespace(app=self.app, consumer=SimpleNamespace(pool=self.pool))
+        return control.revoke(panel, [one.id for one in results], terminate=terminate)
 
 
 @pytest.fixture(scope="module")
-def worker(app: Celery) -> Iterator[Any]:
-    """In this process, on Celery's own pool; its tasks run one at a time."""
-    with start_worker(app, pool="threads", concurrency=1, perform_ping_check=False, shutdown_timeout=WAIT) as worker:
-        yield worker
+def the_worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.pool.stop()
 
 
 @pytest.fixture
-def gate(worker: Any) -> Iterator[Gate]:
+def gate() -> Iterator[Gate]:
     the_gate.close()
     yield the_gate
     the_gate.open.set()
-    until("the worker has no task", lambda: not state.requests, WAIT)
 
 
-def send(app: Celery, name: str) -> Any:
-    return app.send_task(name)
-
-
-def terminate(app: Celery, *results: Any) -> Any:
-    answers: Any = app.control.revoke([one.id for one in results], terminate=True, reply=True, limit=1, timeout=WAIT)
-    (said,) = answers[0].values()
-    return said
+@pytest.fixture
+def worker(the_worker: Worker, gate: Gate) -> Iterator[Worker]:
+    the_worker.events.clear()
+    yield the_worker
+    gate.open.set()
+    until("it has no task", lambda: not state.requests, WAIT)
 
 
 def revoked(result: Any) -> bool:
@@ -107,82 +133,74 @@ def revoked(result: Any) -> bool:
     return bool(result.state == "REVOKED")
 
 
-def test_a_running_task_ends_and_the_thread_goes_on_with_the_next(app: Celery, gate: Gate) -> None:
-    running, following = send(app, "loop"), send(app, "pass")
+def test_a_running_task_ends_and_the_thread_goes_on_with_the_next(worker: Worker, gate: Gate) -> None:
+    running, following = worker.run("loop"), worker.run("pass")
     until("it runs", lambda: gate.begun, WAIT)
-    assert terminate(app, running) == {"ok": f"terminate: {running.id}"}
+    assert worker.revoke(running) == {"ok": f"terminate: {running.id}"}
     assert revoked(running) and following.get(timeout=WAIT) == "ended"
     assert gate.ended == [following.id]
 
 
-def test_its_signal_its_event_and_its_acknowledgement_come_once(app: Celery, gate: Gate) -> None:
+def test_its_signal_its_event_and_its_acknowledgement_come_once(worker: Worker, gate: Gate) -> None:
     told: list[Any] = []
-    seen: list[Any] = []
-    received: list[Any] = []
 
     def hear(request: Any, terminated: bool, signum: Any, expired: bool, **_: Any) -> None:
         told.append((request.id, terminated, signum, expired))
 
     signals.task_revoked.connect(hear)
-    signals.task_received.connect(receive := lambda request, **_: received.append(request))
-    with app.connection_for_read() as connection:
-        receiver = app.events.Receiver(connection, handlers={"*": seen.append})
-        with receiver.Consumer() as (consuming, _, _):
-            running = send(app, "loop")
-            until("it runs", lambda: gate.begun, WAIT)
-            terminate(app, running)
-            assert revoked(running) and send(app, "pass").get(timeout=WAIT) == "ended"
-            while not any(event["type"] == "task-succeeded" for event in seen):
-                with suppress(TimeoutError):
-                    consuming.drain_events(timeout=0.2)
-    of_it = [event for event in seen if event.get("uuid") == running.id]
-    assert [event["type"] for event in of_it] == ["task-received", "task-started", "task-revoked"]
-    assert (of_it[-1]["terminated"], of_it[-1]["signum"], of_it[-1]["expired"]) == (True, 15, False)
+    running = worker.run("loop")
+    request = worker.request
+    until("it runs", lambda: gate.begun, WAIT)
+    worker.revoke(running)
+    assert revoked(running)
+    until("it is over", lambda: not state.requests, WAIT)
+    how = {"uuid": running.id, "terminated": True, "signum": 15, "expired": False}
+    assert worker.events == [("task-started", {"uuid": running.id}), ("task-revoked", how)]
     assert told == [(running.id, True, 15, False)]
-    signals.task_received.disconnect(receive)
-    assert received[0].id == running.id and received[0].acknowledged and received[0].message._state == "ACK"
+    assert request.acknowledged and request.message._state == "ACK"
+    assert not state.active_requests and not state.reserved_requests
 
 
 @pytest.mark.parametrize("ends_running_ones", (True, False))
-def test_a_task_that_waits_for_the_thread_does_not_begin(app: Celery, gate: Gate, ends_running_ones: bool) -> None:
-    running, waiting = send(app, "loop"), [send(app, "pass") for _ in range(3)]
+def test_a_task_that_waits_for_the_thread_does_not_begin(worker: Worker, gate: Gate, ends_running_ones: bool) -> None:
+    running, waiting = worker.run("loop"), [worker.run("pass") for _ in range(3)]
     until("they wait", lambda: len(state.reserved_requests) == 4 and gate.begun, WAIT)
-    app.control.revoke([one.id for one in waiting], terminate=ends_running_ones, reply=True, limit=1, timeout=WAIT)
-    following = send(app, "pass")
+    worker.revoke(*waiting, terminate=ends_running_ones)
+    following = worker.run("pass")
     gate.open.set()
     assert all(map(revoked, waiting)) and following.get(timeout=WAIT) == "ended"
     assert gate.begun == gate.ended == [running.id, following.id]
 
 
-def test_one_command_ends_the_running_and_the_waiting_ones(app: Celery, gate: Gate) -> None:
-    several = [send(app, "loop") for _ in range(4)]
+def test_one_command_ends_the_running_and_the_waiting_ones(worker: Worker, gate: Gate) -> None:
+    several = [worker.run("loop") for _ in range(4)]
     until("they wait", lambda: len(state.reserved_requests) == 4 and gate.begun, WAIT)
-    said = terminate(app, *several)
+    said = worker.revoke(*several)
     assert all(one.id in said["ok"] for one in several)
-    assert all(map(revoked, several)) and send(app, "pass").get(timeout=WAIT) == "ended"
+    assert all(map(revoked, several)) and worker.run("pass").get(timeout=WAIT) == "ended"
     assert gate.begun[0] in {one.id for one in several} and len(gate.begun) == 2
 
 
-def test_a_call_that_waits_ends_first(app: Celery, gate: Gate) -> None:
-    waiting = send(app, "wait")
+def test_a_call_that_waits_ends_first(worker: Worker, gate: Gate) -> None:
+    waiting = worker.run("wait")
     until("it waits", lambda: gate.begun, WAIT)
-    terminate(app, waiting)
-    until("it was told", lambda: not watch.running, WAIT)
+    worker.revoke(waiting)
+    until("it was told", lambda: len(watch.running) == 1, WAIT)  # its time limit
     assert state.active_requests and not waiting.ready()
     gate.open.set()
     assert revoked(waiting) and not gate.ended
 
 
-def test_who_goes_on_all_the_same_has_its_outcome(app: Celery, gate: Gate) -> None:
-    stubborn = send(app, "stubborn")
+def test_who_goes_on_all_the_same_has_its_outcome(worker: Worker, gate: Gate) -> None:
+    stubborn = worker.run("stubborn")
     until("it runs", lambda: gate.begun, WAIT)
-    terminate(app, stubborn)
-    until("it was told", lambda: not watch.running, WAIT)
+    worker.revoke(stubborn)
+    until("it was told", lambda: len(watch.running) == 1, WAIT)  # its time limit
     gate.open.set()
     assert stubborn.get(timeout=WAIT) == "ended"
 
 
-def test_what_celery_does_after_the_task_is_not_cut_short(app: Celery, gate: Gate) -> None:
+def test_what_celery_does_after_the_task_is_not_cut_short(worker: Worker, gate: Gate) -> None:
     """Stores its result, sends its signals, writes to the log: half of it would be neither an outcome nor another."""
     steps: list[str] = []
 
@@ -192,20 +210,20 @@ def test_what_celery_does_after_the_task_is_not_cut_short(app: Celery, gate: Gat
         steps.append("ended")
 
     signals.task_success.connect(succeeded)
-    done = send(app, "pass")
+    done = worker.run("pass")
     until("its success is told", lambda: steps, WAIT)
-    terminate(app, done)
-    following = send(app, "pass")
+    worker.revoke(done)
+    following = worker.run("pass")
     gate.open.set()
     assert following.get(timeout=WAIT) == "ended" and done.state == "SUCCESS"
     signals.task_success.disconnect(succeeded)
     assert steps == ["begun", "ended"] * 2
 
 
-def test_a_task_that_was_called_as_a_function_ends_with_its_caller(app: Celery, gate: Gate) -> None:
-    calling = send(app, "calls")
+def test_a_task_that_was_called_as_a_function_ends_with_its_caller(worker: Worker, gate: Gate) -> None:
+    calling = worker.run("calls")
     until("both run", lambda: len(gate.begun) == 2, WAIT)
-    terminate(app, calling)
+    worker.revoke(calling)
     assert revoked(calling) and not gate.ended
 
 
