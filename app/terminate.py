@@ -6,7 +6,7 @@ became of it, so that there is one outcome: that of a task which had come to its
 waits is not cut short, and a task that catches BaseException goes on. A revoked task that waits in its worker for a thread does
 not begin; Celery looks only before it is given to the pool.
 Source: celery/worker/request.py 5.7.0, Request.terminate and revoked; https://github.com/celery/celery/issues/8147 and 10490.
-Can go when the matrix' row `terminate` and tests/unit/test_terminate.py hold without.
+Can go when the matrix' row `terminate` and tests/engine/test_terminate_in_process.py hold without.
 """
 
 import threading

@@ -1,11 +1,13 @@
 """revoke(terminate=True) on threads: which task ends by it, what is told of it, and what is left alone."""
 
+import ctypes
 import random
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
@@ -80,6 +82,7 @@ class Worker:
         self.app, self.pool = app, pool
         pool.apply_async = terminable(limiting(pool.apply_async, Interrupt, (None, 60)))
         pool.start()
+        self.requests: list[Any] = []
         self.enabled, self.events = True, list[tuple[str, dict[str, Any]]]()
         self.queue = app.connection_for_read().SimpleQueue("celery")
 
@@ -95,9 +98,14 @@ class Worker:
         kind = celerys.create_request_cls(celerys.Request, task, self.pool, "here", self, trace=trace, app=self.app)
         on = message.ack_log_error, message.reject_log_error
         self.request = kind(message, on_ack=on[0], on_reject=on[1], eventer=self, hostname="here", app=self.app, task=task)
+        self.requests.append(self.request)
         state.task_reserved(self.request)
         self.request.execute_using_pool(self.pool)
         return result
+
+    @property
+    def is_idle(self) -> bool:
+        return not any(one.id in state.requests for one in self.requests)
 
     def revoke(self, *results: Any, terminate: bool = True) -> Any:
         """As the remote control command."""
@@ -124,7 +132,7 @@ def worker(the_worker: Worker, gate: Gate) -> Iterator[Worker]:
     the_worker.events.clear()
     yield the_worker
     gate.open.set()
-    until("it has no task", lambda: not state.requests, WAIT)
+    until("it has no task", lambda: the_worker.is_idle, WAIT)
 
 
 def revoked(result: Any) -> bool:
@@ -153,18 +161,18 @@ def test_its_signal_its_event_and_its_acknowledgement_come_once(worker: Worker, 
     until("it runs", lambda: gate.begun, WAIT)
     worker.revoke(running)
     assert revoked(running)
-    until("it is over", lambda: not state.requests, WAIT)
+    until("it is over", lambda: worker.is_idle, WAIT)
     how = {"uuid": running.id, "terminated": True, "signum": 15, "expired": False}
     assert worker.events == [("task-started", {"uuid": running.id}), ("task-revoked", how)]
     assert told == [(running.id, True, 15, False)]
     assert request.acknowledged and request.message._state == "ACK"
-    assert not state.active_requests and not state.reserved_requests
+    assert request not in state.active_requests and request not in state.reserved_requests
 
 
 @pytest.mark.parametrize("ends_running_ones", (True, False))
 def test_a_task_that_waits_for_the_thread_does_not_begin(worker: Worker, gate: Gate, ends_running_ones: bool) -> None:
     running, waiting = worker.run("loop"), [worker.run("pass") for _ in range(3)]
-    until("they wait", lambda: len(state.reserved_requests) == 4 and gate.begun, WAIT)
+    until("one runs", lambda: gate.begun, WAIT)
     worker.revoke(*waiting, terminate=ends_running_ones)
     following = worker.run("pass")
     gate.open.set()
@@ -174,7 +182,7 @@ def test_a_task_that_waits_for_the_thread_does_not_begin(worker: Worker, gate: G
 
 def test_one_command_ends_the_running_and_the_waiting_ones(worker: Worker, gate: Gate) -> None:
     several = [worker.run("loop") for _ in range(4)]
-    until("they wait", lambda: len(state.reserved_requests) == 4 and gate.begun, WAIT)
+    until("one runs", lambda: gate.begun, WAIT)
     said = worker.revoke(*several)
     assert all(one.id in said["ok"] for one in several)
     assert all(map(revoked, several)) and worker.run("pass").get(timeout=WAIT) == "ended"
@@ -186,7 +194,7 @@ def test_a_call_that_waits_ends_first(worker: Worker, gate: Gate) -> None:
     until("it waits", lambda: gate.begun, WAIT)
     worker.revoke(waiting)
     until("it was told", lambda: len(watch.running) == 1, WAIT)  # its time limit
-    assert state.active_requests and not waiting.ready()
+    assert worker.request in state.active_requests and not waiting.ready()
     gate.open.set()
     assert revoked(waiting) and not gate.ended
 
@@ -213,6 +221,9 @@ def test_what_celery_does_after_the_task_is_not_cut_short(worker: Worker, gate: 
     done = worker.run("pass")
     until("its success is told", lambda: steps, WAIT)
     worker.revoke(done)
+    for one in list(watch.running):
+        if not one.due:  # it would come now
+            watch._strike(one)
     following = worker.run("pass")
     gate.open.set()
     assert following.get(timeout=WAIT) == "ended" and done.state == "SUCCESS"
@@ -262,6 +273,39 @@ def test_one_that_takes_a_lock_for_its_caller_is_ended_later() -> None:
     over.set()
     thread.join(WAIT)
     assert found[1:] == ["ended"] and not lock.locked()
+
+
+def test_who_leaves_while_it_is_on_its_way_waits_for_it() -> None:
+    begun, leave = threading.Event(), threading.Event()
+    found: list[Any] = []
+    astray: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with suppress(Terminated), Interrupt(60, Terminated()) as one:
+                found.append(one)
+                begun.set()
+                leave.wait(WAIT)
+            begun.set()
+            while not found[1:]:  # whatever the thread does next
+                pass
+        except Terminated as error:
+            astray.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait(WAIT)
+    begun.clear()
+    with watch._striking:  # as _strike() does, step by step
+        assert watch.remove(found[0])
+        leave.set()
+        assert not begun.wait(0.2), "it went on"
+        kind: Any = Terminated
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(found[0].thread), ctypes.py_object(kind))
+    assert begun.wait(WAIT)
+    found.append("enough")
+    thread.join(WAIT)
+    assert not astray
 
 
 def test_what_comes_about_the_end_of_a_task_reaches_that_task_or_nobody() -> None:
