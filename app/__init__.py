@@ -126,6 +126,6 @@ dead_connection.connect()
 locked_mailbox.connect()
 eventlet_dns.connect()
 app.steps["consumer"].update(  # by name: producers need no worker
-    f"app.{module}:Step" for module in ("commit_worker", "lane", "expiry", "lifeline", "time_limits")
+    f"app.{module}:Step" for module in ("commit_worker", "lane", "expiry", "lifeline", "terminate", "time_limits")
 )
 security.connect(app)

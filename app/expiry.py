@@ -45,7 +45,7 @@ class Step(bootsteps.StartStopStep):
     """Has such a worker's pool look."""
 
     # Its wrapper is the outer one: it knows the request by the callback.
-    requires = ("celery.worker.consumer.connection:Connection", "app.time_limits:Step")
+    requires = ("celery.worker.consumer.connection:Connection", "app.time_limits:Step", "app.terminate:Step")
 
     def include_if(self, parent: Any) -> bool:
         return not parent.pool.uses_semaphore

@@ -8,6 +8,7 @@ Sources: https://docs.python.org/3/c-api/threads.html, PyThreadState_SetAsyncExc
 
 import ctypes
 import signal
+import sys
 import threading
 from collections import deque
 from time import monotonic, sleep
@@ -18,10 +19,17 @@ from typing import Any
 EVERY = 0.1
 #: Neither Celery nor the kit uses it for anything else.
 SIGNAL = signal.SIGVTALRM
+#: A function of such a name takes, or gives back, what its caller holds. An exception in the midst of it would leave that
+#: taken for good: a log handler's lock, before Python 3.13, and then every thread of the process stands still. An exception
+#: that is due waits for the next look. Source: https://github.com/python/cpython/issues/106238.
+HANDS_OVER = ("acquire", "__enter__", "release", "__exit__")
 
 
 class Interrupt:
-    """A context in which `exception` is raised after `seconds`, once. `pending`: it was not."""
+    """A context in which `exception` is raised after `seconds`, once. `pending`: it was not.
+
+    `due` may be set to an earlier time of the monotonic clock, by any thread; 0: as soon as may be.
+    """
 
     def __init__(self, seconds: float, exception: BaseException) -> None:
         self.exception = exception
@@ -48,8 +56,12 @@ class Watch:
         self._striking = threading.Lock()
         self._struck: deque[Interrupt] = deque()
         self._thread: threading.Thread | None = None
+        self._handles = False
 
     def add(self, one: Interrupt) -> None:
+        if one.thread == self.main and not self._handles:  # the first ones may have been other threads'
+            signal.signal(SIGNAL, self._handle)
+            self._handles = True
         if not self._thread:
             self._begin()
         self.running[one] = None
@@ -59,8 +71,6 @@ class Watch:
     def _begin(self) -> None:
         with self._striking:
             if not self._thread:
-                if threading.get_ident() == self.main:
-                    signal.signal(SIGNAL, self._handle)
                 self._thread = threading.Thread(target=self._work, name="time-limits", daemon=True)
                 self._thread.start()
 
@@ -92,8 +102,8 @@ class Watch:
 
     def _strike(self, one: Interrupt) -> None:
         with self._striking:
-            if not self.remove(one):
-                return
+            if _hands_over(one.thread) or not self.remove(one):
+                return  # at the next look, or never
             one.pending = False
             if one.thread == self.main:
                 self._struck.append(one)
@@ -105,6 +115,12 @@ class Watch:
     def _handle(self, _: int, __: FrameType | None) -> None:
         if self._struck:
             raise self._struck.popleft().exception
+
+
+def _hands_over(thread: int) -> bool:
+    """Where a thread is seen, there the exception reaches it: this one holds the interpreter's lock until it is set."""
+    frame = sys._current_frames().get(thread)
+    return frame is not None and frame.f_code.co_name in HANDS_OVER
 
 
 watch = Watch()

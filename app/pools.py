@@ -34,6 +34,8 @@ class Pool:
     sockets_patched: Callable[[], bool] | None = None
     #: What raises an exception in a task that is late, "module:class" (app/time_limits.py); empty where Celery itself ends it.
     timeout: str = ""
+    #: Likewise in a task that is to be terminated (app/terminate.py); empty where Celery itself ends it, or nothing can.
+    terminates: str = ""
     #: Of "soft" and "hard", the task time limits that Celery itself keeps to there.
     celerys_time_limits: tuple[str, ...] = ()
     #: Flags for `celery worker`. Mingle costs 1.0 s of start-up.
@@ -103,7 +105,11 @@ THREADS: Limits = {
     ),
     "pool_grow": CANNOT_RESIZE,
     "pool_shrink": CANNOT_RESIZE,
-    "terminate": Limit("cannot", "the worker answers with an error, and the task goes on to its end", SEEN),
+    "terminate_of_a_waiting_call": Limit(
+        "differently",
+        "the task is ended, and REVOKED, as soon as the call returns: nothing cuts a thread's call short",
+        "https://docs.python.org/3/c-api/threads.html#c.PyThreadState_SetAsyncExc",
+    ),
     "autoscale": Limit("cannot", "refused at start: Celery's own worker ends as soon as it should grow", SEEN),
     "context_starts_fresh": Limit("differently", "a later task of the same thread sees what an earlier one set", SEEN),
 }
@@ -112,7 +118,10 @@ SOLO: Limits = {
     "pool_grow": CANNOT_RESIZE,
     "pool_shrink": CANNOT_RESIZE,
     "autoscale": Limit("differently", "the worker stays at one task", SEEN),
-    "terminate": Limit("cannot", "the command is read after the task, which has then completed", SEEN),
+    **dict.fromkeys(
+        ("terminate", "terminate_of_a_waiting_call"),
+        Limit("cannot", "the command is read after the task, which has then completed", SEEN),
+    ),
     **dict.fromkeys(("ping_during_a_task", "active", "query_task"), NO_ANSWER),
     "tasks_overlap": Limit("cannot", "tasks run one after the other", f"{DOCS}/userguide/concurrency/index.html"),
     "context_starts_fresh": Limit("differently", "a later task sees what an earlier one set", SEEN),
@@ -136,7 +145,7 @@ POOLS: dict[str, Pool] = {
         ),
         Pool(
             "threads", "thread", "slow connections through libraries that cannot be patched", 16,
-            limits=THREADS, fast_prefetch=4, timeout="app.interrupt:Interrupt",
+            limits=THREADS, fast_prefetch=4, timeout="app.interrupt:Interrupt", terminates="app.interrupt:Interrupt",
         ),
         Pool(
             "solo", "solo", "one task at a time; scale by more workers", 1,

@@ -43,6 +43,19 @@ def wait(seconds: float) -> float:
     return seconds
 
 
+@app.task(name="engine.step", bind=True)
+def step(self: Any, seconds: float, folder: str) -> float:
+    """Wait in short steps; leaves a file of its name when it begins."""
+    import time
+    from pathlib import Path
+
+    (Path(folder) / self.request.id).touch()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.002)  # the work: as long as the test says
+    return seconds
+
+
 @app.task(name="engine.echo")
 def echo(value: Any) -> int:
     return len(value)

@@ -1,6 +1,7 @@
 """Remote control: asking workers, changing them while they run, and the events that they send."""
 
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,9 @@ from tests.wait import until
 
 #: Where queues have types, and all but the default one would be classic.
 TYPED_QUEUES = [one for one in COMBINATIONS if not one.limit("quorum_queues")]
+#: Where Celery itself terminates no task, and says so.
+BY_KIT = [one for one in COMBINATIONS if one.pool.terminates]
+TERMINATES = "Celery answers with an error, and the task goes on to its end: app/terminate.py"
 
 
 def node(cell: Cell, role: str = "single") -> str:
@@ -185,6 +189,7 @@ def test_revoke(cell: Cell) -> None:
     assert [line.split()[1] for line in log(cell)] == ["after"]
 
 
+@pytest.mark.by_kit(BY_KIT, TERMINATES)
 def test_terminate(cell: Cell) -> None:
     """revoke(terminate=True) ends a running task; the worker goes on with the next."""
     single = node(cell)
@@ -200,6 +205,33 @@ def test_terminate(cell: Cell) -> None:
         assert result.get(timeout=WAIT) == "held"
     assert cell.run("probes.add", 1, 2, queue="single") == 3
     assert (cell.running.data / f"{cell.mark}.{result.id}.ended").exists() == bool(cell.limit)
+
+
+def test_terminate_of_a_waiting_call(cell: Cell) -> None:
+    """revoke(terminate=True) ends a task in the middle of a call that waits: here for a byte that never comes."""
+    single = node(cell)
+    path = cell.running.data / cell.mark[-12:]
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        path.chmod(0o777)
+        server.listen()
+        server.settimeout(WAIT)
+        result = cell.send("time_probes.wait_for_a_byte", path.name, queue="single")
+        waiting, _ = server.accept()
+        with waiting:
+            answer = command(cell, single, "revoke", 1.5 if cell.limit else WAIT, task_id=result.id, terminate=True)
+            if cell.limit:
+                cell.run("probes.add", 1, 2, countdown=1)  # by then a task that can be ended has ended
+                assert not result.ready()
+                waiting.send(b"!")
+            outcome = result.get(timeout=WAIT, propagate=False)
+    cell.saw(f"{answer}; {outcome!r}")
+    if cell.limit and cell.limit.kind == "cannot":
+        assert (answer, outcome) == (None, "got 1")
+    else:
+        assert isinstance(outcome, TaskRevokedError), outcome
+        assert answer == {"ok": f"terminate: {result.id}"}
+    assert cell.run("probes.add", 1, 2, queue="single") == 3
 
 
 def test_rate_limit(cell: Cell) -> None:
