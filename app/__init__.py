@@ -18,6 +18,7 @@ from app import (
     correlation,
     health,
     loop,
+    pace,
     pools,
     prefork_pipes,
     security,
@@ -106,6 +107,7 @@ app = Kit("celery-kit")
 app.config_from_object("app.config")
 brokers.connect()
 pools.connect()
+pace.connect()
 prefork_pipes.connect()
 add_consumer.connect()
 time_limit.connect()

@@ -34,6 +34,9 @@ IDLE = 50
 #: Between two tries while the results server is away, in seconds.
 PATIENCE = 0.5
 
+#: The states that one of these must not take the place of; every other one gives way to a success alone.
+LASTING = {states.RETRY: (states.SUCCESS, states.FAILURE, states.REVOKED), states.STARTED: (states.SUCCESS, states.REVOKED)}
+
 
 class Write(NamedTuple):
     """A task's state, as the results server keeps it. `expires`: seconds, 0 for never.
@@ -54,9 +57,10 @@ class Write(NamedTuple):
     def lasting(self) -> tuple[str, ...]:
         """The states that it must not take the place of.
 
-        A task sends its retry first and says RETRY then; a retry without delay may have ended by that time.
+        A task sends its retry first and says RETRY then; a retry without delay may have ended by that time. And a child process
+        says a little late that a task has started: its parent may have ended it meanwhile.
         """
-        return (states.SUCCESS, *((states.FAILURE, states.REVOKED) if self.state == states.RETRY else ()))
+        return LASTING.get(self.state, (states.SUCCESS,))
 
 
 #: The Request class of the tasks whose acknowledgements come by here.

@@ -2,10 +2,14 @@
 
 So slow tasks are prefetched as plain Celery does, and quick ones in batches: a round trip, a result's write and an
 acknowledgement are for many. What was taken so and not come to within STALLED seconds goes back to its queue: slow tasks came
-after quick ones, and another worker may be idle.
+after quick ones, and another worker may be idle. A prefetch count that the user names, by WORKER_PREFETCH_MULTIPLIER or to
+`celery worker`, holds to the letter: then nothing is taken ahead (`take_ahead`, of the brokers' transport options).
 """
 
 from time import monotonic
+from typing import Any
+
+from celery.signals import celeryd_init
 
 #: Seconds of work that a worker may hold beyond its prefetch count.
 HORIZON = 0.1
@@ -36,3 +40,13 @@ class Pace:
         self._rate = min(rate, (self._rate + rate) / 2)
         self.ahead = min(MOST, int(self._rate * HORIZON))
         self._done, self._since = 0, now
+
+
+def connect() -> None:
+    """Have workers keep to a prefetch count of their command line."""
+    celeryd_init.connect(_to_the_letter, weak=False)
+
+
+def _to_the_letter(conf: Any, options: dict[str, Any], **_: Any) -> None:
+    if options.get("prefetch_multiplier") and "take_ahead" in conf.broker_transport_options:
+        conf.broker_transport_options = {**conf.broker_transport_options, "take_ahead": False}

@@ -1,9 +1,10 @@
 """Celery's Redis result backend, with one round trip for a group of results in place of two or three for each.
 
 A success is never overwritten by a late state of the same task, as in Celery's own, which asks first and writes then; here the
-server does both in one step, so that two workers cannot get between each other's. Nor is the end of a retry overwritten by the
-word that there will be one (`Write.lasting`), which plain Celery lets happen: its sender waits without end. It reads JSON only:
-where it finds a result in another serializer, or compressed, that one task is left to Celery's way.
+server does both in one step, so that two workers cannot get between each other's. Nor is an end overwritten by an earlier state
+that comes late (`Write.lasting`): its sender would wait without end, as plain Celery's does for a retry that ended before it
+was said to be one. It reads JSON only: where it finds a result in another serializer, or compressed, that one task is left to
+Celery's way.
 Source: celery/backends/redis.py, base.py (_store_result).
 """
 
@@ -24,13 +25,13 @@ from app.commit import Write, commit
 STORE = """
 local answers = {}
 for i, key in ipairs(KEYS) do
-  local value, expires, retry, answer = ARGV[3 * i - 2], tonumber(ARGV[3 * i - 1]), ARGV[3 * i] == '1', 1
+  local value, expires, lasting, answer = ARGV[3 * i - 2], tonumber(ARGV[3 * i - 1]), ARGV[3 * i], 1
   local old = redis.call('GET', key)
   if old then
     local ok, meta = pcall(cjson.decode, old)
     if not ok or type(meta) ~= 'table' then
       answer = -1
-    elseif meta.status == 'SUCCESS' or (retry and (meta.status == 'FAILURE' or meta.status == 'REVOKED')) then
+    elseif string.find(lasting, ' ' .. tostring(meta.status) .. ' ', 1, true) then
       answer = 0
     end
   end
@@ -74,7 +75,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
 
     def _evaluate(self, writes: list[Write]) -> list[int]:
         keys = [write.key for write in writes]
-        arguments = [part for write in writes for part in (_made(write), write.expires, int(write.state == states.RETRY))]
+        arguments = [part for write in writes for part in (_made(write), write.expires, f" {' '.join(write.lasting)} ")]
         with suppress(NoScriptError):
             if self._sha:
                 return list(self.client.evalsha(self._sha, len(keys), *keys, *arguments))

@@ -32,7 +32,8 @@ def settings(profile: "Profile") -> dict[str, Any]:
         "task_create_missing_queue_exchange_type": "topic",
         "broker_transport_options": {
             "confirm_publish": True,  # sent is what the broker says that it has
-            "take_ahead": profile.max_deliveries == BROKER_LIMIT,  # ENGINE=fast's: app/brokers/rabbitmq_window.py
+            # ENGINE=fast's, app/brokers/rabbitmq_window.py: what is sent ahead and goes back counts as delivered.
+            "take_ahead": not profile.prefetch and profile.max_deliveries == BROKER_LIMIT,
         },
         # Seconds; the broker notices a dead connection after two to three times that, with Celery's 120 after four minutes and
         # more. A worker notices sooner: it looks ten times in an interval, and asks (app/fixes/dead_connection.py).

@@ -39,6 +39,7 @@ def settings(profile: "Profile") -> dict[str, Any]:
     return {
         "broker_transport_options": {
             "engine": engine(profile.engine),  # read by app/brokers/redis_transport.py
+            "take_ahead": not profile.prefetch,  # ENGINE=fast's: app/pace.py
             # An unacknowledged message runs again after this long: longer than any task, and any ETA's wait (celery #5935).
             "visibility_timeout": profile.visibility_timeout,
             # How often that is looked after, in seconds, and on every look; kombu's 10 and every tenth add 100 s. Whoever dies

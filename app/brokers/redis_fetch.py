@@ -184,7 +184,7 @@ class Fetcher:
                 return LOOK_AGAIN
             self.read()
             return 0.0
-        self.pace.update(now)
+        self._follow(now)
         wait = self._due(now) - now
         if wait > 0:
             return wait
@@ -228,11 +228,15 @@ class Fetcher:
                 self._ask(now)
         return some
 
+    def _follow(self, now: float) -> None:
+        if self.channel.take_ahead:
+            self.pace.update(now)
+
     def _ask(self, now: float) -> None:
         """Have the server work on the next batch while this one is handed over."""
         self._ask_at = -1
         if self._sent is None:
-            self.pace.update(now)
+            self._follow(now)
             if self._due(now) <= now:
                 self._send(now)
 

@@ -82,9 +82,11 @@ class QoS(FreedPlace, ServerClock, redis_dead.QoS):
 class Channel(RememberAddress, redis_dead.Channel):
     QoS = QoS
     priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu
-    from_transport_options = (*redis.Channel.from_transport_options, "engine")
+    from_transport_options = (*redis.Channel.from_transport_options, "engine", "take_ahead")
     #: As the setting ENGINE.
     engine = "plain"
+    #: Messages beyond the prefetch count may be taken: app/pace.py.
+    take_ahead = True
     fetcher: Fetcher | None = None
     _kept: Any = None
 

