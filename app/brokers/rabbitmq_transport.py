@@ -163,7 +163,7 @@ class Channel(_Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         # After an error of the channel the broker counts its deliveries from 1 again, and delivers what was open anew: here
         # they go on from the last, so that an old message's acknowledgement cannot speak for another one.
         self._before = self._last = 0
-        self.window = Window(self)
+        self.window = Window(self, self._tags)
         super().__init__(*args, **kwargs)
 
     @property

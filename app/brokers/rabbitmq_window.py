@@ -13,6 +13,7 @@ Sources: https://www.rabbitmq.com/docs/consumer-prefetch; amqp 5.4.2, channel.py
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from time import monotonic
@@ -53,10 +54,11 @@ class Consumer:
 
 
 class Window:
-    """Of a channel. It belongs to the loop's thread, but for `answering`."""
+    """Of a channel. It belongs to the loop's thread, but for `answering`; `lock`: the channel's, of what both touch."""
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: Any, lock: AbstractContextManager[Any]) -> None:
         self.channel = channel
+        self._lock = lock
         self.pace = Pace()
         #: Celery's last one, for each consumer: None where it is for the channel as a whole.
         self.prefetch: int | None = None
@@ -109,8 +111,9 @@ class Window:
             self.channel.hand_over(tag, delivery_tag, *rest)
             return
         if tag == consumer.now:
-            consumer.out += 1
-            self._sent_to[delivery_tag] = consumer, tag
+            with self._lock:
+                consumer.out += 1
+                self._sent_to[delivery_tag] = consumer, tag
         delivery = (consumer.tag, delivery_tag, *rest)
         self._size = max(len(rest[-1].body or b""), self._size * 7 // 8)
         if self.ready or self._free() < 0:  # it is among those that are held
@@ -184,7 +187,7 @@ class Window:
         self._consume(
             [
                 consumer
-                for consumer in self._consumers.values()
+                for consumer in list(self._consumers.values())
                 if consumer.prefetch <= wanted > QUICKER * consumer.ahead and consumer.out == consumer.prefetch + consumer.ahead
             ],
             wanted,
@@ -197,11 +200,12 @@ class Window:
     def _consume(self, consumers: list[Consumer], ahead: int) -> None:
         """Consume anew, with so many messages beyond the prefetch count."""
         send = self.channel.send_method
-        for consumer in consumers:
-            send(spec.Basic.Cancel, "sb", (consumer.now, True))
-            consumer.now, consumer.ahead, consumer.out = f"{consumer.tag}.{next(_numbers)}", ahead, 0
-            send(spec.Basic.Qos, "lBb", (0, min(consumer.prefetch + ahead, 65_535), False))
-            arguments = (0, consumer.queue, consumer.now, consumer.no_local, False, False, True, consumer.arguments)
-            send(spec.Basic.Consume, "BssbbbbF", arguments)
-        if consumers:
-            send(spec.Basic.Qos, "lBb", (0, self.prefetch, False))
+        with self._lock:
+            for consumer in consumers:
+                send(spec.Basic.Cancel, "sb", (consumer.now, True))
+                consumer.now, consumer.ahead, consumer.out = f"{consumer.tag}.{next(_numbers)}", ahead, 0
+                send(spec.Basic.Qos, "lBb", (0, min(consumer.prefetch + ahead, 65_535), False))
+                arguments = (0, consumer.queue, consumer.now, consumer.no_local, False, False, True, consumer.arguments)
+                send(spec.Basic.Consume, "BssbbbbF", arguments)
+            if consumers:
+                send(spec.Basic.Qos, "lBb", (0, self.prefetch, False))
