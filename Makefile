@@ -68,7 +68,7 @@ test-unit:    ## tests that need no container
 	deploy/env.sh dev && $(PYTEST) tests/unit
 
 test-cost:    ## what a task costs on RabbitMQ, on each pool: AMQP frames, calls of sockets
-	deploy/env.sh dev && $(PYTEST) tests/engine/rabbitmq/test_cost.py
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine/rabbitmq/test_cost.py
 
 test-operator: ## logs, progress, doctor, traces, make dev: workers of every pool on this machine
 	deploy/env.sh dev && $(PYTEST) tests/operator
