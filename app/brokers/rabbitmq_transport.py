@@ -166,11 +166,6 @@ class Channel(_Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         self.window = Window(self, self._tags)
         super().__init__(*args, **kwargs)
 
-    @property
-    def held(self) -> int:
-        """Deliveries that are neither acknowledged nor rejected."""
-        return len(self._open)
-
     def _on_open_ok(self) -> None:
         self._forget()
         self._before = self._last
@@ -268,14 +263,12 @@ class Channel(_Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         if self.connection is None:
             raise RecoverableConnectionError("channel is closed")
         with self._tags:
-            if multiple:
-                self._acked += [tag for tag in self._open if tag <= delivery_tag]
-                self._open = {tag for tag in self._open if tag > delivery_tag}
-            elif delivery_tag in self._open:
-                self._open.remove(delivery_tag)
-                self._acked.append(delivery_tag)
+            # Others than the open ones are from before the channel's last error: their messages are delivered again.
+            for tag in [tag for tag in self._open if tag <= delivery_tag] if multiple else {delivery_tag} & self._open:
+                self._open.remove(tag)
+                self._acked.append(tag)
+                self.window.settled(tag)
                 self.window.pace.done()
-            # Others are from before the channel's last error: their messages are delivered again.
         if not commit.gather(self.flush_acks) and not self.connection.gathers:
             self.flush_acks()
 
@@ -298,6 +291,7 @@ class Channel(_Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         with self._tags:
             if delivery_tag in self._open:
                 self._open.remove(delivery_tag)
+                self.window.settled(delivery_tag)
                 self.window.answering([delivery_tag])
                 super().basic_reject(delivery_tag - self._before, requeue, argsig)
 

@@ -54,7 +54,10 @@ class Consumer:
 
 
 class Window:
-    """Of a channel. It belongs to the loop's thread, but for `answering`; `lock`: the channel's, of what both touch."""
+    """Of a channel. Where it has no loop nothing is taken ahead, and nothing kept.
+
+    It belongs to the loop's thread, but for `settled` and `answering`; `lock`: the channel's, of what both touch.
+    """
 
     def __init__(self, channel: Any, lock: AbstractContextManager[Any]) -> None:
         self.channel = channel
@@ -70,6 +73,7 @@ class Window:
         """The broker has forgotten this channel's consumers, and what it has delivered."""
         self.ready: deque[tuple[Any, ...]] = deque()  # delivered, and not handed over: kombu's tag, delivery tag, the rest
         self._consumers: dict[str, Consumer] = {}  # by kombu's tag
+        self._open: set[int] = set()  # tags of deliveries that are neither acknowledged nor rejected
         self._sent_to: dict[int, tuple[Consumer, str]] = {}  # by delivery tag
         self._back: set[str] = set()  # what still comes for these tags of the broker's goes back
         self._wanted = self._size = 0
@@ -110,13 +114,14 @@ class Window:
         if consumer is None:
             self.channel.hand_over(tag, delivery_tag, *rest)
             return
-        if tag == consumer.now:
-            with self._lock:
+        with self._lock:
+            self._open.add(delivery_tag)
+            if tag == consumer.now:
                 consumer.out += 1
                 self._sent_to[delivery_tag] = consumer, tag
         delivery = (consumer.tag, delivery_tag, *rest)
         self._size = max(len(rest[-1].body or b""), self._size * 7 // 8)
-        if self.ready or self._free() < 0:  # it is among those that are held
+        if self.ready or (self.channel.connection.loop and self._free() < 0):  # it is among those that are held
             self.ready.append(delivery)
         else:
             self._hand_over(delivery)
@@ -143,8 +148,7 @@ class Window:
 
     def _free(self) -> int:
         """How many more messages the consumers may be handed."""
-        held: int = self.channel.held - len(self.ready) - commit.done
-        return self._places - held
+        return self._places + commit.done + len(self.ready) - len(self._open)
 
     def _give_back(self) -> None:
         """What was sent ahead goes back to its queue; not what Celery itself would hold."""
@@ -180,6 +184,10 @@ class Window:
             self._quick_at = now
         elif now > self._quick_at + PATIENCE:
             self._consume(ahead, 0)
+
+    def settled(self, delivery_tag: int) -> None:
+        """This one is acknowledged or rejected. From any thread, under the channel's lock."""
+        self._open.discard(delivery_tag)
 
     def answering(self, tags: Iterable[int]) -> None:
         """The broker is about to have word of these deliveries. From any thread, under the channel's lock."""

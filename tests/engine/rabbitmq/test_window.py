@@ -228,6 +228,23 @@ def test_a_queue_that_goes_with_its_last_consumer_stays(urls: Urls, workers: lis
     worker.until(lambda: len(worker.got) == 1_010)
 
 
+@pytest.mark.parametrize("loop", [True, False])
+def test_messages_of_a_queue_that_is_not_followed_take_no_place_of_others(
+    urls: Urls, queue: Queue, workers: list[Worker], loop: bool
+) -> None:
+    """Such as a broadcast's. On a green pool there is no loop that could hand over later what was kept."""
+    other = named(f"engine.{uuid4()}", auto_delete=True, queue_arguments={"x-queue-type": "classic"})
+    publish(urls, other, range(10_000, 10_100))
+    workers.append(worker := Worker(urls.broker, other, queue))
+    if loop:
+        worker.until(lambda: len(worker.got) == 2 * PREFETCH)
+    else:
+        worker.connection.connection.loop = None
+        while len(worker.got) < 2 * PREFETCH:
+            worker.connection.drain_events(timeout=10)
+    assert sorted(worker.got) == [*range(PREFETCH), *range(10_000, 10_000 + PREFETCH)]
+
+
 def test_nothing_is_taken_ahead_where_few_deliveries_are_allowed(urls: Urls, queue: Queue, workers: list[Worker]) -> None:
     """What goes back counts as delivered."""
     workers.append(worker := Worker(urls.broker, queue, work=ack, take_ahead=False))
