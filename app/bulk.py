@@ -142,15 +142,15 @@ class Sender:
         result = self.task.apply_async(
             tuple(call.args), dict(call.kwargs), producer=self.recorder, add_to_parent=False, **options
         )
-        (body, priority, content_type, content_encoding, headers, properties, routing_key, _, _, exchange, declare, *_) = (
-            self.recorder.taken
-        )
+        body, priority, content_type, content_encoding, headers, properties, routing_key = self.recorder.taken[:7]
+        mandatory, _, exchange, declare = self.recorder.taken[7:11]
         for entity in declare or ():
             if hash(entity) not in self.declared:
                 self.producer.patiently(lambda entity=entity: self.producer.maybe_declare(entity))
                 self.declared.add(hash(entity))
         body = body if isinstance(body, bytes) else body.encode()
-        sample = Sample(result.id, body, priority, content_type, content_encoding, headers, properties, exchange, routing_key)
+        about = (content_type, content_encoding, headers, properties, exchange, routing_key, bool(mandatory or declare))
+        sample = Sample(result.id, body, priority, *about)
         return Part(sample, result.id, body, headers.get("argsrepr"), headers.get("kwargsrepr"))
 
     def _repr(self, value: Any, name: str) -> str:

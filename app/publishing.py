@@ -54,6 +54,8 @@ class Producer(KombuProducer):
     ) -> Any:
         options["timeout"] = options.get("timeout") or self.patience
         options["confirm_timeout"] = options.get("confirm_timeout") or self.patience
+        if options.get("mandatory") is None:  # its queue has been declared: there must be one; a broadcast may have none
+            options["mandatory"] = bool(options.get("declare"))
         publish = super().publish
         if not retry:
             return publish(body, **options)

@@ -59,6 +59,10 @@ class RefusedError(OperationalError):
     """The broker answered, and did not take the message: a full queue, or a server that has no room. Trying again is no use."""
 
 
+class UnroutedError(OperationalError):
+    """The broker has confirmed a message, and given it back: there is no queue for it, or none yet."""
+
+
 class UnconfirmedError(OperationalError):
     """Messages that the broker has not confirmed: `ids`. Any of them may have arrived all the same."""
 
@@ -80,6 +84,7 @@ class Sample:
     properties: dict[str, Any]
     exchange: str
     routing_key: str
+    mandatory: bool
 
 
 class Part(NamedTuple):

@@ -6,6 +6,9 @@ from typing import Any
 
 from app.brokers.contract import Part, UnconfirmedError
 
+#: Seconds until a message for which there is no queue is tried again.
+PAUSE = 0.05
+
 
 class Bulk:
     """A channel of its own, in confirm mode. Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms"""
@@ -16,26 +19,40 @@ class Bulk:
         self.channel.confirm_select()
         self.channel.events["basic_ack"].add(self._acked)
         self.channel.events["basic_nack"].add(self._nacked)
+        self.channel.events["basic_return"].add(self._returned)
         self._tag = 0
         self._ids: dict[int, str] = {}  # by delivery tag
         self._waiting: set[str] = set()
         self._refused: set[str] = set()
+        self._unrouted: set[str] = set()
 
     def send(self, parts: Sequence[Part]) -> None:
         deadline = time.monotonic() + self.patience
-        self._waiting = {part.id for part in parts}
+        while parts:
+            self._publish(parts, deadline)
+            parts = [part for part in parts if part.id in self._unrouted]
+            if parts and time.monotonic() + PAUSE > deadline:
+                raise UnconfirmedError("no queue takes some of them", self._unrouted | self._refused)
+            if parts:
+                time.sleep(PAUSE)  # their queue is being bound: app/brokers/rabbitmq_bound.py
+        if self._refused:
+            raise UnconfirmedError("the broker did not take some: their queue is full, or cannot write them", self._refused)
+
+    def _publish(self, parts: Sequence[Part], deadline: float) -> None:
+        """Publish, and wait for the confirms."""
+        self._waiting, self._unrouted = {part.id for part in parts}, set()
         try:
             for part in parts:
                 self._tag += 1
                 self._ids[self._tag] = part.id
                 message, sample = self._message(part), part.sample
-                self.channel._basic_publish(message, sample.exchange, sample.routing_key, timeout=self.patience)
+                to = (sample.exchange, sample.routing_key, sample.mandatory)
+                self.channel._basic_publish(message, *to, timeout=self.patience)
             while self._waiting:
                 self.connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
         except (*self.connection.connection_errors, *self.connection.channel_errors) as error:
-            raise UnconfirmedError(str(error) or type(error).__name__, self._waiting | self._refused) from error
-        if self._refused:
-            raise UnconfirmedError("the broker did not take some: their queue is full, or cannot write them", self._refused)
+            uncertain = self._waiting | self._refused | self._unrouted
+            raise UnconfirmedError(str(error) or type(error).__name__, uncertain) from error
 
     def close(self) -> None:
         if self.channel.is_open:
@@ -57,6 +74,9 @@ class Bulk:
         refused = self._answered(tag, multiple)
         self._refused.update(refused)
         self._waiting.difference_update(refused)
+
+    def _returned(self, _: Any, __: str, ___: str, message: Any) -> None:
+        self._unrouted.add(message.properties["correlation_id"])
 
     def _answered(self, tag: int, multiple: bool) -> list[str]:
         """The ids that an answer to `tag` is about; `multiple`: to all before it that have none yet, too."""
