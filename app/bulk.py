@@ -20,7 +20,7 @@ from app.brokers import room
 from app.brokers.contract import Bulk, Part, Sample, UnconfirmedError
 from app.correlation import name_it
 from app.ids import ids
-from app.publishing import brief
+from app.publishing import brief, must_arrive
 
 #: Messages that are confirmed together: more gain nothing, and what a failure leaves uncertain is so many at most.
 AT_ONCE = 200
@@ -149,7 +149,15 @@ class Sender:
                 self.producer.patiently(lambda entity=entity: self.producer.maybe_declare(entity))
                 self.declared.add(hash(entity))
         body = body if isinstance(body, bytes) else body.encode()
-        about = (content_type, content_encoding, headers, properties, exchange, routing_key, bool(mandatory or declare))
+        about = (
+            content_type,
+            content_encoding,
+            headers,
+            properties,
+            exchange,
+            routing_key,
+            bool(mandatory) or must_arrive(declare, exchange, routing_key),
+        )
         sample = Sample(result.id, body, priority, *about)
         return Part(sample, result.id, body, headers.get("argsrepr"), headers.get("kwargsrepr"))
 

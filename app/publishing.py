@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from celery.app import amqp
 from kombu import Producer as KombuProducer
+from kombu import Queue
 from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
 from kombu.resource import Resource
@@ -38,6 +39,16 @@ def _reads_the_same(value: Any) -> bool:
     return type(value) in PLAIN
 
 
+def must_arrive(declared: Any, exchange: Any, key: str | None) -> bool:
+    """A message goes to one of the queues that are declared with it. One to an exchange of the user's own may find none."""
+    to = (getattr(exchange, "name", exchange) or "", key)
+    return any(
+        to in ((queue.exchange.name, queue.routing_key), ("", queue.name))
+        for queue in declared or ()
+        if isinstance(queue, Queue)
+    )
+
+
 class Producer(KombuProducer):
     """Keeps trying for `patience` seconds, whatever the broker's answer or silence, and then raises OperationalError.
 
@@ -54,8 +65,8 @@ class Producer(KombuProducer):
     ) -> Any:
         options["timeout"] = options.get("timeout") or self.patience
         options["confirm_timeout"] = options.get("confirm_timeout") or self.patience
-        if options.get("mandatory") is None:  # its queue has been declared: there must be one; a broadcast may have none
-            options["mandatory"] = bool(options.get("declare"))
+        if options.get("mandatory") is None:
+            options["mandatory"] = must_arrive(options.get("declare"), options.get("exchange"), options.get("routing_key"))
         publish = super().publish
         if not retry:
             return publish(body, **options)

@@ -100,6 +100,12 @@ def test_a_broadcast_may_find_nobody(app: Any, urls: Urls) -> None:
         exchange.delete()
 
 
+def test_a_key_of_the_users_own_may_find_nobody(app: Any, queue: Any) -> None:
+    """As with Celery: who routes by an exchange's bindings says who gets a task, and that may be none."""
+    app.send_task("unrouted.nothing", exchange=queue.exchange.name, routing_key="nobody's")
+    assert count(queue) == 1
+
+
 def test_the_first_task_of_a_queue_that_a_worker_begins_to_consume_arrives(app: Any, urls: Urls) -> None:
     """Both bind the queue; the broker tells the second that it is bound before it is."""
     lost = []
