@@ -37,7 +37,7 @@ def killed(stand: Stand, kills: int, waiting: int) -> Figures:
     for number in range(1, kills + 1):
         worker = stand.worker()
         reached = _work_on(stand, (number + random.random()) * TASKS / (kills + 2), waiting)
-        time.sleep(random.uniform(0, 0.02))  # the moment of the kill is nobody's choice
+        time.sleep(random.uniform(0, 0.02))  # a kill at any moment of what a worker does, not only as a task begins
         kill(worker)
         if not reached:
             break
@@ -70,7 +70,7 @@ def _work_on(stand: Stand, goal: float, waiting: int) -> bool:
         if (more := min(TASKS - stand.sent, done + waiting - stand.sent, 200)) > 0:
             stand.send("short", more)
         else:
-            time.sleep(0.001)  # between two looks
+            time.sleep(0.001)  # as much waits as may: nothing to do until a task has begun
     return True
 
 
@@ -112,7 +112,7 @@ def events(stand: Stand) -> Figures:
         until("it works", stand.done, 60)
         began, done, marks, cpu = time.monotonic(), 0, [0.0], [_cpu(worker.pid)]
         while done < WATCHED and time.monotonic() < began + WATCHED_SECONDS:
-            time.sleep(0.01)  # between two looks
+            time.sleep(0.01)  # a sample: how many were done by when is what is measured
             done = stand.done()
             marks += [round(time.monotonic() - began, 2)] * (more := done // 100 + 1 - len(marks))
             cpu += [_cpu(worker.pid)] * more
@@ -156,7 +156,7 @@ def stall(stand: Stand) -> Figures:
         first = done = stand.done()
         pause, awake = 0.0, _awake(worker.pid)
         while done < before + TASKS and time.monotonic() < since + QUIET[stand.broker]:
-            time.sleep(0.005)  # between two looks
+            time.sleep(0.005)  # a sample: the time between two tasks is what is measured
             if (now := stand.done()) != done:
                 pause, since, done = max(pause, time.monotonic() - since), time.monotonic(), now
         rates.append(round((done - first) / (since - began)))

@@ -28,7 +28,7 @@ runs: Any = Redis.from_url(os.environ["RUNS"])
 @app.task(name="crash.short")
 def short(number: int) -> int:
     runs.hincrby("runs", str(number), 1)
-    time.sleep(0.002)  # the work
+    time.sleep(0.002)  # the work: long enough that a kill comes in the midst of it
     return number
 
 

@@ -52,7 +52,7 @@ def step(self: Any, seconds: float, folder: str) -> float:
     (Path(folder) / self.request.id).touch()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        time.sleep(0.002)  # the work: as long as the test says
+        time.sleep(0.002)  # a step of the work: an exception reaches a thread between two of them
     return seconds
 
 

@@ -59,7 +59,7 @@ def _told(work: Callable[[], Any]) -> Callable[[Any], str]:
 
 def _loop() -> None:
     while not the_gate.open.is_set():
-        time.sleep(0.01)  # between two looks: a task that waits in short steps
+        time.sleep(0.01)  # a step of the work: an exception reaches a thread between two of them
 
 
 def _go_on() -> None:

@@ -1,7 +1,9 @@
 """The matrix: a test is a feature's row, a combination its column; the outcomes go into `reports/matrix.*`."""
 
 import os
+import socket
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,20 @@ class Cell:
     def run(self, task: str, *args: Any, **options: Any) -> Any:
         """Send a task and wait for its value; its error is raised."""
         return self.send(task, *args, **options).get(timeout=WAIT)
+
+    @contextmanager
+    def waiting_call(self, **options: Any) -> Iterator[tuple[Any, Callable[[], object]]]:
+        """A task that has begun and waits for a byte: its result, and what sends the byte."""
+        path = self.running.data / self.mark[-12:]
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+            path.chmod(0o777)
+            server.listen()
+            server.settimeout(WAIT)
+            result = self.send("time_probes.wait_for_a_byte", path.name, **options)
+            waiting, _ = server.accept()
+            with waiting:
+                yield result, lambda: waiting.send(b"!")
 
     def signature(self, task: str, *args: Any, **options: Any) -> Any:
         return self.app.signature(task, args, **options)

@@ -1,7 +1,6 @@
 """Remote control: asking workers, changing them while they run, and the events that they send."""
 
 import re
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -210,21 +209,13 @@ def test_terminate(cell: Cell) -> None:
 def test_terminate_of_a_waiting_call(cell: Cell) -> None:
     """revoke(terminate=True) ends a task in the middle of a call that waits: here for a byte that never comes."""
     single = node(cell)
-    path = cell.running.data / cell.mark[-12:]
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        path.chmod(0o777)
-        server.listen()
-        server.settimeout(WAIT)
-        result = cell.send("time_probes.wait_for_a_byte", path.name, queue="single")
-        waiting, _ = server.accept()
-        with waiting:
-            answer = command(cell, single, "revoke", 1.5 if cell.limit else WAIT, task_id=result.id, terminate=True)
-            if cell.limit:
-                cell.run("probes.add", 1, 2, countdown=1)  # by then a task that can be ended has ended
-                assert not result.ready()
-                waiting.send(b"!")
-            outcome = result.get(timeout=WAIT, propagate=False)
+    with cell.waiting_call(queue="single") as (result, end):
+        answer = command(cell, single, "revoke", 1.5 if cell.limit else WAIT, task_id=result.id, terminate=True)
+        if cell.limit:
+            cell.run("probes.add", 1, 2, countdown=1)  # by then a task that can be ended has ended
+            assert not result.ready()
+            end()
+        outcome = result.get(timeout=WAIT, propagate=False)
     cell.saw(f"{answer}; {outcome!r}")
     if cell.limit and cell.limit.kind == "cannot":
         assert (answer, outcome) == (None, "got 1")

@@ -1,7 +1,6 @@
 """When tasks run, and for how long: delays, expiry, time limits, beat."""
 
 import json
-import socket
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -210,20 +209,12 @@ def test_hard_time_limit_of_busy_work(cell: Cell) -> None:
 def test_hard_time_limit_of_a_waiting_call(cell: Cell) -> None:
     """The hard time limit ends a task in the middle of a call that waits: here for a byte that never comes."""
     cell.running.worker("spare")
-    path = cell.running.data / cell.mark[-12:]
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        path.chmod(0o777)
-        server.listen()
-        server.settimeout(WAIT)
-        result = cell.send("time_probes.wait_for_a_byte", path.name, time_limit=1, queue="spare")
-        waiting, _ = server.accept()
-        with waiting:
-            if cell.limit:
-                cell.run("probes.add", 1, 2, countdown=3)  # by then its time is over
-                assert not result.ready()
-                waiting.send(b"!")
-            answer = result.get(timeout=WAIT, propagate=False)
+    with cell.waiting_call(time_limit=1, queue="spare") as (result, end):
+        if cell.limit:
+            cell.run("probes.add", 1, 2, countdown=3)  # by then its time is over
+            assert not result.ready()
+            end()
+        answer = result.get(timeout=WAIT, propagate=False)
     cell.saw(repr(answer))
     assert isinstance(answer, TimeLimitExceeded), answer
 
