@@ -16,7 +16,9 @@ from amqp.method_framing import frame_handler as amqps_frame_handler
 
 DELIVER = (60, 60)
 _DELIVER = bytes((0, 60, 0, 60))
-_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+METHOD, HEADER, BODY, _HEARTBEAT = 1, 2, 3, 8
+#: Bytes of a frame around its payload, and the last of them.
+OVERHEAD, END = 8, 0xCE
 _STRING, _VOID, _INT, _DOUBLE = b"SVId"
 
 _read_any: Callable[[bytes, int], tuple[Any, int]] = vars(serialization)["_read_item"]
@@ -120,7 +122,7 @@ def frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[tu
         kind, channel, data = frame
         message = begun.get(channel)
         if message is None:
-            if kind != _METHOD or data[:4] != _DELIVER:
+            if kind != METHOD or data[:4] != _DELIVER:
                 return bool(others(frame))
             connection.bytes_recv += 1
             begun[channel] = Delivery(frame_method=DELIVER, frame_args=data)
@@ -128,9 +130,9 @@ def frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[tu
         if kind == _HEARTBEAT:
             return bool(others(frame))
         connection.bytes_recv += 1
-        if kind == _HEADER and not message.body_size:
+        if kind == HEADER and not message.body_size:
             message.inbound_header(data)
-        elif kind == _BODY:
+        elif kind == BODY:
             message.inbound_body(data)
         else:
             raise UnexpectedFrame(f"Received frame {kind} within a delivery")

@@ -17,12 +17,12 @@ from amqp import serialization, spec
 from amqp.basic_message import Message
 from amqp.exceptions import RecoverableConnectionError
 
+from app.brokers.rabbitmq_frames import BODY, END, HEADER, METHOD, OVERHEAD
+
 CONFIRMS = [spec.Basic.Ack, spec.Basic.Nack]
 _CONFIRMED = {bytes((0, 60, 0, 80)): spec.Basic.Ack, bytes((0, 60, 0, 120)): spec.Basic.Nack}
-_METHOD = 1
 #: A frame's kind, channel and size before its payload, and its end after it.
-_frame, _END = Struct(">BHI").pack, b"\xce"
-_FRAME_OVERHEAD = 8
+_frame, _LAST = Struct(">BHI").pack, bytes((END,))
 _publish, _content = Struct(">HHH").pack, Struct(">HHQ").pack
 
 _short, _long = Struct(">H").pack, Struct(">I").pack
@@ -149,16 +149,16 @@ class Publishing:
         body, given = message.body, message.properties
         if isinstance(body, str):
             body = body.encode(given.setdefault("content_encoding", "utf-8"))
-        if len(body) > largest - _FRAME_OVERHEAD:
+        if len(body) > largest - OVERHEAD:
             return None
         try:
             header = _content(60, 0, len(body)) + properties(given)
             method = _publish(60, 40, 0) + short(exchange) + short(routing_key) + bytes((bits,))
         except (KeyError, ValueError, TypeError, AttributeError):
             return None
-        payloads = [(1, method), (2, header), (3, body)] if body else [(1, method), (2, header)]
+        payloads = [(METHOD, method), (HEADER, header), *([(BODY, body)] if body else [])]
         channel = self.channel_id
-        return [b"".join((_frame(kind, channel, len(data)), data, _END)) for kind, data in payloads]
+        return [b"".join((_frame(kind, channel, len(data)), data, _LAST)) for kind, data in payloads]
 
     def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
         if method != CONFIRMS or self.events.get("basic_ack"):
@@ -170,7 +170,7 @@ class Publishing:
         with transport.having_timeout(timeout):
             while True:
                 frame = kind, channel, data = transport.read_frame()
-                if channel == self.channel_id and kind == _METHOD and (answer := _CONFIRMED.get(data[:4])):
+                if channel == self.channel_id and kind == METHOD and (answer := _CONFIRMED.get(data[:4])):
                     connection.bytes_recv += 1
                     return callback(answer)
                 connection.on_inbound_frame(frame)

@@ -19,7 +19,7 @@ from amqp import transport as amqp_transport
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from kombu.transport import pyamqp
 
-from app.brokers.rabbitmq_frames import DELIVER, arguments, frame_handler
+from app.brokers.rabbitmq_frames import DELIVER, END, METHOD, OVERHEAD, arguments, frame_handler
 from app.brokers.rabbitmq_publish import Publishing
 from app.brokers.rabbitmq_window import TURN, Window
 from app.commit import commit
@@ -29,13 +29,11 @@ AHEAD = 65_536
 #: Seconds that the broker may take for an answer, and for its goodbye. py-amqp waits without an end, in the worker's loop too.
 ANSWER, GOODBYE = 10.0, 2.0
 
-_FRAME_OVERHEAD = 8
-_FRAME_END = 0xCE
 _BASIC_ACK = (60, 80)
 
 
 def _ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
-    return pack(">BHIHHQBB", 1, channel, 13, *_BASIC_ACK, tag, multiple, _FRAME_END)
+    return pack(">BHIHHQBB", METHOD, channel, 13, *_BASIC_ACK, tag, multiple, END)
 
 
 class _ReadAhead:
@@ -66,14 +64,14 @@ class _ReadAhead:
     def next_frame(self) -> tuple[int, int, bytes] | None:
         """Type, channel and payload of the buffer's next frame; None where it is not complete."""
         data, at = self._data, self._at
-        if len(data) < at + _FRAME_OVERHEAD:
+        if len(data) < at + OVERHEAD:
             return None
         kind, channel, size = unpack_from(">BHI", data, at)
-        end = at + _FRAME_OVERHEAD + size
+        end = at + OVERHEAD + size
         if len(data) < end:
             return None
-        if data[end - 1] != _FRAME_END:
-            raise UnexpectedFrame(f"Received frame_end {data[end - 1]:#04x} while expecting {_FRAME_END:#04x}")
+        if data[end - 1] != END:
+            raise UnexpectedFrame(f"Received frame_end {data[end - 1]:#04x} while expecting {END:#04x}")
         self._at = end
         return kind, channel, data[at + 7 : end - 1]
 

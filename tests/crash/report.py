@@ -226,9 +226,7 @@ def faults(found: dict[tuple[str, ...], Outcome]) -> list[str]:
 
 def main() -> None:
     found = outcomes()
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("celery", "kombu", "amqp", "redis", "eventlet", "gevent", "flower")
-    )
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     servers = ", ".join(sorted({one["server"] for one in found.values()}))
     dates = sorted({one["date"].partition(" ")[0] for one in found.values()})
     HERE.mkdir(parents=True, exist_ok=True)

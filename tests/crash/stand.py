@@ -24,7 +24,6 @@ from tests.wait import until
 if TYPE_CHECKING:
     from bench.servers import Place
 
-BROKERS = ("redis", "rabbitmq")
 QUEUE = "crash"
 #: The kit's, and plain Celery, which gets acks_late, the kit's visibility timeout and sweeps, and nothing else.
 ALL_ENGINES = (*ENGINES, PLAIN_CELERY)
@@ -34,6 +33,7 @@ TRANSPORT_OPTIONS: dict[str, dict[str, object]] = {
     "redis": {"visibility_timeout": VISIBILITY, "unacked_restore_interval": 5, "unacked_restore_throttle": 1},
     "rabbitmq": {},
 }
+BROKERS = tuple(TRANSPORT_OPTIONS)
 #: Seconds without any change, after which nothing will change any more.
 QUIET = {"redis": VISIBILITY + 25.0, "rabbitmq": 20.0}
 
