@@ -9,7 +9,9 @@ after quick ones, and another worker may be idle. A prefetch count that the user
 from time import monotonic
 from typing import Any
 
+import click
 from celery.signals import celeryd_init
+from click.core import ParameterSource
 
 #: Seconds of work that a worker may hold beyond its prefetch count.
 HORIZON = 0.1
@@ -48,5 +50,12 @@ def connect() -> None:
 
 
 def _to_the_letter(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    if options.get("prefetch_multiplier") and "take_ahead" in conf.broker_transport_options:
+    if _named(options) and "take_ahead" in conf.broker_transport_options:
         conf.broker_transport_options = {**conf.broker_transport_options, "take_ahead": False}
+
+
+def _named(options: dict[str, Any]) -> bool:
+    """The user named a prefetch count. Celery's command line fills it in from the settings where nobody did."""
+    if context := click.get_current_context(silent=True):
+        return context.get_parameter_source("prefetch_multiplier") in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return bool(options.get("prefetch_multiplier"))

@@ -5,6 +5,9 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from celery import Celery
+from celery.bin.base import CLIContext
+from celery.bin.worker import worker
 from celery.signals import celeryd_init
 
 from app import pace
@@ -27,13 +30,35 @@ def test_what_counts_as_delivered_when_it_goes_back_is_not_taken_ahead_where_few
     assert takes_ahead(BROKER=broker, MAX_DELIVERIES="3") == ahead
 
 
-@pytest.mark.parametrize("given", [{}, {"prefetch_multiplier": None}, {"prefetch_multiplier": 1}])
-def test_one_of_the_command_line_does_too(given: dict[str, Any]) -> None:
+def after_start(options: dict[str, Any]) -> Any:
+    """The broker's transport options of a worker that starts with these."""
     conf = SimpleNamespace(broker_transport_options={"take_ahead": True, "other": 1})
     with patch.object(celeryd_init, "receivers", []):
         pace.connect()
-        celeryd_init.send(sender="worker", instance=None, conf=conf, options=given)
-    assert conf.broker_transport_options == {"take_ahead": not given.get("prefetch_multiplier"), "other": 1}
+        celeryd_init.send(sender="worker", instance=None, conf=conf, options=options)
+    return conf.broker_transport_options
+
+
+@pytest.mark.parametrize("given", [{}, {"prefetch_multiplier": None}, {"prefetch_multiplier": 1}])
+def test_one_that_a_worker_is_made_with_does_too(given: dict[str, Any]) -> None:
+    assert after_start(given) == {"take_ahead": not given.get("prefetch_multiplier"), "other": 1}
+
+
+@pytest.mark.parametrize(("argv", "environ", "ahead"), [
+    ([], {}, True),
+    (["--prefetch-multiplier", "4"], {}, False),
+    ([], {"CELERY_WORKER_PREFETCH_MULTIPLIER": "2"}, False),
+])  # fmt: skip
+def test_one_of_the_command_line_does_too(
+    argv: list[str], environ: dict[str, str], ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what Celery's command line fills in where the user said nothing does not count as the user's."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    obj = CLIContext(app=Celery(set_as_current=False), no_color=True, workdir=None, quiet=True)
+    with worker.make_context("worker", argv, obj=obj, auto_envvar_prefix="CELERY_WORKER") as context:
+        assert context.params["prefetch_multiplier"]
+        assert after_start(context.params)["take_ahead"] == ahead
 
 
 def test_a_burst_is_no_pace_and_slowness_counts_at_once() -> None:
