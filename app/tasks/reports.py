@@ -1,28 +1,41 @@
 """What the workers did: each run is noted as a line in DATA_DIR/runs, and summed up once a day.
 
-A line is appended by one small write, so that any number of workers and threads share a day's file without a lock.
+Lines are appended by one write for those of a moment, so that any number of workers and threads share a day's file without a
+lock. A worker that is killed loses its last moment's notes.
 """
 
+import atexit
 import json
+import logging
 import os
+import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from celery import Task, shared_task
-from celery.signals import task_postrun, task_prerun
+from celery.signals import task_postrun, task_prerun, worker_process_shutdown
 
 from app.files import inside
 
+logger = logging.getLogger(__name__)
 KEEP_DAYS = 7
 STARTED = "reports_started"  # on the task's request, in seconds of the monotonic clock
 DAY = 86_400  # seconds
+#: Lines that are written together at most, and the seconds that one waits for others at most. On a disk that servers make sync
+#: all the time, a write for each task took a tenth of what a quick task costs.
+LINES, SECONDS = 64, 0.1
 
 _quoted = json.encoder.encode_basestring_ascii
+_lines: deque[tuple[int, bytes]] = deque()  # by day
+_some = threading.Event()
 
 
 @task_prerun.connect(weak=False)
@@ -36,7 +49,54 @@ def _ended(task: Task[Any, Any], task_id: str, state: str | None = None, **_: An
     now = time.time()
     # JSON by hand: every task pays for this line.
     about = f'"task": {_quoted(task.name)}, "id": {_quoted(task_id)}, "state": {_quoted(state or "IGNORED")}'
-    os.write(_day(int(now // DAY)), f'{{"at": {now!r}, {about}, "seconds": {seconds!r}}}\n'.encode())
+    _lines.append((int(now // DAY), f'{{"at": {now!r}, {about}, "seconds": {seconds!r}}}\n'.encode()))
+    if not _some.is_set():
+        _writer()
+        _some.set()
+    if len(_lines) >= LINES:
+        write()
+
+
+@atexit.register
+def write() -> None:
+    """Write what waits; from any thread."""
+    taken = []
+    with suppress(IndexError):  # other threads write, too
+        while True:
+            taken.append(_lines.popleft())
+    for day, lines in groupby(taken, itemgetter(0)):
+        os.write(_day(day), b"".join(line for _, line in lines))
+
+
+@worker_process_shutdown.connect(weak=False)
+def _write_last(**_: Any) -> None:
+    write()  # a pool's child process ends without atexit
+
+
+@cache
+def _writer() -> None:
+    """Has a thread write what has waited long enough."""
+
+    def work() -> None:
+        while _some.wait():
+            time.sleep(SECONDS)
+            _some.clear()
+            try:
+                write()
+            except OSError as error:
+                logger.error("what tasks did is not noted: %s", error)
+
+    threading.Thread(target=work, name="reports", daemon=True).start()
+
+
+def _begin_anew() -> None:
+    """A child process has no thread of its parent's, and writes none of its lines."""
+    _lines.clear()
+    _some.clear()
+    _writer.cache_clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 @cache
@@ -57,6 +117,7 @@ def daily_statistics() -> dict[str, Any]:
 
     The sum is also kept as DATA_DIR/reports/<date>.json. Notes older than a week are deleted.
     """
+    write()
     until = datetime.now(UTC)
     since = until - timedelta(days=1)
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -1,22 +1,29 @@
 """The sample tasks on real files, without a broker."""
 
 import json
+import os
 import wave
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
 
 from app.tasks import media, reports
+from tests.wait import until
 
 
 @pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1")
-    reports._runs.cache_clear()
-    return tmp_path
+    for cached in (reports._runs, reports._day):
+        cached.cache_clear()
+    yield tmp_path
+    reports._lines.clear()
+    reports._some.clear()
 
 
 def test_a_thumbnail_keeps_the_pictures_shape(data: Path) -> None:
@@ -69,3 +76,31 @@ def test_statistics_count_the_last_day_only(data: Path) -> None:
     assert report["tasks"]["b"]["runs"] == 1
     assert json.loads((data / "reports" / f"{now:%Y-%m-%d}.json").read_text()) == report
     assert not (folder / "2020-01-01.jsonl").exists()
+
+
+def test_the_notes_of_a_moment_are_one_write(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "_writer", lambda: None)  # nothing but their number has them written
+    monkeypatch.setattr(os, "write", written := MagicMock(side_effect=os.write))
+    for number in range(reports.LINES):
+        assert not written.called
+        reports._ended(reports.daily_statistics, f"id-{number}", "SUCCESS")
+    assert written.call_count == 1
+    assert reports.daily_statistics()["tasks"]["reports.daily_statistics"]["runs"] == reports.LINES
+
+
+def test_a_note_that_no_other_follows_is_written(data: Path) -> None:
+    reports._ended(reports.daily_statistics, "id", "SUCCESS")
+    until("the note is there", lambda: any('"id": "id"' in path.read_text() for path in (data / "runs").glob("*.jsonl")))
+
+
+def test_a_child_process_writes_its_own_notes_alone_and_all_of_them(data: Path) -> None:
+    """It ends as a pool's child does: Python's own end of a process has no part in it."""
+    reports._some.set()  # the parent's thread is about to write
+    reports._lines.append((0, b"its parent's"))
+    if not (child := os.fork()):
+        reports._ended(reports.daily_statistics, "child", "SUCCESS")
+        reports._write_last()
+        os._exit(0)
+    os.waitpid(child, 0)
+    (note,) = (data / "runs" / f"{datetime.now(UTC):%Y-%m-%d}.jsonl").read_text().splitlines()
+    assert '"id": "child"' in note
