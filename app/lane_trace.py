@@ -5,7 +5,6 @@ return value letter by letter. What goes wrong, callbacks and chains are left to
 the trace that it has built. Source: celery/app/trace.py 5.7.0, build_tracer.
 """
 
-import json
 import os
 import weakref
 from collections.abc import Callable
@@ -24,7 +23,9 @@ from celery.loaders.base import BaseLoader
 from celery.utils.saferepr import saferepr
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import loads
-from kombu.utils import json as kombus_json
+
+from app.quick_json import kombus as kombus_json
+from app.quick_json import parse
 
 #: What a trace must have for its short form.
 PARTS = ("on_error", "_dispatch_callbacks_and_chain", "fun", "_does_info")
@@ -42,14 +43,7 @@ trace: Any = import_module("celery.app.trace")
 dispatch_signal: Any = import_module("celery.utils.dispatch.signal")
 serialization: Any = import_module("kombu.serialization")
 
-_decode = json.JSONDecoder().decode
-
 Trace = Callable[..., Any]
-
-
-def parse(text: str) -> Any:
-    """JSON. kombu's own decoder asks a function about every object, for types that few use. Raises ValueError."""
-    return kombus_json.loads(text) if "__type__" in text else _decode(text)
 
 
 def kombus_parser() -> bool:
@@ -78,7 +72,7 @@ def context(request: dict[str, Any], args: Any, kwargs: Any) -> Context:
     if limits := about.get("timelimit"):
         about["time_limit"], about["soft_time_limit"] = limits[0], limits[1]
     if about.get("headers") is None:
-        about["headers"] = {name: value for name, value in request.items() if name not in KNOWN} or None
+        about["headers"] = {name: request[name] for name in request.keys() - KNOWN} or None
     return made
 
 
@@ -113,11 +107,10 @@ def quick(task: Any, app: Any, hostname: str) -> Trace:
     if hooked or any(map(parts.get, MORE)) or any(name not in parts for name in PARTS):
         return celerys
     on_error, dispatch, run, says_end = (parts[name] for name in PARTS)
-    short = _short(task, hostname, on_error, dispatch, run, says_end)
-    return lambda uuid, args, kwargs, request: (short if type(kwargs) is dict else celerys)(uuid, args, kwargs, request)
+    return _short(task, hostname, celerys, on_error, dispatch, run, says_end)
 
 
-def _short(task: Any, hostname: str, on_error: Trace, dispatch: Trace, run: Trace, says_end: bool) -> Trace:
+def _short(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: Trace, run: Trace, says_end: bool) -> Trace:
     pid, most = os.getpid(), task.resultrepr_maxsize
     before, after, succeeded = signals.task_prerun, signals.task_postrun, signals.task_success
     send_before, send_after, send_success = (sending(signal, task) for signal in (before, after, succeeded))
@@ -125,6 +118,8 @@ def _short(task: Any, hostname: str, on_error: Trace, dispatch: Trace, run: Trac
     push_request, pop_request = task.request_stack.push, task.request_stack.pop
 
     def traced(uuid: str, args: Any, kwargs: Any, request: dict[str, Any]) -> Any:
+        if type(kwargs) is not dict:
+            return celerys(uuid, args, kwargs, request)
         result: Any
         info: Any
         state: str | None

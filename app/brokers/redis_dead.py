@@ -34,7 +34,7 @@ class Message(virtual.Message):
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
         try:
             info = payload["properties"]["delivery_info"]
-            fit = all(isinstance(text, str) for text in (info["exchange"], info["routing_key"]))
+            fit = isinstance(info["exchange"], str) and isinstance(info["routing_key"], str)
             if not fit or not isinstance(payload.get("headers") or {}, dict):
                 raise MalformedError("its headers or its address are of the wrong kind")
             super().__init__(payload, channel=channel, **kwargs)

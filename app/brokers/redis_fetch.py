@@ -10,7 +10,6 @@ How many it takes follows the worker's pace (`app/pace.py`); where the prefetch 
 Sources: kombu/transport/redis.py, QoS.append and Channel._brpop_start; https://redis.io/docs/latest/develop/reference/client-side-caching/.
 """
 
-import json
 import logging
 from collections import defaultdict, deque
 from contextlib import suppress
@@ -18,13 +17,12 @@ from threading import get_ident
 from time import monotonic
 from typing import Any
 
-from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import ResponseError
 
 from app.brokers import redis_dead
 from app.pace import MOST, STALLED, Pace
+from app.quick_json import parse
 
 log = logging.getLogger(__name__)
 
@@ -106,11 +104,6 @@ end
 if room > 0 and bytes > 0 then redis.call('EXISTS', unpack(KEYS, 3)) end
 return found
 """
-
-
-def envelope(text: str) -> Any:
-    """A message as kombu put it into the list. Its own decoder asks a function about every object, for types that few use."""
-    return loads(text) if "__type__" in text else json.loads(text)
 
 
 #: Acknowledgements that the server has not got yet, by its address and their hash: they outlive the connection that a message
@@ -242,7 +235,7 @@ class Fetcher:
 
     def _deliver(self, queue: str, raw: bytes) -> None:
         try:
-            message = envelope(bytes_to_str(raw))
+            message = parse(raw.decode())
         except ValueError as error:  # the script has read it, Python cannot
             redis_dead.put_raw(self.channel, raw, queue, error)
             return
@@ -389,7 +382,7 @@ class Fetcher:
         while self.ready:  # the last goes first: each becomes the next one of its list
             queue, raw = self.ready.pop()
             try:
-                self.channel.qos.restore_by_tag(loads(bytes_to_str(raw))["properties"]["delivery_tag"])
+                self.channel.qos.restore_by_tag(parse(raw.decode())["properties"]["delivery_tag"])
             except ValueError as error:
                 redis_dead.put_raw(self.channel, raw, queue, error)
         self.channel.counts_deliveries = True

