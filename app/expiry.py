@@ -38,6 +38,7 @@ def watching(apply_async: Callable[..., Any]) -> Callable[..., Any]:
 
         return apply_async(run, args, callback=done, **options)
 
+    apply.__dict__["at_once"] = apply_async  # for what is known not to expire
     return apply
 
 

@@ -26,7 +26,8 @@ from celery.worker import strategy as celerys
 from app.brokers.contract import DELIVERIES
 from app.commit import REQUEST
 from app.commit_worker import Request as GroupRequest
-from app.lane_trace import JSON, kombus_parser, parse, quick
+from app.lane_trace import JSON, kombus_parser, quick
+from app.quick_json import parse
 
 #: The Celery that it was written for; with another one every message goes Celery's way.
 CELERY = "5.7."
@@ -152,7 +153,8 @@ class Lane:
         self.connection_errors = consumer.connection_errors
         self.utc = app.uses_utc_timezone()
         self.time_limit, self.soft_time_limit = task.time_limit, task.soft_time_limit
-        self.apply_async = consumer.pool.apply_async
+        apply_async = consumer.pool.apply_async
+        self.apply_async = getattr(apply_async, "at_once", apply_async)  # app/expiry.py
         self.in_children = consumer.pool.uses_semaphore
         self.target = fast_trace_task if self.in_children else self.run
         self.remembers = bool(app.conf.worker_deduplicate_successful_tasks)
@@ -207,7 +209,7 @@ class Lane:
 
     def run(self, request: Request) -> tuple[int, Any, float]:
         """Celery's fast_trace_task, in this process: the body is decoded by now."""
-        about = request.request_dict | request._payload[2] | {"is_eager": False}
+        about = request._request_dict | request._Request__payload[2] | {"is_eager": False}
         result, info, runtime, shown = self.trace(request.id, request._args, request._kwargs, about)
         return (1, result, runtime) if info else (0, shown, runtime)
 

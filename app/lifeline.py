@@ -24,7 +24,7 @@ class Step(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
-        self.in_a_task = False
+        self.in_a_task = self.beats = False
         # While the loop runs it alone has the connections: a TLS socket must not be read and written at once.
         self.turn = threading.Lock()
         self.enough = threading.Event()
@@ -39,6 +39,7 @@ class Step(bootsteps.StartStopStep):
         events = parent.event_dispatcher
         given = [parent.connection, *([events.connection] if events else [])]
         connections = [one for one in given if one and one.supports_heartbeats and one.get_heartbeat_interval()]
+        self.beats = bool(connections)
         if connections:
             every = min(one.get_heartbeat_interval() for one in connections) / 2
             self.enough = threading.Event()
@@ -52,6 +53,8 @@ class Step(bootsteps.StartStopStep):
 
     def _during(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **options: Any) -> Any:
+            if not self.beats:
+                return apply(*args, **options)
             self.in_a_task = True
             try:
                 return apply(*args, **options)

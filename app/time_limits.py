@@ -8,7 +8,7 @@ Source: celery/concurrency/gevent.py 5.7.0, apply_timeout; celery/worker/request
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -47,14 +47,17 @@ def limiting(
 
         def run(*args: Any) -> Any:
             outcome: Any = ENDED
-            with (
-                suppress(Late, SoftTimeLimitExceeded),  # that comes when the task has just ended finds its outcome here
-                timeout_in(hard, Late()) if hard else NONE,
-                timeout_in(soft, SoftTimeLimitExceeded()) if soft else NONE as warning,
-            ):
-                outcome = target(*args)
-                if soft and not warning.pending:
-                    timeout_callback(True, soft)
+            try:
+                with timeout_in(hard, Late()) if hard else NONE:
+                    if not soft:
+                        outcome = target(*args)
+                    else:
+                        with timeout_in(soft, SoftTimeLimitExceeded()) as warning:
+                            outcome = target(*args)
+                            if not warning.pending:
+                                timeout_callback(True, soft)
+            except (Late, SoftTimeLimitExceeded):
+                return outcome  # one that comes when the task has just ended finds its outcome here
             return outcome
 
         def done(outcome: Any) -> Any:

@@ -54,3 +54,20 @@ def test_another_kombu_means_the_plain_engine_and_says_so(caplog: pytest.LogCapt
 def test_the_chosen_engine_is_used_with_its_kombu(chosen: str, caplog: pytest.LogCaptureFixture) -> None:
     assert engine(chosen, "5.7.9") == chosen
     assert not caplog.text
+
+
+STACKS = """
+import sys
+sys.orig_argv[:] = ["python", "-m", "app.worker", "--pool", sys.argv[1]]
+import app
+from celery.utils.threads import LocalStack
+print(LocalStack.__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("pool", "stack"), [("solo", "_FastLocalStack"), ("gevent", "_LocalStack"), ("eventlet", "_LocalStack")]
+)
+def test_a_worker_whose_threads_are_the_systems_has_celerys_quick_stacks(pool: str, stack: str) -> None:
+    look = [sys.executable, "-W", "ignore", "-c", STACKS, pool]
+    assert subprocess.run(look, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == stack
