@@ -159,7 +159,7 @@ class Sender:
         return (
             publishing_is_seen()
             or not all(isinstance(route, MapRoute) for route in self.app.amqp.routes)
-            or self.task.apply_async.__func__ not in AS_CELERYS
+            or not {self.task.apply_async.__func__, Task.apply_async} <= AS_CELERYS  # the latter: what Sentry and others patch
             or conf.task_send_sent_event
             or conf.task_protocol != 2
             or bool(self.options.get("compression") or conf.task_compression)

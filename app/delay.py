@@ -87,9 +87,10 @@ class Delays:
         return self._publish(plan, task, part)
 
     def _looked_at(self, task: Any) -> tuple[Any, ...]:
-        conf, send_task = self.app.conf, getattr(self.app.send_task, "__func__", None)
+        app = self.app
+        conf, ways = app.conf, (getattr(app.send_task, "__func__", None), CelerysTask.apply_async)
         # A forked child has another origin.
-        return conf, conf.changes, task._get_exec_options(), task.ignore_result, self.amqp.routes, send_task, os.getpid()
+        return conf, conf.changes, task._get_exec_options(), task.ignore_result, self.amqp.routes, ways, os.getpid()
 
     def _holds(self, plan: _Plan, task: Any) -> bool:
         found = self.amqp.queues.get

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 from amqp import spec
 from amqp.exceptions import MessageNacked
-from celery import _state, signals
+from celery import Task, _state, signals
 from kombu import Queue
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.transport import redis
@@ -170,6 +170,25 @@ def test_an_app_that_asks_for_more_sends_each_celerys_way(wire: Wire, change: Ca
     change(wire.app)
     for _ in range(2):
         wire.task.delay(1)
+    assert (len(wire.likes), len(wire.celerys())) == (before, 2)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_what_stands_in_the_place_of_celerys_apply_async_sees_each_call(wire: Wire, before: int) -> None:
+    """As Sentry does it: by a patch of Celery's own class."""
+    celerys: Any = Task
+    seen, own = [], celerys.apply_async
+
+    def watched(*args: Any, **options: Any) -> Any:
+        seen.append(args[1])
+        return own(*args, **options)
+
+    for _ in range(before):
+        wire.task.delay(0)
+    with patch.object(celerys, "apply_async", watched):
+        wire.task.delay(1)
+        wire.task.delay(2)
+    assert seen == [(1,), (2,)]
     assert (len(wire.likes), len(wire.celerys())) == (before, 2)
 
 
