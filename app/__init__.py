@@ -16,6 +16,7 @@ from app import (
     backends,
     brokers,
     correlation,
+    delay,
     health,
     loop,
     pace,
@@ -53,6 +54,7 @@ class Kit(Celery):
     """
 
     amqp_cls = "app.publishing:AMQP"
+    task_cls = "app.delay:Task"
     events_cls = "app.fixes.events_in_the_loop:Events"
     log_cls = "app.logs:Logging"
 
@@ -89,6 +91,11 @@ class Kit(Celery):
     def delayed(self) -> delayed_queue.Delayed:
         """The queues that delayed tasks of this process can reach."""
         return delayed_queue.Delayed(self)
+
+    @cached_property
+    def delays(self) -> delay.Delays:
+        """What a task's `delay()` does as the one before it did."""
+        return delay.Delays(self, Kit.send_task)
 
     @cached_property
     def spooled(self) -> spool.Spooled | None:

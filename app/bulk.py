@@ -18,13 +18,16 @@ from kombu.utils.json import JSONEncoder
 
 from app.brokers import room
 from app.brokers.contract import Bulk, Part, Sample, UnconfirmedError
-from app.correlation import name_it
+from app.correlation import SENT, name_it
 from app.ids import ids
 from app.publishing import brief, must_arrive
 
 #: Messages that are confirmed together: more gain nothing, and what a failure leaves uncertain is so many at most.
 AT_ONCE = 200
 SEEN_BY = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+
+#: What a task's `apply_async` is, where it is none of the task's own.
+AS_CELERYS: set[Any] = {Task.apply_async}
 
 _json = JSONEncoder().encode
 
@@ -48,6 +51,29 @@ class NotAllSentError(OperationalError):
             f"{len(uncertain)} may have arrived, {len(unsent)} were not sent: {why}"
         )
         self.confirmed, self.uncertain, self.unsent = confirmed, uncertain, unsent
+
+
+class Model(NamedTuple):
+    """What a task's messages have in common: a sample, what follows the arguments in its body, and apply_async's options."""
+
+    app: Any
+    sample: Sample
+    embed: Any
+    options: Mapping[str, Any]
+
+    def part(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], sent: float, reply_to: str) -> Part:
+        """A message like it. Raises what JSON raises for arguments that it does not know."""
+        body = _json([args, kwargs, self.embed]).encode()
+        described = self._repr(args, "argsrepr"), self._repr(kwargs, "kwargsrepr")
+        return Part(self.sample, task_id, body, *described, sent, reply_to)
+
+    def _repr(self, value: Any, name: str) -> str:
+        """What Celery's header says."""
+        if name in self.options:
+            return str(self.options[name])
+        return brief(value) or saferepr(
+            value, getattr(self.app.amqp, f"{name}_maxsize"), maxlevels=self.app.conf.task_repr_maxlevels
+        )
 
 
 class _Recorder(Producer):
@@ -79,8 +105,7 @@ class Sender:
         self.bulk_class: type[Bulk] | None = getattr(room(app.conf.broker_write_url), "bulk", None)
         self.ids = ids()
         self.each_is_seen = self._each_is_seen()
-        self._sample: Sample | None = None
-        self._embed = ""
+        self._model: Model | None = None
 
     def send(self, calls: Iterable[Call]) -> list[str]:
         """Give the ids, in the order of the calls. Raises NotAllSentError, or what Celery raises before anything is sent."""
@@ -115,21 +140,26 @@ class Sender:
             return self.recorded(call)
         if self.task.typing:
             self.task.__header__(*call.args, **call.kwargs)  # raises TypeError, as apply_async does
-        if not self._sample:
+        if not self._model:
             first = self.recorded(call)
-            self._sample, self._embed = first.sample, self.recorder.raw[2]
+            self._model = self.model(first)
             return first
-        args, kwargs = tuple(call.args), call.kwargs
-        body = _json([args, kwargs, self._embed]).encode()
-        return Part(self._sample, next(self.ids), body, self._repr(args, "argsrepr"), self._repr(kwargs, "kwargsrepr"))
+        sample = self._model.sample
+        return self._model.part(
+            next(self.ids), tuple(call.args), call.kwargs, sample.headers.get(SENT, 0.0), sample.properties["reply_to"]
+        )
+
+    def model(self, part: Part) -> Model:
+        """What others like the message that was last recorded are made from."""
+        return Model(self.app, part.sample, self.recorder.raw[2], self.options)
 
     def _each_is_seen(self) -> bool:
         """Something on a message's way has to see each of them, or its body is more than JSON."""
         conf = self.app.conf
         return (
-            any(receiver is not name_it for signal in SEEN_BY for _, receiver in signal.receivers)
+            publishing_is_seen()
             or not all(isinstance(route, MapRoute) for route in self.app.amqp.routes)
-            or self.task.apply_async.__func__ is not Task.apply_async
+            or not {self.task.apply_async.__func__, Task.apply_async} <= AS_CELERYS  # the latter: what Sentry and others patch
             or conf.task_send_sent_event
             or conf.task_protocol != 2
             or bool(self.options.get("compression") or conf.task_compression)
@@ -159,14 +189,13 @@ class Sender:
             bool(mandatory) or must_arrive(declare, exchange, routing_key),
         )
         sample = Sample(result.id, body, priority, *about)
-        return Part(sample, result.id, body, headers.get("argsrepr"), headers.get("kwargsrepr"))
+        described = headers.get("argsrepr"), headers.get("kwargsrepr")
+        return Part(sample, result.id, body, *described, headers.get(SENT, 0.0), properties["reply_to"])
 
-    def _repr(self, value: Any, name: str) -> str:
-        """What Celery's header says."""
-        if name in self.options:
-            return str(self.options[name])
-        most = getattr(self.app.amqp, f"{name}_maxsize")
-        return brief(value) or saferepr(value, most, maxlevels=self.app.conf.task_repr_maxlevels)
+
+def publishing_is_seen() -> bool:
+    """Somebody listens to the signals of a publish."""
+    return any(receiver is not name_it for signal in SEEN_BY for _, receiver in signal.receivers)
 
 
 def calls(items: Iterable[Any]) -> Iterator[Call]:

@@ -33,12 +33,22 @@ def correlation(name: str) -> Iterator[None]:
         _given.reset(token)
 
 
+def given() -> str | None:
+    """The name that the context gives."""
+    return _given.get()
+
+
 def current() -> str | None:
     """The name that a task sent now would have: that of the context, or of the task that runs; None where neither has one."""
     if given := _given.get():
         return given
     task = get_current_worker_task()
     return task.request.get(HEADER) if task else None
+
+
+def now() -> float:
+    """What the header `sent` says of a task that is sent now."""
+    return round(time.time(), 3)
 
 
 def connect() -> None:
@@ -50,6 +60,6 @@ def name_it(headers: dict[str, Any] | None = None, **_: Any) -> None:
     """Put both into a message's headers; they are the same for all messages of one `send_many`."""
     if headers is None:
         return
-    headers[SENT] = round(time.time(), 3)
+    headers[SENT] = now()
     if HEADER not in headers and (name := current()):
         headers[HEADER] = name

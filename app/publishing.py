@@ -7,7 +7,7 @@ producer's channel away after each message and gives it another for the next, wh
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from celery.app import amqp
@@ -18,7 +18,7 @@ from kombu.pools import ProducerPool
 from kombu.resource import Resource
 
 from app.brokers import Queues, room
-from app.brokers.contract import RefusedError
+from app.brokers.contract import Part, RefusedError
 
 T = TypeVar("T")
 PLAIN = (int, float, bool, type(None))
@@ -59,6 +59,8 @@ class Producer(KombuProducer):
     patience = 10.0
     #: How a channel is made to give up waiting: the broker's room knows.
     bound: Callable[[Any, float], None] | None = None
+    #: How a message like others is published, if there is a way: the same.
+    like: Callable[[Any, Part, float], None] | None = None
 
     def publish(  # type: ignore[override]  # kombu spells the options out
         self, body: Any, retry: bool = False, retry_policy: Any = None, **options: Any
@@ -70,12 +72,21 @@ class Producer(KombuProducer):
         publish = super().publish
         if not retry:
             return publish(body, **options)
-        return self.patiently(lambda: publish(body, **options), max(self.patience, _seconds(retry_policy or {})))
+        return self.patiently(lambda: publish(body, **options), self.patience_of(retry_policy))
+
+    def patience_of(self, retry_policy: Any) -> float:
+        """The producer's own, or that of a policy which asks for more. In seconds."""
+        return max(self.patience, _seconds(retry_policy or {}))
+
+    def publish_like(self, part: Part, declare: Iterable[Any]) -> None:
+        """Publish one message that is like its sample, once."""
+        for entity in declare:
+            self.maybe_declare(entity)
+        if self.like:
+            self.like(self.channel, part, self.patience)
 
     def patiently(self, step: Callable[[], T], patience: float | None = None) -> T:
         """Do a step on this producer's channel, again on a new connection if that fails, until `patience` is over."""
-        connection: Any = self.connection
-        errors = (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors, OperationalError)
         deadline = time.monotonic() + (patience or self.patience)
         pause = 0.05
         while True:
@@ -83,7 +94,11 @@ class Producer(KombuProducer):
                 return step()
             except RefusedError:
                 raise
-            except errors as error:
+            except Exception as error:
+                connection: Any = self.connection
+                errors = (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors, OperationalError)
+                if not isinstance(error, errors):
+                    raise
                 if time.monotonic() + pause > deadline:
                     raise OperationalError(str(error) or type(error).__name__) from error
             time.sleep(pause)
@@ -151,8 +166,9 @@ class AMQP(amqp.AMQP):
             connection = self.app.connection_for_write(transport_options={"max_retries": 0})
             broker = room(conf.broker_write_url)
             more: dict[str, Any] = {"patience": float(conf.get("publish_timeout", Producer.patience))}
-            if broker and broker.bound:
-                more["bound"] = staticmethod(broker.bound)
+            for name in ("bound", "like"):
+                if step := getattr(broker, name, None):
+                    more[name] = staticmethod(step)
             limit = self.app.pool.limit  # asking for it also has Celery let go of this pool in a forked child
             self._producer_pool = Producers(
                 connection.Pool(limit=limit), limit=limit, Producer=type("Producer", (Producer,), more)

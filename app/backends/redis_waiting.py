@@ -21,6 +21,11 @@ class ResultConsumer(CelerysConsumer):  # type: ignore[misc]
             super().start(initial_task_id, **options)
             self._pubsub.ignore_subscribe_messages = False
 
+    def cancel_for(self, task_id: str) -> None:
+        """Of what is not subscribed to there is nothing to say: the end of each result that nobody waited for comes here."""
+        if self.subscribed_to:
+            super().cancel_for(task_id)
+
     def _reconnect_pubsub(self) -> None:
         with self._locked():
             super()._reconnect_pubsub()

@@ -88,13 +88,18 @@ class Sample:
 
 
 class Part(NamedTuple):
-    """What a message of a batch has of its own; all else is its sample's. An id that stands in the sample becomes this one."""
+    """What a message has of its own; all else is its sample's. An id that stands in the sample becomes this one.
+
+    `sent`: its header of that name, in seconds since the epoch.
+    """
 
     sample: Sample
     id: str
     body: bytes
     argsrepr: str
     kwargsrepr: str
+    sent: float
+    reply_to: str
 
 
 class Bulk(Protocol):
@@ -142,6 +147,8 @@ class Broker:
     bound: Callable[[Any, float], None] | None = None
     #: How it takes many messages at once, for `send_many`.
     bulk: type[Bulk] | None = None
+    #: like(channel, part, seconds) publishes one message that is like its sample, and returns once the broker has it.
+    like: Callable[[Any, Part, float], None] | None = None
     #: What its own variables begin with, and by port of its container the one that says where that is published.
     variables: str | None = None
     ports: Mapping[int, str] = field(default_factory=dict)

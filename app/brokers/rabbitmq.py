@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from app.brokers.contract import Broker, Environ
 from app.brokers.rabbitmq_bound import bound
-from app.brokers.rabbitmq_bulk import Bulk
+from app.brokers.rabbitmq_bulk import Bulk, like
 from app.brokers.rabbitmq_dead import BROKER_LIMIT, RabbitmqDeadLetters
 from app.limits import DOCS, Limit
 
@@ -60,6 +60,7 @@ broker = Broker(
     delays_tasks=True,
     bound=bound,
     bulk=Bulk,
+    like=like,
     variables="RABBITMQ_",
     ports={15672: "RABBITMQ_MANAGEMENT_PORT"},
     limits={

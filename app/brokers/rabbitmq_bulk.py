@@ -5,9 +5,38 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.brokers.contract import Part, UnconfirmedError
+from app.correlation import SENT
 
 #: Seconds until a message for which there is no queue is tried again.
 PAUSE = 0.05
+
+
+def message_of(channel: Any, part: Part) -> Any:
+    """py-amqp's message."""
+    sample = part.sample
+    headers = {name: part.id if value == sample.id else value for name, value in sample.headers.items()}
+    headers["argsrepr"], headers["kwargsrepr"] = part.argsrepr, part.kwargsrepr
+    if SENT in headers:
+        headers[SENT] = part.sent
+    properties = {**sample.properties, "correlation_id": part.id, "reply_to": part.reply_to}
+    return channel.prepare_message(
+        part.body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
+    )
+
+
+def like(channel: Any, part: Part, seconds: float) -> None:
+    """Publish one message, and wait for its confirm. Raises as a channel does that is bound: app/brokers/rabbitmq_bound.py."""
+    sample, publish = part.sample, getattr(channel, "publish_like", None)  # ENGINE=fast: app/brokers/rabbitmq_publish.py
+    if publish and publish(part, seconds):
+        return
+    channel.basic_publish(
+        message_of(channel, part),
+        exchange=sample.exchange,
+        routing_key=sample.routing_key,
+        mandatory=sample.mandatory,
+        timeout=seconds,
+        confirm_timeout=seconds,
+    )
 
 
 class Bulk:
@@ -45,7 +74,7 @@ class Bulk:
             for part in parts:
                 self._tag += 1
                 self._ids[self._tag] = part.id
-                message, sample = self._message(part), part.sample
+                message, sample = message_of(self.channel, part), part.sample
                 to = (sample.exchange, sample.routing_key, sample.mandatory)
                 self.channel._basic_publish(message, *to, timeout=self.patience)
             while self._waiting:
@@ -57,15 +86,6 @@ class Bulk:
     def close(self) -> None:
         if self.channel.is_open:
             self.channel.close()
-
-    def _message(self, part: Part) -> Any:
-        sample = part.sample
-        headers = {name: part.id if value == sample.id else value for name, value in sample.headers.items()}
-        headers["argsrepr"], headers["kwargsrepr"] = part.argsrepr, part.kwargsrepr
-        properties = {**sample.properties, "correlation_id": part.id}
-        return self.channel.prepare_message(
-            part.body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
-        )
 
     def _acked(self, tag: int, multiple: bool) -> None:
         self._waiting.difference_update(self._answered(tag, multiple))

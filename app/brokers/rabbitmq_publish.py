@@ -11,13 +11,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from amqp import serialization, spec
 from amqp.basic_message import Message
-from amqp.exceptions import RecoverableConnectionError
+from amqp.exceptions import MessageNacked, RecoverableConnectionError
 
+from app.brokers.contract import Part, Sample
 from app.brokers.rabbitmq_frames import BODY, END, HEADER, METHOD, OVERHEAD
+from app.correlation import SENT
 
 CONFIRMS = [spec.Basic.Ack, spec.Basic.Nack]
 _CONFIRMED = {bytes((0, 60, 0, 80)): spec.Basic.Ack, bytes((0, 60, 0, 120)): spec.Basic.Nack}
@@ -108,6 +111,76 @@ def properties(values: dict[str, Any]) -> bytes:
     return b"".join(parts)
 
 
+class _Kept(NamedTuple):
+    """A sample's properties, written: what stands before its headers, the headers that all messages like it have, what stands
+    before the correlation id, and what after `reply_to`. `ids`: the names of the headers that hold the message's id.
+    """
+
+    before: bytes
+    headers: bytes
+    between: bytes
+    after: bytes
+    ids: tuple[bytes, ...]
+    sent: bool
+
+
+_kept: WeakKeyDictionary[Sample, _Kept] = WeakKeyDictionary()
+_OWN = ("argsrepr", "kwargsrepr", SENT)
+_ARGS, _KWARGS, _SENT = map(short, _OWN)
+
+
+def _keep(sample: Sample) -> _Kept:
+    ids = [name for name, value in sample.headers.items() if value == sample.id]
+    shared = {name: value for name, value in sample.headers.items() if name not in (*ids, *_OWN)}
+    given = {**sample.properties, "content_type": sample.content_type, "content_encoding": sample.content_encoding}
+    given |= {"application_headers": {}, "priority": sample.priority, "correlation_id": "", "reply_to": ""}
+    names = list(_PROPERTIES)
+    headers, own = names.index("application_headers"), names.index("correlation_id")
+    before, between, after = (
+        properties({name: given.get(name) for name in some})[2:]
+        for some in (names[:headers], names[headers + 1 : own], names[own + 2 :])
+    )
+    flags = properties(given)[:2]
+    return _Kept(flags + before, table(shared)[4:], between, after, tuple(map(short, ids)), SENT in sample.headers)
+
+
+def properties_of(part: Part) -> bytes:
+    """A message's properties, from their flags on, where it is like its sample: in a fifth of the time. The order of a table's
+    names means nothing. Raises KeyError and ValueError where the sample's cannot be written.
+    """
+    kept = _kept.get(part.sample)
+    if kept is None:
+        kept = _kept[part.sample] = _keep(part.sample)
+    task_id, reply_to = part.id.encode(), part.reply_to.encode()
+    text = _string(b"S", len(task_id)) + task_id
+    own = [kept.headers, *[name + text for name in kept.ids]]
+    own += (_ARGS, _text(part.argsrepr), _KWARGS, _text(part.kwargsrepr))
+    if kept.sent:
+        own += (_SENT, _double(b"d", part.sent))
+    headers = b"".join(own)
+    ends = bytes((len(task_id),)) + task_id + bytes((len(reply_to),)) + reply_to
+    return b"".join((kept.before, _long(len(headers)), headers, kept.between, ends, kept.after))
+
+
+@lru_cache(maxsize=1024)
+def _method(channel: int, exchange: str, routing_key: str, bits: int) -> bytes:
+    """The frame of basic.publish."""
+    return _whole(METHOD, channel, _publish(60, 40, 0) + short(exchange) + short(routing_key) + bytes((bits,)))
+
+
+def _whole(kind: int, channel: int, data: bytes) -> bytes:
+    return b"".join((_frame(kind, channel, len(data)), data, _LAST))
+
+
+def _confirmed(answer: Any) -> None:
+    if answer == spec.Basic.Nack:
+        raise MessageNacked
+
+
+#: What a value raises that is not written here.
+_UNKNOWN = (KeyError, ValueError, TypeError, AttributeError)
+
+
 class Publishing:
     """What a channel of py-amqp does better here. Its transport reads ahead (`rabbitmq_transport.py`)."""
 
@@ -119,6 +192,23 @@ class Publishing:
     def confirm_select(self, nowait: bool = False) -> Any:
         self._confirm_selected = True
         return super().confirm_select(nowait)  # type: ignore[misc]
+
+    def publish_like(self, part: Part, timeout: float) -> bool:
+        """Publish a message that is like its sample, and wait for its confirm; False where that is left to py-amqp.
+
+        Raises as its basic_publish_confirm.
+        """
+        sample, connection = part.sample, self.connection
+        if connection is None or not self._confirm_selected or len(part.body) > connection.frame_max - OVERHEAD:
+            return False
+        to = (sample.exchange, sample.routing_key, int(sample.mandatory))
+        try:
+            frames = self._framed(part.body, properties_of(part), *to)
+        except _UNKNOWN:
+            return False
+        self._send(connection, frames, timeout)
+        self.wait(CONFIRMS, _confirmed, timeout)
+        return True
 
     def _basic_publish(
         self,
@@ -137,12 +227,15 @@ class Publishing:
         if frames is None:
             publish = super()._basic_publish  # type: ignore[misc]
             return publish(msg, exchange, routing_key, mandatory, immediate, timeout, **options)
+        self._send(connection, frames, timeout)
+        return None
+
+    def _send(self, connection: Any, frames: list[bytes], timeout: float | None) -> None:
         try:
             with connection.transport.having_timeout(timeout):
                 connection.send_frames(frames)
         except TimeoutError:
             raise RecoverableConnectionError("basic_publish: timed out") from None
-        return None
 
     def _frames(self, message: Message, exchange: str, routing_key: str, bits: int, largest: int) -> list[bytes] | None:
         """A method, a header and a body; None where that is py-amqp's."""
@@ -152,13 +245,14 @@ class Publishing:
         if len(body) > largest - OVERHEAD:
             return None
         try:
-            header = _content(60, 0, len(body)) + properties(given)
-            method = _publish(60, 40, 0) + short(exchange) + short(routing_key) + bytes((bits,))
-        except (KeyError, ValueError, TypeError, AttributeError):
+            return self._framed(body, properties(given), exchange, routing_key, bits)
+        except _UNKNOWN:
             return None
-        payloads = [(METHOD, method), (HEADER, header), *([(BODY, body)] if body else [])]
+
+    def _framed(self, body: bytes, about: bytes, exchange: str, routing_key: str, bits: int) -> list[bytes]:
         channel = self.channel_id
-        return [b"".join((_frame(kind, channel, len(data)), data, _LAST)) for kind, data in payloads]
+        frames = [_method(channel, exchange, routing_key, bits), _whole(HEADER, channel, _content(60, 0, len(body)) + about)]
+        return [*frames, _whole(BODY, channel, body)] if body else frames
 
     def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
         if method != CONFIRMS or self.events.get("basic_ack"):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import kombu
 
 from app.brokers.contract import Broker, Environ
-from app.brokers.redis_bulk import Bulk
+from app.brokers.redis_bulk import Bulk, like
 from app.brokers.redis_dead import RedisDeadLetters
 from app.limits import DOCS, Limit
 from app.pools import MOST_CONCURRENCY
@@ -68,6 +68,7 @@ broker = Broker(
     compose_file="compose.redis.yaml",
     transport=TRANSPORT,
     bulk=Bulk,
+    like=like,
     limits={
         "quorum_queues": Limit("cannot", "a queue is a list, on one server; the argument is ignored", "seen by this test"),
         "acks_late_redelivery": Limit(

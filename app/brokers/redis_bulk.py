@@ -6,15 +6,20 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from kombu.utils.uuid import uuid
 
 from app.brokers.contract import Part, Sample, UnconfirmedError
-from app.ids import ids
+from app.correlation import SENT
+from app.ids import ids, new_id
 
 #: What stands in a sample's envelope where each message has its own.
-BODY, ARGS, KWARGS = (f"@{uuid()}@" for _ in range(3))
+BODY, ARGS, KWARGS, SENT_AT, REPLY_TO = (f"@{uuid()}@" for _ in range(5))
 _quoted = json.encoder.encode_basestring_ascii
+
+
+Fill = Callable[[Part, str], tuple[str, str, str]]
 
 
 class _Commands:
@@ -27,17 +32,91 @@ class _Commands:
         self.taken.append((name, args))
 
 
+class Envelopes:
+    """The commands that a message takes which is like a sample. Source: kombu/transport/redis.py, Channel._put."""
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self._known: WeakKeyDictionary[Sample, list[Fill]] = WeakKeyDictionary()
+
+    def commands(self, part: Part, tag: str) -> list[tuple[str, str, str]]:
+        """Each one's name, key and value; `tag` is the message's delivery tag."""
+        fills = self._known.get(part.sample)
+        if fills is None:
+            fills = self._known[part.sample] = self._learn(part.sample)
+        return [fill(part, tag) for fill in fills]
+
+    def _learn(self, sample: Sample) -> list[Fill]:
+        """For each command that a message like `sample` takes, what makes it from a message's own parts."""
+        headers = {**sample.headers, "argsrepr": ARGS, "kwargsrepr": KWARGS}
+        if SENT in headers:
+            headers[SENT] = SENT_AT
+        body = BODY.encode()
+        properties = {**sample.properties, "delivery_info": {}, "reply_to": REPLY_TO}
+        message = self.channel.prepare_message(
+            body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
+        )
+        commands = _Commands()
+        self.channel.basic_publish(message, sample.exchange, sample.routing_key, _publish_batch=commands)
+        tag = message["properties"]["delivery_tag"]
+        own = (b64encode(body).decode(), ARGS, KWARGS, sample.id, tag, SENT_AT, REPLY_TO)
+        places = {f'"{text}"': index for index, text in enumerate(own)}
+        return [self._filled(name, str(key), str(value), places) for name, (key, value) in commands.taken]
+
+    def _filled(self, name: str, key: str, value: str, places: dict[str, int]) -> Fill:
+        pieces = [piece for piece in re.split(f"({'|'.join(map(re.escape, places))})", value) if piece]
+        where = [(index, places[piece]) for index, piece in enumerate(pieces) if piece in places]
+
+        def fill(part: Part, tag: str) -> tuple[str, str, str]:
+            own = (
+                f'"{b64encode(part.body).decode()}"',
+                _quoted(part.argsrepr),
+                _quoted(part.kwargsrepr),
+                f'"{part.id}"',
+                f'"{tag}"',
+                repr(part.sent),
+                _quoted(part.reply_to),
+            )
+            filled = pieces.copy()
+            for index, what in where:
+                filled[index] = own[what]
+            return name, key, "".join(filled)
+
+        return fill
+
+
+_envelopes: WeakKeyDictionary[Any, Envelopes] = WeakKeyDictionary()
+
+
+def like(channel: Any, part: Part, seconds: float) -> None:
+    """One message by one command. What bounds it is the client's socket_timeout. Raises redis-py's errors."""
+    envelopes = _envelopes.get(channel)
+    if envelopes is None:
+        envelopes = _envelopes[channel] = Envelopes(channel)
+    commands = envelopes.commands(part, new_id())
+    with channel.conn_or_acquire() as client:
+        if len(commands) == 1:
+            name, key, value = commands[0]
+            getattr(client, name)(key, value)
+            return
+        with client.pipeline() as pipe:
+            for name, key, value in commands:
+                getattr(pipe, name)(key, value)
+            pipe.execute()
+
+
 class Bulk:
-    """LPUSH of all messages at once. Source: kombu/transport/redis.py, Channel._put."""
+    """LPUSH of all messages at once."""
 
     def __init__(self, connection: Any, patience: float) -> None:
         self.channel = connection.default_channel
         self.errors = (*connection.connection_errors, *connection.channel_errors)
         self.client = self.channel._create_client()
-        self._known: tuple[Sample, list[Callable[[Part], tuple[str, str, str]]]] | None = None
+        self.envelopes = Envelopes(self.channel)
+        self.tags = ids()
 
     def send(self, parts: Sequence[Part]) -> None:
-        commands = [command(part) for part in parts for command in self._commands(part.sample)]
+        commands = [command for part in parts for command in self.envelopes.commands(part, next(self.tags))]
         try:
             with self.client.pipeline(transaction=False) as pipe:
                 for (name, key), group in groupby(commands, lambda command: command[:2]):
@@ -53,44 +132,3 @@ class Bulk:
 
     def close(self) -> None:
         pass
-
-    def _commands(self, sample: Sample) -> list[Callable[[Part], tuple[str, str, str]]]:
-        if not self._known or self._known[0] is not sample:
-            self._known = (sample, self._learn(sample))
-        return self._known[1]
-
-    def _learn(self, sample: Sample) -> list[Callable[[Part], tuple[str, str, str]]]:
-        """For each command that a message like `sample` takes, what makes it from a message's own parts."""
-        headers = {**sample.headers, "argsrepr": ARGS, "kwargsrepr": KWARGS}
-        body = BODY.encode()
-        properties = {**sample.properties, "delivery_info": {}}
-        message = self.channel.prepare_message(
-            body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
-        )
-        commands = _Commands()
-        self.channel.basic_publish(message, sample.exchange, sample.routing_key, _publish_batch=commands)
-        tag = message["properties"]["delivery_tag"]
-        places = {f'"{b64encode(body).decode()}"': 0, f'"{ARGS}"': 1, f'"{KWARGS}"': 2, f'"{sample.id}"': 3, f'"{tag}"': 4}
-        return [self._filled(name, str(key), str(value), places) for name, (key, value) in commands.taken]
-
-    def _filled(self, name: str, key: str, value: str, places: dict[str, int]) -> Callable[[Part], tuple[str, str, str]]:
-        pieces = re.split("|".join(f"({re.escape(place)})" for place in places), value)
-        pieces = [piece for piece in pieces if piece is not None]
-        where = [(index, places[piece]) for index, piece in enumerate(pieces) if piece in places]
-
-        tags = ids()
-
-        def fill(part: Part) -> tuple[str, str, str]:
-            own = (
-                f'"{b64encode(part.body).decode()}"',
-                _quoted(part.argsrepr),
-                _quoted(part.kwargsrepr),
-                f'"{part.id}"',
-                f'"{next(tags)}"',
-            )
-            filled = pieces.copy()
-            for index, what in where:
-                filled[index] = own[what]
-            return name, key, "".join(filled)
-
-        return fill

@@ -10,13 +10,13 @@ from celery.utils.saferepr import saferepr
 
 from app import Kit
 from app.bulk import NotAllSentError, Sender
-from app.ids import ids
+from app.ids import ids, new_id
 from app.publishing import brief
 
 
 def test_ids_are_random_uuids() -> None:
-    some = list(islice(ids(), 1_000))
-    assert len(set(some)) == 1_000
+    some = [*islice(ids(), 1_000), *(new_id() for _ in range(1_000))]
+    assert len(set(some)) == 2_000
     assert {(UUID(one).version, str(UUID(one)) == one) for one in some} == {(4, True)}
 
 

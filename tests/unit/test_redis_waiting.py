@@ -53,6 +53,20 @@ def waits(app: Any, ids: list[str]) -> list[Any]:
     return [app.AsyncResult(one).get(timeout=3) for one in ids]
 
 
+def test_a_result_that_nobody_waited_for_ends_without_a_word(url: str) -> None:
+    """To whom nothing is subscribed nothing is cancelled: every `delay()` whose result is dropped comes here."""
+    app = producer(url)
+    adapt(app.backend)
+    consumer: Any = app.backend.result_consumer
+    cancelled: list[str] = []
+    consumer._get_key_for_task = cancelled.append
+    consumer.cancel_for("one")
+    assert not cancelled
+    consumer.subscribed_to.add("another")
+    consumer.cancel_for("one")
+    assert cancelled == ["one"]
+
+
 def test_a_result_of_just_then_is_not_missed(url: str) -> None:
     app = producer(url)
     adapt(app.backend)

@@ -70,6 +70,15 @@ def test_a_task_whose_queue_is_not_bound_is_sent_once_it_is(app: Any, queue: Any
     assert count(queue) == 2
 
 
+def test_a_delay_like_the_one_before_it_is_sent_once_its_queue_is_bound(app: Any, queue: Any) -> None:
+    app.conf.task_default_queue = queue.name
+    for _ in range(2):
+        app.tasks["unrouted.nothing"].delay()
+    unbind(queue)
+    app.tasks["unrouted.nothing"].delay()
+    assert count(queue) == 4  # with the fixture's own
+
+
 def test_tasks_sent_together_are_sent_once_their_queue_is_bound(app: Any, queue: Any) -> None:
     """Here somebody else binds it; whoever was not heard is named."""
     send_many(app, 1, queue)
