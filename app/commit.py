@@ -87,6 +87,7 @@ class Commit:
         self.carried: Write | None = None
         self._store: Store | None = None
         self._busy: Callable[[], int] = int
+        self._more: Callable[[], None] = lambda: None
         self._writes: dict[bytes, Write] = {}
         self._acks: list[Callable[[], None]] = []
         self._bytes = 0
@@ -103,12 +104,13 @@ class Commit:
         self._sending = False
         self._after: set[Callable[[], None]] = set()
 
-    def start(self, store: Store, busy: Callable[[], int], lazy: bool = False) -> None:
+    def start(self, store: Store, busy: Callable[[], int], lazy: bool = False, more: Callable[[], None] = lambda: None) -> None:
         """Make groups from now on, and write them by `store`. `busy()`: how many tasks it has that have not ended.
 
         `lazy`: the loop's rounds are short - it hands tasks to other processes -, and a group gathers over many of them.
+        `more()`: a task has ended, its place is free, and its acknowledgement, which would say so, waits for others.
         """
-        self._store, self._busy, self._grouping, self._lazy = store, busy, True, lazy
+        self._store, self._busy, self._grouping, self._lazy, self._more = store, busy, True, lazy, more
         self._late = {}
         if not self.running:
             self.running = True
@@ -172,6 +174,7 @@ class Commit:
                 self._in_loop = True
                 return
             if self._busy():
+                self._more()
                 return
         self.try_flush()
 

@@ -45,7 +45,16 @@ class Step(bootsteps.StartStopStep):
             parent.pool.apply_async = carrying(parent.pool.apply_async)
 
     def start(self, parent: Any) -> None:
-        commit.start(parent.app.backend.store_group, state.reserved_requests.__len__, lazy=parent.pool.uses_semaphore)
+        reserved = state.reserved_requests
+
+        def busy() -> int:
+            return len(reserved) + len(getattr(parent.task_consumer and parent.task_consumer.channel, "kept", ()))
+
+        def more() -> None:
+            if refill := getattr(parent.task_consumer and parent.task_consumer.channel, "refill", None):
+                refill()
+
+        commit.start(parent.app.backend.store_group, busy, lazy=parent.pool.uses_semaphore, more=more)
         if parent.hub:
             parent.hub.on_tick.add(commit.tick)
 

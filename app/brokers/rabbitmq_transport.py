@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from bisect import bisect_left
+from collections.abc import Collection
 from contextlib import suppress
 from ssl import SSLWantReadError
 from struct import pack, unpack_from
@@ -19,6 +20,7 @@ from amqp import transport as amqp_transport
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from kombu.transport import pyamqp
 
+from app.bell import Bell
 from app.brokers.rabbitmq_frames import DELIVER, END, METHOD, OVERHEAD, arguments, frame_handler
 from app.brokers.rabbitmq_publish import Publishing
 from app.brokers.rabbitmq_window import TURN, Window
@@ -161,6 +163,7 @@ class Channel(_Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         # After an error of the channel the broker counts its deliveries from 1 again, and delivers what was open anew: here
         # they go on from the last, so that an old message's acknowledgement cannot speak for another one.
         self._before = self._last = 0
+        self._refilling = False  # the loop is about to look
         self.window = Window(self, self._tags)
         super().__init__(*args, **kwargs)
 
@@ -285,6 +288,17 @@ class Channel(_Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         if self.window.ready:
             self.connection.wake()
 
+    @property
+    def kept(self) -> Collection[Any]:
+        """Messages that were sent ahead, and wait for a free place in the prefetch window."""
+        return self.window.ready
+
+    def refill(self) -> None:
+        """A place is free that nobody has told the loop of: half of the window, for to wake the loop for each costs more."""
+        if self.window.is_half_free() and not self._refilling:
+            self._refilling = True
+            self.connection.wake()
+
     def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
         with self._tags:
             if delivery_tag in self._open:
@@ -310,6 +324,7 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
 
     Channel = Channel
     loop: Any = None
+    _bell: Bell | None = None
 
     def __init__(self, *args: Any, take_ahead: bool = True, **options: Any) -> None:
         self.take_ahead = take_ahead
@@ -343,14 +358,27 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
 
     def attach(self, loop: Any) -> None:
         """Have `loop` handle what arrives, and send the acknowledgements."""
-        self.loop = loop
+        self.loop, self._bell = loop, Bell()
         loop.add_reader(self.sock, self.on_readable)
+        loop.add_reader(self._bell, self._on_bell)
         loop.on_tick.add(self.on_tick)
 
     def wake(self) -> None:
         """Have the loop look whether it may hand more over. From any thread."""
-        if self.loop is not None:
-            self.loop.call_soon(self.handle)
+        if self._bell:
+            self._bell.ring()
+
+    def _on_bell(self) -> None:
+        if self._bell:
+            self._bell.hear()
+            self.handle()
+
+    def collect(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell:
+            self.loop.remove_reader(bell)
+            bell.close()
+        super().collect()
 
     def on_readable(self) -> None:
         """Something has arrived. Raises RecoverableConnectionError where the connection is gone."""
@@ -363,6 +391,7 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
         transport = self._transport
         until = time.monotonic() + TURN
         for channel in self._working():
+            channel._refilling = False
             channel.window.hand_over()
         while transport and transport is self._transport:  # a handler may have closed the connection
             frame = transport.next_frame()

@@ -150,6 +150,10 @@ class Window:
         """How many more messages the consumers may be handed."""
         return self._places + commit.done + len(self.ready) - len(self._open)
 
+    def is_half_free(self) -> bool:
+        """Half of the places for messages are free, and something is kept. From any thread."""
+        return bool(self.ready) and 2 * self._free() >= self._places
+
     def _give_back(self) -> None:
         """What was sent ahead goes back to its queue; not what Celery itself would hold."""
         ahead = [consumer for consumer in self._consumers.values() if consumer.ahead]

@@ -159,9 +159,17 @@ class Fetcher:
             self._acked_at = monotonic()
         self.acks.append(tag)
         self.pace.done()
+        self._wake()
+
+    def _wake(self) -> None:
         if not self._rung and get_ident() != self._loop:
             self._rung = True
             self.ring()
+
+    def refill(self) -> None:
+        """Have the loop hand over what is ready, once half of the prefetch window is free: a wake for each place costs more."""
+        if self.ready and not self._rung and 2 * self._free(0) >= self.channel.qos.prefetch_count:
+            self._wake()
 
     def turn(self) -> float:
         """Hand over what is there, send what is due; gives the seconds after which the next turn is due."""

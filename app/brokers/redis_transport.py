@@ -12,8 +12,7 @@ to wait for.
 
 import logging
 import math
-import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from queue import Empty
@@ -25,6 +24,7 @@ from weakref import WeakSet
 from kombu.transport import virtual
 from redis.exceptions import ResponseError
 
+from app.bell import Bell
 from app.brokers import redis_dead
 from app.brokers.redis_fetch import LOOK_AGAIN, Fetcher
 from app.commit import commit
@@ -117,6 +117,16 @@ class Channel(RememberAddress, redis_dead.Channel):
         if fetcher:
             fetcher.hand_back()
 
+    @property
+    def kept(self) -> Collection[Any]:
+        """Messages that were fetched, and wait for a free place in the prefetch window."""
+        return self.fetcher.ready if self.fetcher else ()
+
+    def refill(self) -> None:
+        """A place is free that nobody has told the loop of."""
+        if self.fetcher:
+            self.fetcher.refill()
+
     def after_ack(self) -> None:
         """Have a loop without a hub look whether it may take another message; send what no loop will send."""
         cycle = self.connection.cycle if self.connection else None
@@ -149,12 +159,12 @@ class Channel(RememberAddress, redis_dead.Channel):
 
 
 class Poller(redis.MultiChannelPoller):
-    """Beside kombu's connections it polls a pair of sockets, the bell, which wakes it from any thread or greenlet."""
+    """Beside kombu's connections it polls the bell, which wakes it from any thread or greenlet."""
 
     #: kombu's hub, where there is one; elsewhere `get` is called again and again.
     hub: Any = None
     _loop: int | None = None
-    _bell: tuple[socket.socket, socket.socket] | None = None
+    _bell: Bell | None = None
     _wait = LOOK_AGAIN
     _wakes_at = 0.0  # by the hub
     _restored_at = -math.inf
@@ -162,8 +172,7 @@ class Poller(redis.MultiChannelPoller):
 
     def ring(self) -> None:
         if self._bell:
-            with suppress(BlockingIOError):  # it rings already
-                self._bell[1].send(b"!")
+            self._bell.ring()
 
     def ring_from_elsewhere(self) -> None:
         """Ring, unless it is the loop itself that asks, or there is a hub: that looks after each of its events."""
@@ -173,20 +182,17 @@ class Poller(redis.MultiChannelPoller):
     def close(self) -> None:
         if self._bell:
             with suppress(KeyError, ValueError):
-                self._unregister_from_poll(self._bell[0].fileno())
-            for end in self._bell:
-                end.close()
+                self._unregister_from_poll(self._bell.fileno())
+            self._bell.close()
             self._bell = None
         super().close()
 
     def on_poll_start(self) -> None:
         self._loop = get_ident()
         if self._bell is None and any(channel.active_queues for channel in self._channels):
-            self._bell = socket.socketpair()
-            for end in self._bell:
-                end.setblocking(False)
-            self._fd_to_chan[self._bell[0].fileno()] = (None, "BELL")
-            self.poller.register(self._bell[0], self.eventflags)
+            self._bell = Bell()
+            self._fd_to_chan[self._bell.fileno()] = (None, "BELL")
+            self.poller.register(self._bell, self.eventflags)
         super().on_poll_start()
         self._wait = min([self._turn(channel) for channel in list(self._channels) if channel.fetcher], default=LOOK_AGAIN)
         if self.hub is not None and self._wait < LOOK_AGAIN:
@@ -227,8 +233,7 @@ class Poller(redis.MultiChannelPoller):
     def on_readable(self, fileno: int) -> Any:
         channel, kind = self._fd_to_chan.get(fileno, (None, ""))
         if kind == "BELL" and self._bell:
-            with suppress(BlockingIOError):
-                self._bell[0].recv(4096)
+            self._bell.hear()
             return False
         if kind == "FETCH" and channel.fetcher:
             return channel.fetcher.read()

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from celery import Celery
@@ -72,6 +73,35 @@ def test_a_full_group_is_written_results_first(group: Commit, server: Server) ->
     names = [str(n) for n in range(COUNT)]
     end(group, server, *names)
     assert server.seen == ["+".join(f"{name}:SUCCESS" for name in names), *(f"ack {name}" for name in names)]
+
+
+def test_a_place_that_is_free_before_its_acknowledgement_goes_is_told_of(server: Server, busy: set[str]) -> None:
+    told: list[int] = []
+    group = Commit()
+    group.start(server.store, busy.__len__, more=lambda: told.append(group.done))
+    end(group, server, "a", "b")
+    assert (told, server.seen) == ([1, 2], [])
+    busy.clear()
+    end(group, server, "c")  # the acknowledgements tell
+    assert told == [1, 2]
+
+
+def test_what_waits_in_the_transport_keeps_a_group_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker has taken messages ahead: it is busy with them, although no task runs at the moment."""
+    monkeypatch.setattr(commit_worker, "commit", started := MagicMock())
+    channel = SimpleNamespace(kept=["a message"], refill=MagicMock())
+    parent: Any = SimpleNamespace(
+        app=MagicMock(), hub=None, pool=SimpleNamespace(uses_semaphore=False), task_consumer=SimpleNamespace(channel=channel)
+    )
+    commit_worker.Step.start(MagicMock(), parent)
+    _, busy = started.start.call_args.args
+    assert busy() == 1
+    started.start.call_args.kwargs["more"]()
+    assert channel.refill.called
+    for other in (None, SimpleNamespace(channel=object())):  # before it consumes; on a transport of kombu's
+        parent.task_consumer = other
+        assert busy() == 0
+        started.start.call_args.kwargs["more"]()
 
 
 def test_the_last_task_of_a_worker_does_not_wait(group: Commit, server: Server, busy: set[str]) -> None:

@@ -12,10 +12,11 @@ from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
 from tests.wait import until
 
 TASKS = 1_000
-#: Requests a task that a worker on a busy machine stays below; plain Celery makes more than four.
-MOST, PLAIN = 1.5, 4.0
+#: Requests a task that a worker stays below, with all that its start and end ask; plain Celery makes more than four. One that
+#: takes nothing ahead (app/pace.py) makes 0.36 on threads, and twice as many on solo and prefork.
+MOST, PLAIN = 0.3, 4.0
 #: Calls a task of the worker's sockets, at most.
-CALLS = 3
+CALLS = 1.0
 
 
 def requests(server: Server, pool: str, engine: str, *options: str, **environ: str) -> float:
@@ -33,16 +34,10 @@ def requests(server: Server, pool: str, engine: str, *options: str, **environ: s
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_worker_asks_for_many_tasks_at_once(server: Server, pool: str) -> None:
-    """And says of many at once that they are done, with their results."""
-    assert requests(server, pool, "fast") < MOST
-
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_worker_makes_few_calls_for_a_task(server: Server, pool: str, tmp_path: Path) -> None:
-    """Of its sockets: what it asks is written at once, and what comes is read at once."""
+def test_a_worker_asks_for_many_tasks_at_once(server: Server, pool: str, tmp_path: Path) -> None:
+    """And says of many at once that they are done. What it asks is written at once, and what comes is read at once."""
     path = tmp_path / "calls"
-    requests(server, pool, "fast", "-I", "tests.engine.calls", CALLS=str(path))
+    assert requests(server, pool, "fast", "-I", "tests.engine.calls", CALLS=str(path)) < MOST
     assert total(path) / TASKS < CALLS
 
 

@@ -19,9 +19,9 @@ from tests.engine.rig import CONCURRENCY
 TASKS = 2_000
 #: Frames a task that a worker sends and gets, at most: a delivery is three, and one acknowledgement speaks for several. If each
 #: went by itself, that would be 1.09: what a worker says at its start and end is a tenth of a frame.
-SENT, RECEIVED = 0.7, 3.3
+SENT, RECEIVED = 0.6, 3.3
 #: Calls a task of its sockets, at most; plain Celery's worker makes more than twenty.
-CALLS = 4
+CALLS = 3
 HELLO = b"AMQP\0\0\x09\x01"
 
 
