@@ -35,6 +35,7 @@ from app.fixes import (
     cold_shutdown,
     dead_connection,
     delayed_queue,
+    delayed_start,
     eventlet_dns,
     hub_stall,
     locked_mailbox,
@@ -125,6 +126,7 @@ loop.install(app)
 set_aside.install(app)
 hub_stall.connect()
 dead_connection.connect()
+delayed_start.connect()
 locked_mailbox.connect()
 eventlet_dns.connect()
 app.steps["consumer"].update(  # by name: producers need no worker
