@@ -40,6 +40,7 @@ from app.fixes import (
     hub_stall,
     locked_mailbox,
     prefork_flush,
+    quick_drain,
     retry_queue,
     short_delays,
     solo_stop,
@@ -128,6 +129,7 @@ hub_stall.connect()
 dead_connection.connect()
 delayed_start.connect()
 locked_mailbox.connect()
+quick_drain.connect()
 eventlet_dns.connect()
 app.steps["consumer"].update(  # by name: producers need no worker
     f"app.{module}:Step" for module in ("commit_worker", "lane", "expiry", "lifeline", "terminate", "time_limits")
