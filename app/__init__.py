@@ -36,10 +36,12 @@ from app.fixes import (
     cold_shutdown,
     dead_connection,
     delayed_queue,
+    delayed_start,
     eventlet_dns,
     hub_stall,
     locked_mailbox,
     prefork_flush,
+    quick_drain,
     retry_queue,
     short_delays,
     solo_stop,
@@ -132,7 +134,9 @@ loop.install(app)
 set_aside.install(app)
 hub_stall.connect()
 dead_connection.connect()
+delayed_start.connect()
 locked_mailbox.connect()
+quick_drain.connect()
 eventlet_dns.connect()
 app.steps["consumer"].update(  # by name: producers need no worker
     f"app.{module}:Step" for module in ("commit_worker", "lane", "expiry", "lifeline", "terminate", "time_limits")

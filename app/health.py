@@ -20,12 +20,15 @@ from typing import Any
 from celery import Celery, bootsteps, signals
 from celery.utils.log import get_logger
 
+from app.fixes import delayed_start
 from app.pools import row
 from app.profile import task_time_limit
 from app.refusal import whole_number
 
 logger = get_logger(__name__)
 EVERY = 2.0  # seconds
+#: Seconds between two looks at whether a worker that starts can be sent to.
+SOON = 0.05
 #: So that a broker that does not answer cannot hold up the worker's loop; py-amqp waits for ever otherwise.
 BOUNDED = {"read_timeout": 3, "write_timeout": 3, "socket_timeout": 3}
 
@@ -115,7 +118,8 @@ class Heartbeat(bootsteps.StartStopStep):
     """
 
     # The last step before the loop: whoever sees the file may send. Where the broker delays tasks, one that comes before its
-    # queue is bound to the delayed delivery is lost; and others wait for a broker that goes away meanwhile.
+    # queue is bound to the delayed delivery is lost (app/fixes/delayed_start.py says when it is); and others wait for a broker
+    # that goes away meanwhile.
     requires = (
         *(
             f"celery.worker.consumer.{step}"
@@ -126,6 +130,7 @@ class Heartbeat(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
+        self.parent = parent
         self.file = Path(os.environ.get("HEARTBEAT_FILE", ""))
         self.enabled = self.file != Path()
         self.seconds = heartbeat_seconds()
@@ -154,6 +159,9 @@ class Heartbeat(bootsteps.StartStopStep):
 
     def _tick(self) -> None:
         if self.timer is None:  # the timers of green pools fire once more after they were cancelled
+            return
+        if delayed_start.makes(self.parent):
+            self.parent.timer.call_after(SOON, self._tick)
             return
         stuck = bool(self.progress and self.progress.stuck())
         if stuck and not self.was_stuck:

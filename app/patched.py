@@ -1,23 +1,64 @@
 """Sockets that are patched in time: `python -m app.worker` imports this package before its own first line.
 
-Where POOL, or an option on the command line, asks for eventlet or gevent, Celery's own function patches here, before anything
-that uses a socket is imported. `celery worker --pool gevent` has done it by then.
+Where POOL, or an option on the command line, asks for eventlet or gevent, the patch comes here, before anything else is
+imported: both look for locks in all that there is, and eventlet in Celery and kombu for 0.25 s, to say that it cannot mend 42
+of those that it finds. `celery worker --pool gevent` has Celery patch, as early as it can.
 
-And nothing is collected while a worker starts: there is no garbage among what it imports, and to look for some takes a good
-part of a start's processor time. `app/worker.py` lets it begin.
+And while a worker starts nothing is collected, and what is installed is read once. There is no garbage among what it imports,
+and to look for some takes a good part of a start's processor time; `app/worker.py` lets it begin. gevent asks 26 times for the
+plugins of all packages, which is 0.1 s.
 """
 
 import gc
 import os
 import sys
-from importlib import import_module
+from collections.abc import Callable
+from importlib import import_module, metadata
+from itertools import pairwise
+from typing import Any
 
-import celery
+from app.fixes import eventlet_dns
 
-if "app.worker" in sys.orig_argv:
+
+def _eventlet() -> None:
+    eventlet_dns.defer()
+    import_module("eventlet").monkey_patch()
+
+
+def _gevent() -> None:
+    import_module("gevent.monkey").patch_all()
+
+
+PATCHES: dict[str, Callable[[], None]] = {"eventlet": _eventlet, "gevent": _gevent}
+
+
+def pool(argv: list[str], default: str) -> str:
+    """The pool that a worker's command line names; Celery, too, takes the first one."""
+    named = (
+        following if word in ("-P", "--pool") else word.partition("=")[2]
+        for word, following in pairwise([*argv, ""])
+        if word in ("-P", "--pool") or word.startswith("--pool=")
+    )
+    return next(named, default)
+
+
+def start() -> None:
+    """Make this process ready to become a worker."""
     gc.disable()
-    celery.maybe_patch_concurrency([*sys.orig_argv, "--pool", os.environ.get("POOL") or "prefork"])
+    installed = metadata.entry_points()
+
+    def entry_points(**chosen: Any) -> Any:
+        return installed.select(**chosen)
+
+    metadata.entry_points = entry_points
+    chosen = pool(sys.orig_argv, os.environ.get("POOL") or "prefork")
+    PATCHES.get(chosen, lambda: None)()
     # Celery's own name for quicker stacks of tasks and requests: on solo a tenth of a quick task. A green library's local is
     # made anew in each greenlet, and slower than what Celery has by default.
-    if import_module("threading").local.__module__ == "_thread":
+    if chosen not in PATCHES:
         os.environ.setdefault("USE_FAST_LOCALS", "1")
+    import_module("celery").maybe_patch_concurrency(["--pool", chosen])  # what else Celery does for a pool this early
+
+
+if "app.worker" in sys.orig_argv:
+    start()

@@ -28,12 +28,14 @@ from bench import report
 from bench.contenders import CELERYS, CORES, FAST, HERE, PEER_ROWS, PLAIN, SETTINGS, Contender
 from bench.peers.setup import PEERS, prepare
 from bench.publish import WAYS
-from bench.rounds import ROOT, Case, NothingDoneError, consume, environment, running
+from bench.rounds import ROOT, Case, NothingDoneError, consume, environment, running, used
 from bench.servers import Place, Servers
 from bench.soak import soak
 from tests.matrix import SERVERS
 
 REPORTS = Path("reports")
+#: Of an idle stack, and of a quick look at one: tasks, of which five are beyond the 99th percentile, and seconds of nothing.
+IDLE, GLANCE = (500, 10.0), (100, 3.0)
 Measure = Callable[[Servers], dict[str, Any]]
 
 
@@ -157,19 +159,17 @@ def idle(plan: Plan) -> Iterator[Trial]:
         for pool in plan.pools:
             case = Case(broker, pool)
             for one in (PLAIN, FAST):
-                yield Trial("idle", f"idle {case}", one.name, case, _idle(one, case, 100 if plan.quick else 300))
+                yield Trial("idle", f"idle {case}", one.name, case, _idle(one, case, *(GLANCE if plan.quick else IDLE)))
 
 
-def _idle(contender: Contender, case: Case, number: int) -> Measure:
+def _idle(contender: Contender, case: Case, number: int, seconds: float) -> Measure:
     producer = "plain" if contender is PLAIN else "kit"
 
     def measure(servers: Servers) -> dict[str, Any]:
-        from bench.rounds import used
-
         with servers.place() as place, running(contender, place, case, environment(contender, place, case)) as sessions:
             times = sorted(json.loads(_python(contender, place, case, "bench.latency", producer, str(number))))
             before, began = used(sessions)[0], time.monotonic()
-            time.sleep(3)  # what is measured: three seconds of nothing
+            time.sleep(seconds)  # what is measured: so long nothing
             spent, memory = used(sessions)
             share = (spent - before) / (time.monotonic() - began)
         return {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100], "cpu": share * 100, "memory": memory}

@@ -66,8 +66,10 @@ class Queues(amqp.Queues):
 class RabbitmqDeadLetters:
     def prepare(self, app: Any) -> None:
         with app.connection_for_write() as connection:
-            for queue in QUEUES:
-                queue(connection.default_channel).declare()
+            *first, last = (queue(connection.default_channel) for queue in QUEUES)
+            for queue in first:  # a worker's start waits for three answers, not for nine: an error of these comes with the next
+                queue.declare(nowait=True)
+            last.declare()
 
     def put(self, app: Any, message: Any, letter: DeadLetter) -> None:
         headers = {**message.headers, NOTE: asdict(letter)}

@@ -33,6 +33,8 @@ from app.fixes.redis_restart import RememberAddress
 from app.fixes.server_clock import ServerClock
 
 log = logging.getLogger(__name__)
+#: Seconds by which two moments may differ and be the same; the hub's poll counts in milliseconds.
+SAME = 0.001
 redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
 
 
@@ -221,7 +223,9 @@ class Poller(redis.MultiChannelPoller):
 
     def _wake_hub_in(self, wait: float) -> None:
         now = monotonic()
-        if not now < self._wakes_at <= now + wait:
+        # The same moment, worked out anew in each round, is a little earlier each time: an idle worker would ring itself awake
+        # three times a second for it.
+        if not now < self._wakes_at <= now + wait + min(wait / 10, SAME):
             self._wakes_at = now + wait
             self.hub.call_later(wait, lambda: None)
             self.ring()  # the hub has decided how long it will poll before it asked us

@@ -1,8 +1,11 @@
 """The benchmark's report: ratios of rounds beside each other, and nothing of a trial that failed."""
 
+import subprocess
+import sys
 from typing import Any
 
 from bench import report
+from bench.rounds import used
 
 
 def trial(name: str, rates: list[float], error: str = "", **case: Any) -> dict[str, Any]:
@@ -35,3 +38,37 @@ def test_compared_with_an_earlier_run() -> None:
     now = found(trial("plain Celery", [100]), trial("celery-kit fast", [300]))
     then = found(trial("plain Celery", [200]), trial("celery-kit fast", [1200]))
     assert "| redis | solo | 6 | 3 | 0.50 |" in report.markdown(now, then)
+
+
+#: A worker's likeness: most of its processor time is a thread's that has ended, or a child's. Each process prints its own.
+BUSY = """
+import os, sys, threading, time
+
+def busy(clock, seconds):
+    while clock() < seconds:
+        pass
+
+thread = threading.Thread(target=busy, args=(time.thread_time, 0.03))
+thread.start()
+thread.join()
+child = os.fork()
+if not child:
+    busy(time.process_time, 0.02)
+print(time.process_time(), flush=True)
+sys.stdin.readline()
+if child:
+    os.wait()
+"""
+
+
+def test_processor_time_is_exact_and_that_of_all_threads_and_children() -> None:
+    """An idle worker takes ten seconds for one tick of /proc/PID/stat."""
+    argv = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout
+        said = [float(process.stdout.readline()) for _ in range(2)]
+        cpu, memory = used([process.pid])
+        process.communicate("\n")
+    assert min(said) >= 0.02 and max(said) >= 0.03
+    assert sum(said) <= cpu, "ticks are rounded down"
+    assert memory > 1_000_000

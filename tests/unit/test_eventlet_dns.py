@@ -57,3 +57,24 @@ def addresses(fix: str) -> list[str]:
 )
 def test_a_name_is_looked_up_each_time(fix: str, seen: list[str]) -> None:
     assert addresses(fix) == seen
+
+
+#: Prints whether eventlet's resolver is there: after a look at an address, and after one at a name.
+NAMES = """
+import app.patched, socket, sys
+for host in (None, "127.0.0.1", "::1", "localhost"):
+    found = socket.getaddrinfo(host, 80, type=socket.SOCK_STREAM)[0][4]
+    print("eventlet.support.greendns" in sys.modules, found[0], found[1])
+print(sys.modules["eventlet.support.greendns"].ResolverProxy.clear.__name__)
+"""
+
+
+def test_an_address_is_no_name_and_the_resolver_that_comes_with_one_keeps_no_answers() -> None:
+    environ = {**os.environ, "POOL": "eventlet"}
+    argv = [sys.executable, "-W", "ignore", "-c", NAMES, "app.worker"]
+    environ |= {"BROKER": "redis", "CELERY_BROKER_URL": "redis://127.0.0.1:1/0"}
+    run = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    *looks, clear = run.stdout.splitlines()
+    assert [look.split()[0] for look in looks] == ["False", "False", "False", "True"]
+    assert [look.split()[1] for look in looks[1:3]] == ["127.0.0.1", "::1"]
+    assert clear == "and_keep_nothing"

@@ -1,0 +1,85 @@
+"""What delays tasks on the broker is made while a worker consumes."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.worker.consumer.delayed_delivery import DelayedDelivery
+
+from app.fixes import delayed_start
+from app.health import Heartbeat
+from tests.wait import until
+
+
+class Slow(DelayedDelivery):
+    """Celery's step, with a broker that answers when `answers` is set."""
+
+    def __init__(self) -> None:
+        self.answers, self.thread = threading.Event(), 0
+
+    def _setup_delayed_delivery(self, *_: Any) -> None:
+        self.thread = threading.get_ident()
+        self.answers.wait(10)
+
+
+def consumer(queue_type: str = "quorum") -> Any:
+    conf = SimpleNamespace(broker_url="amqp://", broker_native_delayed_delivery_queue_type=queue_type)
+    return SimpleNamespace(app=SimpleNamespace(conf=conf))
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DelayedDelivery, "at_its_leisure", DelayedDelivery.start, raising=False)
+    monkeypatch.setattr(DelayedDelivery, "start", delayed_start._start)
+
+
+@pytest.mark.usefixtures("patched")
+def test_a_worker_starts_without_waiting_for_it_and_knows_when_it_is_there() -> None:
+    step, worker = Slow(), consumer()
+    step.start(worker)
+    assert delayed_start.makes(worker)
+    step.answers.set()
+    until("it is there", lambda: not delayed_start.makes(worker))
+    assert step.thread != threading.get_ident()
+
+
+@pytest.mark.usefixtures("patched")
+def test_settings_that_are_wrong_still_end_the_start() -> None:
+    with pytest.raises(ValueError, match="neither"):
+        Slow().start(consumer("neither"))
+
+
+def test_a_worker_whose_broker_delays_nothing_has_nothing_to_wait_for() -> None:
+    assert not delayed_start.makes(SimpleNamespace())
+
+
+def test_it_is_not_healthy_before_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees the file may send."""
+    monkeypatch.setenv("HEARTBEAT_FILE", str(tmp_path / "heartbeat"))
+    again: list[Callable[[], None]] = []
+    timer = SimpleNamespace(call_repeatedly=lambda *_: object(), call_after=lambda _, look: again.append(look))
+    state = SimpleNamespace(all_total_count=[0], requests={})
+    worker = SimpleNamespace(
+        makes_delays=lambda: True, timer=timer, on_connection_error_after_connected=None, pool=object(), qos=None,
+        task_buckets={}, controller=SimpleNamespace(state=state),
+        app=SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from={}))),
+    )  # fmt: skip
+    heartbeat = Heartbeat(worker)
+    heartbeat.start(worker)
+    assert not heartbeat.file.exists()
+    worker.makes_delays = lambda: False
+    again.pop()()
+    assert heartbeat.file.exists()
+    assert not again
+
+
+def test_celery_still_makes_them_first() -> None:
+    """When this fails, `app/fixes/delayed_start.py` is no longer needed."""
+    step = Slow()
+    step.answers.set()
+    start: Callable[[Any, Any], None] = getattr(DelayedDelivery, "at_its_leisure", DelayedDelivery.start)
+    start(step, consumer())
+    assert step.thread == threading.get_ident()

@@ -1,0 +1,37 @@
+"""What a worker's start spends on the queues of what is set aside."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+from app.brokers.contract import DEAD
+from app.brokers.rabbitmq_dead import EXPIRED, QUEUES, RabbitmqDeadLetters
+
+
+def declared() -> list[tuple[str, str, bool]]:
+    """What prepare() asks a broker for: the method, what it is about, and whether it waits for an answer."""
+    channel = MagicMock()
+
+    @contextmanager
+    def connection() -> Any:
+        yield SimpleNamespace(default_channel=channel)
+
+    RabbitmqDeadLetters().prepare(SimpleNamespace(connection_for_write=connection))
+    return [
+        (name, str(given.get("queue") or given["exchange"]), not given["nowait"])
+        for name, _, given in channel.method_calls
+        if "nowait" in given
+    ]
+
+
+def test_only_the_last_queue_is_waited_for() -> None:
+    asked = declared()
+    assert [about for _, about, waits in asked if waits] == [DEAD, EXPIRED, EXPIRED]
+    assert [waits for *_, waits in asked] == sorted(waits for *_, waits in asked)
+
+
+def test_every_queue_is_made_and_bound() -> None:
+    asked = declared()
+    assert [about for name, about, _ in asked if name == "queue_declare"] == [queue.name for queue in QUEUES]
+    assert [about for name, about, _ in asked if name == "queue_bind"] == [queue.name for queue in QUEUES]

@@ -1,0 +1,41 @@
+"""When the worker's loop wakes itself, on Redis."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from app.brokers import redis_transport
+
+
+class Poller(redis_transport.Poller):
+    """Counts how often it wakes its hub; the clock is the test's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.now, self.rings = 0.0, 0
+        self.hub = SimpleNamespace(call_later=lambda *_: None)
+        monkeypatch.setattr(redis_transport, "monotonic", lambda: self.now)
+
+    def ring(self) -> None:
+        self.rings += 1
+
+    def wake_at(self, due: float, seen_at: float, late: float) -> None:
+        """Ask for the moment `due`, worked out at `seen_at` and asked for `late` seconds after that."""
+        self.now = seen_at + late
+        self._wake_hub_in(due - seen_at)
+
+
+def test_the_same_moment_is_rung_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes from the clock's reading to the question."""
+    poller = Poller(monkeypatch)
+    for seen_at, late in ((0.0, 0.0005), (0.1, 0.0003), (0.2, 0.0001)):
+        poller.wake_at(1.0, seen_at, late)
+    assert poller.rings == 1
+
+
+@pytest.mark.parametrize("sooner", [0.9, 0.003])
+def test_an_earlier_moment_is_rung_for(monkeypatch: pytest.MonkeyPatch, sooner: float) -> None:
+    poller = Poller(monkeypatch)
+    poller.wake_at(1.0, 0.0, 0.0)
+    poller.wake_at(sooner, 0.001, 0.0)
+    assert poller.rings == 2
