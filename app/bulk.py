@@ -5,14 +5,16 @@ published. The others differ from it in their ids and arguments only and are mad
 them on its way: a signal's receiver, a router that is a function, an `apply_async` of the task's own. Then each goes that way.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import FunctionType
 from typing import Any, NamedTuple
 
-from celery import Task, signals
+from celery import Celery, Task, signals
 from celery.app.routes import MapRoute
 from celery.utils.saferepr import saferepr
-from kombu import Producer
+from kombu import Producer as KombuProducer
 from kombu.exceptions import OperationalError
 from kombu.utils.json import JSONEncoder
 
@@ -21,13 +23,14 @@ from app.brokers.contract import Bulk, Part, Sample, UnconfirmedError
 from app.correlation import SENT, name_it
 from app.ids import ids
 from app.publishing import brief, must_arrive
+from app.quick_json import JSON, kombus_writer
 
 #: Messages that are confirmed together: more gain nothing, and what a failure leaves uncertain is so many at most.
 AT_ONCE = 200
 SEEN_BY = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
 
-#: What a task's `apply_async` is, where it is none of the task's own.
-AS_CELERYS: set[Any] = {Task.apply_async}
+#: Where the functions stand that a call goes through on its way: what Sentry and others put in their place is elsewhere.
+OWN_FILES = {sys.modules[one.__module__].__file__ for one in (Task, Celery, KombuProducer)}
 
 _json = JSONEncoder().encode
 
@@ -76,7 +79,7 @@ class Model(NamedTuple):
         )
 
 
-class _Recorder(Producer):
+class _Recorder(KombuProducer):
     """Takes what Celery would publish, at the last step before the channel."""
 
     records: Any = True
@@ -139,30 +142,35 @@ class Sender:
         if call.options or self.options.get("task_id") or self.each_is_seen:
             return self.recorded(call)
         if self.task.typing:
-            self.task.__header__(*call.args, **call.kwargs)  # raises TypeError, as apply_async does
+            check_arguments(self.task, call.args, call.kwargs)
         if not self._model:
             first = self.recorded(call)
             self._model = self.model(first)
+            self.each_is_seen = self._model is None
             return first
         sample = self._model.sample
         return self._model.part(
             next(self.ids), tuple(call.args), call.kwargs, sample.headers.get(SENT, 0.0), sample.properties["reply_to"]
         )
 
-    def model(self, part: Part) -> Model:
-        """What others like the message that was last recorded are made from."""
+    def model(self, part: Part) -> Model | None:
+        """What others like the message that was last recorded are made from; None where its body is more than JSON."""
+        if part.sample.headers.get("compression") or part.sample.content_type != JSON:  # as the task, or its route, asks
+            return None
         return Model(self.app, part.sample, self.recorder.raw[2], self.options)
 
     def _each_is_seen(self) -> bool:
         """Something on a message's way has to see each of them, or its body is more than JSON."""
         conf = self.app.conf
-        return (
+        return bool(
             publishing_is_seen()
+            or not kombus_writer()
             or not all(isinstance(route, MapRoute) for route in self.app.amqp.routes)
-            or not {self.task.apply_async.__func__, Task.apply_async} <= AS_CELERYS  # the latter: what Sentry and others patch
+            or not all(map(is_celerys, way(self.task)))
             or conf.task_send_sent_event
             or conf.task_protocol != 2
-            or bool(self.options.get("compression") or conf.task_compression)
+            or self.options.get("compression")
+            or conf.task_compression
             or (self.options.get("serializer") or self.task.serializer or conf.task_serializer) != "json"
         )
 
@@ -191,6 +199,22 @@ class Sender:
         sample = Sample(result.id, body, priority, *about)
         described = headers.get("argsrepr"), headers.get("kwargsrepr")
         return Part(sample, result.id, body, *described, headers.get(SENT, 0.0), properties["reply_to"])
+
+
+def way(task: Any) -> tuple[Any, ...]:
+    """The functions that a call of this task goes through."""
+    return getattr(task.apply_async, "__func__", None), Task.apply_async, Celery.send_task, KombuProducer.publish
+
+
+def is_celerys(function: Any) -> bool:
+    """It is Celery's or kombu's own, or the kit's for it, and nobody has wrapped it."""
+    return type(function) is FunctionType and function.__code__.co_filename in OWN_FILES
+
+
+def check_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raises TypeError where the task does not take these, as apply_async does. A task that is a class takes any."""
+    if check := getattr(task, "__header__", None):
+        check(*args, **kwargs)
 
 
 def publishing_is_seen() -> bool:

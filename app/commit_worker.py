@@ -47,11 +47,14 @@ class Step(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         reserved = state.reserved_requests
 
+        def channel() -> Any:
+            return getattr(parent.task_consumer, "channel", None)  # there is none as yet, or any more
+
         def busy() -> int:
-            return len(reserved) + len(getattr(parent.task_consumer and parent.task_consumer.channel, "kept", ()))
+            return len(reserved) + len(getattr(channel(), "kept", ()))
 
         def more() -> None:
-            if refill := getattr(parent.task_consumer and parent.task_consumer.channel, "refill", None):
+            if refill := getattr(channel(), "refill", None):
                 refill()
 
         commit.start(parent.app.backend.store_group, busy, lazy=parent.pool.uses_semaphore, more=more)

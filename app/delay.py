@@ -18,9 +18,10 @@ from typing import Any
 from celery.app import task as celerys
 
 from app.brokers.contract import Part
-from app.bulk import AS_CELERYS, Call, Model, Sender, publishing_is_seen
+from app.bulk import OWN_FILES, Call, Model, Sender, check_arguments, is_celerys, publishing_is_seen, way
 from app.correlation import given, now
 from app.ids import new_id
+from app.quick_json import kombus_writer
 
 CelerysTask: Any = celerys.Task  # its stubs know little of it
 _NO_ARGUMENTS: dict[str, Any] = {}
@@ -39,7 +40,7 @@ class Task(CelerysTask):  # type: ignore[misc]
         return super().apply_async(args, kwargs, *more, **options)
 
 
-AS_CELERYS.add(Task.apply_async)
+OWN_FILES.add(Task.apply_async.__code__.co_filename)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +70,18 @@ class Delays:
     def send(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Publish, and give the result; None where that is Celery's. Raises as apply_async."""
         app = self.app
-        if publishing_is_seen() or given() is not None or app.current_worker_task:
+        if publishing_is_seen() or given() is not None or app.current_worker_task or not kombus_writer():
             return None
         if type(args) not in (tuple, list) or type(kwargs) is not dict:
             return None
+        if task.typing:
+            check_arguments(task, args, kwargs)
         plan = self._plans.get(task.name)
         if plan is None or not self._holds(plan, task):
             return self._learn(task, args, kwargs)
         model = plan.model
         if model is None:
             return None
-        if task.typing:
-            task.__header__(*args, **kwargs)  # raises TypeError
         try:
             part = model.part(new_id(), args, kwargs, now(), app.thread_oid)
         except (TypeError, ValueError):  # Celery says what JSON does not know
@@ -89,7 +90,7 @@ class Delays:
 
     def _looked_at(self, task: Any) -> tuple[Any, ...]:
         app = self.app
-        conf, ways = app.conf, (getattr(app.send_task, "__func__", None), CelerysTask.apply_async)
+        conf, ways = app.conf, (getattr(app.send_task, "__func__", None), *way(task))
         # A forked child has another origin.
         return conf, conf.changes, task._get_exec_options(), task.ignore_result, self.amqp.routes, ways, os.getpid()
 
@@ -129,6 +130,7 @@ class Delays:
         return bool(
             not getattr(producer, "like", None)
             or getattr(app.send_task, "__func__", None) is not self.send_task
+            or not all(map(is_celerys, way(task)))
             or app.spooled
             or app.conf.task_always_eager
             or not app.conf.task_publish_retry

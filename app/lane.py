@@ -26,8 +26,8 @@ from celery.worker import strategy as celerys
 from app.brokers.contract import DELIVERIES
 from app.commit import REQUEST
 from app.commit_worker import Request as GroupRequest
-from app.lane_trace import JSON, kombus_parser, quick
-from app.quick_json import parse
+from app.lane_trace import quick
+from app.quick_json import JSON, kombus_reader, parse
 
 #: The Celery that it was written for; with another one every message goes Celery's way.
 CELERY = "5.7."
@@ -217,7 +217,7 @@ class Lane:
 def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
     """Celery's default strategy of a task; its short way beside it, where the task is fit for that."""
     handle: Any = celerys.default(task, app, consumer, **options)
-    if task.acks_late and task.Request == REQUEST and kombus_parser() and celery.__version__.startswith(CELERY):
+    if task.acks_late and task.Request == REQUEST and kombus_reader() and celery.__version__.startswith(CELERY):
         handle.lane = Lane(task, app, consumer)
     return handle  # type: ignore[no-any-return]
 

@@ -24,8 +24,7 @@ from celery.utils.saferepr import saferepr
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import loads
 
-from app.quick_json import kombus as kombus_json
-from app.quick_json import parse
+from app.quick_json import JSON, kombus_reader, parse
 
 #: What a trace must have for its short form.
 PARTS = ("on_error", "_dispatch_callbacks_and_chain", "fun", "_does_info")
@@ -35,25 +34,17 @@ MORE = ("task_before_start", "task_on_success", "task_after_return", "deduplicat
 KNOWN = frozenset((*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"))
 PLAIN = (int, float, bool, type(None))
 
-JSON = "application/json"
-
 # Of what the stubs know little.
 _state: Any = import_module("celery._state")
 trace: Any = import_module("celery.app.trace")
 dispatch_signal: Any = import_module("celery.utils.dispatch.signal")
-serialization: Any = import_module("kombu.serialization")
 
 Trace = Callable[..., Any]
 
 
-def kombus_parser() -> bool:
-    """JSON is read by kombu's own decoder, and not by one that somebody has registered in its place."""
-    return serialization.registry._decoders.get(JSON) is kombus_json.loads
-
-
 def read(body: Any, content_type: str, content_encoding: str, accept: Any = None, **options: Any) -> Any:
     """kombu's `loads`, quicker for JSON."""
-    if content_type == JSON and body and (accept is None or JSON in accept) and kombus_parser():
+    if content_type == JSON and body and (accept is None or JSON in accept) and kombus_reader():
         with suppress(AttributeError, ValueError, RecursionError):  # kombu says what is wrong
             return parse(body if type(body) is str else body.decode())
     return loads(body, content_type, content_encoding, accept=accept, **options)

@@ -56,6 +56,7 @@ def _to_the_letter(conf: Any, options: dict[str, Any], **_: Any) -> None:
 
 def _named(options: dict[str, Any]) -> bool:
     """The user named a prefetch count. Celery's command line fills it in from the settings where nobody did."""
-    if context := click.get_current_context(silent=True):
-        return context.get_parameter_source("prefetch_multiplier") in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    context = click.get_current_context(silent=True)
+    if context and (source := context.get_parameter_source("prefetch_multiplier")):
+        return source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     return bool(options.get("prefetch_multiplier"))

@@ -29,6 +29,10 @@ def _gevent() -> None:
     import_module("gevent.monkey").patch_all()
 
 
+#: Pools whose tasks run in the thread that has made their trace: there Celery's own quicker stacks of tasks and requests take a
+#: tenth off a quick task. In any other thread a trace has, with them, the stacks of the thread that made it.
+QUICK_STACKS = ("solo", "prefork")
+
 PATCHES: dict[str, Callable[[], None]] = {"eventlet": _eventlet, "gevent": _gevent}
 
 
@@ -53,9 +57,7 @@ def start() -> None:
     metadata.entry_points = entry_points
     chosen = pool(sys.orig_argv, os.environ.get("POOL") or "prefork")
     PATCHES.get(chosen, lambda: None)()
-    # Celery's own name for quicker stacks of tasks and requests: on solo a tenth of a quick task. A green library's local is
-    # made anew in each greenlet, and slower than what Celery has by default.
-    if chosen not in PATCHES:
+    if chosen in QUICK_STACKS:
         os.environ.setdefault("USE_FAST_LOCALS", "1")
     import_module("celery").maybe_patch_concurrency(["--pool", chosen])  # what else Celery does for a pool this early
 

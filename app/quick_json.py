@@ -10,7 +10,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-kombus: Any = import_module("kombu.utils.json")  # kombu-stubs are those of an older one
+JSON = "application/json"
+
+# kombu-stubs are those of an older one.
+kombus: Any = import_module("kombu.utils.json")
+serialization: Any = import_module("kombu.serialization")
 
 _decoder = json.JSONDecoder()
 _scan: Any = vars(_decoder)["scan_once"]
@@ -24,6 +28,17 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
     bool: lambda value: "true" if value else "false",
     type(None): lambda _: "null",
 }
+
+
+def kombus_reader() -> bool:
+    """JSON is read by kombu's own decoder, and not by one that somebody has registered in its place."""
+    return serialization.registry._decoders.get(JSON) is kombus.loads
+
+
+def kombus_writer() -> bool:
+    """And written by its own encoder."""
+    encoder = serialization.registry._encoders.get("json")
+    return encoder is not None and encoder.encoder is kombus.dumps
 
 
 def parse(text: str) -> Any:

@@ -20,7 +20,7 @@ from kombu.exceptions import EncodeError
 from redis.exceptions import NoScriptError
 
 from app.commit import Write, commit
-from app.quick_json import quoted, text_of
+from app.quick_json import kombus_writer, quoted, text_of
 
 #: ARGV: seconds until it expires, the states that it must not take the place of, and the value for each of KEYS.
 #: Gives the places of those whose key holds what is no JSON: they are not stored.
@@ -116,7 +116,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
     def _value(self, task_id: Any, result: Any, state: str, traceback: Any, request: Any) -> bytes | str:
         task_id = task_id.decode() if isinstance(task_id, bytes) else task_id
         value: bytes | str
-        if self._short:
+        if self._short and kombus_writer():
             try:
                 value = self._json(task_id, result, state, traceback, request)
             except Exception as error:

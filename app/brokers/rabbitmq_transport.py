@@ -325,6 +325,7 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
     Channel = Channel
     loop: Any = None
     _bell: Bell | None = None
+    _loops_thread: int | None = None
 
     def __init__(self, *args: Any, take_ahead: bool = True, **options: Any) -> None:
         self.take_ahead = take_ahead
@@ -365,8 +366,12 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
 
     def wake(self) -> None:
         """Have the loop look whether it may hand more over. From any thread."""
-        if self._bell:
-            self._bell.ring()
+        if (bell := self._bell) is None:  # `collect` may be about to take it
+            return
+        if threading.get_ident() == self._loops_thread:
+            self.loop.call_soon(self.handle)
+        else:
+            bell.ring()
 
     def _on_bell(self) -> None:
         if self._bell:
@@ -406,6 +411,7 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
         if not self.connected:
             self.loop.on_tick.discard(self.on_tick)
             return
+        self._loops_thread = threading.get_ident()
         more, now = self._transport.buffered, time.monotonic()
         for channel in self._working():
             channel.flush_acks()

@@ -144,7 +144,7 @@ class Window:
 
     @property
     def _places(self) -> int:
-        return sum(consumer.prefetch for consumer in self._consumers.values())
+        return sum(consumer.prefetch for consumer in list(self._consumers.values()))
 
     def _free(self) -> int:
         """How many more messages the consumers may be handed."""

@@ -35,29 +35,28 @@ class _Commands:
 class Envelopes:
     """The commands that a message takes which is like a sample. Source: kombu/transport/redis.py, Channel._put."""
 
-    def __init__(self, channel: Any) -> None:
-        self.channel = channel
+    def __init__(self) -> None:
         self._known: WeakKeyDictionary[Sample, list[Fill]] = WeakKeyDictionary()
 
-    def commands(self, part: Part, tag: str) -> list[tuple[str, str, str]]:
+    def commands(self, channel: Any, part: Part, tag: str) -> list[tuple[str, str, str]]:
         """Each one's name, key and value; `tag` is the message's delivery tag."""
         fills = self._known.get(part.sample)
         if fills is None:
-            fills = self._known[part.sample] = self._learn(part.sample)
+            fills = self._known[part.sample] = self._learn(channel, part.sample)
         return [fill(part, tag) for fill in fills]
 
-    def _learn(self, sample: Sample) -> list[Fill]:
+    def _learn(self, channel: Any, sample: Sample) -> list[Fill]:
         """For each command that a message like `sample` takes, what makes it from a message's own parts."""
         headers = {**sample.headers, "argsrepr": ARGS, "kwargsrepr": KWARGS}
         if SENT in headers:
             headers[SENT] = SENT_AT
         body = BODY.encode()
         properties = {**sample.properties, "delivery_info": {}, "reply_to": REPLY_TO}
-        message = self.channel.prepare_message(
+        message = channel.prepare_message(
             body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
         )
         commands = _Commands()
-        self.channel.basic_publish(message, sample.exchange, sample.routing_key, _publish_batch=commands)
+        channel.basic_publish(message, sample.exchange, sample.routing_key, _publish_batch=commands)
         tag = message["properties"]["delivery_tag"]
         own = (b64encode(body).decode(), ARGS, KWARGS, sample.id, tag, SENT_AT, REPLY_TO)
         places = {f'"{text}"': index for index, text in enumerate(own)}
@@ -90,10 +89,9 @@ _envelopes: WeakKeyDictionary[Any, Envelopes] = WeakKeyDictionary()
 
 def like(channel: Any, part: Part, seconds: float) -> None:
     """One message by one command. What bounds it is the client's socket_timeout. Raises redis-py's errors."""
-    envelopes = _envelopes.get(channel)
-    if envelopes is None:
-        envelopes = _envelopes[channel] = Envelopes(channel)
-    commands = envelopes.commands(part, new_id())
+    # Of what an exchange is bound to a channel knows only what was so at that time.
+    envelopes = Envelopes() if part.sample.exchange else _envelopes.setdefault(channel, Envelopes())
+    commands = envelopes.commands(channel, part, new_id())
     with channel.conn_or_acquire() as client:
         if len(commands) == 1:
             name, key, value = commands[0]
@@ -112,11 +110,11 @@ class Bulk:
         self.channel = connection.default_channel
         self.errors = (*connection.connection_errors, *connection.channel_errors)
         self.client = self.channel._create_client()
-        self.envelopes = Envelopes(self.channel)
+        self.envelopes = Envelopes()
         self.tags = ids()
 
     def send(self, parts: Sequence[Part]) -> None:
-        commands = [command for part in parts for command in self.envelopes.commands(part, next(self.tags))]
+        commands = [command for part in parts for command in self.envelopes.commands(self.channel, part, next(self.tags))]
         try:
             with self.client.pipeline(transaction=False) as pipe:
                 for (name, key), group in groupby(commands, lambda command: command[:2]):

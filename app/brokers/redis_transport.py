@@ -173,8 +173,8 @@ class Poller(redis.MultiChannelPoller):
     _upkept_at = -math.inf
 
     def ring(self) -> None:
-        if self._bell:
-            self._bell.ring()
+        if bell := self._bell:
+            bell.ring()
 
     def ring_from_elsewhere(self) -> None:
         """Ring, unless it is the loop itself that asks, or there is a hub: that looks after each of its events."""

@@ -10,7 +10,9 @@ tests/unit/test_delayed_start.py::test_celery_still_makes_them_first fails.
 """
 
 import threading
+from collections.abc import Callable
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 from celery.signals import celeryd_init
@@ -26,6 +28,16 @@ def _patch(**_: Any) -> None:
     step: Any = import_module("celery.worker.consumer.delayed_delivery").DelayedDelivery  # only in workers
     if not hasattr(step, "at_its_leisure"):
         step.at_its_leisure, step.start = step.start, _start
+        step._bind_queues = _of_this_moment(step._bind_queues)
+
+
+def _of_this_moment(bind: Callable[..., None]) -> Callable[..., None]:
+    """Bind the queues that there are at its begin: tasks run meanwhile, and may name others."""
+
+    def _bind_queues(self: Any, app: Any, connection: Any) -> None:
+        bind(self, SimpleNamespace(amqp=SimpleNamespace(queues=dict(app.amqp.queues))), connection)
+
+    return _bind_queues
 
 
 def _start(self: Any, consumer: Any) -> None:

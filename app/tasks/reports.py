@@ -91,8 +91,9 @@ def _writer() -> None:
 
 def _begin_anew() -> None:
     """A child process has no thread of its parent's, and writes none of its lines."""
+    global _some
     _lines.clear()
-    _some.clear()
+    _some = threading.Event()  # its parent may hold the other one's lock
     _writer.cache_clear()
 
 

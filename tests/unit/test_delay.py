@@ -1,19 +1,25 @@
 """A `delay()` that is made from the one before it sends what Celery would; what asks for more goes Celery's way."""
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import date
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
+from weakref import ref
 
 import pytest
 from amqp import spec
 from amqp.exceptions import MessageNacked
-from celery import Task, _state, signals
+from celery import Celery, Task, _state, signals
+from kombu import Producer as KombuProducer
 from kombu import Queue
 from kombu.exceptions import EncodeError, OperationalError
+from kombu.message import Message as Received
 from kombu.transport import redis
 
 from app import Kit, correlation
@@ -22,6 +28,7 @@ from app.brokers.rabbitmq_bulk import message_of
 from app.brokers.rabbitmq_frames import properties as read_properties
 from app.brokers.rabbitmq_publish import Publishing
 from app.brokers.redis_bulk import like as redis_like
+from app.quick_json import serialization
 
 #: What two messages of one task have of their own.
 OWN = ("id", "root_id", "sent")
@@ -357,3 +364,92 @@ def message_parts(part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
     prepare = SimpleNamespace(prepare_message=lambda *about: about[-2:])
     headers, properties = message_of(prepare, part)
     return headers, {**properties, "delivery_info": {}}
+
+
+def test_a_body_that_is_more_than_json_is_made_by_celery_each_time(wire: Wire) -> None:
+    """Compressed, as the task or its route asks: a message like it would say so in its header, and not be it."""
+
+    @wire.app.task(name="packed", shared=False, compression="zlib")
+    def packed(x: int) -> None: ...
+
+    wire.app.conf.task_routes = {"some.task": {"compression": "bzip2"}}
+    for number in range(3):
+        packed.delay(number)
+        wire.task.delay(number)
+    took: Any = Received
+    messages = [took(part.body, headers=part.sample.headers) for part in wire.likes] + wire.celerys()
+    assert not any(message.errors for message in messages)
+    bodies = [json.loads(message.body) for message in messages]
+    assert sorted(args[0] for args, *_ in bodies) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_task_that_is_a_class_takes_any_arguments(wire: Wire) -> None:
+    class Classic(wire.app.Task):  # type: ignore[name-defined,misc]
+        name = "classic"
+
+        def run(self, *_: Any) -> None: ...
+
+    task: Any = wire.app.register_task(Classic())
+    for number in range(3):
+        task.delay(number)
+    assert len(wire.likes) == 3
+
+
+def test_a_spy_on_a_task_sees_each_call(wire: Wire) -> None:
+    with patch.object(wire.task, "apply_async", wraps=wire.task.apply_async) as spy:
+        for number in range(3):
+            wire.task.delay(number)
+    assert spy.call_count == 3
+
+
+@pytest.mark.parametrize("owner", [Celery, KombuProducer])
+def test_what_stands_in_the_place_of_a_later_step_sees_each_call(wire: Wire, owner: Any) -> None:
+    name = "send_task" if owner is Celery else "publish"
+    original, seen = getattr(owner, name), []
+
+    @wraps(original)
+    def patched(*args: Any, **options: Any) -> Any:
+        seen.append(1)
+        return original(*args, **options)
+
+    wire.task.delay(0)
+    with patch.object(owner, name, patched):
+        for number in range(3):
+            wire.task.delay(number)
+    assert len(seen) == 3
+
+
+def test_a_writer_of_json_that_a_user_has_registered_writes_each_body(wire: Wire) -> None:
+    writer = serialization.registry._encoders["json"]
+    serialization.registry._encoders["json"] = writer._replace(
+        encoder=lambda value: json.dumps(value, default=lambda _: "mine")
+    )
+    try:
+        for _ in range(3):
+            wire.task.delay(date(2026, 1, 2))
+    finally:
+        serialization.registry._encoders["json"] = writer
+    assert [message.payload[0] for message in wire.celerys()] == [["mine"]] * 3
+
+
+class Passing:
+    """Of a connection to Redis."""
+
+    def prepare_message(self, *_: Any) -> Any:
+        return {"properties": {"delivery_tag": "tag"}}
+
+    def basic_publish(self, *_: Any, _publish_batch: Any) -> None:
+        _publish_batch.add("lpush", "key", "value")
+
+    def conn_or_acquire(self) -> Any:
+        return nullcontext(SimpleNamespace(lpush=lambda *_: None))
+
+
+def test_a_channel_that_is_gone_is_not_kept(wire: Wire) -> None:
+    wire.task.delay(1)
+    part, channel = wire.likes[0], Passing()
+    redis_like(channel, part._replace(sample=replace(part.sample, exchange="")), 1.0)
+    gone = ref(channel)
+    del channel
+    gc.collect()
+    assert gone() is None

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
+from kombu import Queue
 
 from app.fixes import delayed_start
 from app.health import Heartbeat
@@ -50,6 +52,21 @@ def test_a_worker_starts_without_waiting_for_it_and_knows_when_it_is_there() -> 
 def test_settings_that_are_wrong_still_end_the_start() -> None:
     with pytest.raises(ValueError, match="neither"):
         Slow().start(consumer("neither"))
+
+
+def test_a_queue_that_a_task_names_meanwhile_does_not_disturb_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Celery("some", set_as_current=False)
+    app.conf.task_queues = [Queue("one"), Queue("two")]
+    bound: list[str] = []
+
+    def bind(_: Any, queue: Any) -> None:
+        bound.append(queue.name)
+        app.amqp.queues.add(Queue(f"{queue.name}.another"))
+
+    monkeypatch.setattr("celery.worker.consumer.delayed_delivery.bind_queue_to_native_delayed_delivery_exchange", bind)
+    make = delayed_start._of_this_moment(vars(DelayedDelivery)["_bind_queues"])
+    make(Slow(), app, None)
+    assert bound == ["one", "two"]
 
 
 def test_a_worker_whose_broker_delays_nothing_has_nothing_to_wait_for() -> None:
