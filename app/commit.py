@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 #: A group is written when it has this many tasks, …
 COUNT = 64
 #: … when its first one has waited this long, in seconds, …
-SECONDS = 0.004
+SECONDS = 0.008
 #: … or when its results are this large together, in bytes.
 BYTES = 1_000_000
 #: A result that a child process hands to its parent is at most this large, in bytes.
 CARRIED = 65_536
 #: Looks in vain, SECONDS apart, after which the thread that writes what has grown old has to be woken: that costs each task.
-IDLE = 50
+IDLE = 25
 #: Between two tries while the results server is away, in seconds.
 PATIENCE = 0.5
 

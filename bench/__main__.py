@@ -101,16 +101,17 @@ def limits(plan: Plan) -> Iterator[Trial]:
     """What the bare client library does, and how much of it one worker keeps."""
     for broker in plan.brokers:
         case = Case(broker, "solo")
-        trials = [Trial("limits", "", "bare loop", case, _limit(case)), *plan.consumed("limits", (FAST,), case)]
+        loops = [Trial("limits", "", name, case, _limit(loop, case)) for loop, name in report.LOOPS.items()]
+        trials = [*loops, *plan.consumed("limits", (FAST,), case)]
         for one in trials:
             one.group = f"limits {broker}"
             yield one
 
 
-def _limit(case: Case) -> Measure:
+def _limit(loop: str, case: Case) -> Measure:
     def measure(servers: Servers) -> dict[str, Any]:
         with servers.place() as place:
-            return {"rate": float(_python(PLAIN, place, case, "bench.limits", case.broker, "20000"))}
+            return {"rate": float(_python(PLAIN, place, case, "bench.limits", loop, case.broker, "20000"))}
 
     return measure
 

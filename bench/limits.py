@@ -1,50 +1,96 @@
-"""What a client library alone can do, one process: `python -m bench.limits BROKER NUMBER` on CELERY_BROKER_URL; prints tasks/s.
+"""What a client library alone can do, one process: `python -m bench.limits LOOP BROKER NUMBER`; prints tasks/s.
 
 The same reliable work as a worker's, without a framework: take messages so that none is lost, store a result for each, and
-acknowledge after that; in batches of 64 on Redis, and on RabbitMQ an acknowledgement for 32 messages.
+acknowledge after that; in batches of 64 on Redis, and on RabbitMQ an acknowledgement for 32 messages. The loop `lean` has
+messages of arguments alone, knows them by a number, and stores what it must. `celerys` has Celery's messages, and does what is
+promised for each: since when it is out is known, its result says what Celery's says, and whoever waits for that is told.
 """
 
+import base64
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
 
 import amqp
 from redis import Redis
 
 BATCH, ACKNOWLEDGED = 64, 32
 BODY = json.dumps([["x" * 100], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+QUEUE = "bench"
 
-#: Acknowledges the last batch, takes the next and records it as unacknowledged.
-TAKE = """
-if #ARGV > 1 then redis.call('HDEL', KEYS[2], unpack(ARGV, 2)) end
+#: Acknowledges a batch, takes the next and records it as unacknowledged. ARGV: how many, its number, the last one's tags.
+TAKE = {
+    "lean": """
+if #ARGV > 2 then redis.call('HDEL', KEYS[2], unpack(ARGV, 3)) end
 local taken = redis.call('RPOP', KEYS[1], ARGV[1]) or {}
-for number, message in ipairs(taken) do redis.call('HSET', KEYS[2], number, message) end
+for number, message in ipairs(taken) do redis.call('HSET', KEYS[2], ARGV[2] .. '-' .. number, message) end
 return taken
-"""
+""",
+    "celerys": """
+if #ARGV > 2 then
+  redis.call('HDEL', KEYS[2], unpack(ARGV, 3))
+  redis.call('ZREM', KEYS[3], unpack(ARGV, 3))
+end
+local taken, now = redis.call('RPOP', KEYS[1], ARGV[1]) or {}, redis.call('TIME')[1]
+for number, message in ipairs(taken) do
+  redis.call('HSET', KEYS[2], ARGV[2] .. '-' .. number, message)
+  redis.call('ZADD', KEYS[3], now, ARGV[2] .. '-' .. number)
+end
+return taken
+""",
+}
 
 
-def redis(number: int) -> float:
+def lean(writes: Any, number: int, value: int, _: str = "") -> None:
+    writes.setex(f"limit-{number}", 86_400, json.dumps({"status": "SUCCESS", "result": value}))
+
+
+def celerys(writes: Any, _: int, value: int, task_id: str = "") -> None:
+    meta = {"status": "SUCCESS", "result": value, "traceback": None, "children": [], "date_done": datetime.now(UTC).isoformat()}
+    text = json.dumps({**meta, "task_id": task_id})
+    writes.setex(f"celery-task-meta-{task_id}", 86_400, text)
+    writes.publish(f"celery-task-meta-{task_id}", text)
+
+
+STORE: dict[str, Callable[..., None]] = {"lean": lean, "celerys": celerys}
+
+
+def send_celerys(number: int) -> None:
+    subprocess.run([sys.executable, "-m", "bench.kit", str(number), "noop", "100"], check=True)
+
+
+def redis(loop: str, number: int) -> float:
     client = Redis.from_url(os.environ["CELERY_BROKER_URL"])
     results = Redis.from_url(os.environ["CELERY_RESULT_BACKEND"])
-    for start in range(0, number, 1_000):
-        client.lpush("limit", *[BODY] * min(1_000, number - start))
-    take, done = client.register_script(TAKE), 0
-    acks: list[int] = []
+    if loop == "celerys":
+        send_celerys(number)
+    else:
+        for start in range(0, number, 1_000):
+            client.lpush(QUEUE, *[BODY] * min(1_000, number - start))
+    take, store, done, batches = client.register_script(TAKE[loop]), STORE[loop], 0, 0
+    acks: list[str] = []
     began = time.perf_counter()
-    while batch := take(keys=["limit", "limit.unacked"], args=[BATCH, *acks]):
+    while batch := take(keys=[QUEUE, "limit.unacked", "limit.unacked_index"], args=[BATCH, batches, *acks]):
         writes = results.pipeline(transaction=False)
         for message in batch:
-            value = len(json.loads(message)[0][0])
+            text, task_id = json.loads(message), ""
+            if loop == "celerys":
+                task_id = text["headers"]["id"]
+                text = json.loads(base64.b64decode(text["body"]))
             done += 1
-            writes.setex(f"limit-{done}", 86_400, json.dumps({"status": "SUCCESS", "result": value}))
+            store(writes, done, len(text[0][0]), task_id)
         writes.execute()
-        acks = list(range(1, len(batch) + 1))
+        acks = [f"{batches}-{place}" for place in range(1, len(batch) + 1)]
+        batches += 1
     return number / (time.perf_counter() - began)
 
 
-def rabbitmq(number: int) -> float:
+def rabbitmq(loop: str, number: int) -> float:
     url = os.environ["CELERY_BROKER_URL"].removeprefix("amqp://")
     account, _, place = url.rpartition("@")
     host, _, vhost = place.partition("/")
@@ -52,31 +98,34 @@ def rabbitmq(number: int) -> float:
     results = Redis.from_url(os.environ["CELERY_RESULT_BACKEND"])
     with amqp.Connection(host, user, password, virtual_host=vhost) as connection:
         channel = connection.channel()
-        channel.queue_declare("limit", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
-        for _ in range(number):
-            channel.basic_publish(amqp.Message(BODY, delivery_mode=2), routing_key="limit")
-        while int(channel.queue_declare("limit", passive=True)[1]) < number:  # type: ignore[index]
+        if loop == "celerys":
+            send_celerys(number)
+        else:
+            channel.queue_declare(QUEUE, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+            for _ in range(number):
+                channel.basic_publish(amqp.Message(BODY, delivery_mode=2), routing_key=QUEUE)
+        while int(channel.queue_declare(QUEUE, passive=True)[1]) < number:  # type: ignore[index]
             time.sleep(0.1)
-        done, writes = 0, results.pipeline(transaction=False)
+        store, done, writes = STORE[loop], 0, results.pipeline(transaction=False)
 
         def on_message(message: amqp.Message) -> None:
             nonlocal done
             done += 1
-            value = len(json.loads(message.body)[0][0])
-            writes.setex(f"limit-{done}", 86_400, json.dumps({"status": "SUCCESS", "result": value}))
+            task_id = (message.headers or {})["id"] if loop == "celerys" else ""
+            store(writes, done, len(json.loads(message.body)[0][0]), task_id)
             if done % ACKNOWLEDGED == 0 or done == number:
                 writes.execute()
                 channel.basic_ack(message.delivery_tag or 0, multiple=True)
 
         channel.basic_qos(0, 2 * BATCH, False)
-        channel.basic_consume("limit", callback=on_message)
+        channel.basic_consume(QUEUE, callback=on_message)
         began = time.perf_counter()
         while done < number:
             connection.drain_events()
         return number / (time.perf_counter() - began)
 
 
-LIMITS: dict[str, Callable[[int], float]] = {"redis": redis, "rabbitmq": rabbitmq}
+LIMITS: dict[str, Callable[[str, int], float]] = {"redis": redis, "rabbitmq": rabbitmq}
 
 if __name__ == "__main__":
-    print(LIMITS[sys.argv[1]](int(sys.argv[2])))
+    print(LIMITS[sys.argv[2]](sys.argv[1], int(sys.argv[3])))
