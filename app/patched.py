@@ -56,10 +56,13 @@ def start() -> None:
 
     metadata.entry_points = entry_points
     chosen = pool(sys.orig_argv, os.environ.get("POOL") or "prefork")
+    # The package alone, of which little is imported yet: it keeps os.write as it is now. In a signal's handler it must not be
+    # eventlet's, which ends the worker there (celery/apps/worker.py, safe_say).
+    celery: Any = import_module("celery")
     PATCHES.get(chosen, lambda: None)()
     if chosen in QUICK_STACKS:
         os.environ.setdefault("USE_FAST_LOCALS", "1")
-    import_module("celery").maybe_patch_concurrency(["--pool", chosen])  # what else Celery does for a pool this early
+    celery.maybe_patch_concurrency(["--pool", chosen])  # what else Celery does for a pool this early
 
 
 if "app.worker" in sys.orig_argv:
