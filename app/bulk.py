@@ -16,14 +16,13 @@ from celery.app.routes import MapRoute
 from celery.utils.saferepr import saferepr
 from kombu import Producer as KombuProducer
 from kombu.exceptions import OperationalError
-from kombu.utils.json import JSONEncoder
 
 from app.brokers import room
 from app.brokers.contract import Bulk, Part, Sample, UnconfirmedError
 from app.correlation import SENT, name_it
 from app.ids import ids
 from app.publishing import brief, must_arrive
-from app.quick_json import JSON, kombus_writer
+from app.quick_json import JSON, kombus_writer, text_of
 
 #: Messages that are confirmed together: more gain nothing, and what a failure leaves uncertain is so many at most.
 AT_ONCE = 200
@@ -31,8 +30,6 @@ SEEN_BY = (signals.before_task_publish, signals.after_task_publish, signals.task
 
 #: Where the functions stand that a call goes through on its way: what Sentry and others put in their place is elsewhere.
 OWN_FILES = {sys.modules[one.__module__].__file__ for one in (Task, Celery, KombuProducer)}
-
-_json = JSONEncoder().encode
 
 
 class Call(NamedTuple):
@@ -66,7 +63,7 @@ class Model(NamedTuple):
 
     def part(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], sent: float, reply_to: str) -> Part:
         """A message like it. Raises what JSON raises for arguments that it does not know."""
-        body = _json([args, kwargs, self.embed]).encode()
+        body = text_of([args, kwargs, self.embed]).encode()
         described = self._repr(args, "argsrepr"), self._repr(kwargs, "kwargsrepr")
         return Part(self.sample, task_id, body, *described, sent, reply_to)
 

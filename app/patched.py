@@ -29,6 +29,7 @@ def _gevent() -> None:
     import_module("gevent.monkey").patch_all()
 
 
+#: The pools' own table (app/pools.py) imports Celery, which is too late for these two.
 #: Pools whose tasks run in the thread that has made their trace: there Celery's own quicker stacks of tasks and requests take a
 #: tenth off a quick task. In any other thread a trace has, with them, the stacks of the thread that made it.
 QUICK_STACKS = ("solo", "prefork")

@@ -1,6 +1,5 @@
 """Many messages in one command: kombu's own envelope, made once for a sample and filled in for each message."""
 
-import json
 import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
@@ -13,10 +12,10 @@ from kombu.utils.uuid import uuid
 from app.brokers.contract import Part, Sample, UnconfirmedError
 from app.correlation import SENT
 from app.ids import ids, new_id
+from app.quick_json import quoted
 
 #: What stands in a sample's envelope where each message has its own.
 BODY, ARGS, KWARGS, SENT_AT, REPLY_TO = (f"@{uuid()}@" for _ in range(5))
-_quoted = json.encoder.encode_basestring_ascii
 
 
 Fill = Callable[[Part, str], tuple[str, str, str]]
@@ -69,12 +68,12 @@ class Envelopes:
         def fill(part: Part, tag: str) -> tuple[str, str, str]:
             own = (
                 f'"{b64encode(part.body).decode()}"',
-                _quoted(part.argsrepr),
-                _quoted(part.kwargsrepr),
+                quoted(part.argsrepr),
+                quoted(part.kwargsrepr),
                 f'"{part.id}"',
                 f'"{tag}"',
                 repr(part.sent),
-                _quoted(part.reply_to),
+                quoted(part.reply_to),
             )
             filled = pieces.copy()
             for index, what in where:

@@ -24,6 +24,7 @@ from celery import Task, shared_task
 from celery.signals import task_postrun, task_prerun, worker_process_shutdown
 
 from app.files import inside
+from app.quick_json import quoted
 
 logger = logging.getLogger(__name__)
 KEEP_DAYS = 7
@@ -33,7 +34,6 @@ DAY = 86_400  # seconds
 #: all the time, a write for each task took a tenth of what a quick task costs.
 LINES, SECONDS = 64, 0.1
 
-_quoted = json.encoder.encode_basestring_ascii
 _lines: deque[tuple[int, bytes]] = deque()  # by day
 _some = threading.Event()
 
@@ -48,7 +48,7 @@ def _ended(task: Task[Any, Any], task_id: str, state: str | None = None, **_: An
     seconds = time.monotonic() - getattr(task.request, STARTED, time.monotonic())
     now = time.time()
     # JSON by hand: every task pays for this line.
-    about = f'"task": {_quoted(task.name)}, "id": {_quoted(task_id)}, "state": {_quoted(state or "IGNORED")}'
+    about = f'"task": {quoted(task.name)}, "id": {quoted(task_id)}, "state": {quoted(state or "IGNORED")}'
     _lines.append((int(now // DAY), f'{{"at": {now!r}, {about}, "seconds": {seconds!r}}}\n'.encode()))
     if not _some.is_set():
         _writer()
