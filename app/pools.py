@@ -38,8 +38,9 @@ class Pool:
     terminates: str = ""
     #: Of "soft" and "hard", the task time limits that Celery itself keeps to there.
     celerys_time_limits: tuple[str, ...] = ()
-    #: Flags for `celery worker`. Mingle costs 1.0 s of start-up.
-    worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip")
+    #: Flags for `celery worker`. Mingle costs 1.0 s of start-up. The signs of life that Flower goes by are most of what an idle
+    #: worker does; each says when the next is due, so that one which is dead is shown as offline after two intervals.
+    worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip", "--heartbeat-interval", "5")
     #: By feature, what it cannot do or does differently.
     limits: Limits = field(default_factory=dict)
     #: On ENGINE=fast, the messages that a worker holds for each of its tasks at once (worker_prefetch_multiplier): results and

@@ -19,11 +19,10 @@ from app.pools import Pool
 from app.profile import Profile
 
 
-def command(pool: Pool, options: list[str], banner: bool = True, events: bool = False) -> list[str]:
-    """The command line of a worker on `pool`. `options` come last and win. `events`: it tells that it lives, for Flower."""
+def command(pool: Pool, options: list[str], banner: bool = True) -> list[str]:
+    """The command line of a worker on `pool`. `options` come last and win."""
     start = [sys.executable, "-m", "celery", "-A", "app", *([] if banner else ["--quiet"])]
-    flags = [flag for flag in pool.worker_flags if not (events and flag == "--without-heartbeat")]
-    return [*start, "worker", "--pool", pool.name, *flags, *options]
+    return [*start, "worker", "--pool", pool.name, *pool.worker_flags, *options]
 
 
 def _collect(**_: Any) -> None:
@@ -37,7 +36,7 @@ def main() -> None:
     profile = Profile.from_environ()
     options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]
     banner = profile.log_format == "text"
-    argv = command(profile.pool, options, banner=banner, events=profile.send_events)
+    argv = command(profile.pool, options, banner=banner)
     sys.argv[:] = [celery.__file__, *argv[3:]]
     if app.user_options.get("preload"):  # options that go before the command's name: Celery's whole command line
         celery.main()

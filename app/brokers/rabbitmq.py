@@ -36,9 +36,9 @@ def settings(profile: "Profile") -> dict[str, Any]:
             "take_ahead": not profile.prefetch and profile.max_deliveries == BROKER_LIMIT,
         },
         # Seconds; the broker notices a dead connection after two to three times that, with Celery's 120 after four minutes and
-        # more. A worker notices sooner: it looks ten times in an interval, and asks (app/fixes/dead_connection.py).
+        # more. A worker notices sooner: it looks five times in an interval, and asks (app/fixes/dead_connection.py).
         "broker_heartbeat": 10,
-        "broker_heartbeat_checkrate": 10.0,
+        "broker_heartbeat_checkrate": 5.0,
         # consumer_timeout closes the channel (406): consume again instead of lingering (celery #6760).
         "broker_channel_error_retry": True,
     }

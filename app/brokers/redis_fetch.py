@@ -34,8 +34,8 @@ GATHER = 0.05
 GATHERED = 64
 #: And that one round trip takes at most: Lua's unpack() has its limit at some 8,000.
 MOST_ACKS = 1_000
-#: Seconds after which it looks again without having been told, as plain kombu does after its BRPOP.
-LOOK_AGAIN = 1.0
+#: Seconds after which it looks again without having been told. It is told of all that comes: a safety net.
+LOOK_AGAIN = 2.0
 #: Seconds between looks, at first and at most, where other workers were quicker: one push tells every idle worker.
 YIELD, MOST_YIELD = 0.001, 0.016
 #: Seconds that messages are handed over before the loop gets a turn: a task on solo runs while it is handed over.

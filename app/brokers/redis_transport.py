@@ -33,6 +33,8 @@ from app.fixes.redis_restart import RememberAddress
 from app.fixes.server_clock import ServerClock
 
 log = logging.getLogger(__name__)
+#: Seconds after which the hub makes a round in any case: kombu has it look after expiring queues each second.
+HUBS_ROUND = 0.9
 #: Seconds by which two moments may differ and be the same; the hub's poll counts in milliseconds.
 SAME = 0.001
 redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
@@ -197,7 +199,7 @@ class Poller(redis.MultiChannelPoller):
             self.poller.register(self._bell, self.eventflags)
         super().on_poll_start()
         self._wait = min([self._turn(channel) for channel in list(self._channels) if channel.fetcher], default=LOOK_AGAIN)
-        if self.hub is not None and self._wait < LOOK_AGAIN:
+        if self.hub is not None and self._wait < HUBS_ROUND:
             self._wake_hub_in(self._wait)
 
     def _turn(self, channel: Any) -> float:

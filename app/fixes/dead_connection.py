@@ -6,8 +6,9 @@ task on solo or by a busy machine, counts as nothing: the first look afterwards 
 connection that lives. Source: amqp 5.4.2, connection.py, heartbeat_tick; celery 5.7.0, worker/loops.py, asynloop.
 
 Closed by counting what waits to be read, and by asking a broker that says nothing: `channel.flow` with what is so already, to
-which it has to answer at once. Not while it has blocked the connection: it reads nothing from it then. Nor is one that does not
-answer told goodbye: py-amqp waits for its answer to that without an end. Can go when
+which it has to answer at once. Not while it has blocked the connection: it reads nothing from it then. Nor on one that only
+sends, as the one for events: nobody waits there, and TCP gives it up within seconds of what it has sent in vain. And one that
+does not answer is not told goodbye: py-amqp waits for its answer to that without an end. Can go when
 tests/unit/test_dead_connection.py passes without it.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 from celery.signals import celeryd_init
 
 #: Seconds of silence after which the broker is asked, and that it has for its answer.
-SILENCE, ANSWER = 2.0, 5.0
+SILENCE, ANSWER = 4.0, 5.0
 #: Heartbeats that go out in an interval, however often somebody looks; py-amqp's own.
 BEATS = 2.0
 
@@ -82,7 +83,8 @@ def _ask(self: Any, now: float) -> None:
         self.asked = None
     elif self.asked is None:
         amqp: Any = import_module("amqp.spec")
-        if channel := next((one for number, one in (self.channels or {}).items() if number and one.is_open), None):
+        channels = [one for number, one in (self.channels or {}).items() if number and one.is_open and one.callbacks]
+        if channel := next(iter(channels), None):
             self.asked = now
             channel.send_method(amqp.Channel.Flow, "b", (True,))
     elif now - self.asked > ANSWER:

@@ -25,10 +25,9 @@ class ServerClock:
     #: Seconds that the server's clock is ahead of this machine's monotonic one.
     _ahead: float | None = None
 
-    def _look(self, client: Any) -> float:
-        """The server's time, in seconds since 1970."""
-        seconds, microseconds = client.time()
-        now = float(seconds + microseconds / 1e6)
+    def _seen(self, time: tuple[int, int]) -> float:
+        """The server's time, in seconds since 1970, from its seconds and microseconds."""
+        now = time[0] + time[1] / 1e6
         self._ahead = now - monotonic()
         return now
 
@@ -37,7 +36,7 @@ class ServerClock:
         info = message.delivery_info
         record = dumps([message._raw, info["exchange"], info["routing_key"]])
         with this.channel.conn_or_acquire() as client, client.pipeline() as pipe:
-            now = self._look(client) if self._ahead is None else self._ahead + monotonic()
+            now = self._seen(client.time()) if self._ahead is None else self._ahead + monotonic()
             pipe.zadd(this.unacked_index_key, {delivery_tag: now}).hset(this.unacked_key, delivery_tag, record).execute()
         virtual.QoS.append(this, message, delivery_tag)
 
@@ -48,7 +47,11 @@ class ServerClock:
         if (this._vrestore_count - 1) % (interval or 1):
             return
         with this.channel.conn_or_acquire() as client:
-            until = self._look(client) - this.visibility_timeout
+            with client.pipeline(transaction=False) as pipe:
+                time, oldest = pipe.time().zrange(this.unacked_index_key, 0, 0, withscores=True).execute()
+            until = self._seen(time) - this.visibility_timeout
+            if not oldest or oldest[0][1] > until:  # the rule: nobody else need be kept from looking
+                return
             with suppress(redis.MutexHeld), redis.Mutex(client, this.unacked_mutex_key, this.unacked_mutex_expire):
                 limit = {"offset": start, "num": num} if num else {}
                 for tag in client.zrange(this.unacked_index_key, until, 0, desc=True, byscore=True, **limit):

@@ -27,6 +27,7 @@ class Link:
         self.connection._transport = SimpleNamespace(sock=self.ours, close=self.ours.close)
         self.connection.frame_writer = self._beat
         channel = SimpleNamespace(is_open=True, send_method=lambda *sent: self.asked.append(sent), collect=lambda: None)
+        channel.callbacks = {"consumer": print}
         self.connection.channels = {0: self.connection, 1: channel}
         self.look()
 
@@ -61,6 +62,14 @@ def test_a_broker_that_says_nothing_is_asked_and_then_given_up(link: Link) -> No
     link.silent_for(dead_connection.ANSWER + 1)
     with pytest.raises(ConnectionForced):
         link.look()
+
+
+def test_one_that_only_sends_is_not_asked(link: Link) -> None:
+    """A worker's connection for events: what it sends in vain, TCP tells."""
+    link.connection.channels[1].callbacks.clear()
+    link.silent_for(dead_connection.SILENCE + 1)
+    link.look()
+    assert link.asked == []
 
 
 def test_an_answer_that_nobody_has_read_yet_counts(link: Link) -> None:
