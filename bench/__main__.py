@@ -25,8 +25,8 @@ from app.brokers import BROKERS
 from app.pools import POOLS
 from app.refusal import choose, refuse, whole_number
 from bench import report
-from bench.contenders import CELERYS, CORES, FAST, HERE, PEER_ROWS, PLAIN, SETTINGS, Contender
-from bench.peers.setup import PEERS, prepare
+from bench.contenders import CELERYS, CORES, FAST, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender
+from bench.environments import PEERS, WORKERS
 from bench.publish import WAYS
 from bench.rounds import ROOT, Case, NothingDoneError, consume, environment, running, used
 from bench.servers import Place, Servers
@@ -119,7 +119,7 @@ def _limit(loop: str, case: Case) -> Measure:
 def _python(contender: Contender, place: Place, case: Case, *argv: str) -> str:
     """What `python -m …` prints, on these servers."""
     environ = environment(contender, place, case)
-    return subprocess.run([HERE, "-m", *argv], cwd=ROOT, env=environ, check=True, capture_output=True, text=True).stdout
+    return subprocess.run([PYTHON, "-m", *argv], cwd=ROOT, env=environ, check=True, capture_output=True, text=True).stdout
 
 
 def publish(plan: Plan) -> Iterator[Trial]:
@@ -200,8 +200,8 @@ def about(plan: Plan) -> dict[str, Any]:
     """Where and with what a run was made."""
     packages = {name: version(name) for name in ("celery", "kombu", "amqp", "redis", "gevent", "eventlet")}
     listed: list[dict[str, str]] = []
-    if PEERS.exists():
-        pip = [str(PEERS / "bin/python"), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+    if PEERS.is_there:
+        pip = [PEERS.command("python"), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
         listed = json.loads(subprocess.run(pip, check=True, capture_output=True, text=True).stdout)
     names = ("dramatiq", "huey", "taskiq", "arq", "rq")
     return {
@@ -276,8 +276,8 @@ def main() -> None:
     earlier = Path(os.environ["COMPARE"]) if os.environ.get("COMPARE") else None
     if earlier and not earlier.is_file():
         refuse(f"COMPARE={earlier}: there is no such file; allowed: a bench.json of an earlier run")
-    if {"peers"} & set(sections):
-        prepare()
+    for needed in (WORKERS, *([PEERS] if "peers" in sections else [])):
+        needed.prepare()
     REPORTS.mkdir(exist_ok=True)
     found = run(plan, [trial for name in sections for trial in SECTIONS[name](plan)], REPORTS / "bench.json")
     print(report.write(found, REPORTS, json.loads(earlier.read_text()) if earlier else None))

@@ -2,16 +2,16 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.pools import POOLS
-from bench.peers.setup import PEERS
+from bench.environments import PEERS, WORKERS
 from bench.servers import Place
 
-HERE = sys.executable
+#: The interpreter of the workers, and of what sends to them.
+PYTHON = WORKERS.command("python")
 
 #: Tasks at once of one worker, at most: of greenlets, and of threads or processes.
 GREENLETS, OTHERS = 50, 2
@@ -65,15 +65,15 @@ def _size(pool: str) -> list[str]:
 
 
 def _plain(pool: str) -> list[str]:
-    return [HERE, "-m", "celery", "-A", "bench.plain", "worker", "-l", "WARNING", "-Q", "bench", "-P", pool, *_size(pool)]
+    return [PYTHON, "-m", "celery", "-A", "bench.plain", "worker", "-l", "WARNING", "-Q", "bench", "-P", pool, *_size(pool)]
 
 
 def _kit(engine: str, most: int) -> Contender:
     def worker(pool: str) -> list[str]:
-        return [HERE, "-m", "app.worker", "-I", "bench.celerys", "-l", "WARNING", "-Q", "bench", *_size(pool)]
+        return [PYTHON, "-m", "app.worker", "-I", "bench.celerys", "-l", "WARNING", "-Q", "bench", *_size(pool)]
 
     return Contender(
-        f"celery-kit {engine}", [HERE, "-m", "bench.kit"], worker, _celery, most, settings={"ENGINE": engine}, read=succeeded
+        f"celery-kit {engine}", [PYTHON, "-m", "bench.kit"], worker, _celery, most, settings={"ENGINE": engine}, read=succeeded
     )
 
 
@@ -84,10 +84,10 @@ def _left(key: str, command: str) -> Callable[[Place, int], int]:
 
 def _peers() -> list[Contender]:
     def python(name: str) -> list[str]:
-        return [str(PEERS / "bin/python"), "-m", f"bench.peers.{name}"]
+        return [PEERS.command("python"), "-m", f"bench.peers.{name}"]
 
     def tool(*argv: Any) -> Callable[[str], list[str]]:
-        return lambda _: [str(PEERS / "bin" / argv[0]), *map(str, argv[1:])]
+        return lambda _: [PEERS.command(argv[0]), *map(str, argv[1:])]
 
     def dramatiq(processes: int) -> Contender:
         worker = tool("dramatiq", "bench.peers.dramatiqs", "--processes", processes, "--threads", 8)
@@ -115,7 +115,7 @@ def _peers() -> list[Contender]:
     ]  # fmt: skip
 
 
-PLAIN = Contender("plain Celery", [HERE, "-m", "bench.plain"], _plain, _celery, 6_000, read=succeeded)
+PLAIN = Contender("plain Celery", [PYTHON, "-m", "bench.plain"], _plain, _celery, 6_000, read=succeeded)
 SETTINGS = _kit("plain", 8_000)
 FAST = _kit("fast", 30_000)
 CELERYS = (PLAIN, SETTINGS, FAST)

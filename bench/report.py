@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.peers.setup import PEERS, ROOT
+from bench.environments import PEERS, ROOT
 
 #: What a user may set, in the order in which the report repeats it.
 KNOBS = ("QUICK", "ONLY", "BROKER", "POOL", "ROUNDS", "SECONDS", "TASKS")
@@ -234,7 +234,7 @@ def write(found: dict[str, Any], folder: Path, earlier: dict[str, Any] | None = 
     """Write the report beside bench.json; gives its text."""
     text = markdown(found, earlier)
     (folder / "bench.md").write_text(text)
-    if (PEERS / "bin/python").exists() and of(found, "pools"):
-        command = [str(PEERS / "bin/python"), "-m", "bench.plot", str((folder / "bench.json").resolve())]
+    if PEERS.is_there and of(found, "pools"):
+        command = [PEERS.command("python"), "-m", "bench.plot", str((folder / "bench.json").resolve())]
         subprocess.run(command, cwd=ROOT, check=True)
     return text
