@@ -27,14 +27,14 @@ def stored(place: Place, _: int) -> int:
 class Contender:
     """A row of the table.
 
-    `send`: the command that sends; NUMBER WORK BYTES are added. `worker(pool)`: the command of one worker. `environ(place)`:
-    what both need. `most`: tasks that it gets at least through in a round, so that no time goes into sending more.
-    `done(place, sent)`: how many have a result. `brokers`: where it can take part.
+    `send`: the command that sends; NUMBER WORK BYTES are added. `worker(pool, number)`: the command of one worker, the
+    `number`th. `environ(place)`: what both need. `most`: tasks that it gets at least through in a round, so that no time goes
+    into sending more. `done(place, sent)`: how many have a result. `brokers`: where it can take part.
     """
 
     name: str
     send: list[str]
-    worker: Callable[[str], list[str]]
+    worker: Callable[[str, int], list[str]]
     environ: Callable[[Place], Mapping[str, str]]
     most: int
     done: Callable[[Place, int], int] = stored
@@ -64,13 +64,18 @@ def _size(pool: str) -> list[str]:
     return ["--concurrency", str(min(POOLS[pool].concurrency or most, most))]
 
 
-def _plain(pool: str) -> list[str]:
-    return [PYTHON, "-m", "celery", "-A", "bench.plain", "worker", "-l", "WARNING", "-Q", "bench", "-P", pool, *_size(pool)]
+def _options(pool: str, number: int) -> list[str]:
+    """Each has a name of its own: RabbitMQ keeps a second one of a name from consuming."""
+    return ["-n", f"bench{number}@%h", "-l", "WARNING", "-Q", "bench", *_size(pool)]
+
+
+def _plain(pool: str, number: int) -> list[str]:
+    return [PYTHON, "-m", "celery", "-A", "bench.plain", "worker", "-P", pool, *_options(pool, number)]
 
 
 def _kit(engine: str, most: int) -> Contender:
-    def worker(pool: str) -> list[str]:
-        return [PYTHON, "-m", "app.worker", "-I", "bench.celerys", "-l", "WARNING", "-Q", "bench", *_size(pool)]
+    def worker(pool: str, number: int) -> list[str]:
+        return [PYTHON, "-m", "app.worker", "-I", "bench.celerys", *_options(pool, number)]
 
     return Contender(
         f"celery-kit {engine}", [PYTHON, "-m", "bench.kit"], worker, _celery, most, settings={"ENGINE": engine}, read=succeeded
@@ -86,8 +91,8 @@ def _peers() -> list[Contender]:
     def python(name: str) -> list[str]:
         return [PEERS.command("python"), "-m", f"bench.peers.{name}"]
 
-    def tool(*argv: Any) -> Callable[[str], list[str]]:
-        return lambda _: [PEERS.command(argv[0]), *map(str, argv[1:])]
+    def tool(*argv: Any) -> Callable[[str, int], list[str]]:
+        return lambda *_: [PEERS.command(argv[0]), *map(str, argv[1:])]
 
     def dramatiq(processes: int) -> Contender:
         worker = tool("dramatiq", "bench.peers.dramatiqs", "--processes", processes, "--threads", 8)

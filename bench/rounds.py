@@ -87,8 +87,10 @@ def running(contender: Contender, place: Place, case: Case, environ: dict[str, s
     """Workers, each in a session of its own; gives the sessions."""
     with tempfile.TemporaryFile() as log:
         started = [
-            subprocess.Popen(contender.worker(case.pool), cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True)
-            for _ in range(case.workers)
+            subprocess.Popen(
+                contender.worker(case.pool, number), cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True
+            )
+            for number in range(case.workers)
         ]
         try:
             yield [one.pid for one in started]

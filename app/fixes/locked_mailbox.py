@@ -6,7 +6,7 @@ pools, where the mailbox has a connection of its own, it gives remote control up
 connection has no heartbeats. Source: celery/worker/pidbox.py; kombu/pidbox.py; https://www.rabbitmq.com/docs/queues#exclusive-queues
 
 Closed by taking tasks at once and the mailbox when it is free, and by heartbeats on green pools. A name that another worker has
-is refused as before: only who had the mailbox waits for it. Can go when
+is refused as before, in words that say what to do: only who had the mailbox waits for it. Can go when
 tests/engine/rabbitmq/test_worker.py::test_a_dead_connection_that_tells_nobody passes without it.
 """
 
@@ -22,6 +22,10 @@ logger = get_logger(__name__)
 #: Seconds between two tries.
 EVERY = 1.0
 LOCKED = 405
+TAKEN = (
+    "the broker keeps the name %s for another worker, or for one that it still takes for alive; "
+    "give each worker a name of its own: --hostname NAME@%%h"
+)
 
 
 def connect() -> None:
@@ -38,7 +42,12 @@ def _patch(**_: Any) -> None:
 
 def _ours(box: Any, error: BaseException) -> bool:
     """It is the mailbox that this worker has had."""
-    if getattr(error, "code", None) != LOCKED or not box.had:
+    if getattr(error, "code", None) != LOCKED:
+        return False
+    if not box.had:
+        if not box.told:
+            box.told = True
+            logger.error(TAKEN, box.hostname)
         return False
     if not box.waits:
         logger.warning("remote control waits: the broker still keeps its queue for the connection that was lost")
@@ -49,7 +58,7 @@ def _waiting(celerys: Any) -> Any:
     class Pidbox(celerys):  # type: ignore[misc]
         """Tries again by the worker's timer."""
 
-        had = False
+        had = told = False
         waits: Any = None
 
         def start(self, c: Any) -> None:
@@ -80,7 +89,7 @@ def _waiting_green(celerys: Any) -> Any:
     class GreenPidbox(celerys):  # type: ignore[misc]
         """Tries again in its own greenlet, which also sends its connection's heartbeats."""
 
-        had = waits = False
+        had = told = waits = False
 
         def loop(self, c: Any) -> None:
             resets = self._resets
