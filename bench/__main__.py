@@ -25,7 +25,7 @@ from app.brokers import BROKERS
 from app.pools import POOLS
 from app.refusal import choose, refuse, whole_number
 from bench import report
-from bench.contenders import CELERYS, CORES, FAST, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender
+from bench.contenders import CELERYS, CORES, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender
 from bench.environments import PEERS, WORKERS
 from bench.publish import WAYS
 from bench.rounds import ROOT, Case, NothingDoneError, consume, environment, running, used
@@ -154,6 +154,13 @@ def work(plan: Plan) -> Iterator[Trial]:
             yield from plan.consumed("workers", (PLAIN, FAST), Case(broker, "solo", workers=workers))
 
 
+def choices(plan: Plan) -> Iterator[Trial]:
+    """What each of the kit's choices gains or costs: a pool of each kind, once as it is and once with each made otherwise."""
+    for broker in plan.brokers:
+        for pool in [one for one in ("prefork", "gevent", "solo") if one in plan.pools]:
+            yield from plan.consumed("choices", (FAST, *OTHERWISE), Case(broker, pool))
+
+
 def idle(plan: Plan) -> Iterator[Trial]:
     """A worker with nothing to do: send one task, wait for its result; its CPU and memory when none comes."""
     for broker in plan.brokers:
@@ -192,7 +199,7 @@ def _soak(contender: Contender, case: Case, tasks: int) -> Measure:
 
 
 SECTIONS: dict[str, Callable[[Plan], Iterator[Trial]]] = {
-    one.__name__: one for one in (pools, peers, limits, publish, work, idle, lasting)
+    one.__name__: one for one in (pools, peers, limits, publish, work, choices, idle, lasting)
 }
 
 

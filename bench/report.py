@@ -131,6 +131,16 @@ def other(found: dict[str, Any]) -> str:
     return table(["broker", "pool", "what", "plain Celery, tasks/s", "ENGINE=fast", "x plain Celery"], rows)
 
 
+def choices(found: dict[str, Any]) -> str:
+    cases = list(by_case(of(found, "choices")))
+    names = list(dict.fromkeys(name for one in cases for name in one if name != FAST))
+    heads = [f"{one[FAST]['case']['broker']} {one[FAST]['case']['pool']}" for one in cases if FAST in one]
+    rows = [["as it is, tasks/s", *(number(one[FAST]) for one in cases if FAST in one)]]
+    for name in names:
+        rows.append([f"`{name}`", *(times(one[name], one[FAST]) if name in one else "" for one in cases if FAST in one)])
+    return table(["one choice otherwise: x as it is", *heads], rows) if heads else ""
+
+
 def idle(found: dict[str, Any]) -> str:
     rows = []
     for one in by_case(of(found, "idle")):
@@ -183,6 +193,7 @@ PARTS = {
     "Beside the bare client library": limits,
     "Publishing, one producer": publish,
     "Other work": other,
+    "What a choice gains or costs": choices,
     "Idle": idle,
     "A worker that goes on": lasting,
     "Which pool for which work": best,

@@ -239,6 +239,13 @@ def benchmark() -> str:
     return report.markdown(found).partition("\n\n")[2].strip()
 
 
+def choices() -> str:
+    """What the kit's choices gain or cost a worker, if a run of the benchmark is kept that has measured it."""
+    if not (found := _run_of_bench()) or not (rows := report.choices(found)):
+        return "Not measured yet: `make bench ONLY=choices`."
+    return f"{rows}\n\n{report.made_by(found)}"
+
+
 def alerts() -> str:
     """The rules that Prometheus has."""
     rules = yaml.safe_load((ROOT / "deploy/observability/alerts.yml").read_text())["groups"][0]["rules"]
@@ -271,7 +278,7 @@ def metrics() -> str:
 
 _TABLES = (
     alerts, metrics, pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench,
-    benchmark, speed,
+    benchmark, choices, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{one.__name__: one for one in _TABLES},

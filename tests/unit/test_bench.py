@@ -40,6 +40,16 @@ def test_compared_with_an_earlier_run() -> None:
     assert "| redis | solo | 6 | 3 | 0.50 |" in report.markdown(now, then)
 
 
+def test_a_choice_is_set_beside_the_worker_as_it_is() -> None:
+    """One column for each broker and pool; a pool where it was not measured has an empty cell."""
+    as_it_is, otherwise = trial("celery-kit fast", [100, 100]), trial("LOGLEVEL=INFO", [50, 60])
+    other_pool = trial("celery-kit fast", [30], pool="prefork")
+    for one in (as_it_is, otherwise, other_pool):
+        one["section"] = "choices"
+    text = report.choices(found(as_it_is, otherwise, other_pool))
+    assert "| as it is, tasks/s | 100 | 30 |" in text and "| `LOGLEVEL=INFO` | 0.55 (0.5-0.6) |  |" in text
+
+
 #: A worker's likeness: most of its processor time is a thread's that has ended, or a child's. Each process prints its own.
 BUSY = """
 import os, sys, threading, time
