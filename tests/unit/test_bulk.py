@@ -6,10 +6,11 @@ from uuid import UUID
 
 import pytest
 from celery import Celery, signals
+from celery.app.task import Context
 from celery.utils.saferepr import saferepr
 
 from app import Kit
-from app.bulk import NotAllSentError, Sender
+from app.bulk import SILENT, NotAllSentError, Sender, told
 from app.ids import ids, new_id
 from app.publishing import brief
 
@@ -72,3 +73,14 @@ def test_what_was_not_sent_is_said_by_number_and_by_id() -> None:
     error = NotAllSentError("gone", ["1", "2"], ["3"], ["4"])
     assert str(error) == "2 of 4 messages are confirmed, 1 may have arrived, 1 were not sent: gone"
     assert (error.confirmed, error.uncertain, error.unsent) == (["1", "2"], ["3"], ["4"])
+
+
+def test_headers_that_say_nothing_are_left_out() -> None:
+    """A worker assumes the same where they are not there; what says something stays."""
+    assert told({**SILENT, "id": "1", "ignore_result": False}) == {"id": "1", "ignore_result": False}
+    speaking = {"eta": "2030-01-01T00:00:00", "group": "g", "retries": 2, "stamped_headers": ["a"]}
+    assert told({**SILENT, **speaking}) == speaking
+
+
+def test_a_worker_assumes_what_is_left_out() -> None:
+    assert {name: getattr(Context(), name) for name in SILENT} == SILENT
