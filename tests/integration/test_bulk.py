@@ -4,7 +4,7 @@ from typing import Any
 
 from kombu.utils.uuid import uuid
 
-from app.bulk import Call, Sender, calls
+from app.bulk import SILENT, Call, Sender, calls
 from app.correlation import SENT
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_flow import flow_probes
@@ -19,7 +19,10 @@ def send_many(cell: Cell, task: str, items: Any, **options: Any) -> list[str]:
 
 
 def taken(cell: Cell, queue: str) -> dict[str, Any]:
-    """The messages that wait in a queue, by their ids, without what differs by its nature; they are taken out."""
+    """The messages that wait in a queue, by their ids, without what differs by its nature; they are taken out.
+
+    A header that is left out says what a worker assumes.
+    """
     found = {}
     with cell.app.connection_for_read() as connection:
         where = cell.app.amqp.queues[queue](connection.default_channel)
@@ -28,7 +31,7 @@ def taken(cell: Cell, queue: str) -> dict[str, Any]:
             task_id = message.headers["id"]
             own = {"delivery_tag": None, "application_headers": None, "delivery_info": None}
             parts = (
-                {**message.headers, SENT: None},
+                {**SILENT, **message.headers, SENT: None},
                 {**message.properties, **own},
                 message.content_type,
                 message.content_encoding,
