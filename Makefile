@@ -112,8 +112,8 @@ bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 
 docs:         ## write the tables in README and docs anew, from the code's own
 	deploy/env.sh dev && .venv/bin/python -m docs.generate
 
-docs-bench:   ## take the last run of bench into the docs: tables, plot
-	cp reports/bench.json reports/bench.svg docs && $(MAKE) docs
+docs-bench:   ## take the last run of bench into the docs, in place of the sections that it has measured: tables, plot
+	.venv/bin/python -m docs.take_bench && $(MAKE) docs
 
 docs-soak:    ## take the last `make bench ONLY=lasting` into docs/reports/soak.md
 	cp reports/bench.md docs/reports/soak.md

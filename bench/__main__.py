@@ -28,7 +28,7 @@ from bench import report
 from bench.contenders import CELERYS, CORES, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender
 from bench.environments import PEERS, WORKERS
 from bench.publish import WAYS
-from bench.rounds import ROOT, Case, NothingDoneError, consume, environment, running, used
+from bench.rounds import ROOT, Case, NothingDoneError, consume, environment, starting, used
 from bench.servers import Place, Servers
 from bench.soak import soak
 from tests.matrix import SERVERS
@@ -36,6 +36,8 @@ from tests.matrix import SERVERS
 REPORTS = Path("reports")
 #: Of an idle stack, and of a quick look at one: tasks, of which five are beyond the 99th percentile, and seconds of nothing.
 IDLE, GLANCE = (500, 5.0), (100, 3.0)
+#: Seconds until a worker that was busy counts as idle: what it had timers for is over.
+SETTLED = 2.0
 Measure = Callable[[Servers], dict[str, Any]]
 
 
@@ -162,7 +164,7 @@ def choices(plan: Plan) -> Iterator[Trial]:
 
 
 def idle(plan: Plan) -> Iterator[Trial]:
-    """A worker with nothing to do: send one task, wait for its result; its CPU and memory when none comes."""
+    """A worker with nothing to do: start to first result; one task sent, its result awaited; CPU and memory when none comes."""
     for broker in plan.brokers:
         for pool in plan.pools:
             case = Case(broker, pool)
@@ -174,13 +176,15 @@ def _idle(contender: Contender, case: Case, number: int, seconds: float) -> Meas
     producer = "plain" if contender is PLAIN else "kit"
 
     def measure(servers: Servers) -> dict[str, Any]:
-        with servers.place() as place, running(contender, place, case, environment(contender, place, case)) as sessions:
+        with servers.place() as place, starting(contender, place, case) as (sessions, first):
             times = sorted(json.loads(_python(contender, place, case, "bench.latency", producer, str(number))))
+            time.sleep(SETTLED)
             before, began = used(sessions)[0], time.monotonic()
             time.sleep(seconds)  # what is measured: so long nothing
             spent, memory = used(sessions)
             share = (spent - before) / (time.monotonic() - began)
-        return {"p50": times[len(times) // 2], "p99": times[len(times) * 99 // 100], "cpu": share * 100, "memory": memory}
+        tail = times[len(times) * 99 // 100]
+        return {"p50": times[len(times) // 2], "p99": tail, "cpu": share * 100, "memory": memory, "first": first}
 
     return measure
 

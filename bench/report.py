@@ -2,7 +2,7 @@
 
 import statistics
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ HELD = {
 }
 #: The loops of bench/limits.py.
 LOOPS = {"lean": "with messages of its own", "celerys": "with Celery's messages and results"}
+#: What the section `work` of a run is made of.
+WORK = ("work", "size", "depth", "workers")
 PLAIN, SETTINGS, FAST = "plain Celery", "celery-kit plain", "celery-kit fast"
 Trial = dict[str, Any]
 
@@ -121,8 +123,8 @@ def publish(found: dict[str, Any]) -> str:
 def other(found: dict[str, Any]) -> str:
     """Work, size, depth and workers in one table."""
     rows = []
-    for section, what in (("work", "work"), ("size", "size"), ("depth", "depth"), ("workers", "workers")):
-        for one in by_case(of(found, section)):
+    for what in WORK:
+        for one in by_case(of(found, what)):
             fast, plain = one.get(FAST), one.get(PLAIN)
             if fast:
                 case = fast["case"]
@@ -146,16 +148,12 @@ def idle(found: dict[str, Any]) -> str:
     for one in by_case(of(found, "idle")):
         if FAST in one and PLAIN in one:
             fast, plain = one[FAST], one[PLAIN]
+            figures = ("p50", 1, 1), ("p99", 1, 1), ("cpu", 1, 2), ("memory", 1e-6, 0), ("first", 1, 2)
             cells = [
                 f"{median(plain, figure) * by:.{digits}f} / {median(fast, figure) * by:.{digits}f}"
-                for figure, by, digits in (("p50", 1, 1), ("p99", 1, 1), ("cpu", 1, 2), ("memory", 1e-6, 0))
+                for figure, by, digits in figures
             ]
-            starts = []
-            for name in (PLAIN, FAST):
-                case = {"broker": fast["case"]["broker"], "pool": fast["case"]["pool"]}
-                trial = next((t for t in of(found, "pools") if t["name"] == name and case.items() <= t["case"].items()), None)
-                starts.append(f"{median(trial, 'first'):.2f}" if trial else "?")
-            rows.append([fast["case"]["broker"], fast["case"]["pool"], *cells, " / ".join(starts)])
+            rows.append([fast["case"]["broker"], fast["case"]["pool"], *cells])
     head = ["broker", "pool", "send to result, p50 ms", "p99 ms", "idle CPU %", "MB", "start to first result, s"]
     return table(head, rows)
 
@@ -187,22 +185,28 @@ def best(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PARTS = {
-    "One worker of each pool": pools,
-    "All cores, beside the peers": peers,
-    "Beside the bare client library": limits,
-    "Publishing, one producer": publish,
-    "Other work": other,
-    "What a choice gains or costs": choices,
-    "Idle": idle,
-    "A worker that goes on": lasting,
-    "Which pool for which work": best,
+#: The tables, and the sections that each is made from.
+PARTS: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
+    "One worker of each pool": (pools, ("pools",)),
+    "All cores, beside the peers": (peers, ("peers",)),
+    "Beside the bare client library": (limits, ("limits",)),
+    "Publishing, one producer": (publish, ("publish",)),
+    "Other work": (other, WORK),
+    "What a choice gains or costs": (choices, ("choices",)),
+    "Idle": (idle, ("idle",)),
+    "A worker that goes on": (lasting, ("lasting",)),
+    "Which pool for which work": (best, WORK),
 }
 
 
-def made_by(found: dict[str, Any]) -> str:
-    """The line that says where the figures come from."""
-    said = found["about"]
+def made_by(found: dict[str, Any], *sections: str) -> str:
+    """The line that says where the figures of these sections come from, or of all; one for each run."""
+    runs = found.get("runs", {})
+    measured = sections or tuple(dict.fromkeys(one["section"] for one in found["trials"]))
+    return "\n\n".join(dict.fromkeys(_made_by(runs.get(section, found["about"])) for section in measured))
+
+
+def _made_by(said: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in said["packages"].items())
     return (
         f"`{said['command']}`, {said['when'][:10]}: medians of {said['rounds']} interleaved rounds of {said['seconds']} s, "
@@ -232,8 +236,12 @@ def compared(found: dict[str, Any], earlier: dict[str, Any]) -> str:
 
 
 def markdown(found: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
-    parts = [f"# Benchmark\n\n{made_by(found)}"]
-    parts += [f"## {title}\n\n{text}" for title, make in PARTS.items() if (text := make(found))]
+    several = "runs" in found
+    parts = ["# Benchmark" if several else f"# Benchmark\n\n{made_by(found)}"]
+    for title, (make, sections) in PARTS.items():
+        if text := make(found):
+            said = f"\n\n{made_by(found, *sections)}" if several else ""
+            parts.append(f"## {title}\n\n{text}{said}")
     if earlier:
         parts.append(f"## Compared\n\n{compared(found, earlier)}")
     if failed := failures(found):
@@ -245,7 +253,12 @@ def write(found: dict[str, Any], folder: Path, earlier: dict[str, Any] | None = 
     """Write the report beside bench.json; gives its text."""
     text = markdown(found, earlier)
     (folder / "bench.md").write_text(text)
-    if PEERS.is_there and of(found, "pools"):
-        command = [PEERS.command("python"), "-m", "bench.plot", str((folder / "bench.json").resolve())]
-        subprocess.run(command, cwd=ROOT, check=True)
+    if of(found, "pools"):
+        draw(folder / "bench.json")
     return text
+
+
+def draw(run: Path) -> None:
+    """Draw a run's pools beside its file, where the peers' environment is there: it can."""
+    if PEERS.is_there:
+        subprocess.run([PEERS.command("python"), "-m", "bench.plot", str(run.resolve())], cwd=ROOT, check=True)

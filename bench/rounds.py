@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 #: Tasks that are not counted, or seconds: what a worker does first - its first window of prefetched messages - is not its pace.
 WARM, WARM_SECONDS = 500, 4.0
 LONGEST = 60.0  # seconds until the first result
+#: Seconds between two looks at how many there are; each is a command of Redis, and counted as one.
+LOOK, CLOSE_LOOK = 0.02, 0.005
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 CPU_CLOCK = 2  # CPUCLOCK_SCHED
@@ -108,6 +110,19 @@ def running(contender: Contender, place: Place, case: Case, environ: dict[str, s
                 one.wait()
 
 
+@contextmanager
+def starting(contender: Contender, place: Place, case: Case) -> Iterator[tuple[list[int], float]]:
+    """A worker for which one task waits; gives the sessions, and the seconds from its start to that task's result."""
+    environ = environment(contender, place, case)
+    subprocess.run([*contender.send, "1", case.work, str(case.size)], cwd=ROOT, env=environ, check=True, capture_output=True)
+    started = time.monotonic()
+    with running(contender, place, case, environ) as sessions:
+        done, first = _until(contender, place, 1, 1, started + LONGEST, CLOSE_LOOK)
+        if not done:
+            raise NothingDoneError(f"{contender.name}: no result within {LONGEST:g} s")
+        yield sessions, first - started
+
+
 def environment(contender: Contender, place: Place, case: Case) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("BROKER", "BACKEND", "POOL", "ENGINE")}
     return {**kept, **contender.environ(place), **contender.settings, "POOL": case.pool, "PYTHONWARNINGS": "ignore"}
@@ -139,10 +154,12 @@ def consume(servers: Servers, contender: Contender, case: Case, seconds: float) 
         return figures
 
 
-def _until(contender: Contender, place: Place, number: int, enough: int, deadline: float) -> tuple[int, float]:
+def _until(
+    contender: Contender, place: Place, number: int, enough: int, deadline: float, every: float = LOOK
+) -> tuple[int, float]:
     """Wait for so many results; gives how many there are, and when that was."""
     while True:
         done, now = contender.done(place, number), time.monotonic()
         if done >= enough or now > deadline:
             return done, now
-        time.sleep(0.02)
+        time.sleep(every)

@@ -222,14 +222,15 @@ def speed() -> str:
     }
     heads = ("times plain Celery, and tasks/s", *POOLS)
     rows = ((broker, *(cells.get((broker, pool), "") for pool in POOLS)) for broker in dict.fromkeys(key[0] for key in cells))
-    return f"{table(heads, *rows)}\n\n{report.made_by(found)}"
+    return f"{table(heads, *rows)}\n\n{report.made_by(found, 'pools')}"
 
 
 def bench() -> str:
     """What `make bench` found, if a run is kept as docs/bench.json: which pool for which work, each beside plain Celery."""
     if not (found := _run_of_bench()):
         return "Not measured yet: `make bench`."
-    return "\n\n".join(filter(None, (report.best(found), report.pools(found), report.made_by(found))))
+    parts = (report.best(found), report.pools(found), report.made_by(found, "pools"))
+    return "\n\n".join(filter(None, parts))
 
 
 def benchmark() -> str:
@@ -243,7 +244,7 @@ def choices() -> str:
     """What the kit's choices gain or cost a worker, if a run of the benchmark is kept that has measured it."""
     if not (found := _run_of_bench()) or not (rows := report.choices(found)):
         return "Not measured yet: `make bench ONLY=choices`."
-    return f"{rows}\n\n{report.made_by(found)}"
+    return f"{rows}\n\n{report.made_by(found, 'choices')}"
 
 
 def alerts() -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from bench import report
 from bench.rounds import used
+from docs.take_bench import merged
 
 
 def trial(name: str, rates: list[float], error: str = "", **case: Any) -> dict[str, Any]:
@@ -48,6 +49,20 @@ def test_a_choice_is_set_beside_the_worker_as_it_is() -> None:
         one["section"] = "choices"
     text = report.choices(found(as_it_is, otherwise, other_pool))
     assert "| as it is, tasks/s | 100 | 30 |" in text and "| `LOGLEVEL=INFO` | 0.55 (0.5-0.6) |  |" in text
+
+
+def test_docs_keep_the_sections_that_a_later_run_has_not_measured() -> None:
+    """Each table says which run it is of."""
+    first, later = found(trial("plain Celery", [100]), trial("celery-kit fast", [300])), found(trial("kit delay", [9]))
+    later["about"]["command"] = "make bench ONLY=publish"
+    first["trials"].append({**trial("kit delay", [5]), "section": "publish"})
+    later["trials"][0]["section"] = "publish"
+    data = merged(first, later)
+    rates = {(one["section"], one["name"]): one["rounds"][0]["rate"] for one in data["trials"]}
+    assert rates["publish", "kit delay"] == 9 and rates["pools", "celery-kit fast"] == 300
+    assert report.made_by(data, "pools").startswith("`make bench`,")
+    assert report.made_by(data, "publish").startswith("`make bench ONLY=publish`,")
+    assert report.made_by(merged(data, found(trial("plain Celery", [1]))), "publish") == report.made_by(data, "publish")
 
 
 #: A worker's likeness: most of its processor time is a thread's that has ended, or a child's. Each process prints its own.
