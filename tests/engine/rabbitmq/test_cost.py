@@ -19,9 +19,10 @@ from tests.engine.rig import CONCURRENCY
 TASKS = 2_000
 #: Frames a task that a worker sends and gets, at most: a delivery is three, and one acknowledgement speaks for several. If each
 #: went by itself, that would be 1.09: what a worker says at its start and end is a tenth of a frame.
-SENT, RECEIVED = 0.6, 3.3
-#: Calls a task of its sockets, at most; plain Celery's worker makes more than twenty.
-CALLS = 3
+#: A worker that is quicker than what brings its messages, as solo is behind this proxy, finds fewer at once: 0.45 to 0.6.
+SENT, RECEIVED = 0.9, 3.3
+#: Calls a task of its sockets, at most; solo makes 2.4 to 3.2, the others 1 to 1.4, plain Celery's worker more than twenty.
+CALLS = 5
 HELLO = b"AMQP\0\0\x09\x01"
 
 
