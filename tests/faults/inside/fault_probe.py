@@ -50,7 +50,7 @@ def take(task: Any, seconds: float, kind: str) -> str:
     note("begin", task.request.id, task.request.hostname, kind)
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, 0.5))  # the work
+        time.sleep(min(left, 0.5))  # the work, in steps: the exception that ends it reaches a thread between two of them
     note("end", task.request.id, task.request.hostname, kind)
     return str(task.request.id)
 
@@ -70,7 +70,7 @@ def effect_once(self: Any, seconds: float) -> str:
 def wait(self: Any, seconds: float) -> None:
     """One call that waits."""
     note("begin", self.request.id, self.request.hostname, "task")
-    time.sleep(seconds)  # the work
+    time.sleep(seconds)  # the work: as long as the fault says
     note("end", self.request.id, self.request.hostname, "task")
 
 
