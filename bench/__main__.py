@@ -157,9 +157,9 @@ def work(plan: Plan) -> Iterator[Trial]:
 
 
 def choices(plan: Plan) -> Iterator[Trial]:
-    """What each of the kit's choices gains or costs: a pool of each kind, once as it is and once with each made otherwise."""
+    """What each of the kit's choices gains or costs: a worker as it is, and with one of them made otherwise."""
     for broker in plan.brokers:
-        for pool in [one for one in ("prefork", "gevent", "solo") if one in plan.pools]:
+        for pool in plan.pools:
             yield from plan.consumed("choices", (FAST, *OTHERWISE), Case(broker, pool))
 
 

@@ -134,13 +134,12 @@ def other(found: dict[str, Any]) -> str:
 
 
 def choices(found: dict[str, Any]) -> str:
-    cases = list(by_case(of(found, "choices")))
-    names = list(dict.fromkeys(name for one in cases for name in one if name != FAST))
-    heads = [f"{one[FAST]['case']['broker']} {one[FAST]['case']['pool']}" for one in cases if FAST in one]
-    rows = [["as it is, tasks/s", *(number(one[FAST]) for one in cases if FAST in one)]]
-    for name in names:
-        rows.append([f"`{name}`", *(times(one[name], one[FAST]) if name in one else "" for one in cases if FAST in one)])
-    return table(["one choice otherwise: x as it is", *heads], rows) if heads else ""
+    cases = [one for one in by_case(of(found, "choices")) if FAST in one]
+    names = dict.fromkeys(name for one in cases for name in one if name != FAST)
+    rows = [["as it is, tasks/s", *(number(one[FAST]) for one in cases)]] if cases else []
+    rows += [[f"`{name}`", *(times(one[name], one[FAST]) if name in one else "" for one in cases)] for name in names]
+    heads = (f"{one[FAST]['case']['broker']} {one[FAST]['case']['pool']}" for one in cases)
+    return table(["one choice otherwise: x as it is", *heads], rows)
 
 
 def idle(found: dict[str, Any]) -> str:

@@ -83,8 +83,8 @@ def _ask(self: Any, now: float) -> None:
         self.asked = None
     elif self.asked is None:
         amqp: Any = import_module("amqp.spec")
-        channels = [one for number, one in (self.channels or {}).items() if number and one.is_open and one.callbacks]
-        if channel := next(iter(channels), None):
+        consuming = (one for number, one in (self.channels or {}).items() if number and one.is_open and one.callbacks)
+        if channel := next(consuming, None):
             self.asked = now
             channel.send_method(amqp.Channel.Flow, "b", (True,))
     elif now - self.asked > ANSWER:
