@@ -38,6 +38,7 @@ from app.fixes import (
     delayed_queue,
     delayed_start,
     eventlet_dns,
+    eventlet_timers,
     hub_stall,
     locked_mailbox,
     prefork_flush,
@@ -138,6 +139,7 @@ delayed_start.connect()
 locked_mailbox.connect()
 quick_drain.connect()
 eventlet_dns.connect()
+eventlet_timers.connect()
 app.steps["consumer"].update(  # by name: producers need no worker
     f"app.{module}:Step" for module in ("commit_worker", "lane", "expiry", "lifeline", "terminate", "time_limits")
 )
