@@ -35,7 +35,7 @@ from tests.matrix import SERVERS
 
 REPORTS = Path("reports")
 #: Of an idle stack, and of a quick look at one: tasks, of which five are beyond the 99th percentile, and seconds of nothing.
-IDLE, GLANCE = (500, 5.0), (100, 3.0)
+IDLE, GLANCE = (500, 10.0), (100, 3.0)
 #: Seconds until a worker that was busy counts as idle: what it had timers for is over.
 SETTLED = 2.0
 Measure = Callable[[Servers], dict[str, Any]]

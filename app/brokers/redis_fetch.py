@@ -216,6 +216,8 @@ class Fetcher:
         """Give the consumer what was fetched, as far as its prefetch count allows, for SLICE seconds at most."""
         until, some = 0.0, False
         while self.ready and self._free(0) > 0:
+            if len(self.ready) - 1 == self._ask_at:
+                self._ask(monotonic())
             queue, raw = self.ready.popleft()
             some = True
             self._deliver(queue, raw)
@@ -225,8 +227,6 @@ class Fetcher:
                 if self.ready:
                     self.ring()
                 break
-            if len(self.ready) == self._ask_at:
-                self._ask(now)
         return some
 
     def _follow(self, now: float) -> None:
@@ -234,7 +234,7 @@ class Fetcher:
             self.pace.update(now)
 
     def _ask(self, now: float) -> None:
-        """Have the server work on the next batch while this one is handed over."""
+        """Have the server work on the next batch while this one is handed over: of large messages each is one."""
         self._ask_at = -1
         if self._sent is None:
             self._follow(now)

@@ -244,6 +244,23 @@ def test_messages_of_any_size_come_through(server: Server) -> None:
         assert server.broker.llen(queue) == len(sizes)
 
 
+def test_the_next_large_message_is_fetched_while_one_is_worked_on(server: Server) -> None:
+    """The server takes milliseconds for a megabyte: they are not the worker's."""
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, *["x" * BYTES] * 5)
+        taken = Taken(one, [queue], prefetch=2)
+        on_record: list[int] = []
+
+        def work(_: Any) -> None:
+            until("the next one is on record", lambda: unacknowledged(server) == 2, 10)
+            on_record.append(unacknowledged(server))
+
+        taken.then = work
+        taken.settle()
+        assert on_record == [2, 2] and server.broker.llen(queue) == 3
+
+
 @pytest.mark.parametrize("raw", ["", "{", "[]", '{"properties": {}}', '{"properties": {"delivery_tag": 7}}', "\xff" * 5000])
 def test_what_is_no_message_is_set_aside(server: Server, raw: str) -> None:
     (queue,) = names()
