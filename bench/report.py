@@ -173,7 +173,7 @@ def lasting(found: dict[str, Any]) -> str:
 def best(found: dict[str, Any]) -> str:
     """Which pool for which work: of each kind the pool that got most done."""
     lines = []
-    words = {"nap": "tasks that wait (5 ms each)", "burn": "tasks that compute (some 2 ms each)"}
+    words = {"nap": "tasks that wait (5 ms each)", "burn": "tasks that compute (some 1 ms each)"}
     for kind, said in words.items():
         for broker in dict.fromkeys(one["case"]["broker"] for one in of(found, "work")):
             its = (FAST, kind, broker)

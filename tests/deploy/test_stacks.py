@@ -76,6 +76,18 @@ def test_without_a_results_server(checkout: Checkout, broker: str, backend: str)
     assert len(re.findall(r"^celery@\w+ +threads .* consuming ", checkout.make("status").stdout, re.MULTILINE)) == 2
 
 
+@pytest.mark.parametrize("given", ["", "+sbwt short"])
+def test_rabbitmqs_threads_look_for_work_before_they_sleep(checkout: Checkout, given: str) -> None:
+    """As .env.example says, or as the user says: of two options the last one counts."""
+    told = {"COMPOSE_FILE": "compose.rabbitmq.yaml", "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": given}
+    checkout.run("docker", "compose", "up", "--detach", "broker", **told)
+    found = until(
+        "the server has its options",
+        lambda: re.findall(r"[-+]sbwt (\w+)", checkout.run("docker", "compose", "top", "broker", **told).stdout),
+    )
+    assert found[-1] == (given.removeprefix("+sbwt ") or "very_short")
+
+
 @pytest.mark.parametrize("broker", SERVERS)
 def test_a_compose_file_works_alone(checkout: Checkout, broker: str) -> None:
     file = f"compose.{broker}.yaml"
