@@ -34,8 +34,8 @@ from bench.soak import soak
 from tests.matrix import SERVERS
 
 REPORTS = Path("reports")
-#: Of an idle stack, and of a quick look at one: tasks, of which five are beyond the 99th percentile, and seconds of nothing.
-IDLE, GLANCE = (500, 10.0), (100, 3.0)
+#: Of an idle stack, and of a quick look at one: tasks, of which ten are beyond the 99th percentile, and seconds of nothing.
+IDLE, GLANCE = (1_000, 10.0), (100, 3.0)
 #: Seconds until a worker that was busy counts as idle: what it had timers for is over.
 SETTLED = 2.0
 Measure = Callable[[Servers], dict[str, Any]]

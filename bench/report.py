@@ -114,9 +114,10 @@ def limits(found: dict[str, Any]) -> str:
 def publish(found: dict[str, Any]) -> str:
     rows = []
     for one in by_case(of(found, "publish")):
-        plain = one["plain delay"]
+        plain = one.get("plain delay")
         for name, trial in one.items():
-            rows.append([trial["case"]["broker"], name, number(trial), times(trial, plain), number(trial, "cpu")])
+            ratio = times(trial, plain) if plain else ""
+            rows.append([trial["case"]["broker"], name, number(trial), ratio, number(trial, "cpu")])
     return table(["broker", "producer", "tasks/s", "x plain delay", "CPU us a task"], rows)
 
 
@@ -200,9 +201,13 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
 
 def made_by(found: dict[str, Any], *sections: str) -> str:
     """The line that says where the figures of these sections come from, or of all; one for each run."""
-    runs = found.get("runs", {})
-    measured = sections or tuple(dict.fromkeys(one["section"] for one in found["trials"]))
-    return "\n\n".join(dict.fromkeys(_made_by(runs.get(section, found["about"])) for section in measured))
+    return "\n\n".join(runs_of(found, *sections))
+
+
+def runs_of(found: dict[str, Any], *sections: str) -> list[str]:
+    """A line for each run that these sections were measured by, or all."""
+    runs, measured = found.get("runs", {}), dict.fromkeys(one["section"] for one in found["trials"])
+    return list(dict.fromkeys(_made_by(runs.get(one, found["about"])) for one in measured if not sections or one in sections))
 
 
 def _made_by(said: dict[str, Any]) -> str:
@@ -235,12 +240,14 @@ def compared(found: dict[str, Any], earlier: dict[str, Any]) -> str:
 
 
 def markdown(found: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
-    several = "runs" in found
-    parts = ["# Benchmark" if several else f"# Benchmark\n\n{made_by(found)}"]
+    runs = runs_of(found)
+    parts = ["# Benchmark" if "runs" in found else f"# Benchmark\n\n{made_by(found)}"]
     for title, (make, sections) in PARTS.items():
         if text := make(found):
-            said = f"\n\n{made_by(found, *sections)}" if several else ""
-            parts.append(f"## {title}\n\n{text}{said}")
+            its = ", ".join(str(runs.index(run) + 1) for run in runs_of(found, *sections))
+            parts.append(f"## {title}\n\n{text}" + (f"\n\nRun {its}." if "runs" in found else ""))
+    if "runs" in found:
+        parts.append("## Runs\n\n" + "\n".join(f"{number}. {run}" for number, run in enumerate(runs, 1)))
     if earlier:
         parts.append(f"## Compared\n\n{compared(found, earlier)}")
     if failed := failures(found):

@@ -229,7 +229,7 @@ def bench() -> str:
     """What `make bench` found, if a run is kept as docs/bench.json: which pool for which work, each beside plain Celery."""
     if not (found := _run_of_bench()):
         return "Not measured yet: `make bench`."
-    parts = (report.best(found), report.pools(found), report.made_by(found, "pools"))
+    parts = (report.best(found), report.pools(found), report.made_by(found, "pools", *report.WORK))
     return "\n\n".join(filter(None, parts))
 
 

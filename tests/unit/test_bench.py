@@ -63,6 +63,9 @@ def test_docs_keep_the_sections_that_a_later_run_has_not_measured() -> None:
     assert report.made_by(data, "pools").startswith("`make bench`,")
     assert report.made_by(data, "publish").startswith("`make bench ONLY=publish`,")
     assert report.made_by(merged(data, found(trial("plain Celery", [1]))), "publish") == report.made_by(data, "publish")
+    text = report.markdown(data)
+    assert "Run 1.\n\n## Publishing" in text and "Run 2.\n\n## Runs\n\n1. `make bench`, " in text
+    assert text.count("\n2. `make bench ONLY=publish`, ") == 1
 
 
 #: A worker's likeness: most of its processor time is a thread's that has ended, or a child's. Each process prints its own.
