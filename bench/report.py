@@ -21,6 +21,14 @@ HELD = {
 }
 #: The loops of bench/limits.py.
 LOOPS = {"lean": "with messages of its own", "celerys": "with Celery's messages and results"}
+#: What is measured of an idle stack: how it is said, and shown, by a factor and with so many digits.
+AT_REST = {
+    "p50": ("send to result, p50 ms", 1, 1),
+    "p99": ("send to result, p99 ms", 1, 1),
+    "cpu": ("idle CPU %", 1, 2),
+    "memory": ("MB", 1e-6, 0),
+    "first": ("start to first result, s", 1, 2),
+}
 #: What the section `work` of a run is made of.
 WORK = ("work", "size", "depth", "workers")
 PLAIN, SETTINGS, FAST = "plain Celery", "celery-kit plain", "celery-kit fast"
@@ -148,14 +156,12 @@ def idle(found: dict[str, Any]) -> str:
     for one in by_case(of(found, "idle")):
         if FAST in one and PLAIN in one:
             fast, plain = one[FAST], one[PLAIN]
-            figures = ("p50", 1, 1), ("p99", 1, 1), ("cpu", 1, 2), ("memory", 1e-6, 0), ("first", 1, 2)
             cells = [
                 f"{median(plain, figure) * by:.{digits}f} / {median(fast, figure) * by:.{digits}f}"
-                for figure, by, digits in figures
+                for figure, (_, by, digits) in AT_REST.items()
             ]
             rows.append([fast["case"]["broker"], fast["case"]["pool"], *cells])
-    head = ["broker", "pool", "send to result, p50 ms", "p99 ms", "idle CPU %", "MB", "start to first result, s"]
-    return table(head, rows)
+    return table(["broker", "pool", *(said for said, *_ in AT_REST.values())], rows)
 
 
 def lasting(found: dict[str, Any]) -> str:
@@ -185,6 +191,26 @@ def best(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def slower(found: dict[str, Any]) -> str:
+    """Where plain Celery is ahead, by the medians as they are shown: fewer tasks/s, or more of what an idle stack takes."""
+    sections = ("pools", *WORK, "idle")
+    rows = [row for section in sections for one in by_case(of(found, section)) for row in _behind(one, section)]
+    return table(["broker", "pool", "what", "plain Celery", "celery-kit", "x plain Celery"], rows)
+
+
+def _behind(one: dict[str, Trial], section: str) -> Iterator[list[str]]:
+    if plain := one.get(PLAIN):
+        for ours in filter(None, (one.get(SETTINGS), one.get(FAST))):
+            case = ours["case"]
+            what = f"{section} {case[section]:,}" if type(case.get(section)) is int else case["work"]
+            measured = AT_REST if section == "idle" else {"rate": (f"{what}, tasks/s", 1, 0)}
+            for figure, (said, by, digits) in measured.items():
+                theirs, its = (f"{median(trial, figure) * by:,.{digits}f}" for trial in (plain, ours))
+                more = median(ours, figure) > median(plain, figure)
+                if theirs != its and more == (section == "idle"):
+                    yield [case["broker"], case["pool"], f"{ours['name']}: {said}", theirs, its, times(ours, plain, figure)]
+
+
 #: The tables, and the sections that each is made from.
 PARTS: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "One worker of each pool": (pools, ("pools",)),
@@ -194,6 +220,7 @@ PARTS: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "Other work": (other, WORK),
     "What a choice gains or costs": (choices, ("choices",)),
     "Idle": (idle, ("idle",)),
+    "Where plain Celery is ahead": (slower, ("pools", *WORK, "idle")),
     "A worker that goes on": (lasting, ("lasting",)),
     "Which pool for which work": (best, WORK),
 }

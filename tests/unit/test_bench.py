@@ -68,6 +68,19 @@ def test_docs_keep_the_sections_that_a_later_run_has_not_measured() -> None:
     assert text.count("\n2. `make bench ONLY=publish`, ") == 1
 
 
+def test_what_plain_celery_is_ahead_in_is_said() -> None:
+    run = found(trial("plain Celery", [100]), trial("celery-kit plain", [50]), trial("celery-kit fast", [300]))
+    figures = {"p50": 2.0, "p99": 5.0, "cpu": 0.2, "memory": 5e7, "first": 1.5}
+    for name, later in (("plain Celery", 0.0), ("celery-kit fast", 1.0)):
+        idle = figures | {"p99": 5.0 + later, "p50": 2.04 - later}
+        run["trials"].append({**trial(name, []), "section": "idle", "rounds": [idle]})
+    _, _, *rows = report.slower(run).splitlines()
+    assert [row.split(" | ")[2:] for row in rows] == [
+        ["celery-kit plain: noop, tasks/s", "100", "50", "0.5 |"],
+        ["celery-kit fast: send to result, p99 ms", "5.0", "6.0", "1.2 |"],
+    ]
+
+
 #: A worker's likeness: most of its processor time is a thread's that has ended, or a child's. Each process prints its own.
 BUSY = """
 import os, sys, threading, time
