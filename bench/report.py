@@ -49,9 +49,9 @@ def ratios(ours: Trial, theirs: Trial, figure: str = "rate") -> list[float]:
     return sorted(mine[figure] / other[figure] for mine, other in pairs if other[figure])
 
 
-def times(ours: Trial, theirs: Trial, figure: str = "rate") -> str:
-    """The median ratio, and its spread: `4.1 (3.9-4.4)`."""
-    found = ratios(ours, theirs, figure)
+def times(ours: Trial | None, theirs: Trial | None, figure: str = "rate") -> str:
+    """The median ratio, and its spread: `4.1 (3.9-4.4)`; nothing where one of them was not measured."""
+    found = ratios(ours, theirs, figure) if ours and theirs else []
     if not found:
         return ""
     spread = f" ({_short(found[0])}-{_short(found[-1])})" if len(found) > 1 else ""
@@ -87,8 +87,8 @@ def pools(found: dict[str, Any]) -> str:
             continue
         case = fast["case"]
         rows.append(
-            [case["broker"], case["pool"], number(plain), number(settings), times(settings, plain) if settings else "",
-             number(fast), f"**{times(fast, plain)}**", times(fast, settings) if settings else "",
+            [case["broker"], case["pool"], number(plain), number(settings), times(settings, plain),
+             number(fast), f"**{times(fast, plain)}**", times(fast, settings),
              f"{_short(median(plain, 'trips'))} / {_short(median(fast, 'trips'))}",
              f"{number(plain, 'cpu')} / {number(fast, 'cpu')}"]
         )  # fmt: skip
@@ -104,7 +104,7 @@ def peers(found: dict[str, Any]) -> str:
         ours = next((one for one in all_of_it if one["name"] == FAST), None)
         for one in sorted(all_of_it, key=median, reverse=True):
             name = f"{one['name']}, {one['case']['workers']} x solo" if one["case"]["pool"] == "solo" else one["name"]
-            rows.append([broker, name, number(one), times(ours, one) if ours and one is not ours else "", number(one, "cpu"),
+            rows.append([broker, name, number(one), times(ours, one) if one is not ours else "", number(one, "cpu"),
                          f"{median(one, 'memory') / 1e6:.0f}"])  # fmt: skip
     return table(["broker", "all cores", "tasks/s", "celery-kit is x times it", "CPU us a task", "MB"], rows)
 
@@ -124,9 +124,13 @@ def publish(found: dict[str, Any]) -> str:
     for one in by_case(of(found, "publish")):
         plain = one.get("plain delay")
         for name, trial in one.items():
-            ratio = times(trial, plain) if plain else ""
-            rows.append([trial["case"]["broker"], name, number(trial), ratio, number(trial, "cpu")])
+            rows.append([trial["case"]["broker"], name, number(trial), times(trial, plain), number(trial, "cpu")])
     return table(["broker", "producer", "tasks/s", "x plain delay", "CPU us a task"], rows)
+
+
+def _what(case: dict[str, Any], section: str) -> str:
+    """What a section makes otherwise, as a case has it: `size 10,000`; else the kind of work."""
+    return f"{section} {case[section]:,}" if type(case.get(section)) is int else str(case["work"])
 
 
 def other(found: dict[str, Any]) -> str:
@@ -137,8 +141,7 @@ def other(found: dict[str, Any]) -> str:
             fast, plain = one.get(FAST), one.get(PLAIN)
             if fast:
                 case = fast["case"]
-                rows.append([case["broker"], case["pool"], f"{what} {case[what]:,}" if what != "work" else case[what],
-                             number(plain), number(fast), times(fast, plain) if plain else ""])  # fmt: skip
+                rows.append([case["broker"], case["pool"], _what(case, what), number(plain), number(fast), times(fast, plain)])
     return table(["broker", "pool", "what", "plain Celery, tasks/s", "ENGINE=fast", "x plain Celery"], rows)
 
 
@@ -151,15 +154,17 @@ def choices(found: dict[str, Any]) -> str:
     return table(["one choice otherwise: x as it is", *heads], rows)
 
 
+def _at_rest(trial: Trial, figure: str) -> str:
+    _, by, digits = AT_REST[figure]
+    return f"{median(trial, figure) * by:.{digits}f}"
+
+
 def idle(found: dict[str, Any]) -> str:
     rows = []
     for one in by_case(of(found, "idle")):
         if FAST in one and PLAIN in one:
             fast, plain = one[FAST], one[PLAIN]
-            cells = [
-                f"{median(plain, figure) * by:.{digits}f} / {median(fast, figure) * by:.{digits}f}"
-                for figure, (_, by, digits) in AT_REST.items()
-            ]
+            cells = [" / ".join(_at_rest(trial, figure) for trial in (plain, fast)) for figure in AT_REST]
             rows.append([fast["case"]["broker"], fast["case"]["pool"], *cells])
     return table(["broker", "pool", *(said for said, *_ in AT_REST.values())], rows)
 
@@ -192,23 +197,33 @@ def best(found: dict[str, Any]) -> str:
 
 
 def slower(found: dict[str, Any]) -> str:
-    """Where plain Celery is ahead, by the medians as they are shown: fewer tasks/s, or more of what an idle stack takes."""
-    sections = ("pools", *WORK, "idle")
-    rows = [row for section in sections for one in by_case(of(found, section)) for row in _behind(one, section)]
+    """Where plain Celery is ahead, by the median of the rounds' ratios: fewer tasks/s, or more of what an idle stack takes."""
+    rows: list[list[str]] = []
+    for section in ("pools", *WORK, "idle"):
+        for one in by_case(of(found, section)):
+            for ours in (one[name] for name in (SETTINGS, FAST) if {name, PLAIN} <= one.keys()):
+                rows += _idle_behind(ours, one[PLAIN]) if section == "idle" else _busy_behind(ours, one[PLAIN], section)
     return table(["broker", "pool", "what", "plain Celery", "celery-kit", "x plain Celery"], rows)
 
 
-def _behind(one: dict[str, Trial], section: str) -> Iterator[list[str]]:
-    if plain := one.get(PLAIN):
-        for ours in filter(None, (one.get(SETTINGS), one.get(FAST))):
-            case = ours["case"]
-            what = f"{section} {case[section]:,}" if type(case.get(section)) is int else case["work"]
-            measured = AT_REST if section == "idle" else {"rate": (f"{what}, tasks/s", 1, 0)}
-            for figure, (said, by, digits) in measured.items():
-                theirs, its = (f"{median(trial, figure) * by:,.{digits}f}" for trial in (plain, ours))
-                more = median(ours, figure) > median(plain, figure)
-                if theirs != its and more == (section == "idle"):
-                    yield [case["broker"], case["pool"], f"{ours['name']}: {said}", theirs, its, times(ours, plain, figure)]
+def _ratio(ours: Trial, plain: Trial, figure: str = "rate") -> float:
+    """As it is shown: what is 1 there is even."""
+    return float(_short(statistics.median(ratios(ours, plain, figure) or [1])))
+
+
+def _busy_behind(ours: Trial, plain: Trial, section: str) -> Iterator[list[str]]:
+    case = ours["case"]
+    if _ratio(ours, plain) < 1:
+        what = f"{ours['name']}: {_what(case, section)}, tasks/s"
+        yield [case["broker"], case["pool"], what, number(plain), number(ours), times(ours, plain)]
+
+
+def _idle_behind(ours: Trial, plain: Trial) -> Iterator[list[str]]:
+    case = ours["case"]
+    for figure, (said, *_) in AT_REST.items():
+        if _ratio(ours, plain, figure) > 1:
+            shown = (_at_rest(trial, figure) for trial in (plain, ours))
+            yield [case["broker"], case["pool"], f"{ours['name']}: {said}", *shown, times(ours, plain, figure)]
 
 
 #: The tables, and the sections that each is made from.
