@@ -3,10 +3,11 @@ time, 210 us for 620 on RabbitMQ (confirmed, quorum queue), 165 us for 630 on Re
 
 The first `delay()` of a task goes all the way through Celery - the task's options, its route, its headers, its queue -, up to
 where it would be published, as the first of a `send_many` does. Those after it differ in their ids, times and arguments only,
-and are made from it, until something changes that Celery would look at: a setting, the task's options, a queue. A call goes
-Celery's way that has options of its own (countdown, link, headers …), is made by a task or within a correlation, or that
-somebody would see: a signal's receiver, a router that is a function. However it was made, a message is published, confirmed and
-tried again in the same manner.
+and are made from it, until something changes that Celery would look at: a setting, the task's options, a queue. So are those of
+an `apply_async` that names a queue or a priority, of each one its own first, and of `send_task`. A call goes Celery's way that
+has other options (countdown, link, headers …), is made by a task or within a correlation, or that somebody would see: a
+signal's receiver, a router that is a function. However it was made, a message is published, confirmed and tried again in the
+same manner.
 """
 
 import os
@@ -24,7 +25,11 @@ from app.ids import new_id
 from app.quick_json import kombus_writer
 
 CelerysTask: Any = celerys.Task  # its stubs know little of it
-_NO_ARGUMENTS: dict[str, Any] = {}
+_NOTHING: dict[str, Any] = {}
+#: Options that are the same for many calls.
+KEPT = frozenset(("queue", "priority"))
+#: Plans that are kept: a program that makes up queues' names must not fill its memory with them.
+_MOST = 1_000
 
 
 class Task(CelerysTask):  # type: ignore[misc]
@@ -33,14 +38,46 @@ class Task(CelerysTask):  # type: ignore[misc]
     abstract = True
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        if not (more or options):
+        if not more and options.keys() <= KEPT:
             delays = getattr(self._get_app(), "delays", None)
-            if delays and (result := delays.send(self, args or (), kwargs or _NO_ARGUMENTS)):
+            if delays and (result := delays.send(self, args or (), kwargs or _NOTHING, options)):
                 return result
         return super().apply_async(args, kwargs, *more, **options)
 
 
 OWN_FILES.add(Task.apply_async.__code__.co_filename)
+
+
+class Named:
+    """A task by its name, for `send_task`; as a task where that makes a difference. Of one that the app knows Celery takes the
+    options - a queue, a priority … -, and does not look at its arguments.
+    """
+
+    typing = False
+    ignore_result = None
+    shadow_name = CelerysTask.shadow_name
+    _dump_pydantic_arguments = None
+
+    def __init__(self, app: Any, name: str) -> None:
+        self.app, self.name = app, name
+
+    def _get_exec_options(self) -> dict[str, Any]:
+        task = self.app._tasks.get(self.name)  # as Celery looks: without having all of them loaded
+        return task._get_exec_options() if task else _NOTHING
+
+    @property
+    def expires(self) -> Any:
+        return self._get_exec_options().get("expires")
+
+    @property
+    def serializer(self) -> Any:
+        return self._get_exec_options().get("serializer")
+
+    def apply_async(self, args: Any, kwargs: Any, **options: Any) -> Any:
+        return self.app.send_task(self.name, args, kwargs, **options)
+
+    def AsyncResult(self, task_id: str) -> Any:
+        return self.app.AsyncResult(task_id)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +98,23 @@ class Delays:
 
     def __init__(self, app: Any, send_task: Any) -> None:
         self.app, self.send_task = app, send_task
-        self._plans: dict[str, _Plan] = {}
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._names: dict[str, Named] = {}
 
     @cached_property
     def amqp(self) -> Any:
         return self.app.amqp
 
-    def send(self, task: Any, args: Any, kwargs: Any) -> Any:
-        """Publish, and give the result; None where that is Celery's. Raises as apply_async."""
+    def named(self, name: str) -> Named:
+        """Of this name."""
+        if name not in self._names:
+            if len(self._names) >= _MOST:
+                self._names.clear()
+            self._names[name] = Named(self.app, name)
+        return self._names[name]
+
+    def send(self, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+        """Publish, and give the result; None where that is Celery's. Raises as apply_async. `options`: of KEPT."""
         app = self.app
         if publishing_is_seen() or given() is not None or app.current_worker_task or not kombus_writer():
             return None
@@ -76,9 +122,14 @@ class Delays:
             return None
         if task.typing:
             check_arguments(task, args, kwargs)
-        plan = self._plans.get(task.name)
+        key: tuple[Any, ...] = (task.name, type(task) is Named)
+        if options:
+            if not all(type(value) in (str, int) for value in options.values()):
+                return None
+            key = (*key, *sorted(options.items()))
+        plan = self._plans.get(key)
         if plan is None or not self._holds(plan, task):
-            return self._learn(task, args, kwargs)
+            return self._learn(key, task, args, kwargs, options)
         model = plan.model
         if model is None:
             return None
@@ -98,16 +149,18 @@ class Delays:
         found = self.amqp.queues.get
         return plan.made_from == self._looked_at(task) and all(found(name) is queue for name, queue in plan.queues.items())
 
-    def _learn(self, task: Any, args: Any, kwargs: Any) -> Any:
+    def _learn(self, key: tuple[Any, ...], task: Any, args: Any, kwargs: Any, given: dict[str, Any]) -> Any:
         """Send a call Celery's way, and keep what those like it will need."""
         app = self.app
+        if len(self._plans) >= _MOST:
+            self._plans.clear()
         conf, changes, options, *rest = self._looked_at(task)
         made_from = (conf, dict(changes), dict(options), *rest)
         with app.producer_or_acquire() as producer:
-            sender = Sender(app, task, {}, producer)
+            sender = Sender(app, task, given, producer)
             plan = _Plan(made_from, {}, task.ignore_result)
             if self._is_celerys(task, producer) or sender.each_is_seen:
-                self._plans[task.name] = plan
+                self._plans[key] = plan
                 return None
             part = sender.recorded(Call(args, kwargs))
             declare = sender.recorder.taken[10] or ()
@@ -121,7 +174,7 @@ class Delays:
                 patience=patience,
                 acquire=conf.broker_pool_acquire_timeout,
             )
-            self._plans[task.name] = plan
+            self._plans[key] = plan
         return self._publish(plan, task, part)
 
     def _is_celerys(self, task: Any, producer: Any) -> bool:

@@ -96,13 +96,89 @@ def test_what_is_sent_is_what_celery_would_send(wire: Wire, args: Any, kwargs: A
 
 @pytest.mark.parametrize(
     "options",
-    [{"countdown": 5}, {"priority": 3}, {"headers": {"a": 1}}, {"task_id": "mine"}, {"expires": 9}, {"queue": "wire"}],
+    [{"countdown": 5}, {"priority": None}, {"headers": {}}, {"task_id": "mine"}, {"expires": 9}, {"queue": Queue("wire")}],
     ids=lambda options: next(iter(options)),
 )
-def test_a_call_with_options_of_its_own_goes_celerys_way(wire: Wire, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_call_with_options_of_its_own_goes_celerys_way(wire: Wire, options: dict[str, Any], by_name: bool) -> None:
     wire.task.delay(1)
-    wire.task.apply_async((1,), **options)
+    if by_name:
+        wire.app.send_task("some.task", (1,), **options)
+    else:
+        wire.task.apply_async((1,), **options)
     assert len(wire.likes) == len(wire.celerys()) == 1
+
+
+def test_calls_for_another_queue_or_priority_are_made_from_the_first_of_their_own(wire: Wire) -> None:
+    other: dict[str, Any] = {"queue": "other"}
+    every: list[dict[str, Any]] = [{}, {"queue": "wire"}, other, {"priority": 3}, {**other, "priority": 3}]
+    for options in every * 2:
+        wire.task.apply_async((1,), **options)
+    assert not wire.celerys()
+    samples = [part.sample for part in wire.likes]
+    assert samples[:5] == samples[5:] and len(set(samples)) == 5
+    for options in every:
+        wire.task.apply_async((1,), **options, retry=True)  # Celery's way
+    theirs = [(one.delivery_info["routing_key"], one.properties["priority"]) for one in wire.celerys()]
+    assert [(one.routing_key, one.priority or 0) for one in samples[:5] if one.routing_key == "wire"] == theirs
+    assert [one.routing_key for one in samples[:5]] == ["wire", "wire", "other", "wire", "other"]
+    assert [one.priority for one in samples[3:5]] == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["some.task", "nobody.knows"])
+def test_what_is_sent_by_name_is_what_celery_would_send(wire: Wire, name: str) -> None:
+    results = [wire.app.send_task(name, [1], {"y": "é"}, queue="wire", priority=3) for _ in range(3)]
+    wire.app.send_task(name, [1], {"y": "é"}, queue="wire", priority=3, retry=True)
+    part, theirs = wire.likes[2], wire.celerys()[0]
+    assert [one.id for one in wire.likes] == [result.id for result in results]
+    assert json.loads(part.body) == json.loads(theirs.body)
+    sample = part.sample
+    headers = {**sample.headers, "argsrepr": part.argsrepr, "kwargsrepr": part.kwargsrepr}
+    assert {**SILENT, **headers, **dict.fromkeys(OWN)} == {**theirs.headers, **dict.fromkeys(OWN)}
+    assert (sample.priority, sample.routing_key) == (3, theirs.delivery_info["routing_key"])
+
+
+def test_of_a_known_name_celery_takes_the_options_and_does_not_look_at_the_arguments(wire: Wire) -> None:
+    wire.task.queue, wire.task.priority = "other", 3
+    wire.app.send_task("some.task", [1, 2, 3, 4])
+    assert [(one.sample.routing_key, one.sample.priority) for one in wire.likes] == [("other", 3)]
+    with pytest.raises(TypeError):
+        wire.task.delay(1, 2, 3, 4)
+
+
+def test_a_name_that_becomes_known_is_asked_again(wire: Wire) -> None:
+    wire.app.send_task("late.task")
+
+    @wire.app.task(name="late.task", shared=False, queue="other")
+    def late() -> None: ...
+
+    wire.app.finalize()
+    wire.app.send_task("late.task")
+    assert [part.sample.routing_key for part in wire.likes] == ["wire", "other"]
+
+
+def test_names_and_queues_that_are_made_up_fill_no_memory(wire: Wire) -> None:
+    with patch("app.delay._MOST", 3):
+        for number in range(9):
+            wire.app.send_task(f"made-up.{number}")
+    delays: Any = wire.app.delays
+    assert len(delays._plans) <= 3 and len(delays._names) <= 3
+    assert len(wire.likes) == 9
+
+
+def test_a_send_task_that_somebody_has_replaced_sees_each_call_by_name(wire: Wire) -> None:
+    seen = []
+    plain = Kit.send_task
+
+    @wraps(plain)
+    def wrapped(app: Any, name: str, *args: Any, **options: Any) -> Any:
+        seen.append(name)
+        return plain(app, name, *args, **options)
+
+    wire.app.send_task("some.task")
+    with patch.object(Kit, "send_task", wrapped):
+        wire.app.send_task("some.task")
+    assert seen == ["some.task"] and len(wire.celerys()) == 1
 
 
 def test_a_call_that_links_another_goes_celerys_way(wire: Wire) -> None:
