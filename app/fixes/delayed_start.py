@@ -5,8 +5,11 @@ before it consumes: 0.33 s of a start where they are new. A worker's own tasks n
 delayed task from here has looked after its way (app/fixes/delayed_queue.py) - and others wait until the worker says that it can
 be sent to (app/health.py). Source: celery/worker/consumer/delayed_delivery.py, DelayedDelivery.start.
 
-Closed by having a thread of its own do it, while the worker consumes. Can go when
-tests/unit/test_delayed_start.py::test_celery_still_makes_them_first fails.
+It also binds each queue that the application knows, not those alone that the worker consumes (`-Q`): where nobody has made one
+of the others yet, it says CRITICAL, and that there will be no delayed delivery, though there is.
+
+Closed by having a thread of its own do it, while the worker consumes, for the queues that it consumes; each other one's worker
+and producers look after it. Can go when tests/unit/test_delayed_start.py::test_celery_still_makes_them_first fails.
 """
 
 import threading
@@ -32,10 +35,10 @@ def _patch(**_: Any) -> None:
 
 
 def _of_this_moment(bind: Callable[..., None]) -> Callable[..., None]:
-    """Bind the queues that there are at its begin: tasks run meanwhile, and may name others."""
+    """Bind the queues that are consumed at its begin: tasks run meanwhile, and may name others."""
 
     def _bind_queues(self: Any, app: Any, connection: Any) -> None:
-        bind(self, SimpleNamespace(amqp=SimpleNamespace(queues=dict(app.amqp.queues))), connection)
+        bind(self, SimpleNamespace(amqp=SimpleNamespace(queues=dict(app.amqp.queues.consume_from))), connection)
 
     return _bind_queues
 

@@ -67,6 +67,10 @@ def test_a_queue_that_a_task_names_meanwhile_does_not_disturb_it(monkeypatch: py
     make = delayed_start._of_this_moment(vars(DelayedDelivery)["_bind_queues"])
     make(Slow(), app, None)
     assert bound == ["one", "two"]
+    bound.clear()
+    app.amqp.queues.select(["two"])  # -Q: nobody may have made the other one
+    make(Slow(), app, None)
+    assert bound == ["two"]
 
 
 def test_a_worker_whose_broker_delays_nothing_has_nothing_to_wait_for() -> None:
