@@ -1,5 +1,7 @@
 """`get()` on Redis while the server learns of its subscription later than of everything else. On a real server."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
@@ -198,3 +200,33 @@ def test_a_look_that_the_server_refuses_is_said(url: str) -> None:
         results.client.acl_setuser("default", commands=["+mget"])
     results.store_result("allowed", 2, "SUCCESS")
     assert app.AsyncResult("allowed").get(timeout=3) == 2
+
+
+GREEN = """
+import sys
+from {module} import {patch}
+{patch}()
+from concurrent.futures import ThreadPoolExecutor  # greenlets, from here on
+from tests.unit.test_redis_waiting import kits, producer
+
+app, results = kits(sys.argv[1]), producer(sys.argv[1]).backend
+ids = [f"{library}-{{number}}" for number in range(100)]
+for one in ids[::4]:
+    results.store_result(one, one, "SUCCESS")
+with ThreadPoolExecutor(50) as pool:
+    values = pool.map(lambda one: app.AsyncResult(one).get(timeout=20), ids)
+    for one in ids:
+        results.store_result(one, one, "SUCCESS")
+    assert list(values) == ids
+assert type(app.backend.result_consumer.drainer).__name__ == "{library}Drainer"
+print("heard", app.AsyncResult(ids[0]).get(timeout=0))
+app.backend.result_consumer.drainer.stop()
+"""
+
+
+@pytest.mark.parametrize(("module", "patch"), [("gevent.monkey", "patch_all"), ("eventlet", "monkey_patch")])
+def test_greenlets_that_wait_hear_each_of_its_own(url: str, module: str, patch: str) -> None:
+    code = GREEN.format(module=module, patch=patch, library=module.partition(".")[0])
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("heard ")
