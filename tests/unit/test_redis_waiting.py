@@ -192,12 +192,12 @@ def test_a_look_that_the_server_refuses_is_said(url: str) -> None:
     app, results = kits(url), producer(url).backend
     results.store_result("one-more", 1, "SUCCESS")
     assert app.AsyncResult("one-more").get(timeout=3) == 1
-    results.client.acl_setuser("default", commands=["-mget"])
+    results.client.execute_command("ACL SETUSER", "default", "-mget")
     try:
         with pytest.raises(NoPermissionError):
             app.AsyncResult("refused").get(timeout=3)
     finally:
-        results.client.acl_setuser("default", commands=["+mget"])
+        results.client.execute_command("ACL SETUSER", "default", "+mget")
     results.store_result("allowed", 2, "SUCCESS")
     assert app.AsyncResult("allowed").get(timeout=3) == 2
 
