@@ -75,7 +75,7 @@ class Kit(Celery):
         **options: Any,
     ) -> Any:
         alike = not more and countdown is None and eta is None and options.keys() <= delay.KEPT
-        if alike and (result := self.delays.send(self.delays.named(name), args or (), kwargs or {}, options)):
+        if alike and (result := self.delays.send(delay.Named(self, name), args or (), kwargs or {}, options)):
             return result
         if more or not self.spooled or hasattr(options.get("producer"), "records"):  # app/bulk.py: nothing is sent yet
             return self._send(name, args, kwargs, countdown, eta, *more, **options)

@@ -99,19 +99,10 @@ class Delays:
     def __init__(self, app: Any, send_task: Any) -> None:
         self.app, self.send_task = app, send_task
         self._plans: dict[tuple[Any, ...], _Plan] = {}
-        self._names: dict[str, Named] = {}
 
     @cached_property
     def amqp(self) -> Any:
         return self.app.amqp
-
-    def named(self, name: str) -> Named:
-        """Of this name."""
-        if name not in self._names:
-            if len(self._names) >= _MOST:
-                self._names.clear()
-            self._names[name] = Named(self.app, name)
-        return self._names[name]
 
     def send(self, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
         """Publish, and give the result; None where that is Celery's. Raises as apply_async. `options`: of KEPT."""

@@ -67,17 +67,18 @@ class Ear(PubSub):  # type: ignore[misc]
         else:
             commands += [("UNSUBSCRIBE", *self._left)] if self._left else []
             commands.append((name, *keys))
-        connection: Any = self.connection
-        self._left.clear()
-        if name == "SUBSCRIBE":
-            if self._can_look and len(self.looks) + len(keys) <= LOOKS:
-                commands.append(("MGET", *keys))
-                self._asked = self._asked if self.looks else monotonic()
-                self.looks.append(keys)
-            else:
-                self.unseen.update(keys)
+        looks = name == "SUBSCRIBE" and self._can_look and len(self.looks) + len(keys) <= LOOKS
+        if looks:
+            commands.append(("MGET", *keys))
         if commands:
+            connection: Any = self.connection
             connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        self._left.clear()
+        if looks:  # now only: to send it may have taken a new connection, which has looks of its own
+            self._asked = self._asked if self.looks else monotonic()
+            self.looks.append(keys)
+        elif name == "SUBSCRIBE":
+            self.unseen.update(keys)
 
     def seen(self) -> Sequence[bytes]:
         """The keys of the look that has just been answered."""
@@ -142,8 +143,8 @@ class ResultConsumer(CelerysConsumer):  # type: ignore[misc]
                 drained = True
                 try:
                     said = pubsub.parse_response(block=timeout is None, timeout=timeout)
-                except exceptions.ResponseError:  # of a look: it may not
-                    pubsub.seen()
+                except exceptions.ResponseError:  # it may not subscribe, or not look: which answer is whose is no longer known
+                    pubsub.connection.disconnect()
                     raise
                 if type(said) is list and pubsub.looks:
                     if self._heard(pubsub.seen(), said):

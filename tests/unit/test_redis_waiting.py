@@ -188,18 +188,20 @@ def test_a_server_that_owes_an_answer_is_asked_anew(url: str) -> None:
     assert app.backend.result_consumer._pubsub is not ear
 
 
-def test_a_look_that_the_server_refuses_is_said(url: str) -> None:
+@pytest.mark.parametrize(("refuse", "allow"), [("-mget", "+mget"), ("resetchannels", "allchannels")])
+def test_what_the_server_refuses_is_said(url: str, refuse: str, allow: str) -> None:
     app, results = kits(url), producer(url).backend
-    results.store_result("one-more", 1, "SUCCESS")
-    assert app.AsyncResult("one-more").get(timeout=3) == 1
-    results.client.execute_command("ACL SETUSER", "default", "-mget")
+    results.store_result("before-that", 1, "SUCCESS")
+    assert app.AsyncResult("before-that").get(timeout=3) == 1
+    results.client.execute_command("ACL SETUSER", "default", refuse)
     try:
         with pytest.raises(NoPermissionError):
-            app.AsyncResult("refused").get(timeout=3)
+            app.AsyncResult(f"refused {refuse}").get(timeout=3)
     finally:
-        results.client.execute_command("ACL SETUSER", "default", "+mget")
-    results.store_result("allowed", 2, "SUCCESS")
-    assert app.AsyncResult("allowed").get(timeout=3) == 2
+        results.client.execute_command("ACL SETUSER", "default", allow)
+    for number in range(3):
+        results.store_result(f"{allow} {number}", number, "SUCCESS")
+        assert app.AsyncResult(f"{allow} {number}").get(timeout=3) == number
 
 
 GREEN = """
