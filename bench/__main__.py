@@ -10,7 +10,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -27,8 +26,9 @@ from app.refusal import choose, refuse, whole_number
 from bench import report
 from bench.contenders import CELERYS, CORES, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender
 from bench.environments import PEERS, WORKERS
+from bench.idle import side_by_side
 from bench.publish import WAYS
-from bench.rounds import ROOT, Case, NothingDoneError, consume, environment, starting, used
+from bench.rounds import ROOT, Case, NothingDoneError, consume, environment
 from bench.servers import Place, Servers
 from bench.soak import soak
 from tests.matrix import SERVERS
@@ -36,8 +36,6 @@ from tests.matrix import SERVERS
 REPORTS = Path("reports")
 #: Of an idle stack, and of a quick look at one: tasks, of which ten are beyond the 99th percentile, and seconds of nothing.
 IDLE, GLANCE = (1_000, 10.0), (100, 3.0)
-#: Seconds until a worker that was busy counts as idle: what it had timers for is over.
-SETTLED = 2.0
 Measure = Callable[[Servers], dict[str, Any]]
 
 
@@ -164,27 +162,22 @@ def choices(plan: Plan) -> Iterator[Trial]:
 
 
 def idle(plan: Plan) -> Iterator[Trial]:
-    """A worker with nothing to do: start to first result; one task sent, its result awaited; CPU and memory when none comes."""
+    """Workers with nothing to do: start to first result; one task sent, its result awaited; CPU and memory when none comes."""
+    number, seconds = GLANCE if plan.quick else IDLE
     for broker in plan.brokers:
         for pool in plan.pools:
-            case = Case(broker, pool)
+            case, found = Case(broker, pool), dict[str, Any]()
             for one in (PLAIN, FAST):
-                yield Trial("idle", f"idle {case}", one.name, case, _idle(one, case, *(GLANCE if plan.quick else IDLE)))
+                yield Trial("idle", f"idle {case}", one.name, case, _idle(one.name, case, found, number, seconds))
 
 
-def _idle(contender: Contender, case: Case, number: int, seconds: float) -> Measure:
-    producer = "plain" if contender is PLAIN else "kit"
+def _idle(name: str, case: Case, found: dict[str, Any], number: int, seconds: float) -> Measure:
+    """The first of a round measures both, at once."""
 
     def measure(servers: Servers) -> dict[str, Any]:
-        with servers.place() as place, starting(contender, place, case) as (sessions, first):
-            times = sorted(json.loads(_python(contender, place, case, "bench.latency", producer, str(number))))
-            time.sleep(SETTLED)
-            before, began = used(sessions)[0], time.monotonic()
-            time.sleep(seconds)  # what is measured: so long nothing
-            spent, memory = used(sessions)
-            share = (spent - before) / (time.monotonic() - began)
-        tail = times[len(times) * 99 // 100]
-        return {"p50": times[len(times) // 2], "p99": tail, "cpu": share * 100, "memory": memory, "first": first}
+        if name not in found:
+            found.update(side_by_side(servers, (PLAIN, FAST), case, number, seconds))
+        return dict(found.pop(name))
 
     return measure
 

@@ -1,4 +1,6 @@
-"""An idle stack: `python -m bench.latency plain|kit NUMBER` sends a task, waits for its result, and so on; prints ms."""
+"""What waits for a result: `python -m bench.latency plain|kit` reads a number from each line of its input, sends so many tasks,
+each once the last one's result is there, and prints a line: how long each took, in ms.
+"""
 
 import json
 import sys
@@ -12,14 +14,14 @@ def main() -> None:
         from bench.plain import app
     else:
         from app import app
-    times = []
-    for number in range(int(sys.argv[2]) + 10):
-        began = time.perf_counter()
-        app.send_task("bench.noop", ("x",), queue="bench").get(timeout=30)
-        if number >= 10:
+    for line in sys.stdin:
+        times = []
+        for _ in range(int(line)):
+            began = time.perf_counter()
+            app.send_task("bench.noop", ("x",), queue="bench").get(timeout=30)
             times.append((time.perf_counter() - began) * 1_000)
-        time.sleep(0.01)
-    print(json.dumps(times))
+            time.sleep(0.01)
+        print(json.dumps(times), flush=True)
 
 
 if __name__ == "__main__":

@@ -164,9 +164,13 @@ def idle(found: dict[str, Any]) -> str:
     for one in by_case(of(found, "idle")):
         if FAST in one and PLAIN in one:
             fast, plain = one[FAST], one[PLAIN]
-            cells = [" / ".join(_at_rest(trial, figure) for trial in (plain, fast)) for figure in AT_REST]
+            cells = [
+                f"{_at_rest(plain, figure)} / {_at_rest(fast, figure)}: {times(fast, plain, figure)}" for figure in AT_REST
+            ]
             rows.append([fast["case"]["broker"], fast["case"]["pool"], *cells])
-    return table(["broker", "pool", *(said for said, *_ in AT_REST.values())], rows)
+    said = "Plain Celery / celery-kit: x plain Celery."
+    text = table(["broker", "pool", *(said for said, *_ in AT_REST.values())], rows)
+    return f"{text}\n\n{said}" if rows else ""
 
 
 def lasting(found: dict[str, Any]) -> str:

@@ -80,19 +80,21 @@ class Servers:
         return self.server.version(self.stack.port)
 
     @contextmanager
-    def place(self) -> Iterator[Place]:
-        """Empty servers; what a round left behind is deleted."""
-        results = Redis(host=self.results, db=1)
-        results.flushall()
+    def place(self, which: int = 0) -> Iterator[Place]:
+        """Empty servers; what a round left behind is deleted. `which` of those at once: the first one is entered first."""
+        broker, kept = 2 * which, 2 * which + 1
+        results = Redis(host=self.results, db=kept)
+        if not which:
+            results.flushall()
         if not self.has_results:
             url = f"redis://{self.broker}:6379"
-            redis = Redis(host=self.broker, db=0)
-            yield Place(f"{url}/0", f"{url}/1", results, redis, lambda: _redis_holds(redis))
+            redis = Redis(host=self.broker, db=broker)
+            yield Place(f"{url}/{broker}", f"{url}/{kept}", results, redis, lambda: _redis_holds(redis))
             return
         api = f"http://{self.broker}:15672/api"
         name = virtual_host(api, f"bench{uuid.uuid4().hex[:8]}")
         try:
             url = self.server.url.format(host=self.broker, port=self.server.port, namespace=name)
-            yield Place(url, f"redis://{self.results}:6379/1", results, results, lambda: _rabbitmq_holds(api, name))
+            yield Place(url, f"redis://{self.results}:6379/{kept}", results, results, lambda: _rabbitmq_holds(api, name))
         finally:
             requests.delete(f"{api}/vhosts/{name}", auth=("kit", "kit"), timeout=60).raise_for_status()

@@ -4,8 +4,11 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from bench import report
-from bench.rounds import used
+from bench.idle import FIRST, Side
+from bench.rounds import NothingDoneError, used
 from docs.take_bench import merged
 
 
@@ -75,10 +78,32 @@ def test_what_plain_celery_is_ahead_in_is_said() -> None:
         idle = figures | {"p99": 5.0 + later, "p50": 2.04 - later}
         run["trials"].append({**trial(name, []), "section": "idle", "rounds": [idle]})
     _, _, *rows = report.slower(run).splitlines()
+    assert "| 2.0 / 1.0: 0.51 | 5.0 / 6.0: 1.2 | " in report.idle(run)
     assert [row.split(" | ")[2:] for row in rows] == [
         ["celery-kit plain: noop, tasks/s", "100", "50", "0.5 |"],
         ["celery-kit fast: send to result, p99 ms", "5.0", "6.0", "1.2 |"],
     ]
+
+
+#: A client's likeness: says of each task which one of its turn it was; what it cannot read is the end of it.
+ASKED = """
+import sys
+
+for line in sys.stdin:
+    print(list(range(int(line))) if int(line) < 100 else sys.exit("no worker"), flush=True)
+"""
+
+
+def test_first_answers_of_a_turn_are_not_counted() -> None:
+    """Turn after turn; a client that ends says why."""
+    argv, pipe = [sys.executable, "-c", ASKED], subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as client:
+        side = Side([], client, 0.3)
+        for number in (2, 1):
+            side.turn(number)
+        assert side.times == [FIRST, FIRST + 1, FIRST]
+        with pytest.raises(NothingDoneError, match="no worker"):
+            side.turn(100)
 
 
 #: A worker's likeness: most of its processor time is a thread's that has ended, or a child's. Each process prints its own.
