@@ -27,7 +27,7 @@ COUNT = 64
 SECONDS = 0.008
 #: … or when its results are this large together, in bytes.
 BYTES = 1_000_000
-#: A result that a child process hands to its parent is at most this large, in bytes.
+#: A result that a child process hands to its parent is at most this large, in bytes, unless it cannot be stored.
 CARRIED = 65_536
 #: Looks in vain, SECONDS apart, after which the thread that writes what has grown old has to be woken: that costs each task.
 IDLE = 25
@@ -85,6 +85,8 @@ class Commit:
         self.child = False
         self.carry: str | None = None
         self.carried: Write | None = None
+        #: That the parent has nothing to put it together with: this process stores it itself.
+        self.alone = False
         self._store: Store | None = None
         self._busy: Callable[[], int] = int
         self._more: Callable[[], None] = lambda: None
@@ -137,9 +139,15 @@ class Commit:
 
     def result(self, write: Write) -> None:
         """Take a state into the group. A task's later state takes the place of its earlier one, unless that is to last."""
-        if self.carry and write.state == states.SUCCESS and write.bytes <= CARRIED:
-            self._hand_over(write)
+        if self.carry and write.state == states.SUCCESS:
+            if not self._stored_here(write):
+                self._hand_over(write)
             return
+        self._take(write)
+        if self._bytes >= BYTES:
+            self.try_flush()
+
+    def _take(self, write: Write) -> None:
         with self._lock:
             earlier = self._writes.get(write.key)
             if earlier and earlier.state in write.lasting:
@@ -147,13 +155,23 @@ class Commit:
             self._writes[write.key] = write
             self._bytes += write.bytes
             self._begin()
-        if self._bytes >= BYTES or (self.carry and write.state == states.SUCCESS):
-            self.try_flush()
+
+    def _stored_here(self, write: Write) -> bool:
+        """Whether this child process has stored its task's success: one that is large, or that others would not go with."""
+        if not self.alone and write.bytes <= CARRIED:
+            return False
+        self._take(write)
+        try:
+            self.flush()
+        except Exception:
+            return False  # its parent goes on trying, and acknowledges the task after that
+        return True
 
     def _hand_over(self, write: Write) -> None:
         """Leave a success to the parent process; that the task has started needs no word any more."""
         with self._lock:
             self._writes.pop(write.key, None)
+            self._bytes = sum(one.bytes for one in self._writes.values())
             if not self._writes:
                 self._since = None
             self.carried = write
@@ -162,6 +180,11 @@ class Commit:
     def done(self) -> int:
         """Tasks that have ended and wait for their group: they take no place in the worker any more."""
         return 0 if self._away else len(self._acks)
+
+    @property
+    def lone(self) -> bool:
+        """The task that is about to begin is the only one that this worker has."""
+        return self._busy() <= 1
 
     def ack(self, send: Callable[[], None]) -> None:
         """Call `send` when every result that came before it is stored."""

@@ -2,7 +2,8 @@
 
 The child's part is :func:`run`, in place of Celery's fast_trace_task: a success goes along with the task's return value, so a
 task costs the child no round trip. A state that others must see at once - started and not done in a moment, failed, retried -
-it stores itself, as it does with a large result. The parent's part is :func:`carrying`, around the pool's apply_async.
+it stores itself; so it does with a large result, and with one that has no others to go with (:func:`run_alone`), which is there
+sooner then. The parent's part is :func:`carrying`, around the pool's apply_async.
 """
 
 from collections.abc import Callable
@@ -56,6 +57,15 @@ def run(task: str, uuid: str, *args: Any, **options: Any) -> tuple[int, Any, flo
     return failed, (_carried(str(shown), tuple(carried)) if carried and not failed else shown), runtime
 
 
+def run_alone(*args: Any, **options: Any) -> tuple[int, Any, float]:
+    """`run`, of the only task that the worker has."""
+    commit.alone = True
+    try:
+        return run(*args, **options)
+    finally:
+        commit.alone = False
+
+
 def carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
     """A pool's apply_async, for whose late-acknowledged tasks the results come back to this process."""
 
@@ -69,7 +79,7 @@ def carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
                 commit.result(outcome[1].write)
             return callback(outcome)
 
-        job = apply_async(run, args, callback=done, **options)
+        job = apply_async(run_alone if commit.lone else run, args, callback=done, **options)
         in_one_write(job)
         return job
 

@@ -9,6 +9,7 @@ from unittest.mock import MagicMock
 import pytest
 from celery import Celery
 from celery.app.task import Context
+from celery.app.trace import fast_trace_task
 
 from app import commit, commit_child, commit_worker
 from app.commit import COUNT, Commit, Write
@@ -356,3 +357,55 @@ def test_a_child_process_has_written_all_when_its_parent_hears_of_the_end(
     monkeypatch.setattr(commit_child, "fast_trace_task", rejected)
     assert commit_child.run("probes.rejects", "a", {}) == (0, "", 0.0)
     assert server.seen == ["a:STARTED"]
+
+
+LARGE = commit.CARRIED + 1
+
+
+@pytest.mark.parametrize(
+    ("run", "size", "away", "stored"),
+    [
+        (commit_child.run, 1, False, False),
+        (commit_child.run, LARGE, False, True),
+        (commit_child.run_alone, 1, False, True),
+        (commit_child.run, LARGE, True, False),
+        (commit_child.run_alone, 1, True, False),
+    ],
+    ids=["with others", "large", "alone", "large, and the server is away", "alone, and the server is away"],
+)
+def test_a_child_process_stores_a_success_or_hands_it_to_its_parent(
+    group: Commit, server: Server, monkeypatch: pytest.MonkeyPatch, run: Any, size: int, away: bool, stored: bool
+) -> None:
+    """What is not stored is not acknowledged: the parent, which acknowledges, has it then, and not a child that may end."""
+    server.away = OSError("away") if away else None
+
+    def succeeds(*_: Any, **__: Any) -> tuple[int, str, float]:
+        group.result(write("a", "STARTED"))
+        group.result(write("a", size=size))
+        return 0, "shown", 0.1
+
+    monkeypatch.setattr(commit_child, "commit", group)
+    monkeypatch.setattr(commit_child, "fast_trace_task", succeeds)
+    failed, shown, runtime = run("probes.echo", "a", {})
+    assert (failed, shown, runtime) == (0, "shown", 0.1)
+    assert server.seen == (["a:SUCCESS"] if stored else [])
+    assert isinstance(shown, commit_child.Carried) is not stored
+    assert stored or shown.write == write("a", size=size)
+    server.away = None
+    group.flush()
+    assert server.seen == (["a:SUCCESS"] if stored else []), "it is in one place only"
+
+
+@pytest.mark.parametrize(("tasks", "target"), [({"a"}, commit_child.run_alone), ({"a", "b"}, commit_child.run)])
+def test_a_task_whose_result_others_go_with_brings_it_to_the_parent(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tasks: set[str], target: Any
+) -> None:
+    """One that is alone is stored where it is made: its result is there sooner."""
+    group, sent = Commit(), list[Any]()
+    group.start(server.store, tasks.__len__)
+    monkeypatch.setattr(commit_child, "commit", group)
+    apply = commit_child.carrying(lambda target, *_, **__: sent.append(target))
+    request = SimpleNamespace(task=SimpleNamespace(acks_late=True, Request=commit.REQUEST))
+    request.on_success = MagicMock(__self__=request)
+    apply(fast_trace_task, (), callback=request.on_success)
+    assert sent == [target]
