@@ -7,8 +7,7 @@ Side by side it meets both alike, which minutes apart it did not.
 import json
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,9 +77,7 @@ def _figures(side: Side, now: tuple[float, int], before: float, seconds: float) 
     return {"p50": p50, "p99": p99, "cpu": (cpu - before) / seconds * 100, "memory": memory, "first": side.first}
 
 
-@contextmanager
-def _client(contender: Contender, place: Place, case: Case) -> "Iterator[subprocess.Popen[str]]":
+def _client(contender: Contender, place: Place, case: Case) -> "subprocess.Popen[str]":
     argv = [PYTHON, "-m", "bench.latency", "plain" if contender is PLAIN else "kit"]
     environ, pipe = environment(contender, place, case), subprocess.PIPE
-    with subprocess.Popen(argv, cwd=ROOT, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as client:
-        yield client
+    return subprocess.Popen(argv, cwd=ROOT, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, text=True)

@@ -168,9 +168,8 @@ def idle(found: dict[str, Any]) -> str:
                 f"{_at_rest(plain, figure)} / {_at_rest(fast, figure)}: {times(fast, plain, figure)}" for figure in AT_REST
             ]
             rows.append([fast["case"]["broker"], fast["case"]["pool"], *cells])
-    said = "Plain Celery / celery-kit: x plain Celery."
     text = table(["broker", "pool", *(said for said, *_ in AT_REST.values())], rows)
-    return f"{text}\n\n{said}" if rows else ""
+    return f"{text}\n\nPlain Celery / celery-kit: x plain Celery." if rows else ""
 
 
 def lasting(found: dict[str, Any]) -> str:
