@@ -59,7 +59,7 @@ env:
 	deploy/env.sh local
 
 test: export QUICK = 1
-test: lint test-unit test-cost test-browser test-matrix test-faults test-deploy  ## from a bare machine: the matrix on 5 of 20, faults on 2 of 10; more: test-*
+test: lint test-unit test-compat test-cost test-browser test-matrix test-faults test-deploy  ## from a bare machine: the matrix on 5 of 20, faults on 2 of 10; more: test-*
 
 lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
@@ -69,6 +69,9 @@ test-unit:    ## tests that need no container
 
 test-cost:    ## what a task costs on RabbitMQ, on each pool: AMQP frames, calls of sockets
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine/rabbitmq/test_cost.py
+
+test-compat:  ## the kit on either engine beside plain Celery, on each broker and pool: what Celery gives, the kit gives; BROKER= POOL=
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat
 
 test-operator: ## logs, progress, doctor, traces, make dev: workers of every pool on this machine
 	deploy/env.sh dev && $(PYTEST) tests/operator

@@ -1,0 +1,8 @@
+"""The rig itself: a task of each side comes to its end."""
+
+from tests.compat.conftest import outcomes
+from tests.compat.rig import SIDES, Side
+
+
+def test_a_task_gives_the_same_on_every_side(sides: dict[str, Side]) -> None:
+    assert outcomes(sides, "basics:added", 2, 3) == dict.fromkeys(SIDES, 5)
