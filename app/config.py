@@ -23,7 +23,7 @@ imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__fil
 task_acks_late = task_reject_on_worker_lost = _profile.delivery == "at-least-once"
 # How much a worker keeps from the others for each task that it runs at once. `celery worker --prefetch-multiplier` wins.
 worker_prefetch_multiplier = _profile.prefetch_multiplier
-worker_concurrency = _profile.concurrency  # None: the pool's own, app/pools.py
+worker_concurrency = _profile.concurrency  # auto: the pool's own number, on prefork what the CPU limit allows (app/pools.py)
 broker_connection_retry_on_startup = True  # a worker may start before its broker
 broker_connection_max_retries = None  # Celery gives up after 100
 broker_pool_acquire_timeout = 10.0  # seconds; Celery waits for ever

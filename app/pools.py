@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from celery.concurrency import get_implementation
-from celery.signals import celeryd_init
+from celery.signals import celeryd_init, worker_init
+from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
 
 from app.limits import DOCS, Limit, Limits
 from app.refusal import refuse
@@ -22,8 +23,9 @@ MOST_CONCURRENCY = 10_000
 class Pool:
     """A row of the table.
 
-    `module`: Celery's module of the pool, below celery.concurrency. `concurrency`: tasks at once; None: one a CPU core, as
-    Celery counts them. `sockets_patched()`: None, or the check that the standard library's sockets yield to other tasks.
+    `module`: Celery's module of the pool, below celery.concurrency. `concurrency`: tasks at once; None: one a CPU core that the
+    process may use, by its CPU limit and affinity, as Celery's `auto` counts them. `sockets_patched()`: None, or the check that
+    the standard library's sockets yield to other tasks.
     What it can do follows from `limits`, its rows of the support matrix.
     """
 
@@ -233,6 +235,7 @@ def check(pool: Pool, conf: Any, options: dict[str, Any]) -> list[str]:
 def connect() -> None:
     """Have the pool that `celery worker --pool` names take its row's settings, whatever POOL says."""
     celeryd_init.connect(_apply, weak=False)
+    worker_init.connect(_size, weak=False)
 
 
 def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
@@ -244,5 +247,11 @@ def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
         refuse(f"pool {pool.name} was chosen too late to patch the sockets; name it on the command line: --pool {pool.name}")
     for line in check(pool, conf, options):
         logger.warning(line)
-    if not options.get("concurrency") and not conf.worker_concurrency and pool.concurrency:
-        conf.worker_concurrency = pool.concurrency
+    if not options.get("concurrency") and not conf.worker_concurrency:
+        conf.worker_concurrency = AUTO_CONCURRENCY
+
+
+def _size(sender: Any, **_: Any) -> None:
+    """Have `auto` be the pool's own number, where it has one; Celery itself resolves it for the others, right after this."""
+    if is_auto_concurrency(sender.concurrency) and (pool := row(get_implementation(sender.pool_cls))) and pool.concurrency:
+        sender.concurrency = pool.concurrency

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
+
 from app import times
 from app.backends import BACKENDS, Backend
 from app.brokers import BROKERS, Broker
@@ -48,7 +50,7 @@ class Profile:
     task_compression: str | None
     result_compression: str | None
     signing: Signing | None
-    concurrency: int | None
+    concurrency: int | str
     prefetch: int | None
     report_every: int
     send_events: bool
@@ -79,7 +81,7 @@ class Profile:
         backend = _room("BACKEND", value("BACKEND", ""), "CELERY_RESULT_BACKEND", result_backend, BACKENDS, "redis")
         serializer = choose("TASK_SERIALIZER", value("TASK_SERIALIZER", "json"), SERIALIZERS)
         accepted = value("ACCEPT_CONTENT", serializer).replace(" ", "").split(",")
-        concurrency, prefetch = value("WORKER_CONCURRENCY", ""), value("WORKER_PREFETCH_MULTIPLIER", "")
+        prefetch = value("WORKER_PREFETCH_MULTIPLIER", "")
         limit = task_time_limit(environ)
         for derived in (times.STOP_GRACE_PERIOD, times.CONSUMER_TIMEOUT):
             times.seconds(derived, limit, environ)
@@ -102,7 +104,7 @@ class Profile:
             task_compression=_compression("TASK_COMPRESSION", environ),
             result_compression=_compression("RESULT_COMPRESSION", environ),
             signing=Signing.from_environ(environ),
-            concurrency=whole_number("WORKER_CONCURRENCY", concurrency, 1, MOST_CONCURRENCY) if concurrency else None,
+            concurrency=_concurrency(value("WORKER_CONCURRENCY", AUTO_CONCURRENCY)),
             prefetch=whole_number("WORKER_PREFETCH_MULTIPLIER", prefetch, 1, MOST_CONCURRENCY) if prefetch else None,
             report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
             send_events=choose("WORKER_SEND_TASK_EVENTS", value("WORKER_SEND_TASK_EVENTS", "0"), ("0", "1")) == "1",
@@ -155,6 +157,13 @@ def _room(name: str, given: str, url_name: str, url: str, rooms: Mapping[str, Ro
     if given and rooms[given] not in serving:
         refuse(f"{name}={given} contradicts {url_name}, which begins with {scheme}:; leave one of them out")
     return rooms[given] if given else serving[0]
+
+
+def _concurrency(given: str) -> int | str:
+    """A number of tasks, or Celery's word for the pool's own (app/pools.py)."""
+    if is_auto_concurrency(given):
+        return str(AUTO_CONCURRENCY)
+    return whole_number("WORKER_CONCURRENCY", given, 1, MOST_CONCURRENCY, f"tasks, or {AUTO_CONCURRENCY}")
 
 
 def _compression(name: str, environ: Mapping[str, str]) -> str | None:

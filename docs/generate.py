@@ -37,7 +37,13 @@ def pools() -> str:
     return table(
         ("POOL", "made for", "tasks at once", "time limits enforced", "answers during a task"),
         *(
-            (f"`{p.name}`", p.for_work, str(p.concurrency or "one a CPU core"), p.time_limits, _yes(p.answers_while_busy))
+            (
+                f"`{p.name}`",
+                p.for_work,
+                str(p.concurrency or "one a CPU core, within its CPU limit"),
+                p.time_limits,
+                _yes(p.answers_while_busy),
+            )
             for p in POOLS.values()
         ),
     )

@@ -122,7 +122,7 @@ def of_the_pools() -> str:
         *(
             (
                 f"`{pool.name}`",
-                str(pool.concurrency or "one a CPU core"),
+                str(pool.concurrency or "one a CPU core, within its CPU limit"),
                 " ".join(f"`{flag}`" for flag in pool.worker_flags),
                 str(pool.fast_prefetch),
             )

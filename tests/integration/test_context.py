@@ -1,6 +1,6 @@
 """What surrounds a task: patched sockets, neighbours that run at the same time, contexts that do not mix."""
 
-import os
+from celery.utils.sysinfo import available_cpu_count  # type: ignore[attr-defined]  # its stubs lack it
 
 from tests.integration.conftest import WAIT, Cell
 from tests.wait import until
@@ -8,7 +8,7 @@ from tests.wait import until
 
 def promised(cell: Cell) -> int:
     """How many tasks the pool's row promises to run at once."""
-    return cell.combination.pool.concurrency or os.cpu_count() or 1
+    return cell.combination.pool.concurrency or available_cpu_count()
 
 
 def test_sockets_yield(cell: Cell) -> None:

@@ -86,5 +86,12 @@ def test_every_serializer_is_installed(name: str) -> None:
     assert loads(body, kind, encoding, accept={kind}) == [1, "ü"]
 
 
+@pytest.mark.parametrize(
+    ("given", "number"), [({}, "auto"), ({"WORKER_CONCURRENCY": "auto"}, "auto"), ({"WORKER_CONCURRENCY": "3"}, 3)]
+)
+def test_celerys_own_word_for_the_number_of_tasks_at_once_is_taken(given: dict[str, str], number: object) -> None:
+    assert profile(**given).concurrency == number
+
+
 def test_nothing_is_compressed_unless_told() -> None:
     assert (profile().task_compression, profile().result_compression) == (None, None)
