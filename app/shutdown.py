@@ -13,7 +13,8 @@ from celery import signals
 
 from app.profile import stop_grace
 
-#: Seconds before the end of the grace at which running tasks are handed back: what closing takes on a slow connection.
+#: Seconds before the end of the grace at which running tasks are handed back: what closing takes on a slow connection. Half of
+#: a grace that is shorter than twice that.
 BEFORE_THE_END = 10.0
 
 
@@ -28,5 +29,6 @@ def connect() -> None:
 
 def _limit(sig: str, how: str, **_: Any) -> None:
     if sig == "SIGTERM" and how == "Warm" and signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None):
+        grace = stop_grace()
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGQUIT))
-        signal.setitimer(signal.ITIMER_REAL, stop_grace() - BEFORE_THE_END)
+        signal.setitimer(signal.ITIMER_REAL, max(grace - BEFORE_THE_END, grace / 2))

@@ -1,12 +1,15 @@
 """One number for all times: what follows from TASK_TIME_LIMIT, here and in the compose files, and what contradicts it."""
 
 import os
+import subprocess
+import sys
 from unittest.mock import patch
 
 import pytest
 
 from app import times
 from app.profile import stop_grace
+from app.stack import ROOT
 from tests.unit.test_config import settings
 from tests.unit.test_profile import profile
 
@@ -24,6 +27,28 @@ def test_a_time_that_fits_is_taken() -> None:
     assert profile(VISIBILITY_TIMEOUT="2h").visibility_timeout == 7_200
     with patch.dict(os.environ, {"STOP_GRACE_PERIOD": "10m30s"}):
         assert stop_grace() == 630
+
+
+#: A process of its own, for whoever runs the tests may have an alarm set.
+ALARMS = """
+import os, signal
+from app import shutdown
+from app.profile import stop_grace
+from app.stack import ROOT
+for os.environ["STOP_GRACE_PERIOD"] in ("2s", "5s", "9s999ms", "10s", "11s", "1h", "8760h"):
+    shutdown._limit("SIGTERM", "Warm")
+    left = signal.setitimer(signal.ITIMER_REAL, 0)[0]
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert 0 < left < stop_grace(), (os.environ["STOP_GRACE_PERIOD"], left)
+"""
+
+
+def test_whatever_grace_is_allowed_leaves_a_time_to_hand_back_in() -> None:
+    """Each time that is not refused can be kept to: the alarm is set, and rings before the grace ends."""
+    ran = subprocess.run(
+        [sys.executable, "-c", ALARMS], cwd=ROOT, env={**os.environ, "TASK_TIME_LIMIT": "1"}, capture_output=True, text=True
+    )
+    assert not ran.returncode, ran.stderr
 
 
 def test_at_most_once_says_what_it_gives_up(caplog: pytest.LogCaptureFixture) -> None:

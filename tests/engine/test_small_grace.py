@@ -1,0 +1,22 @@
+"""A worker whose grace is short hands back what it cannot end, as one with a long grace does. app/shutdown.py"""
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from app.pools import POOLS
+from tests.engine.rig import Server, producer, send, worker
+from tests.wait import until
+
+
+@pytest.mark.parametrize(("pool", "grace"), [*((pool, "2s") for pool in POOLS), ("prefork", "10s")])
+def test_a_stop_within_any_grace_hands_back_what_still_runs(server: Server, tmp_path: Path, pool: str, grace: str) -> None:
+    """Every grace that is allowed leaves a time to hand back in; no task is ended by the signal that would follow."""
+    queue = uuid4().hex[:8]
+    (held,) = send(producer(server), queue, 1, "engine.step", (300, str(tmp_path)), time_limit=600)
+    with worker(server, pool, "fast", queue, TASK_TIME_LIMIT="1", STOP_GRACE_PERIOD=grace) as one:
+        until("it runs", (tmp_path / held).exists)
+        assert one.stop() == 0, one.log.read_text()
+        assert "Traceback" not in one.log.read_text()
+    until("the task waits for another worker", lambda: server.broker.llen(queue) == 1 and not server.broker.hlen("unacked"))
