@@ -40,6 +40,8 @@ def send_many(task: str, arguments: Iterable[Iterable[Any] | Call], **options: A
     nothing is raised. TypeError and NotRegistered as :func:`send`, before anything is sent.
     """
     todo = list(calls(arguments))
+    if app.conf.task_always_eager:
+        return [send(task, call.args, dict(call.kwargs), **{**options, **call.options}).id for call in todo]
     spooled = app.spooled
     with app.producer_or_acquire() as producer:
         try:

@@ -19,6 +19,9 @@ def connect() -> None:
 
 
 def room(url: str | None) -> Broker | None:
-    """The room of the broker at `url`, if it is one of the table's; those that share a scheme share a protocol."""
+    """The room of the broker at `url`, if it is one of the table's; those that share a scheme share a protocol.
+
+    A room's name is the scheme of its server that does not run (app/brokers/embedded.py).
+    """
     scheme = (url or "").partition(":")[0].partition("+")[0]
-    return next((broker for broker in BROKERS.values() if scheme in broker.schemes), None)
+    return next((broker for broker in BROKERS.values() if scheme in (*broker.schemes, broker.name)), None)

