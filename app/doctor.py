@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from app.facts import Member, Server
+from app.files import private
 from app.status import Snapshot, snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +101,22 @@ def overcommit(scene: Scene) -> Found:
 def disk(_: Scene) -> Found:
     if (free := shutil.disk_usage(ROOT).free) < DISK_BYTES:
         yield f"only {free / 1e6:.0f} MB of disk are free: brokers stop accepting tasks", "free some; docker image prune"
+
+
+def spool(_: Scene) -> Found:
+    """The one that this machine sees; a container's may be a place of its own."""
+    folder = Path(os.environ.get("SPOOL") or os.devnull)
+    if folder.is_dir():
+        try:
+            private(folder)
+        except OSError as error:
+            yield f"SPOOL={folder} cannot be used: {error.strerror}", "a folder of this user's own, mode 0700"
+        if bad := sorted(path.name for path in folder.glob("*.bad")):
+            named = f"{', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}"
+            yield (
+                f"{len(bad)} tasks in SPOOL={folder} could not be sent: {named}",
+                "'make forward' tries again, and says why not",
+            )
 
 
 def broker_answers(scene: Scene) -> Found:
@@ -211,7 +228,7 @@ def images(scene: Scene) -> Found:
 
 
 Check = Callable[[Scene], Found]
-MACHINE: tuple[Check, ...] = (engine, packages, ports, overcommit, disk)
+MACHINE: tuple[Check, ...] = (engine, packages, ports, overcommit, disk, spool)
 STACK: tuple[Check, ...] = (
     broker_answers, results_answer, servers, workers_live, workers_consume, queues_are_consumed, redelivery, clocks, one_beat,
     memory, images,

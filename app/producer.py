@@ -94,7 +94,7 @@ def _send(given: argparse.Namespace) -> None:
     except (OperationalError, ConnectionError) as error:
         _away(error)
     except OSError as error:
-        refuse(f"SPOOL={app.conf.spool} cannot be written: {error.strerror}")
+        _unusable(error)
     if app.spooled and app.spooled.spool.names():
         print(f"celery-kit: the broker is away; tasks wait in {app.conf.spool}: 'make forward' sends them", file=sys.stderr)
 
@@ -102,15 +102,21 @@ def _send(given: argparse.Namespace) -> None:
 def forward() -> None:
     """Send what waits in the spool; prints the ids."""
     tasks()
-    if not app.spooled:
-        refuse("SPOOL is not set: there is no directory to forward tasks from")
     try:
+        if not app.spooled:
+            refuse("SPOOL is not set: there is no directory to forward tasks from")
         for task_id in app.spooled.forward():
             print(task_id, flush=True)
     except (OperationalError, ConnectionError) as error:
         _away(error)
-    if rest := len(app.spooled.spool.names()):
+    except OSError as error:
+        _unusable(error)
+    if rest := len([*app.spooled.spool.names(), *app.spooled.spool.bad()]):
         refuse(f"{rest} tasks stay in {app.conf.spool}: another process is sending them, or a line above says why not")
+
+
+def _unusable(error: OSError) -> NoReturn:
+    refuse(f"SPOOL={app.conf.spool} cannot be used: {error.strerror}")
 
 
 def _away(error: Exception) -> NoReturn:

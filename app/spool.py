@@ -2,28 +2,32 @@
 
 A task is accepted once its file is on the disk: written, synced, renamed, and the directory synced too. It is sent with the id
 that its sender got, and its file deleted then; a crash in between sends it twice, never not at all. While a process has files
-there its further tasks go there as well, behind them, without waiting for the broker again. docs/spool.md
+there its further tasks go there as well, behind them, without waiting for the broker again. A file that holds no task which the
+app accepts, or one that cannot be sent, is moved aside and keeps none of the others. docs/spool.md
 """
 
 import base64
 import fcntl
 import json
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from kombu.exceptions import OperationalError
-from kombu.serialization import dumps, loads
+from kombu.exceptions import LimitExceeded, OperationalError
+from kombu.serialization import dumps, loads, prepare_accept_content
 from kombu.utils.uuid import uuid
 
-from app.brokers.contract import RefusedError
+from app.brokers.contract import RefusedError, UnroutedError
+from app.files import NotOursError, private, read_ours
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +35,20 @@ logger = logging.getLogger(__name__)
 LOCAL = ("producer", "publisher", "connection", "router", "result_cls", "task_type", "add_to_parent")
 #: Seconds between two tries to reach the broker.
 PAUSE = 2.0
+#: Tries of a task that fail for a reason of its own, before it is moved aside.
+TRIES = 5
+#: What a call holds, and the options that say where it goes.
+KINDS: dict[str, type] = {"name": str, "task_id": str, "args": list, "kwargs": dict, "options": dict}
+PLACE = ("queue", "exchange", "routing_key")
+TASK, BAD = ".task", ".bad"
+#: Errors that say nothing about the task.
+AWAY = (OperationalError, ConnectionError, LimitExceeded)
 
 Call = dict[str, Any]
+
+
+class BadFileError(ValueError):
+    """A file of the spool that holds no task which the app accepts."""
 
 
 class SpoolFullError(OperationalError):
@@ -40,30 +56,42 @@ class SpoolFullError(OperationalError):
 
 
 class Spool:
-    """The tasks in a directory, `most` of them at most. Several processes may share it."""
+    """The tasks in a directory, `most` of them at most. Several processes of one user may share it.
 
-    def __init__(self, directory: Path, most: int) -> None:
-        self.directory, self.most = directory, most
+    `accept`: the serializers whose files are read, as in Celery's `accept_content`. Raises NotOursError for a directory that
+    others own or may write to.
+    """
+
+    def __init__(self, directory: Path, most: int, accept: Collection[str]) -> None:
+        private(directory)
+        self.directory, self.most, self.accept = directory, most, accept
         self._numbers = count()
-        self._sending: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._tries: Counter[str] = Counter()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._sending: object | None = None  # one for each thread
 
     def put(self, call: Call, serializer: str) -> None:
         """Accept a call of send_task. Raises SpoolFullError, OSError, or the serializer's error: it is not accepted then."""
-        if sum(1 for _ in self._entries()) >= self.most:
+        if sum(1 for _ in self._entries(TASK, BAD)) >= self.most:
             raise SpoolFullError(f"the broker is away, and the spool {self.directory} is full: {self.most} tasks")
         content_type, encoding, data = dumps(call, serializer)
         body = base64.b64encode(data if isinstance(data, bytes) else data.encode()).decode()
+        record = {"task": call["name"], "id": call["task_id"], "type": content_type, "encoding": encoding, "call": body}
+        self._call_of(record)
         name = f"{time.time_ns():020d}-{os.getpid():07d}-{next(self._numbers):09d}"
         draft = self.directory / f"{name}.draft"
-        with draft.open("x") as file:
-            json.dump(
-                {"task": call["name"], "id": call["task_id"], "type": content_type, "encoding": encoding, "call": body}, file
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(self.directory / f"{name}.task")
+        try:
+            with open(draft, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                json.dump(record, file)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(self.directory / f"{name}{TASK}")
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
         directory = os.open(self.directory, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -72,61 +100,127 @@ class Spool:
 
     def names(self) -> list[str]:
         """The files of accepted tasks, in the order of their acceptance."""
-        return sorted(self._entries())
+        return sorted(self._entries(TASK))
 
-    def _entries(self) -> Iterator[str]:
-        return (entry.name for entry in os.scandir(self.directory) if entry.name.endswith(".task"))
+    def bad(self) -> list[str]:
+        """The files that were moved aside."""
+        return sorted(self._entries(BAD))
 
-    def forward(self, send: Callable[[Call], Any]) -> Iterator[str]:
-        """Send what is there, oldest first; gives each id once its task is sent. Raises OperationalError where the broker is
-        away: the rest stays. So does a task that cannot be sent for a reason of its own; the log says so.
+    def _entries(self, *endings: str) -> Iterator[str]:
+        with suppress(FileNotFoundError):  # somebody has deleted the directory
+            yield from (entry.name for entry in os.scandir(self.directory) if entry.name.endswith(endings))
 
-        Nothing is sent while another process is at it.
+    def forward(self, send: Callable[[Call], Any], again: bool = False) -> Iterator[str]:
+        """Send what is there, oldest first; gives each id once its task is sent. `again`: also what was moved aside.
+
+        Raises one of AWAY where the broker is: the rest stays. A task that `send` raises RefusedError for stays, and with it
+        what goes to the same place, until the next time. One that cannot be sent for a reason of its own is moved aside after
+        TRIES times, one that cannot be read at once. Nothing is sent while another process is at it.
         """
+        full: set[tuple[str, ...]] = set()
         with self._alone() as alone:
-            for name in self.names() if alone else []:
+            for name in sorted(self._entries(*((TASK, BAD) if again else (TASK,)))) if alone else []:
                 path = self.directory / name
-                found = json.loads(path.read_text())
                 try:
-                    send(loads(base64.b64decode(found["call"]), found["type"], found["encoding"], accept=[found["type"]]))
-                except (OperationalError, ConnectionError):
-                    raise
-                except Exception:
-                    logger.exception("%s stays in the spool: it cannot be sent", path)
+                    task_id, call = self._read(path)
+                    place = call["name"], *(repr(call["options"].get(option)) for option in PLACE)
+                    if place in full:
+                        continue
+                    send(call)
+                except FileNotFoundError:
                     continue
-                path.unlink()
-                yield found["id"]
+                except RefusedError as error:
+                    full.add(place)
+                    self._failed(path, f"waits: {error}", math.inf)
+                except AWAY:
+                    raise
+                except Exception as error:
+                    at_once = isinstance(error, BadFileError | NotOursError)
+                    self._failed(path, f"cannot be sent: {type(error).__name__}: {error}", 1 if at_once else TRIES)
+                else:
+                    path.unlink(missing_ok=True)
+                    self._tries.pop(path.stem, None)
+                    yield task_id
+
+    def _read(self, path: Path) -> tuple[str, Call]:
+        """A task's id and call. Raises BadFileError for what holds none that is accepted, NotOursError, OSError."""
+        text = read_ours(path)
+        try:
+            record = json.loads(text)
+            return str(record["id"]), self._call_of(record)
+        except Exception as error:  # a file may hold anything
+            raise BadFileError(f"{type(error).__name__}: {error}") from error
+
+    def _call_of(self, record: dict[str, Any]) -> Call:
+        accept = prepare_accept_content(self.accept)
+        call: Call = loads(base64.b64decode(record["call"]), record["type"], record["encoding"], accept=accept)
+        fit = isinstance(call, dict) and {name: type(call.get(name)) for name in KINDS} == KINDS
+        if not fit:
+            raise BadFileError("it is no call of a task")
+        return call
+
+    def _failed(self, path: Path, why: str, tries: float) -> None:
+        """Note that a task was not sent; moves its file aside after so many times. The log has it once, and then."""
+        self._tries[path.stem] += 1
+        if self._tries[path.stem] >= tries or path.suffix == BAD:
+            logger.error("%s %s", path.with_suffix(BAD), why)
+            path.replace(path.with_suffix(BAD))
+            del self._tries[path.stem]
+        elif self._tries[path.stem] == 1:
+            logger.warning("%s %s", path, why)
 
     def forward_in_background(self, send: Callable[[Call], Any]) -> None:
         """Go on trying until nothing is left, in a thread that ends with the process."""
+        if self._pid != os.getpid():
+            self._begin()  # the parent's thread is not here, and may have held its lock
         with self._lock:
-            if self._pid != os.getpid():
-                self._sending, self._pid = None, os.getpid()
             if not self._sending:
-                self._sending = threading.Thread(target=self._forward, args=(send,), name="spool", daemon=True)
-                self._sending.start()
+                self._sending = object()
+                thread = threading.Thread(target=self._work, args=(send, self._sending), name="spool", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the process is ending, or may have no more threads
+                    self._sending = None
+                    logger.warning("tasks wait in the spool %s: %s", self.directory, error)
 
     @property
     def sending(self) -> bool:
         """This process has put tasks there, and not seen all of them go."""
         return self._sending is not None and self._pid == os.getpid()
 
-    def _forward(self, send: Callable[[Call], Any]) -> None:
-        while True:
-            sent = 0
+    def _work(self, send: Callable[[Call], Any], me: object) -> None:
+        said = ""
+        try:
+            while not self._is_empty():
+                sent, trouble = 0, ""
+                try:
+                    for _ in self.forward(send):
+                        sent += 1
+                except AWAY as error:
+                    trouble = f"the broker is away ({error})"
+                except Exception as error:  # others count on this thread
+                    trouble = f"{type(error).__name__}: {error}"
+                if sent:
+                    logger.warning("%d tasks sent from the spool %s", sent, self.directory)
+                if trouble and trouble != said:
+                    logger.warning("tasks wait in the spool %s: %s", self.directory, trouble)
+                said = trouble
+                if not sent:
+                    time.sleep(PAUSE)
+        finally:
+            if self._sending is me:
+                self._sending = None
+
+    def _is_empty(self) -> bool:
+        """Nothing waits; what is put from now on needs a thread of its own."""
+        with self._lock:
             try:
-                for _ in self.forward(send):
-                    sent += 1
-            except (OperationalError, OSError) as error:
-                logger.warning("the broker is away (%s): %d tasks wait in %s", error, len(self.names()), self.directory)
-            if sent:
-                logger.warning("%d tasks sent from the spool %s", sent, self.directory)
-            with self._lock:
-                if not self.names():
-                    self._sending = None
-                    return
-            if not sent:
-                time.sleep(PAUSE)
+                if self.names():
+                    return False
+            except OSError as error:
+                logger.warning("the spool %s cannot be read: %s", self.directory, error)
+            self._sending = None
+            return True
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -144,19 +238,24 @@ class Spooled:
 
     def __init__(self, app: Any, send: Callable[..., Any]) -> None:
         self.app, self.send = app, send
-        directory = Path(app.conf.spool)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.spool = Spool(directory, app.conf.spool_most)
+        self.spool = Spool(Path(app.conf.spool), app.conf.spool_most, app.conf.accept_content)
         self._looked = False
 
     def send_call(self, call: Call) -> Any:
-        return self.send(
-            call["name"], call["args"], call["kwargs"], **call["options"], task_id=call["task_id"], add_to_parent=False
-        )
+        """Send it. Raises as send_task does, and RefusedError for whatever the broker has answered no to."""
+        own = {"task_id": call["task_id"], "add_to_parent": False}
+        try:
+            return self.send(call["name"], call["args"], call["kwargs"], **call["options"], **own)
+        except RefusedError:
+            raise
+        except OperationalError as error:
+            if isinstance(error.__cause__, (UnroutedError, *self.app.connection_for_write().channel_errors)):
+                raise RefusedError(str(error)) from error
+            raise
 
     def forward(self) -> Iterator[str]:
-        """Send what waits; gives the ids of what was sent. Raises OperationalError where the broker is away."""
-        return self.spool.forward(self.send_call)
+        """Send what waits, and what was moved aside; gives the ids of what was sent. Raises one of AWAY where the broker is."""
+        return self.spool.forward(self.send_call, again=True)
 
     def send_task(self, name: str, args: Any, kwargs: Any, countdown: Any, eta: Any, options: dict[str, Any]) -> Any:
         """Send, or accept for later; gives an AsyncResult either way."""

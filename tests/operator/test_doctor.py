@@ -43,6 +43,20 @@ def test_nothing_is_found_where_nothing_is_wrong(bench: Bench, healthy: Process)
     assert doctor(bench) == (0, [])
 
 
+def test_tasks_that_no_broker_takes_and_a_spool_that_is_not_ours_are_found(
+    bench: Bench, healthy: Process, tmp_path: Path
+) -> None:
+    """What was kept for somebody to look at is named where they look."""
+    tmp_path.chmod(0o777)
+    (tmp_path / "1.bad").touch()
+    code, found = doctor(bench, SPOOL=str(tmp_path))
+    assert code == 1
+    assert found == [
+        f"SPOOL={tmp_path} cannot be used: others may write to it (mode 0777): chmod go-w",
+        f"1 tasks in SPOOL={tmp_path} could not be sent: 1.bad",
+    ]
+
+
 def test_each_line_says_what_mends_it(bench: Bench) -> None:
     Redis.from_url(bench.address).config_set("appendonly", "yes")
     done = subprocess.run(

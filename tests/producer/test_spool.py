@@ -111,4 +111,4 @@ def test_a_spool_that_cannot_be_written_is_an_error_and_accepts_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     app.close()
     code, out, err = producer.run(*SEND, SPOOL=str(tmp_path / "file"))
-    assert (code, out, err) == (2, [], [f"celery-kit: SPOOL={tmp_path / 'file'} cannot be written: File exists"])
+    assert (code, out, err) == (2, [], [f"celery-kit: SPOOL={tmp_path / 'file'} cannot be used: File exists"])
