@@ -171,7 +171,8 @@ class Heartbeat(bootsteps.StartStopStep):
 
     def _begins(self, task: Any = None, **_: Any) -> None:
         if self.timer is not None:
-            write(self.file, now() + (getattr(task, "time_limit", None) or task_time_limit()) + self.seconds)
+            own = getattr(getattr(task, "request", None), "time_limit", None)  # of this message alone
+            write(self.file, now() + (own or getattr(task, "time_limit", None) or task_time_limit()) + self.seconds)
 
     def stop(self, parent: Any) -> None:
         if self.timer is not None:

@@ -8,11 +8,12 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 #: are duplicates).
 KEYS = ("arguments", "message")
 CLAIM, DONE = b"claim ", b"done "
+#: Seconds until a step that the store did not answer is tried again.
+AGAIN = 0.5
 NO_STORE = "@once needs a store for its claims: BACKEND=redis, or ONCE_URL=redis://host:6379/1"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -105,7 +108,11 @@ class _Run:
         self.claims = _store(task.app)
         self.id = uuid()
         self.claim = CLAIM + json.dumps({"run": self.id, "task": task.request.id, "process": _process(os.getpid())}).encode()
-        self._lock, self._holds = threading.Lock(), False
+        self.lock, self.holds = threading.Lock(), False
+        self.due, self.failed = (
+            math.inf,
+            False,
+        )  # its next renewal, in seconds of the monotonic clock; and whether the last failed
 
     def of(self, effect: Callable[[], Any]) -> Any:
         with keeper.keep(self):
@@ -114,7 +121,7 @@ class _Run:
             except self.claims.away:
                 return self._later("cannot be claimed: its store is away")
             if found is None:
-                self._holds = True
+                self.holds = True
                 return self._take_effect(effect)
         if not found.startswith(DONE):
             return self._later("is running elsewhere")
@@ -140,19 +147,19 @@ class _Run:
         self._end("notes its result", lambda: self.claims.replace(self.name, self.claim, note, self.expires))
         return value
 
-    def renew(self) -> None:
-        with self._lock:
-            if self._holds and not self.claims.replace(self.name, self.claim, self.claim, self.lease):
-                logger.error("%s: its claim ran out and another run has it; the effect may happen twice", self.name)
-
     def _end(self, what: str, step: Callable[[], Any]) -> None:
         """The step after the effect; that it cannot be taken must not make the effect look undone."""
-        with self._lock:
-            self._holds = False
+        with self.lock:
+            self.holds = False
             try:
-                self._patiently(step)
-            except self.claims.away as error:
-                logger.error("%s: the store is away when this run %s: %s", self.name, what, error)
+                if self._patiently(step) is False:
+                    self.taken()
+            except Exception as error:
+                logger.error("%s: the store does not answer when this run %s: %s", self.name, what, error)
+
+    def taken(self) -> None:
+        self.holds = False
+        logger.error("%s: its claim ran out and another run has it; the effect may happen twice", self.name)
 
     def _later(self, why: str) -> None:
         """Send the message again, as it is, and be done with this one: at no moment is there none."""
@@ -171,7 +178,7 @@ class _Run:
             except self.claims.away:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.5)
+                time.sleep(AGAIN)
 
 
 class _Keeper:
@@ -179,18 +186,20 @@ class _Keeper:
 
     def __init__(self) -> None:
         self.runs: dict[str, _Run] = {}
-        self._some = threading.Event()
-        self._lock = threading.Lock()
+        self._change = threading.Condition()
+        self._wakes_at = 0.0  # in seconds of the monotonic clock; in the past while it works
         self._thread: threading.Thread | None = None
 
     @contextmanager
     def keep(self, run: _Run) -> Iterator[None]:
-        with self._lock:
+        run.due = time.monotonic() + run.lease / 4
+        with self._change:
             self.runs[run.id] = run
-            self._some.set()
             if not self._thread:
                 self._thread = threading.Thread(target=self._work, name="once", daemon=True)
                 self._thread.start()
+            elif run.due < self._wakes_at:
+                self._change.notify()
         try:
             yield
         finally:
@@ -198,16 +207,39 @@ class _Keeper:
 
     def _work(self) -> None:
         while True:
-            self._some.wait()
-            time.sleep(min((run.lease for run in list(self.runs.values())), default=0.0) / 4)
-            for run in list(self.runs.values()):
-                try:
-                    run.renew()
-                except run.claims.away as error:
-                    logger.warning("%s cannot be renewed now: %s", run.name, error)
-            with self._lock:
-                if not self.runs:
-                    self._some.clear()
+            with self._change:
+                self._wakes_at = min((run.due for run in list(self.runs.values())), default=math.inf)
+                wait = self._wakes_at - time.monotonic()
+                if wait > 0:
+                    self._change.wait(None if wait == math.inf else wait)
+                    continue
+            self._renew([run for run in list(self.runs.values()) if run.due <= time.monotonic()])
+
+    def _renew(self, runs: list[_Run]) -> None:
+        """Renew what these hold, all in one round trip: a store that is slow delays each of them once."""
+        with ExitStack() as locked:
+            held = []
+            for run in runs:
+                run.due = time.monotonic() + run.lease / 4
+                if run.lock.acquire(blocking=False):  # else it is at its end
+                    locked.callback(run.lock.release)
+                    if run.holds:
+                        held.append(run)
+            if not held:
+                return
+            try:
+                answers = held[0].claims.renew([(run.name, run.claim, run.lease) for run in held])
+            except Exception as error:  # others count on this thread
+                answers = [error] * len(held)
+            for run, answer in zip(held, answers, strict=True):
+                if isinstance(answer, Exception):
+                    run.due = time.monotonic() + min(AGAIN, run.lease / 4)
+                    logger.log(
+                        logging.DEBUG if run.failed else logging.WARNING, "%s cannot be renewed now: %s", run.name, answer
+                    )
+                elif not answer:
+                    run.taken()
+                run.failed = isinstance(answer, Exception)
 
 
 keeper = _Keeper()

@@ -59,3 +59,22 @@ def step(self: Any, seconds: float, folder: str) -> float:
 @app.task(name="engine.echo")
 def echo(value: Any) -> int:
     return len(value)
+
+
+def _hold(queue: str, name: str) -> None:
+    """Say that it has begun, and go on until it is told to end."""
+    import time
+
+    from redis import Redis
+
+    redis = Redis.from_url(os.environ["CELERY_RESULT_BACKEND"])
+    redis.set(f"{queue}-{name}", 1)
+    while not redis.get(f"{queue}-end"):
+        time.sleep(0.02)
+
+
+if not os.environ.get("PLAIN"):
+    from app.once import once
+
+    app.task(name="engine.once_long")(once(lease=60)(_hold))
+    app.task(name="engine.once_short")(once(lease=1)(_hold))

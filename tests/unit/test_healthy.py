@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,3 +69,13 @@ def test_the_file_is_written_in_one_piece(tmp_path: Path) -> None:
             assert {file.read_text() for _ in range(2_000)} == {f"{writer.pid} 123456\n"}
         finally:
             writer.kill()
+
+
+def test_a_task_is_waited_for_as_long_as_its_own_message_allows(tmp_path: Path) -> None:
+    """A moment that depends on a task is worked out from that run, not from what all have in common."""
+    task = SimpleNamespace(time_limit=5, request=SimpleNamespace(time_limit=1_000))
+    heartbeat = health.Heartbeat.__new__(health.Heartbeat)
+    heartbeat.file, heartbeat.seconds, heartbeat.timer = tmp_path / "heartbeat", 30, object()
+    before = health.now()
+    heartbeat._begins(task)
+    assert int(heartbeat.file.read_text().split()[1]) >= before + 1_030
