@@ -7,7 +7,6 @@ them on its way: a signal's receiver, a router that is a function, an `apply_asy
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from kombu import Producer as KombuProducer
 from kombu.exceptions import OperationalError
 
 from app.brokers import room
-from app.brokers.contract import Bulk, Part, Sample, UnconfirmedError
+from app.brokers.contract import Bulk, Part, Sample, UnconfirmedError, message_of
 from app.correlation import SENT, name_it
 from app.ids import ids
 from app.publishing import brief, must_arrive
@@ -101,14 +100,33 @@ class _Recorder(KombuProducer):
         self.taken = message
 
 
+class OneByOne:
+    """Many messages as kombu has it, for a broker that has no other way."""
+
+    def __init__(self, connection: Any, patience: float) -> None:
+        self.channel, self.patience = connection.channel(), patience
+        self.errors = (*connection.connection_errors, *connection.channel_errors)
+
+    def send(self, parts: Sequence[Part]) -> None:
+        for number, part in enumerate(parts):
+            to = (part.sample.exchange, part.sample.routing_key)
+            try:
+                self.channel.basic_publish(message_of(self.channel, part), *to, timeout=self.patience)
+            except self.errors as error:
+                raise UnconfirmedError(str(error) or type(error).__name__, {one.id for one in parts[number:]}) from error
+
+    def close(self) -> None:
+        self.channel.close()
+
+
 class Sender:
     """Sends calls of one task over one producer."""
 
     def __init__(self, app: Any, task: Any, options: dict[str, Any], producer: Any) -> None:
         self.app, self.task, self.options, self.producer = app, task, options, producer
         self.recorder = _Recorder(producer)
-        self.declared: set[int] = set()
-        self.bulk_class: type[Bulk] | None = getattr(room(app.conf.broker_write_url), "bulk", None)
+        self.declared: dict[int, Any] = {}
+        self.bulk_class: type[Bulk] = getattr(room(app.conf.broker_write_url), "bulk", None) or OneByOne
         self.ids = ids()
         self.each_is_seen = self._each_is_seen()
         self._model: Model | None = None
@@ -118,28 +136,49 @@ class Sender:
         parts = [self.part(call) for call in calls]
         if not parts:
             return []
-        if not self.bulk_class:
-            raise OperationalError("this broker has no way to take many messages at once")
-        make = self.bulk_class
-        bulk = self.producer.patiently(lambda: make(self.producer.connection, self.producer.patience))
-        rest = iter(parts)
         sending = [part.id for part in parts]
-        sent = 0
-        try:
-            while batch := list(islice(rest, AT_ONCE)):
-                bulk.send(batch)
-                sent += len(batch)
-            bulk.close()
-        except UnconfirmedError as error:
-            self.producer.connection.collect()
-            now = sending[sent : sent + AT_ONCE]
-            confirmed = sending[:sent] + [each for each in now if each not in error.ids]
-            uncertain = [each for each in now if each in error.ids]
-            raise NotAllSentError(str(error), confirmed, uncertain, sending[sent + AT_ONCE :]) from error
+        self._publish(parts)
         if parent := self.app.current_worker_task:
             for task_id in sending:
                 parent.add_trail(self.app.AsyncResult(task_id))
         return sending
+
+    def _start(self) -> Bulk:
+        for entity in self.declared.values():
+            self.producer.maybe_declare(entity)  # another broker has not got it yet
+        return self.bulk_class(self.producer.connection, self.producer.share)
+
+    def _publish(self, rest: list[Part]) -> None:
+        """Publish them, a batch at a time. Of several brokers the next one gets, under the same ids, what a lost one has not
+        confirmed.
+        """
+        producer, confirmed, uncertain = self.producer, list[str](), set[str]()
+        brokers = max(1, len(producer.connection.alt))
+        while rest:
+            sent = 0
+            try:
+                bulk = producer.patiently(self._start)
+                while batch := rest[sent : sent + AT_ONCE]:
+                    bulk.send(batch)
+                    sent += len(batch)
+                bulk.close()
+                return
+            except OperationalError as error:
+                if not sent and not uncertain and not isinstance(error, UnconfirmedError):
+                    raise  # nothing was sent
+                if isinstance(error, UnconfirmedError):
+                    producer.connection.collect()
+                    producer.connection.maybe_switch_next()
+                    uncertain = set(error.ids)
+                    now, brokers = rest[sent : sent + AT_ONCE], brokers - 1
+                    confirmed += [part.id for part in rest[:sent]] + [part.id for part in now if part.id not in uncertain]
+                    rest = [part for part in now if part.id in uncertain] + rest[sent + AT_ONCE :]
+                    if brokers and error.__cause__:  # the connection's error; else it was this broker's answer
+                        continue
+                unsent = [part.id for part in rest if part.id not in uncertain]
+                raise NotAllSentError(
+                    str(error), confirmed, [part.id for part in rest if part.id in uncertain], unsent
+                ) from error
 
     def part(self, call: Call) -> Part:
         if call.options or self.options.get("task_id") or self.each_is_seen:
@@ -188,7 +227,7 @@ class Sender:
         for entity in declare or ():
             if hash(entity) not in self.declared:
                 self.producer.patiently(lambda entity=entity: self.producer.maybe_declare(entity))
-                self.declared.add(hash(entity))
+                self.declared[hash(entity)] = entity
         body = body if isinstance(body, bytes) else body.encode()
         about = (
             content_type,

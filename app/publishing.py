@@ -18,7 +18,7 @@ from kombu.pools import ProducerPool
 from kombu.resource import Resource
 
 from app.brokers import Queues, room
-from app.brokers.contract import Part, RefusedError
+from app.brokers.contract import Part, RefusedError, UnroutedError
 
 T = TypeVar("T")
 PLAIN = (int, float, bool, type(None))
@@ -57,6 +57,8 @@ class Producer(KombuProducer):
     """
 
     patience = 10.0
+    #: How long one broker of several is waited for, so that some of the patience is left for the next.
+    share = 10.0
     #: How a channel is made to give up waiting: the broker's room knows.
     bound: Callable[[Any, float], None] | None = None
     #: How a message like others is published, if there is a way: the same.
@@ -65,8 +67,8 @@ class Producer(KombuProducer):
     def publish(  # type: ignore[override]  # kombu spells the options out
         self, body: Any, retry: bool = False, retry_policy: Any = None, **options: Any
     ) -> Any:
-        options["timeout"] = options.get("timeout") or self.patience
-        options["confirm_timeout"] = options.get("confirm_timeout") or self.patience
+        options["timeout"] = options.get("timeout") or self.share
+        options["confirm_timeout"] = options.get("confirm_timeout") or self.share
         if options.get("mandatory") is None:
             options["mandatory"] = must_arrive(options.get("declare"), options.get("exchange"), options.get("routing_key"))
         publish = super().publish
@@ -83,12 +85,15 @@ class Producer(KombuProducer):
         for entity in declare:
             self.maybe_declare(entity)
         if self.like:
-            self.like(self.channel, part, self.patience)
+            self.like(self.channel, part, self.share)
 
     def patiently(self, step: Callable[[], T], patience: float | None = None) -> T:
-        """Do a step on this producer's channel, again on a new connection if that fails, until `patience` is over."""
+        """Do a step on this producer's channel, again on a new connection if that fails, until `patience` is over.
+
+        Of several brokers the new connection is to the next, as kombu's own retry has it.
+        """
         deadline = time.monotonic() + (patience or self.patience)
-        pause = 0.05
+        pause, failures = 0.05, 0
         while True:
             try:
                 return step()
@@ -99,12 +104,16 @@ class Producer(KombuProducer):
                 errors = (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors, OperationalError)
                 if not isinstance(error, errors):
                     raise
+                connection.collect()
+                if not isinstance(error, (UnroutedError, *connection.recoverable_channel_errors)):
+                    connection.maybe_switch_next()
+                self.revive(connection)
                 if time.monotonic() + pause > deadline:
                     raise OperationalError(str(error) or type(error).__name__) from error
-            time.sleep(pause)
-            pause = min(2 * pause, 1.0)
-            connection.collect()
-            self.revive(connection)
+            if connection.completes_cycle(failures):
+                time.sleep(pause)
+                pause = min(2 * pause, 1.0)
+            failures += 1
 
     def maybe_declare(self: Any, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
         known = self.channel.connection.client.declared_entities  # kombu looks there too, but binds a copy of the queue first
@@ -116,7 +125,7 @@ class Producer(KombuProducer):
         fresh = callable(self._channel)  # a promise
         channel = KombuProducer._get_channel(self)
         if fresh and self.bound:
-            self.bound(channel, self.patience)
+            self.bound(channel, self.share)
         return channel
 
     channel = property(_get_channel, KombuProducer._set_channel)
@@ -165,7 +174,8 @@ class AMQP(amqp.AMQP):
             # Connecting is tried once at a time; the patience is the producer's.
             connection = self.app.connection_for_write(transport_options={"max_retries": 0})
             broker = room(conf.broker_write_url)
-            more: dict[str, Any] = {"patience": float(conf.get("publish_timeout", Producer.patience))}
+            patience = float(conf.get("publish_timeout", Producer.patience))
+            more: dict[str, Any] = {"patience": patience, "share": patience / max(1, len(connection.alt))}
             for name in ("bound", "like"):
                 if step := getattr(broker, name, None):
                     more[name] = staticmethod(step)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from kombu.exceptions import OperationalError
 
+from app.correlation import SENT
 from app.limits import Limits
 
 if TYPE_CHECKING:
@@ -100,6 +101,19 @@ class Part(NamedTuple):
     kwargsrepr: str
     sent: float
     reply_to: str
+
+
+def message_of(channel: Any, part: Part) -> Any:
+    """The message, as a channel of kombu's makes it."""
+    sample = part.sample
+    headers = {name: part.id if value == sample.id else value for name, value in sample.headers.items()}
+    headers["argsrepr"], headers["kwargsrepr"] = part.argsrepr, part.kwargsrepr
+    if SENT in headers:
+        headers[SENT] = part.sent
+    properties = {**sample.properties, "correlation_id": part.id, "reply_to": part.reply_to}
+    return channel.prepare_message(
+        part.body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
+    )
 
 
 class Bulk(Protocol):

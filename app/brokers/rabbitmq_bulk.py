@@ -4,24 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from app.brokers.contract import Part, UnconfirmedError
-from app.correlation import SENT
+from app.brokers.contract import Part, UnconfirmedError, message_of
 
 #: Seconds until a message for which there is no queue is tried again.
 PAUSE = 0.05
-
-
-def message_of(channel: Any, part: Part) -> Any:
-    """py-amqp's message."""
-    sample = part.sample
-    headers = {name: part.id if value == sample.id else value for name, value in sample.headers.items()}
-    headers["argsrepr"], headers["kwargsrepr"] = part.argsrepr, part.kwargsrepr
-    if SENT in headers:
-        headers[SENT] = part.sent
-    properties = {**sample.properties, "correlation_id": part.id, "reply_to": part.reply_to}
-    return channel.prepare_message(
-        part.body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
-    )
 
 
 def like(channel: Any, part: Part, seconds: float) -> None:

@@ -20,19 +20,22 @@ class Delayed:
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        self.bound: set[str] = set()
+        self.bound: set[tuple[Any, ...]] = set()
 
     def prepare(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
         """Have the queue of such a task reached after its delay. Raises what publishing raises, in the same time."""
         queue = self.app.amqp.router.route(dict(options), name, args or (), kwargs or {}).get("queue")
-        if queue is None or queue.name in self.bound or queue.exchange.type == "direct":
+        if queue is None or queue.exchange.type == "direct":
             return
         with self.app.producer_or_acquire() as producer:
-            producer.patiently(lambda: self._bind(queue))
-        self.bound.add(queue.name)
+            to = producer.connection
+            if (queue.name, to.hostname, to.port) not in self.bound:  # of several brokers each has its own
+                producer.patiently(lambda: self._bind(producer.connection, queue))
+                self.bound.add((queue.name, to.hostname, to.port))
 
-    def _bind(self, queue: Any) -> None:
-        with self.app.connection_for_write(transport_options={"max_retries": 0}) as connection:
+    def _bind(self, producers: Any, queue: Any) -> None:
+        # To the same broker, by channels that are not the producer's: errors close them.
+        with self.app.amqp.Connection(**producers.info()) as connection:
             channel = connection.default_channel
             try:
                 channel.exchange_declare(delivery.CELERY_DELAYED_DELIVERY_EXCHANGE, KIND, passive=True)

@@ -38,6 +38,7 @@ else:
     from app import app
 
     app.conf.task_default_queue = os.environ["QUEUE"]
+app.conf.update(json.loads(os.environ.get("SETTINGS") or "{}"))
 app.conf.imports = [f"{CASES}.{one.name}" for one in iter_modules([str(Path(__file__).with_name("cases"))])]
 
 

@@ -1,0 +1,45 @@
+"""Clients whose broker, or results server, is named by other URLs than the first that comes to mind."""
+
+from typing import Any
+
+from celery.beat import ScheduleEntry, Scheduler
+from celery.schedules import schedule
+
+from tests.compat.cases.basics import add
+from tests.compat.side import SIDE, app
+
+SECONDS = 20
+
+
+def sent() -> list[Any]:
+    """The values of tasks that were sent in each manner that Celery has."""
+    some = [
+        add.delay(1, 1),
+        add.apply_async((1, 2), priority=5),
+        app.send_task("compat.add", (1, 3)),
+        add.apply_async((1, 4), countdown=0.1),
+        *[add.delay(1, number) for number in (5, 6)],
+    ]
+    return [one.get(timeout=SECONDS) for one in some]
+
+
+def sent_together() -> list[Any]:
+    """The same of several tasks that are sent together; plain Celery sends each by itself."""
+    if SIDE == "celery":
+        return [add.delay(2, number).get(timeout=SECONDS) for number in range(3)]
+    from app.producer import send_many
+
+    return [app.AsyncResult(one).get(timeout=SECONDS) for one in send_many("compat.add", [(2, number) for number in range(3)])]
+
+
+def sent_by_beat() -> Any:
+    """The value of a task that beat sends."""
+    beat = Scheduler(app=app, lazy=True)
+    entry = ScheduleEntry(name="add", task="compat.add", args=(3, 3), schedule=schedule(1.0), app=app)
+    return beat.apply_async(entry, producer=beat.producer).get(timeout=SECONDS)
+
+
+def workers_answer() -> list[str]:
+    """What the workers of this queue say to a ping."""
+    answers = app.control.ping(timeout=3)
+    return [answer["ok"] for each in answers for answer in each.values()]
