@@ -9,13 +9,14 @@ from celery import Celery
 
 from app import app, brokers
 from app.brokers.contract import Action, DeadLetter
+from app.facts import address
 from app.refusal import refuse
 
 
 def each(app: Celery, decide: Callable[[DeadLetter], Action]) -> None:
     """Show every letter to `decide`, the oldest first, and do what it says."""
-    broker = brokers.room(app.conf.broker_url)
-    if broker is None:
+    broker = brokers.room(app.conf.broker_read_url)
+    if broker is None or broker.dead_letters is None:
         refuse("the kit keeps no dead letters on this broker; CELERY_BROKER_URL names one that it has no room for")
     broker.dead_letters.each(app, decide)
 
@@ -52,7 +53,7 @@ def main() -> None:
     try:
         each(app, decide)
     except app.connection().connection_errors as error:
-        refuse(f"the broker at {app.connection().as_uri()} cannot be reached ({error}); 'make ps' shows what runs")
+        refuse(f"the broker at {address(app)} cannot be reached ({error}); 'make ps' shows what runs")
     if wanted not in (None, "all") and not seen:
         refuse(f"no dead letter has the id {wanted}; 'make dead' lists them")
     for letter in sorted(seen, key=lambda one: one.when):

@@ -153,7 +153,7 @@ def workers_live(scene: Scene) -> Found:
 
 def workers_consume(scene: Scene) -> Found:
     for node, answer in scene.now.workers.items():
-        if not answer["consuming"]:
+        if answer["consuming"] == []:
             yield (
                 f"worker {node} lives and consumes nothing",
                 f"celery -A app control -d {node} add_consumer QUEUE; or restart it",
@@ -161,8 +161,9 @@ def workers_consume(scene: Scene) -> Found:
 
 
 def queues_are_consumed(scene: Scene) -> Found:
-    consumed = {name for answer in scene.now.workers.values() for name in answer["consuming"]}
-    for queue in scene.broker.queues if scene.broker and scene.now.workers else []:
+    told = [answer["consuming"] for answer in scene.now.workers.values()]
+    consumed = {name for names in told for name in names or ()}
+    for queue in scene.broker.queues if scene.broker and told and None not in told else []:
         if queue.waiting and queue.name not in consumed:
             yield (
                 f"{queue.waiting} tasks wait in queue {queue.name}, which no worker consumes",
@@ -182,7 +183,7 @@ def redelivery(scene: Scene) -> Found:
 
 def clocks(scene: Scene) -> Found:
     for node, answer in scene.now.workers.items():
-        if (apart := abs(answer["clock"] - time.time())) > CLOCK_SECONDS:
+        if answer["clock"] and (apart := abs(answer["clock"] - time.time())) > CLOCK_SECONDS:
             yield f"the clock of worker {node} is {apart:.0f} s apart from this machine's", "synchronise both (NTP)"
 
 

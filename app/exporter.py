@@ -34,9 +34,11 @@ def gauge(name: str, what: str, samples: Sequence[tuple[dict[str, str], float | 
 def metrics(found: Snapshot) -> Iterator[Metric]:
     """All of them, from one look."""
     yield gauge("broker_up", "1: the broker answers", [({}, float(isinstance(found.broker, Server)))])
-    yield gauge("results_up", "1: the results server answers", [({}, float(not isinstance(found.results, str)))])
+    unasked = isinstance(found.results, Server) and not found.results.version
+    results = None if unasked else float(not isinstance(found.results, str))
+    yield gauge("results_up", "1: the results server answers", [({}, results)])
     queues = found.broker.queues if isinstance(found.broker, Server) else []
-    consumed = Counter(queue for answer in found.workers.values() for queue in answer["consuming"])
+    consumed = Counter(queue for answer in found.workers.values() for queue in answer["consuming"] or ())
     for name, what in (("waiting", "Messages that wait"), ("unacknowledged", "Messages that workers hold")):
         yield gauge(f"queue_{name}", what, [({"queue": queue.name}, getattr(queue, name)) for queue in queues])
     yield gauge("queue_oldest_seconds", "Since the next message was sent", [({"queue": q.name}, q.oldest) for q in queues])
@@ -48,7 +50,7 @@ def metrics(found: Snapshot) -> Iterator[Metric]:
         ("processed", "Tasks taken since its start"),
         ("memory", "Memory, in bytes"),
     ):
-        answers = [({"worker": node, "pool": answer["pool"]}, float(answer[name])) for node, answer in found.workers.items()]
+        answers = [({"worker": node, "pool": answer["pool"] or ""}, answer[name]) for node, answer in found.workers.items()]
         yield gauge(f"worker_{name}", what, answers)
     if file := os.environ.get("BEAT_HEARTBEAT_FILE"):
         path = Path(file)

@@ -25,7 +25,8 @@ from celery.signals import worker_init
 from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 
-from app.backends import BACKENDS
+from app import backends
+from app.backends import Backend
 from app.backends.redis_claims import Claims
 from app.profile import Profile
 from app.refusal import refuse
@@ -77,18 +78,24 @@ def once(
     return decorate(function) if function else decorate
 
 
-def _refuse_without_store(**_: Any) -> None:
-    if not Profile.from_environ().once_url:
-        refuse(f"{NO_STORE}; BACKEND={Profile.from_environ().backend.name} has none")
+def _refuse_without_store(sender: Any, **_: Any) -> None:
+    backend, url = _where(sender.app)
+    if not backend or not backend.claims:
+        refuse(f"{NO_STORE}; BACKEND={backend.name if backend else url.partition(':')[0]} has none")
+
+
+def _where(app: Celery) -> tuple[Backend | None, str]:
+    """The store, by its own URL or as the results server, and its room."""
+    url = Profile.from_environ().once_url or app.conf.result_backend or ""
+    return backends.room(url), url
 
 
 @cache
 def _store(app: Celery) -> Claims:
-    url = Profile.from_environ().once_url or ""
-    for backend in BACKENDS.values():
-        if backend.claims and url.partition(":")[0] in backend.schemes:
-            return backend.claims(app, url)
-    raise ImproperlyConfigured(NO_STORE)
+    backend, url = _where(app)
+    if not backend or not backend.claims:
+        raise ImproperlyConfigured(NO_STORE)
+    return backend.claims(app, url)
 
 
 def _name(task: Any, key: str | Callable[..., object], call: inspect.BoundArguments) -> str:

@@ -13,6 +13,7 @@ from kombu.utils.uuid import uuid
 
 from app import app
 from app.bulk import Call, NotAllSentError, Sender, calls
+from app.facts import address
 from app.refusal import choose, refuse
 
 
@@ -120,7 +121,7 @@ def _unusable(error: OSError) -> NoReturn:
 
 
 def _away(error: Exception) -> NoReturn:
-    refuse(f"the broker at {app.connection().as_uri()} cannot be reached ({error}); 'make ps' shows what runs")
+    refuse(f"the broker at {address(app)} cannot be reached ({error}); 'make ps' shows what runs")
 
 
 def _json(what: str, text: str, kind: type) -> Any:

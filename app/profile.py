@@ -4,7 +4,7 @@ Names are Celery's own settings in capitals (TIMEZONE, TASK_TIME_LIMIT …); BRO
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
 
 from app import times
-from app.backends import BACKENDS, Backend
-from app.brokers import BROKERS, Broker
+from app.backends import BACKENDS, Backend, other_backend
+from app.brokers import BROKERS, Broker, other_broker, schemes_of
 from app.limits import Limits
 from app.pools import MOST_CONCURRENCY, POOLS, Pool
 from app.refusal import choose, refuse, whole_number
@@ -77,8 +77,10 @@ class Profile:
 
         broker_url = environ.get("CELERY_BROKER_URL", "")
         result_backend = environ.get("CELERY_RESULT_BACKEND", "")
-        broker = _room("BROKER", value("BROKER", ""), "CELERY_BROKER_URL", broker_url, BROKERS, "embedded")
-        backend = _room("BACKEND", value("BACKEND", ""), "CELERY_RESULT_BACKEND", result_backend, BACKENDS, "redis")
+        broker = _room("BROKER", value("BROKER", ""), "CELERY_BROKER_URL", broker_url, BROKERS, "embedded", other_broker)
+        backend = _room(
+            "BACKEND", value("BACKEND", ""), "CELERY_RESULT_BACKEND", result_backend, BACKENDS, "redis", other_backend
+        )
         serializer = choose("TASK_SERIALIZER", value("TASK_SERIALIZER", "json"), SERIALIZERS)
         accepted = value("ACCEPT_CONTENT", serializer).replace(" ", "").split(",")
         prefetch = value("WORKER_PREFETCH_MULTIPLIER", "")
@@ -115,7 +117,7 @@ class Profile:
             publish_timeout=whole_number("PUBLISH_TIMEOUT", value("PUBLISH_TIMEOUT", "10"), 1, 3_600, "seconds"),
             spool=Path(value("SPOOL", "")).resolve() if environ.get("SPOOL") else None,
             spool_most=whole_number("SPOOL_MOST", value("SPOOL_MOST", "10000"), 1, 10_000_000, "tasks"),
-            once_url=_once_url(value("ONCE_URL", ""), result_backend or backend.url(environ, broker)),
+            once_url=_once_url(value("ONCE_URL", "")),
         )
 
 
@@ -143,20 +145,29 @@ def max_deliveries(environ: Mapping[str, str] = os.environ) -> int:
 Room = TypeVar("Room", Broker, Backend)
 
 
-def _room(name: str, given: str, url_name: str, url: str, rooms: Mapping[str, Room], default: str) -> Room:
-    """The room that was asked for by name, or by the scheme of Celery's own URL, which wins; both must agree."""
+def _room(
+    name: str, given: str, url_name: str, url: str, rooms: Mapping[str, Room], default: str, other: Callable[[str], Room | None]
+) -> Room:
+    """The room that was asked for by name, or by the scheme of Celery's own URL, which wins; both must agree.
+
+    `other`: what stands in its place for what Celery knows and the kit has no room for.
+    """
     if given:
         choose(name, given, rooms)
     if not url:
         return rooms[given or default]
-    scheme = url.partition(":")[0].partition("+")[0]
-    serving = [room for room in rooms.values() if scheme in room.schemes]
-    if not serving:
-        allowed = sorted({scheme for room in rooms.values() for scheme in room.schemes})
-        refuse(f"{url_name} begins with {scheme}:, which is not known; allowed: {', '.join(allowed)}")
+    schemes = schemes_of(url)
+    serving = [room for room in rooms.values() if schemes <= set(room.schemes)]
+    begins = f"begins with {', '.join(f'{scheme}:' for scheme in sorted(schemes))}"
     if given and rooms[given] not in serving:
-        refuse(f"{name}={given} contradicts {url_name}, which begins with {scheme}:; leave one of them out")
-    return rooms[given] if given else serving[0]
+        refuse(f"{name}={given} contradicts {url_name}, which {begins}; leave one of them out")
+    if given or serving:
+        return rooms[given] if given else serving[0]
+    others = [other(scheme) for scheme in sorted(schemes)]
+    if not (all(others) and (found := others[0])):
+        allowed = sorted({scheme for room in rooms.values() for scheme in room.schemes})
+        refuse(f"{url_name} {begins}, which is not known; allowed: {', '.join(allowed)}, or what Celery has beside these")
+    return found
 
 
 def _concurrency(given: str) -> int | str:
@@ -171,13 +182,12 @@ def _compression(name: str, environ: Mapping[str, str]) -> str | None:
     return choose(name, given, COMPRESSIONS) if given else None
 
 
-def _once_url(given: str, result_backend: str) -> str | None:
-    """Where `app/once.py` keeps its claims: its own URL, or the results server, if it can; None: nowhere."""
-    schemes = sorted({scheme for backend in BACKENDS.values() if backend.claims for scheme in backend.schemes})
+def _once_url(given: str) -> str | None:
+    """Where `app/once.py` keeps its claims, if not on the results server."""
     if given:
-        choose("the scheme of ONCE_URL", given.partition(":")[0], schemes)
-        return given
-    return result_backend if result_backend.partition(":")[0] in schemes else None
+        schemes = sorted({scheme for backend in BACKENDS.values() if backend.claims for scheme in backend.schemes})
+        choose("the scheme of ONCE_URL", given.partition(":")[0].partition("+")[0], schemes)
+    return given or None
 
 
 def _timezone(name: str) -> str:

@@ -11,7 +11,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult
 
 from app import app
-from app.profile import Profile
+from app.backends import room
 from app.progress import STATE as PROGRESS
 from app.refusal import refuse
 
@@ -78,8 +78,8 @@ def show_outcome(found: Outcome) -> None:
 
 def refuse_where_unreadable() -> None:
     """End with one line where this process could never see a result."""
-    backend = Profile.from_environ().backend
-    if not backend.read_elsewhere:
+    backend = room(app.conf.result_backend)
+    if backend and not backend.read_elsewhere:
         refuse(
             f"BACKEND={backend.name} gives a result only to the process that sent the task: "
             "send it with WAIT=10, or use BACKEND=redis"

@@ -32,9 +32,10 @@ class SetAside(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
-        broker = brokers.room(parent.app.conf.broker_url)
-        self.enabled = broker is not None
-        if broker is None:  # one that the kit has no room for
+        broker = brokers.room(parent.app.conf.broker_read_url)
+        self.enabled = broker is not None and broker.dead_letters is not None
+        if broker is None or broker.dead_letters is None:  # one that the kit has no room for
+            logger.warning("the kit keeps no dead letters on this broker: what cannot be run is dropped (docs/brokers.md)")
             return
         self.limit = max_deliveries()
         self.letters = broker.dead_letters

@@ -234,9 +234,16 @@ def _published(inspected: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
 
 
 def _from_here(url: str, ports: dict[tuple[str, int], int]) -> str:
-    """A URL that names a role, with this machine's address of it; others stay as they are."""
+    """A URL that names a role, with this machine's address of it; others stay as they are. Of several: each."""
+    return ";".join(_one_from_here(one, ports) for one in url.split(";"))
+
+
+def _one_from_here(url: str, ports: dict[tuple[str, int], int]) -> str:
     parts = urlsplit(url)
-    port = ports.get((parts.hostname or "", parts.port or 0))
+    try:
+        port = ports.get((parts.hostname or "", parts.port or 0))
+    except ValueError:  # no port: it is of a form that only its own client reads
+        port = None
     if port is None:
         return url
     account = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""

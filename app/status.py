@@ -6,16 +6,14 @@ Nobody is waited for longer than a second: a server that is away, or a worker th
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
 
-from app import app
-from app.facts import PATIENCE, Member, Server
-from app.profile import Profile
+from app import app, backends, brokers, facts
+from app.facts import PATIENCE, Member, Server, address, readable, told
 
 
 @dataclass(frozen=True)
@@ -29,47 +27,67 @@ class Snapshot:
     results: Server | str | None
     workers: dict[str, dict[str, Any]]
     members: list[Member]
-    broker_url: str = ""  # without their passwords
-    results_url: str = ""
     unasked: str = ""
+    broker_url: str = ""  # where they are, of one that does not say it itself
+    results_url: str = ""
 
 
 def ask_broker() -> Server | str:
-    """What the broker says, or one line on why it does not."""
-    profile = Profile.from_environ()
+    """What the broker says, or one line on why it does not. Of several: the first that answers."""
+    broker = brokers.room(app.conf.broker_read_url)
     options = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "max_retries": 0}
+    away: list[str] = []
     try:
         with app.connection_for_read(connect_timeout=PATIENCE, transport_options=options) as connection:
-            # Once: connect() waits 2 s, and tries again.
-            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
-            server: Server = symbol_by_name(profile.broker.facts)(app, connection, os.environ)
-            return server
+
+            def gone(error: Exception, _: float) -> None:
+                away.append(f"{readable(connection.as_uri())} does not answer: {_first_line(error)}")
+
+            # Each once: connect() waits 2 s, and tries again.
+            others = max(0, len(connection.alt) - 1)
+            connection.ensure_connection(gone, others, interval_start=0, reraise_as_library_errors=False)
+            ask = symbol_by_name(broker.facts) if broker and broker.facts else facts.of_any_broker
+            found: Server = ask(app, connection, os.environ)
+            return replace(found, notes=[*away, *found.notes], url=readable(connection.as_uri()))
     except Exception as error:  # whatever the room's client raises: it is shown, not handled
         return f"does not answer: {_first_line(error)}"
 
 
 def ask_results() -> Server | str | None:
     """What the results server says, or one line on why it does not; None where the backend has none."""
-    backend = Profile.from_environ().backend
-    if not backend.facts:
-        return None
     try:
-        server: Server = symbol_by_name(backend.facts)(app)
-        return server
+        backend = backends.room(app.conf.result_backend)
+        if backend is None:
+            return Server(type(app.backend).__name__, "", notes=["the kit does not know how to look into it"])
+        found: Server | None = symbol_by_name(backend.facts)(app) if backend.facts else None
+        return found
     except Exception as error:
         return f"does not answer: {_first_line(error)}"
+
+
+def _results_url() -> str:
+    try:
+        return readable(app.backend.as_uri())
+    except Exception:  # a backend whose package is missing, or whose settings are: asking it says so
+        return str(app.conf.result_backend).partition(":")[0]
 
 
 def ask_workers(expected: int, patience: float) -> tuple[dict[str, dict[str, Any]], str]:
     """What each worker answers, by node name, and why nobody could be asked: a broker that is full takes no question either.
 
-    Waits until `expected` have answered, `patience` seconds at most.
+    Waits until `expected` have answered, `patience` seconds at most. Of a worker without the kit: what Celery's own command
+    tells.
     """
     app.conf.publish_timeout = patience  # this process sends nothing else
-    inspect: Any = app.control.inspect(timeout=patience, limit=expected or None)
     try:
-        return inspect._request("vitals") or {}, ""
-    except OperationalError as error:
+        inspect: Any = app.control.inspect(timeout=patience, limit=expected or None)
+        answers = {node: told(answer) for node, answer in (inspect._request("vitals") or {}).items()}
+        if others := [node for node, answer in answers.items() if answer["consuming"] is None]:
+            inspect = app.control.inspect(others, timeout=patience, limit=len(others))
+            for node, queues in (inspect.active_queues() or {}).items():
+                answers[node]["consuming"] = [queue["name"] for queue in queues]
+        return answers, ""
+    except Exception as error:
         return {}, _first_line(error)
 
 
@@ -83,7 +101,7 @@ def snapshot(tell: Callable[[], list[Member]] = list, patience: float = PATIENCE
         expected = sum(member.running for member in members if member.node)
         ask = isinstance(found, Server) and (expected or not members)
         workers, unasked = ask_workers(expected, patience) if ask else ({}, "")
-        return Snapshot(found, results.result(), workers, members, app.connection().as_uri(), app.backend.as_uri(), unasked)
+        return Snapshot(found, results.result(), workers, members, unasked, address(app), _results_url())
 
 
 def lines(found: Snapshot) -> list[str]:
@@ -93,6 +111,7 @@ def lines(found: Snapshot) -> list[str]:
     shown += [f"          workers cannot be asked: {found.unasked}"] if found.unasked else []
     if found.results:
         shown.append(f"results   {_server(found.results, found.results_url)}")
+        shown += [f"          {note}" for note in (found.results.notes if isinstance(found.results, Server) else [])]
     else:
         shown.append("results   as messages, to whoever sent the task; no server")
     if isinstance(found.broker, Server):
@@ -111,6 +130,8 @@ def state_of(node: str, found: Snapshot) -> str:
     """A worker's state in words: `consuming` is what it should be."""
     member = next((member for member in found.members if member.node == node), None)
     if answer := found.workers.get(node):
+        if answer["consuming"] is None:
+            return "alive, does not tell what it consumes"
         return "consuming" if answer["consuming"] else "ALIVE, CONSUMES NOTHING"
     if member is None or not member.running:
         return (member.state if member else "unknown").upper()
@@ -123,9 +144,10 @@ def _worker(node: str, found: Snapshot) -> tuple[str, ...]:
     answer = found.workers.get(node)
     if not answer:
         return (node, "", "", state_of(node, found), "", "", "", "", "")
-    numbers = (str(answer[name]) for name in ("active", "reserved", "processed"))
-    queues = ",".join(answer["consuming"])
-    return (node, answer["pool"], str(answer["concurrency"]), state_of(node, found), queues, *numbers, _bytes(answer["memory"]))
+    numbers = (_number(answer[name]) for name in ("active", "reserved", "processed"))
+    memory = "-" if answer["memory"] is None else _bytes(answer["memory"])
+    queues, at_once = ",".join(answer["consuming"] or ()), _number(answer["concurrency"])
+    return (node, answer["pool"] or "-", at_once, state_of(node, found), queues, *numbers, memory)
 
 
 def _beats(members: list[Member]) -> list[str]:
@@ -145,7 +167,7 @@ def _server(server: Server | str, url: str) -> str:
         return f"{url}: DOES NOT ANSWER ({server.partition(': ')[2]})"
     keys = f", {server.keys} keys" if server.keys is not None else ""
     memory = f", {_bytes(server.memory)}" if server.memory else ""
-    return f"{server.product} {server.version}{keys}{memory} at {url}"
+    return f"{server.product}{server.version and ' '}{server.version}{keys}{memory} at {server.url or url}"
 
 
 def _columns(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

@@ -1,14 +1,32 @@
 """The result backends: one product, one module. The contract is :class:`Backend`, the table is :data:`BACKENDS`."""
 
+from celery.app.backends import BACKEND_ALIASES
+from kombu.utils.compat import entrypoints
+
 from app.backends import redis, rpc
 from app.backends.contract import Backend
 
-__all__ = ["BACKENDS", "Backend", "room"]
+__all__ = ["BACKENDS", "Backend", "other_backend", "room"]
 
 BACKENDS: dict[str, Backend] = {room.backend.name: room.backend for room in (redis, rpc)}
 
 
 def room(url: str | None) -> Backend | None:
     """The room of the result backend at `url`, if it is one of the table's."""
-    scheme = (url or "").partition(":")[0]
+    scheme = (url or "").partition(":")[0].partition("+")[0]  # redis+socket: as Celery, celery/app/backends.py
     return next((backend for backend in BACKENDS.values() if scheme in backend.schemes), None)
+
+
+def other_backend(scheme: str) -> Backend | None:
+    """A result backend that Celery knows, or a package adds to it, and the kit has no room for: Celery's own class is used."""
+    if scheme not in {*BACKEND_ALIASES, *(one.name for one, _ in entrypoints("celery.result_backends"))}:
+        return None
+    return Backend(
+        name=scheme,
+        schemes=(scheme,),
+        url=lambda _environ, _broker: "",
+        settings=lambda _: {},
+        has_server=False,
+        read_elsewhere=True,
+        chords=True,
+    )

@@ -31,11 +31,27 @@ def settings(_: "Profile") -> dict[str, Any]:
 
 def claims(app: "Celery", url: str) -> "Claims":
     """The claims on the server at `url`, by a client with the settings above (and TLS) as Celery's backend makes it."""
-    from celery.backends.redis import RedisBackend
-
     from app.backends.redis_claims import Claims
 
-    return Claims(RedisBackend(app=app, url=url).client)
+    backend = celerys(app, url)
+    prefix = backend.task_keyprefix.decode().removesuffix(type(backend).task_keyprefix)  # Celery's global_keyprefix
+    return Claims(backend.client, prefix)
+
+
+def celerys(app: "Celery", url: str) -> Any:
+    """Celery's own backend for the server at `url`, in whatever form that names it."""
+    from celery.app import backends
+
+    find: Any = backends.by_url
+    kind, url = find(url, app.loader)
+    return fit(kind(app=app, url=url))
+
+
+def fit(backend: Any) -> Any:
+    """Take from a backend what its kind of connection does not know: a socket file has nothing to keep alive."""
+    if "path" in backend.connparams:
+        backend.connparams.pop("socket_keepalive", None)
+    return backend
 
 
 def adapt(backend: Any) -> None:
@@ -44,6 +60,7 @@ def adapt(backend: Any) -> None:
     """
     from app.backends.redis_waiting import ResultConsumer
 
+    fit(backend)
     backend.on_task_call = lambda producer, task_id: None
     pending = backend._pending_results, backend._pending_messages
     backend.result_consumer = ResultConsumer(backend, backend.app, backend.accept, *pending)

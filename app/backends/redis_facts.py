@@ -2,15 +2,18 @@
 
 from typing import Any
 
-from redis import Redis
-
+from app.backends.redis import celerys
 from app.brokers.redis_facts import faults, product_of
 from app.facts import PATIENCE, Server
 
 
 def facts(app: Any) -> Server:
-    """Ask the server, on a connection of its own. Raises redis.ConnectionError where it does not answer."""
-    with Redis.from_url(app.conf.result_backend, socket_timeout=PATIENCE, socket_connect_timeout=PATIENCE) as client:
+    """Ask the server, by a client as Celery makes it. Raises redis.ConnectionError where it does not answer."""
+    backend = celerys(app, app.conf.result_backend)
+    backend.connparams |= {"socket_timeout": PATIENCE}
+    if "socket_connect_timeout" in backend.connparams:  # not of a socket file
+        backend.connparams |= {"socket_connect_timeout": PATIENCE}
+    with backend.client as client:
         info, keys = client.info(), client.dbsize()
     product, version = product_of(info)
     return Server(product, version, memory=info["used_memory"], keys=int(keys), faults=faults(info, "results server"))

@@ -8,7 +8,7 @@ from app.brokers import embedded, rabbitmq, redis
 from app.brokers.contract import Broker
 from app.brokers.rabbitmq_dead import Queues
 
-__all__ = ["BROKERS", "Broker", "Queues", "addresses", "connect", "room"]
+__all__ = ["BROKERS", "Broker", "Queues", "connect", "other_broker", "room", "schemes_of"]
 
 BROKERS: dict[str, Broker] = {room.broker.name: room.broker for room in (rabbitmq, redis, embedded)}
 
@@ -26,10 +26,19 @@ def room(url: str | Sequence[str] | None) -> Broker | None:
     A room's name is the scheme of its server that does not run (app/brokers/embedded.py). None as well where several are named
     that are not of one kind.
     """
-    schemes = {one.partition(":")[0].partition("+")[0] for one in addresses(url)}
+    schemes = schemes_of(url)
     return next((broker for broker in BROKERS.values() if schemes and schemes <= {*broker.schemes, broker.name}), None)
 
 
-def addresses(url: str | Sequence[str] | None) -> list[str]:
-    """The addresses that a setting names: one, several with a semicolon between them, or a list, as kombu reads it."""
-    return [one for text in ([url] if isinstance(url, str) else url or []) for one in text.split(";")]
+def schemes_of(url: str | Sequence[str] | None) -> set[str]:
+    """What the addresses of a setting begin with: one, several with a semicolon between them, or a list, as kombu has it."""
+    texts = [url] if isinstance(url, str) else url or []
+    each = [one for text in texts for one in text.split(";")]
+    return {one.partition(":")[0].partition("+")[0] for one in each if one == each[0] or "://" in one}
+
+
+def other_broker(scheme: str) -> Broker | None:
+    """A broker that kombu knows and the kit has no room for: it is used as Celery uses it."""
+    if scheme not in TRANSPORT_ALIASES:
+        return None
+    return Broker(name=scheme, schemes=(scheme,), url=lambda _: "", settings=lambda _: {}, dead_letters=None, facts=None)

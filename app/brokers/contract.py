@@ -139,10 +139,10 @@ class Broker:
     url: Callable[[Environ], str]
     #: Celery settings that it alone needs.
     settings: Callable[["Profile"], dict[str, Any]]
-    #: Where it keeps what was set aside.
-    dead_letters: DeadLetters
+    #: Where it keeps what was set aside; None: nowhere.
+    dead_letters: DeadLetters | None
     #: Where the function stands that asks the server what it does now: facts(app, connection, environ) gives a `facts.Server`.
-    facts: str
+    facts: str | None
     #: Its stack; None where it runs without containers.
     compose_file: str | None = None
     #: The Redis results server that comes with it, where one does.

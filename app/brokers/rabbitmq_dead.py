@@ -65,7 +65,7 @@ class Queues(amqp.Queues):
 
 class RabbitmqDeadLetters:
     def prepare(self, app: Any) -> None:
-        with app.connection_for_write() as connection:
+        with app.connection_for_read() as connection:
             *first, last = (queue(connection.default_channel) for queue in QUEUES)
             for queue in first:  # a worker's start waits for three answers, not for nine: an error of these comes with the next
                 queue.declare(nowait=True)
@@ -82,7 +82,7 @@ class RabbitmqDeadLetters:
         return by_tag.get(info.get("consumer_tag")) or DELAY.sub("", info.get("routing_key") or "")
 
     def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
-        with app.connection_for_write() as connection, closing(connection.channel()) as channel:
+        with app.connection_for_read() as connection, closing(connection.channel()) as channel:
             QUEUES[0](channel).declare()
             # Not as many as the broker counts: one that is slow counts none (rabbit_quorum_queue:stat).
             again: list[tuple[Any, DeadLetter]] = []

@@ -24,7 +24,8 @@ OLDEST = 4
 def management(connection: Any, environ: Environ, path: str) -> Any:
     """GET /api/`path` as JSON, with the broker's own account. Raises OSError where nothing answers."""
     port = environ.get("RABBITMQ_MANAGEMENT_PORT") or "15672"
-    url = environ.get("RABBITMQ_MANAGEMENT_URL") or f"http://{connection.hostname}:{port}"
+    host = f"[{connection.hostname}]" if ":" in connection.hostname else connection.hostname
+    url = environ.get("RABBITMQ_MANAGEMENT_URL") or f"http://{host}:{port}"
     account = b64encode(f"{connection.userid}:{connection.password}".encode()).decode()
     with urlopen(Request(f"{url}/api/{path}", headers={"Authorization": f"Basic {account}"}), timeout=PATIENCE) as answer:
         return json.load(answer)

@@ -162,7 +162,7 @@ class RedisDeadLetters:
         return queue_of(message)
 
     def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
-        with app.connection_for_write() as connection, connection.default_channel.conn_or_acquire() as client:
+        with app.connection_for_read() as connection, connection.default_channel.conn_or_acquire() as client:
             channel = connection.default_channel
             found = client.hgetall(f"{channel.global_keyprefix}{DEAD}")  # kombu puts its prefix before HSET's key, not here
             records = [(bytes_to_str(name), json.loads(record)) for name, record in found.items()]

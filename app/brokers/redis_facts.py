@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from typing import Any
 
+from redis import Redis
+
 from app.brokers.contract import Environ
 from app.correlation import SENT
 from app.facts import Queue, Server, known_queues
@@ -26,16 +28,20 @@ FULL = 0.9
 def facts(app: Any, connection: Any, _: Environ) -> Server:
     """Ask the server behind `connection`. Raises the connection's errors where it does not answer."""
     channel = connection.default_channel
-    client, steps = channel.client, channel.priority_steps
+    # The channel's own connections. Its client puts the prefix before the keys of some commands only.
+    client: Any = Redis(connection_pool=channel.client.connection_pool)
+    steps, prefix = channel.priority_steps, channel.global_keyprefix
     info = client.info()
-    bound = [member for key in client.scan_iter(match="_kombu.binding.*", count=1_000) for member in client.smembers(key)]
+    keys = client.scan_iter(match=f"{prefix}_kombu.binding.*", count=1_000)
+    bound = [member for key in keys for member in client.smembers(key)]
     names = known_queues(app, (_text(member).split(channel.sep)[-1] for member in bound))
     pipe = client.pipeline(transaction=False)
     for name in names:
         for step in steps:
-            pipe.llen(channel._q_for_pri(name, step)).lindex(channel._q_for_pri(name, step), -1)
-    answers = pipe.hlen(channel.unacked_key).execute()
-    held, number = _held(client, channel.unacked_key, answers[-1]), 2 * len(steps)
+            pipe.llen(prefix + channel._q_for_pri(name, step)).lindex(prefix + channel._q_for_pri(name, step), -1)
+    unacked = prefix + channel.unacked_key
+    answers = pipe.hlen(unacked).execute()
+    held, number = _held(client, unacked, answers[-1]), 2 * len(steps)
     queues = []
     for position, name in enumerate(names):
         mine = answers[position * number : (position + 1) * number]

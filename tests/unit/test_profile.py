@@ -18,7 +18,15 @@ def profile(**environ: str) -> Profile:
         ({"BACKEND": "db"}, "BACKEND=db is not known; allowed: redis, rpc"),
         ({"ENGINE": "warp"}, "ENGINE=warp is not known; allowed: fast, plain"),
         ({"POOL": "fork"}, "POOL=fork is not known; allowed: prefork, eventlet, gevent, threads, solo"),
-        ({"CELERY_BROKER_URL": "sqs://"}, "CELERY_BROKER_URL begins with sqs:, which is not known; allowed: amqp, "),
+        (
+            {"CELERY_BROKER_URL": "tin://"},
+            "CELERY_BROKER_URL begins with tin:, which is not known; allowed: amqp, ",
+        ),
+        ({"CELERY_RESULT_BACKEND": "tape://"}, "CELERY_RESULT_BACKEND begins with tape:, which is not known; allowed: redis, "),
+        (
+            {"BROKER": "redis", "CELERY_BROKER_URL": "redis://a;amqp://b"},
+            "CELERY_BROKER_URL, which begins with amqp:, redis:",
+        ),
         ({"BROKER": "rabbitmq"}, "BROKER=rabbitmq contradicts CELERY_BROKER_URL, which begins with redis:"),
         ({"TIMEZONE": "Mars/Olympus"}, "TIMEZONE=Mars/Olympus is not known"),
         ({"TIMEZONE": "../etc/passwd"}, "TIMEZONE=../etc/passwd is not known"),
@@ -58,6 +66,29 @@ def test_celerys_own_names_win() -> None:
     chosen = profile(CELERY_BROKER_URL="amqp://me@elsewhere/x", CELERY_RESULT_BACKEND="redis://there/3", BACKEND="redis")
     assert (chosen.broker.name, chosen.broker_url) == ("rabbitmq", "amqp://me@elsewhere/x")
     assert (chosen.backend.name, chosen.result_backend) == ("redis", "redis://there/3")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("redis://one;redis://two", "redis"),
+        ("amqp://one;two", "rabbitmq"),
+        ("redis+socket:///run/redis.sock", "redis"),
+        ("sqs://", "sqs"),
+        ("sentinel://one;sentinel://two", "sentinel"),
+        ("filesystem://", "filesystem"),
+        ("amqp://one;redis://two", "amqp"),
+    ],
+)
+def test_a_broker_that_celery_knows_is_not_refused(url: str, name: str) -> None:
+    """Several, a socket, and what the kit has no room for: that is used as Celery uses it."""
+    assert profile(CELERY_BROKER_URL=url).broker.name == name
+
+
+@pytest.mark.parametrize("url", ["redis+socket:///run/redis.sock", "file:///tmp/results", "cache+memory://", "db+sqlite:///x"])
+def test_a_result_backend_that_celery_knows_is_not_refused(url: str) -> None:
+    chosen = profile(CELERY_RESULT_BACKEND=url)
+    assert (chosen.backend.name, chosen.result_backend) == (url.partition(":")[0].partition("+")[0], url)
 
 
 def test_roles_are_the_hosts_where_no_url_is_given() -> None:

@@ -1,5 +1,6 @@
 """Clients whose broker, or results server, is named by other URLs than the first that comes to mind."""
 
+import os
 from typing import Any
 
 from celery.beat import ScheduleEntry, Scheduler
@@ -9,6 +10,21 @@ from tests.compat.cases.basics import add
 from tests.compat.side import SIDE, app
 
 SECONDS = 20
+
+
+runs: list[str] = []
+
+
+def count(key: str) -> int:
+    """How often it ran, in this process."""
+    runs.append(key)
+    return len(runs)
+
+
+if os.environ.get("CLAIMS"):  # a worker without a store for claims does not start with such a task
+    from app.once import once
+
+    counted = app.task(name="compat.counted")(once(count))
 
 
 def sent() -> list[Any]:
@@ -43,3 +59,8 @@ def workers_answer() -> list[str]:
     """What the workers of this queue say to a ping."""
     answers = app.control.ping(timeout=3)
     return [answer["ok"] for each in answers for answer in each.values()]
+
+
+def claimed() -> list[Any]:
+    """What a task gives whose effect happens once, and that is sent twice."""
+    return [counted.delay("key").get(timeout=SECONDS) for _ in range(2)]
