@@ -111,6 +111,8 @@ class Kit(Celery):
     def _get_backend(self) -> Any:
         backend = super()._get_backend()  # type: ignore[misc]
         room = backends.room(self.conf.result_backend)
+        # Of one without a room it is not known.
+        backend.thread_safe = backend.thread_safe and bool(room and room.thread_safe)
         if room and room.adapt:
             room.adapt(backend)
         return backend

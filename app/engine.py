@@ -14,7 +14,7 @@ def settings(profile: Profile) -> dict[str, Any]:
     if profile.backend.fast_class:
         BACKEND_ALIASES.update(dict.fromkeys(profile.backend.schemes, profile.backend.fast_class))
     return {
-        # One client for all threads or greenlets of a process: Celery's default is one each, and on green pools a connection
-        # for every task.
-        "result_backend_thread_safe": True,
+        # One client for all threads or greenlets of a process, where the backend is fit for it (not rpc): Celery's default is
+        # one each, and on green pools a connection for every task.
+        "result_backend_thread_safe": profile.backend.thread_safe,
     }

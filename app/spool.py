@@ -21,6 +21,7 @@ from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.serialization import dumps, loads, prepare_accept_content
@@ -240,11 +241,16 @@ class Spooled:
         self.app, self.send = app, send
         self.spool = Spool(Path(app.conf.spool), app.conf.spool_most, app.conf.accept_content)
         self._looked = False
+        #: The backends of this process' threads, by where they get their replies.
+        self._backends: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def send_call(self, call: Call) -> Any:
         """Send it. Raises as send_task does, and RefusedError for whatever the broker has answered no to."""
         own = {"task_id": call["task_id"], "add_to_parent": False}
         try:
+            if backend := self._backends.get(call["options"].get("reply_to", "")):
+                with self.app.producer_or_acquire() as producer:  # what a task's sender does; this thread is another
+                    backend.on_task_call(producer, call["task_id"])
             return self.send(call["name"], call["args"], call["kwargs"], **call["options"], **own)
         except RefusedError:
             raise
@@ -273,6 +279,7 @@ class Spooled:
 
     def accept(self, name: str, args: Any, kwargs: Any, countdown: Any, eta: Any, options: dict[str, Any]) -> Any:
         """Write it to the spool, to be sent later; gives an AsyncResult. `options` hold its `task_id`."""
+        self._backends.setdefault(self.app.thread_oid, self.app.backend)
         self.spool.put(self._call(name, args, kwargs, countdown, eta, options), self._serializer(options))
         self.spool.forward_in_background(self.send_call)
         result = (options.get("result_cls") or self.app.AsyncResult)(options["task_id"])

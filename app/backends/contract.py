@@ -31,6 +31,8 @@ class Backend:
     read_elsewhere: bool
     #: A chord can be sent.
     chords: bool
+    #: One object of it may serve all threads and greenlets of a process: nothing in it belongs to the one that made it.
+    thread_safe: bool
     #: Where the function stands that asks its server, where it has one: facts(app) gives an `app.facts.Server`.
     facts: str | None = None
     #: What takes the place of Celery's own class on ENGINE=fast.

@@ -74,6 +74,7 @@ backend = Backend(
     has_server=True,
     read_elsewhere=True,
     chords=True,
+    thread_safe=True,
     facts="app.backends.redis_facts:facts",
     claims=claims,
     adapt=adapt,

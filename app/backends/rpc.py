@@ -25,6 +25,7 @@ REPLY_TO_THE_WORKER = Limit(
 
 def adapt(backend: Any) -> None:
     """Have the queue for replies bound as below when a task is sent, and nothing thrown away when it is looked into."""
+    backend.oid = backend.app.thread_oid  # now: Celery asks when it needs it first, which may be in another thread
     backend.on_task_call = lambda producer, task_id: _bind(backend, producer)
     backend._slurp_from_queue = final_last(backend._slurp_from_queue)
 
@@ -54,6 +55,7 @@ backend = Backend(
     has_server=False,
     read_elsewhere=False,
     chords=False,
+    thread_safe=False,  # its queue for replies is that of the thread which made it
     adapt=adapt,
     limits={
         "result_is_read_elsewhere": Limit(
