@@ -1,15 +1,17 @@
 """The commands behind `make`: `python -m app.cli COMMAND`, options by name or from the environment."""
 
 import os
+import signal
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from dotenv import dotenv_values, load_dotenv
 
 from app.backends import BACKENDS
 from app.brokers import BROKERS
+from app.docker import EngineSilentError, others
 from app.local import Local
 from app.pools import POOLS
 from app.profile import Profile, limits
@@ -25,14 +27,26 @@ def stack_of(broker: str) -> Stack:
     return Compose(broker) if BROKERS[broker].compose_file else Local()
 
 
+def meant() -> list[Stack]:
+    """The stacks that a command may mean: that of BROKER, if it is given now; else any, that of a BROKER in .env first."""
+    given = os.environ.get("BROKER")
+    stack = stack_of(choose("BROKER", given, BROKERS)) if given else Local()
+    if given and given != dotenv_values(ROOT / ".env").get("BROKER"):
+        return [stack]
+    return [Compose(), Local()] if isinstance(stack, Compose) else [Local(), Compose()]
+
+
 def running_stack() -> Stack:
-    """The stack that runs: whichever it is, or that of BROKER, where it is given."""
-    broker = os.environ.get("BROKER")
-    asked: list[Stack] = [stack_of(choose("BROKER", broker, BROKERS))] if broker else [Local(), Compose()]
-    running = [stack for stack in asked if stack.running()]
-    if not running:
-        refuse("no stack runs; start one with 'make up', or 'make up BROKER=redis POOL=gevent'")
-    return running[0]
+    """The stack of this checkout that runs: whichever it is, or that of BROKER, where it is given."""
+    return next((stack for stack in meant() if stack.running()), None) or _refuse_none()
+
+
+def _refuse_none() -> NoReturn:
+    theirs = others()
+    refuse(
+        "no stack runs; start one with 'make up', or 'make up BROKER=redis POOL=gevent'"
+        + (theirs and f". Not of this checkout: {theirs}")
+    )
 
 
 def choice(name: str, values: dict[str, Any], default: str) -> Any:
@@ -115,12 +129,23 @@ def up(broker: str, pool: str, backend: str, scale: int, monitor: bool, grafana:
 
 @cli.command()
 @click.option("--volumes", is_flag=True, envvar="VOLUMES", help="delete the stack's data too")
-def down(volumes: bool) -> None:
-    """Stop whatever stack runs. Its data stays, unless VOLUMES=1."""
-    stacks = [stack for stack in (Local(), Compose()) if stack.running() or volumes]
-    for stack in stacks:
-        stack.down(volumes)
-    click.echo("stopped" + ("; its data is deleted" if volumes else "; its data stays") if stacks else "no stack runs")
+@click.option("--yes", is_flag=True, envvar="YES", help="do not ask before data is deleted, in a terminal")
+def down(volumes: bool, yes: bool) -> None:
+    """Stop whatever stack of this checkout runs. Its data stays, unless VOLUMES=1."""
+    done = [_down(stack, volumes, yes) for stack in meant() if stack.exists()]
+    if volumes and not done:
+        done = [_down(stack, volumes, yes) for stack in meant() if stack.data()]
+    if not done:
+        click.echo(f"no stack runs{(theirs := others()) and f'. Not of this checkout: {theirs}'}")
+
+
+def _down(stack: Stack, volumes: bool, yes: bool) -> bool:
+    """Take a stack down, and say so; True."""
+    data = stack.data() if volumes else []
+    if data and not yes and sys.stdin.isatty() and not click.confirm(f"Delete all data in {', '.join(data)}?", err=True):
+        refuse("nothing was stopped, nothing was deleted")
+    click.echo(stack.down(volumes))
+    return True
 
 
 @cli.command()
@@ -178,7 +203,10 @@ def doctor() -> None:
     """Look at the machine and at the stack, if one runs, and say what is wrong and what mends it."""
     from app.doctor import Scene, show
 
-    stack = next((one for one in (Local(), Compose()) if one.running()), None)
+    try:
+        stack = next((one for one in meant() if one.running()), None)
+    except EngineSilentError:
+        stack = None  # which is found below
     if stack is None:
         sys.exit(show(Scene(stack=False, ports=published_ports())))
     inspected = _join(stack)
@@ -268,13 +296,24 @@ def images(pools: tuple[str, ...]) -> None:
         click.echo(f"{image(pool):<27}{image_size(image(pool)) / 1e6:4.0f} MB")
 
 
+def _end(number: int, _: Any) -> NoReturn:
+    sys.exit(128 + number)
+
+
 def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what a command has begun is ended with it, as by Ctrl-C
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     try:
         cli(standalone_mode=False)
     except click.ClickException as error:
         refuse(error.format_message())
+    except EngineSilentError as error:
+        refuse(f"{error}; 'make doctor' says what mends it")
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except BrokenPipeError:  # whoever read has seen enough: make logs | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

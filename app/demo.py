@@ -75,7 +75,7 @@ def show(pool: str, backend: str) -> None:
     stack, begun = Local(), time.monotonic()
     about = state()
     if about and about.get("owner") == "demo":
-        refuse(f"a demo runs already (process {about['pid']}); wait for its end")
+        refuse(f"a demo runs already (process {about['pid']}); wait for its end, or stop it with 'make down'")
     try:
         if about is None:
             console.print(f"Starting a broker (Valkey), a worker on {pool}, beat and a mail catcher …")

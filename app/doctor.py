@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from app.docker import EngineSilentError, ask, last_line, port_holder
 from app.facts import Member, Server
 from app.files import private
 from app.status import Snapshot, snapshot
@@ -57,12 +57,19 @@ class Scene:
 def engine(_: Scene) -> Found:
     if not shutil.which("docker"):
         yield "no Docker client is installed: stacks in containers cannot start", "make engine; 'make demo' needs none"
-    elif (done := _run("docker", "version", "--format", "{{.Client.APIVersion}}")).returncode:
-        yield f"no Docker engine answers ({_last(done.stderr)})", "make engine"
-    elif tuple(map(int, done.stdout.split("."))) < API:
+        return
+    try:
+        done = ask("docker", "version", "--format", "{{.Client.APIVersion}}")
+    except EngineSilentError as error:
+        yield str(error), "restart it; its log says more (journalctl -u docker)"
+        return
+    version = re.fullmatch(r"(\d+)\.(\d+)", done.stdout.strip())
+    if done.returncode or not version:
+        yield f"no Docker engine answers ({last_line(done.stderr or done.stdout)})", "make engine"
+    elif (int(version[1]), int(version[2])) < API:
         needed = ".".join(map(str, API))
-        yield f"Docker's API is {done.stdout.strip()}, the stacks need {needed}", "Docker 25 or later; unset DOCKER_API_VERSION"
-    elif _run("docker", "compose", "version").returncode:
+        yield f"Docker's API is {version[0]}, the stacks need {needed}", "Docker 25 or later; unset DOCKER_API_VERSION"
+    elif ask("docker", "compose", "version").returncode:
         yield "Docker has no compose plugin", "install docker-compose-plugin, or docker-compose-v2"
 
 
@@ -86,7 +93,8 @@ def ports(scene: Scene) -> Found:
             try:
                 probe.bind(("127.0.0.1", number))
             except OSError:
-                yield f"port {number} is in use by another program", f"free it, or put {variable}={number + 10_000} into .env"
+                by = _holder(number) or "another program"
+                yield f"port {number} is in use by {by}", f"free it, or put {variable}={number + 10_000} into .env"
 
 
 def overcommit(scene: Scene) -> Found:
@@ -209,8 +217,8 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 def memory_used(container: str) -> int:
     """In bytes, without files that nobody reads; 0: not told. By the engine: a command inside might be what is too much."""
-    told = _run("docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", container).stdout
-    used = re.match(r"([\d.]+)(\w+)", told)
+    told = ask("docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", container).stdout
+    used = re.match(r"(\d+(?:\.\d+)?)(\w+)", told)
     return int(float(used[1]) * UNITS.get(used[2], 1)) if used else 0
 
 
@@ -220,7 +228,7 @@ def images(scene: Scene) -> Found:
     for one in scene.inspected:
         if one["Config"]["Labels"].get("com.docker.compose.service") == "worker" and one["State"]["Running"]:
             listed = "cd /srv/app && find . -name '*.py' | LC_ALL=C sort | xargs cat | sha256sum"
-            theirs = _run("docker", "exec", one["Id"], "sh", "-c", listed).stdout.split()
+            theirs = ask("docker", "exec", one["Id"], "sh", "-c", listed).stdout.split()
             if theirs and theirs[0] != mine:
                 yield (
                     f"{one['Name'].lstrip('/')} runs other code than app/ holds",
@@ -285,12 +293,11 @@ def _memory_available() -> int:
     return next(int(line.split()[1]) * 1_024 for line in lines if line.startswith("MemAvailable:"))
 
 
-def _run(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, capture_output=True, text=True, check=False)
-
-
-def _last(text: str) -> str:
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+def _holder(port: int) -> str:
+    try:
+        return port_holder(port)
+    except EngineSilentError:
+        return ""
 
 
 def main() -> None:

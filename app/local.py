@@ -1,25 +1,30 @@
 """The embedded stack: Valkey, mail catcher, worker and beat as processes of this machine, without Docker.
 
 `python -m app.local` runs it in the foreground until SIGTERM or Ctrl-C; :class:`Local` starts and stops it for the
-command line. One at a time: whoever runs it holds a lock, so that a killed one leaves nothing that looks alive.
+command line. One at a time: whoever runs it holds a lock, so that a killed one leaves nothing that looks alive. Each process is
+noted with the moment it began and the folder it belongs to, and no other is ever sent a signal.
 """
 
 import fcntl
 import json
 import os
+import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from app import pidfile
 from app.backends import BACKENDS
 from app.brokers import BROKERS
-from app.brokers.embedded import HOME, STATE, server
+from app.brokers.embedded import DATA, HOME, PIDFILE, STATE, server
 from app.facts import Member
 from app.pools import POOLS
 from app.profile import stop_grace
@@ -29,21 +34,20 @@ from app.schedule import TIMETABLE
 ROOT = Path(__file__).resolve().parents[1]
 LOG = HOME / "stack.log"
 START_SECONDS = 60.0
-
-
-class StopRequestedError(Exception):
-    """The stack was asked to stop."""
+#: How long the lock may be held before its holder has noted itself: it does so first of all.
+NOTE_SECONDS = 5.0
+TAIL_LINES = 100
 
 
 @contextmanager
-def _lock(patience: float = 0.0) -> Iterator[bool]:
-    """Hold the stack's lock; gives False, and holds nothing, where another still has it after `patience` seconds."""
+def _lock(kind: int, patience: float = 0.0) -> Iterator[bool]:
+    """Hold the stack's lock: LOCK_EX, or LOCK_SH to look; gives False, and holds nothing, if it is not free in `patience` s."""
     HOME.mkdir(parents=True, exist_ok=True)
     with open(HOME / "lock", "a") as file:
 
         def taken() -> bool:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
             return True
@@ -52,14 +56,24 @@ def _lock(patience: float = 0.0) -> Iterator[bool]:
 
 
 def state() -> dict[str, Any] | None:
-    """What the running embedded stack wrote about itself; None where none runs."""
-    with _lock() as free:
-        if free:
-            return None
-    try:
-        return dict(json.loads(STATE.read_text()))
-    except (OSError, ValueError):
-        return {"pid": 0, "ready": False}  # it is just starting
+    """What the running embedded stack noted about itself; None where none runs. Refuses where its process is not known.
+
+    It may not have an address yet, and not be ready.
+    """
+    found: list[dict[str, Any] | None] = []
+
+    def looked() -> bool:
+        with _lock(fcntl.LOCK_SH) as free:
+            about = None if free else pidfile.running(STATE)
+        found[:] = [about] if free or about else []
+        return bool(found)
+
+    if not _until(looked, NOTE_SECONDS):
+        refuse(
+            f"an embedded stack holds {HOME / 'lock'} and has not noted its process: it was started in another container, "
+            "or by an older version of the kit; stop it there, or by the ids in 'ps -ef'"
+        )
+    return found[0]
 
 
 def _free_port() -> int:
@@ -68,21 +82,27 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _leftovers() -> list[int]:
+    """The processes that a killed stack left behind."""
+    found = [about["pid"] for note in HOME.glob("*.pid") if (about := pidfile.running(note))]
+    with suppress(OSError, ValueError):  # a server that was just starting: its own note, and the folder that it works in
+        pid = int(PIDFILE.read_text())
+        found += [pid] if Path(f"/proc/{pid}/cwd").samefile(DATA) else []
+    return found
+
+
 def _end_leftovers() -> None:
-    """End what a killed stack left behind: processes that it noted, if the id still belongs to such a process."""
+    """End them. Refuses where one does not end: what it works on must not be touched."""
+    for pid in _leftovers():
+        print(f"ending process {pid}, left over from a stack that was killed", flush=True)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if not _until(lambda: not _leftovers(), NOTE_SECONDS):
+        refuse(
+            f"process {_leftovers()[0]}, left over from an embedded stack that was killed, does not end; nothing was changed"
+        )
     for note in HOME.glob("*.pid"):
-        pid = note.read_text().strip() or "0"
-        if any(word in _running_command(pid) for word in ("valkey-server", "-A app", "catcher.py")):
-            print(f"ending process {pid}, left over from a stack that was killed", flush=True)
-            os.kill(int(pid), signal.SIGKILL)
-            _until(lambda pid=pid: not _running_command(pid), 5.0)  # type: ignore[misc]
         note.unlink()
-
-
-def _running_command(pid: str) -> str:
-    """The whole command line of a process, however long; empty if it ended, reaped or not."""
-    shown = subprocess.run(["ps", "-ww", "-o", "stat=,command=", "-p", pid], capture_output=True, text=True, check=False).stdout
-    return "" if shown.startswith("Z") else shown
 
 
 def _until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -113,7 +133,7 @@ class _Processes:
                 stderr=log,
                 start_new_session=True,
             )
-        (HOME / f"{name}.pid").write_text(str(self.running[name].pid))
+        pidfile.write(HOME / f"{name}.pid", self.running[name].pid)
         return beat
 
     def died(self) -> str | None:
@@ -137,42 +157,45 @@ class _Processes:
 
 
 def run(pool: str, backend: str, scale: int, owner: str) -> None:
-    """Run the stack in the foreground until SIGTERM or SIGINT. `owner`: who will stop it, `up` or `demo`."""
-    with _lock(patience=2.0) as mine:
+    """Run the stack in the foreground until SIGTERM or SIGINT. `owner`: who will stop it, `up` or `demo`.
+
+    A signal is only noted: it must not come between a process' start and its note.
+    """
+    asked: list[int] = []
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    signal.set_wakeup_fd(there.fileno())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: asked.append(number))
+    with _lock(fcntl.LOCK_EX, patience=2.0) as mine:
         if not mine:
             refuse("an embedded stack runs already; 'make status' shows it, 'make down' stops it")
-        _end_leftovers()
-        for note in (STATE, *HOME.glob("*.beat*")):
-            note.unlink(missing_ok=True)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _stop)
-        broker, processes = server(), _Processes()
+        about: dict[str, Any] = {"owner": owner, "pool": pool, "backend": backend, "ready": False}
+        pidfile.write(STATE, os.getpid(), **about)
+        broker, processes, beats = server(), _Processes(), list[Path]()
         try:
+            _end_leftovers()
+            for file in HOME.glob("*.beat*"):
+                file.unlink()
             broker.start()
-            about = {"pid": os.getpid(), "owner": owner, "pool": pool, "backend": backend, "address": broker.connection_url}
-            about |= {"smtp": _free_port(), "http": _free_port(), "ready": False}
-            _note(about)
-            beats = [processes.start(name, argv, environment(about)) for name, argv in _commands(pool, scale).items()]
-            while True:
-                if name := processes.died():
-                    refuse(f"{name} of the embedded stack ended by itself; its log is {HOME / name}.log")
+            pidfile.write(HOME / "valkey.pid", int(PIDFILE.read_text()))
+            about |= {"address": broker.connection_url, "smtp": _free_port(), "http": _free_port()}
+            pidfile.write(STATE, os.getpid(), **about)
+            for name, argv in _commands(pool, scale).items():
+                beats += [] if asked else [processes.start(name, argv, environment(about))]
+            while not asked:
+                if died := processes.died():
+                    refuse(f"{died} of the embedded stack ended by itself; its log is {HOME / died}.log")
                 if not about["ready"] and all(beat.exists() for beat in beats[1:]):  # the mail catcher has none
                     about["ready"] = True
-                    _note(about)
-                time.sleep(0.5 if about["ready"] else 0.05)
-        except StopRequestedError:
-            pass
+                    pidfile.write(STATE, os.getpid(), **about)
+                select.select([here], [], [], 0.5 if about["ready"] else 0.05)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
             processes.stop(grace=stop_grace())
             if broker.is_running():
                 broker.stop()
+            (HOME / "valkey.pid").unlink(missing_ok=True)
             STATE.unlink(missing_ok=True)
-
-
-def _stop(*_: Any) -> None:
-    raise StopRequestedError
 
 
 def _commands(pool: str, scale: int) -> dict[str, list[str]]:
@@ -188,14 +211,10 @@ def _commands(pool: str, scale: int) -> dict[str, list[str]]:
     }
 
 
-def _note(about: dict[str, Any]) -> None:
-    draft = STATE.with_suffix(".draft")
-    draft.write_text(json.dumps(about))
-    draft.replace(STATE)
-
-
 def environment(about: Mapping[str, Any]) -> dict[str, str]:
     """What a process needs to take part in the embedded stack."""
+    if "address" not in about:
+        refuse(f"the embedded stack is just starting (process {about['pid']}); try again in a moment")
     return {
         "BROKER": "embedded",
         "CELERY_BROKER_URL": f"{about['address']}/0",
@@ -211,7 +230,7 @@ def environment(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _member(one: dict[str, Any]) -> Member:
-    name, running = one["name"], bool(one["command"])
+    name, running = one["name"], one["running"]
     role = name.rstrip("0123456789")
     said: dict[str, Any] = {}
     if role == "beat" and running:
@@ -229,11 +248,9 @@ class Local:
 
     def up(self, pool: str, backend: str, scale: int, owner: str = "up") -> list[str]:
         """Start it and wait until its worker consumes. Gives lines that say where things are."""
-        if about := state():
-            refuse(
-                f"an embedded stack runs already (pool {about.get('pool', 'unknown')}, process {about['pid']}); "
-                "use it, or stop it with 'make down'"
-            )
+        if other := state():
+            where = f"pool {other['pool']}, process {other['pid']}"
+            refuse(f"an embedded stack runs already ({where}); use it, or stop it with 'make down'")
         HOME.mkdir(parents=True, exist_ok=True)
         with open(LOG, "wb") as log:
             supervisor = subprocess.Popen(
@@ -245,17 +262,21 @@ class Local:
                 start_new_session=True,
             )
         try:
-            _until(lambda: supervisor.poll() is not None or bool((state() or {}).get("ready")), START_SECONDS)
-            about = state()
-            if not about or not about["ready"]:
-                supervisor.terminate()
-                supervisor.wait()
-                said = LOG.read_text(errors="replace").strip().splitlines()
+            about = dict[str, Any]()
+
+            def settled() -> bool:
+                about.update(found if (found := state()) and found["pid"] == supervisor.pid else {})
+                return about.get("ready", False) or supervisor.poll() is not None
+
+            if not _until(settled, START_SECONDS):
                 refuse(
-                    said[-1].removeprefix("celery-kit: ")
-                    if said
-                    else f"the embedded stack was not ready within {START_SECONDS:g} s"
+                    f"the embedded stack was not ready within {START_SECONDS:g} s; its logs are {HOME.relative_to(ROOT)}/*.log"
                 )
+            if supervisor.poll() is not None:
+                said = LOG.read_text(errors="replace").strip().splitlines() or [
+                    "the embedded stack was stopped while it started"
+                ]
+                refuse(said[-1].removeprefix("celery-kit: "))
         except BaseException:
             supervisor.terminate()
             supervisor.wait()
@@ -266,13 +287,32 @@ class Local:
             f"logs     {HOME.relative_to(ROOT)}/*.log",
         ]
 
-    def down(self, volumes: bool) -> None:
+    def exists(self) -> bool:
+        """Whether there is anything to stop, what a killed stack left behind too."""
+        return self.running() or bool(_leftovers())
+
+    def data(self) -> list[str]:
+        """The folder that it keeps its data in, where there is any."""
+        return [str(DATA.relative_to(ROOT))] if DATA.exists() else []
+
+    def down(self, volumes: bool) -> str:
+        """Stop it, and what a killed one left behind; gives in words what was done, and refuses where it was not.
+
+        Its data is deleted under the lock: what is deleted belongs to no server that runs, or starts meanwhile.
+        """
+        there, patience = self.exists(), stop_grace() + 15
         if about := state():
-            os.kill(about["pid"], signal.SIGTERM)
-            _until(lambda: state() is None, stop_grace() + 30)
-        if volumes:
-            for path in (HOME / "valkey").glob("*"):
-                subprocess.run(["rm", "-rf", str(path)], check=True)
+            with suppress(ProcessLookupError):
+                os.kill(about["pid"], signal.SIGTERM)
+            if not _until(lambda: not pidfile.running(STATE), patience):
+                refuse(f"the embedded stack (process {about['pid']}) has not stopped within {patience} s: {LOG} says more")
+        with _lock(fcntl.LOCK_EX, NOTE_SECONDS) as mine:
+            if not mine:
+                refuse("an embedded stack has been started again meanwhile; its data stays")
+            _end_leftovers()
+            if volumes and DATA.exists():
+                shutil.rmtree(DATA)
+        return f"embedded stack: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
 
     def python(self, *argv: str) -> int:
         """Run `python -m …` inside the stack; gives its exit code."""
@@ -284,8 +324,11 @@ class Local:
     def inspected(self) -> list[dict[str, Any]]:
         """A description of each of its processes: name, id, whether it runs."""
         notes = sorted(HOME.glob("*.pid")) if self.running() else []
-        pids = {note.stem: note.read_text().strip() or "0" for note in notes}
-        return [{"name": name, "pid": pid, "command": _running_command(pid)} for name, pid in pids.items()]
+        return [
+            {"name": note.stem, "pid": about["pid"], "running": bool(pidfile.running(note))}
+            for note in notes
+            if (about := pidfile.read(note))
+        ]
 
     def environment(self, _: list[dict[str, Any]]) -> dict[str, str]:
         """What a process of this machine needs to take part."""
@@ -296,12 +339,23 @@ class Local:
         return [_member(one) for one in inspected]
 
     def logs(self, follow: bool) -> None:
-        files = [str(path) for path in sorted(HOME.glob("*.log"))] or refuse("the embedded stack has no logs yet")
-        subprocess.run(["tail", *(["-f"] if follow else ["-n", "100"]), *files], check=False)
+        files = sorted(HOME.glob("*.log")) or refuse("the embedded stack has no logs yet")
+        ends = dict.fromkeys(files, 0)
+        while True:
+            for file in files:
+                with open(file, "rb") as log:
+                    log.seek(ends[file])
+                    lines = deque(log, TAIL_LINES if not ends[file] else None)
+                    ends[file] = log.tell()
+                if lines:
+                    print(f"==> {file.relative_to(ROOT)} <==\n{b''.join(lines).decode(errors='replace')}", flush=True)
+            if not follow:
+                return
+            time.sleep(0.5)
 
     def ps(self) -> None:
-        for note in sorted(HOME.glob("*.pid")) if self.running() else []:
-            print(f"{note.stem:<10}process {note.read_text().strip()}")
+        for one in self.inspected():
+            print(f"{one['name']:<10}process {one['pid']}{'' if one['running'] else ', ended'}")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,29 @@
 """The stacks of containers, as the command line handles them: `docker compose` on the files at the project's root.
 
-Nothing is remembered here: what runs is what the engine says runs.
+Nothing is remembered here: what runs is what the engine says runs. A stack belongs to the checkout that started it: its name
+is made from this folder's path, its containers carry the path in Compose's own label, its volumes in one of ours.
 """
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from dotenv import dotenv_values
+import yaml
 
 from app.backends import BACKENDS
 from app.brokers import BROKERS
+from app.docker import Container, ask, containers, last_line, make_volumes, port_holder, run, told, volumes
 from app.facts import Member
 from app.profile import Profile
 from app.pythons import STANDINS, Python, chosen
@@ -26,8 +31,9 @@ from app.refusal import refuse
 from app.schedule import TIMETABLE
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = os.environ.get("COMPOSE_PROJECT_NAME") or "celery-kit"
 WAIT_SECONDS = "180"
+#: The name of every checkout's stack before each had its own.
+FORMER_NAME = "celery-kit"
 #: What all of a stack's processes have to agree on. Paths are each process' own.
 SHARED = (
     "BROKER", "BACKEND", "POOL", "ENGINE", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TASK_SERIALIZER", "ACCEPT_CONTENT",
@@ -36,12 +42,9 @@ SHARED = (
 )  # fmt: skip
 
 
-def run(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, cwd=ROOT, text=True, check=False, **options)
-
-
 def prepare() -> None:
     """Have an engine that answers, and base images to build on. Ends with their own line and exit code where it cannot."""
+    ask("docker", "info")  # an engine that hangs is not started again
     row = python()
     chooser = ("deploy/images/choose.sh", row.version, row.variable, row.debian, ", ".join(STANDINS))
     for script in (("deploy/engine/start.sh",), chooser):
@@ -51,7 +54,31 @@ def prepare() -> None:
 
 def settings() -> dict[str, str]:
     """The environment, and .env below it, as Compose reads them."""
+    from dotenv import dotenv_values  # of the machine that `make` runs on, not of an image
+
     return {key: value for key, value in dotenv_values(ROOT / ".env").items() if value} | dict(os.environ)
+
+
+def project_name() -> str:
+    """What this checkout's stack is called: COMPOSE_PROJECT_NAME, or else its folder with a hash of where that is."""
+    if given := settings().get("COMPOSE_PROJECT_NAME"):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", given):
+            refuse(f"COMPOSE_PROJECT_NAME={given} is not allowed; small letters, digits, - and _, a letter or digit first")
+        return given
+    folder = _folder_name()
+    named = folder if folder.startswith(FORMER_NAME) else f"{FORMER_NAME}-{folder}".rstrip("-_")
+    return f"{named[:40]}-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+
+
+def _folder_name() -> str:
+    """This folder's, as Compose makes a stack's name of it."""
+    return re.sub(r"[^a-z0-9_-]", "", ROOT.name.lower()).lstrip("-_")
+
+
+def _names() -> list[str]:
+    """What this checkout's stack may be called: as `make` names it, as Compose by itself does, as it was before."""
+    own = project_name()
+    return [own] if settings().get("COMPOSE_PROJECT_NAME") else [own, _folder_name(), FORMER_NAME]
 
 
 def python() -> Python:
@@ -95,25 +122,49 @@ def image(tag: str) -> str:
 
 def image_size(image: str) -> int:
     """The size of an image with its base, in bytes."""
-    return int(run("docker", "image", "inspect", "--format", "{{.Size}}", image, capture_output=True).stdout)
+    return int(told(ask("docker", "image", "inspect", "--format", "{{.Size}}", image)))
 
 
 class Compose:
-    """The stack of one broker, or, with none named, whichever stack of this project runs."""
+    """This checkout's stack of one broker, or, with none named, whichever of its stacks there is."""
 
     def __init__(self, broker: str | None = None) -> None:
-        file = BROKERS[broker].compose_file if broker else None
-        self.files = ("-f", file) if file else ()
+        self.file = BROKERS[broker].compose_file if broker else None
 
     def _compose(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        return run("docker", "compose", "-p", PROJECT, *self.files, *argv, **options)
+        return run("docker", "compose", "-p", self.project, *argv, **options)
 
     def _containers(self) -> list[dict[str, Any]]:
-        shown = self._compose("ps", "--format", "json", capture_output=True)
-        return [json.loads(line) for line in shown.stdout.splitlines() if line.startswith("{")] if not shown.returncode else []
+        shown = ask("docker", "compose", "-p", self.project, "ps", "--all", "--format", "json").stdout
+        return [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+
+    @cached_property
+    def project(self) -> str:
+        """Its name: that of its containers, the running ones first, or the one that they would get."""
+        order = _names()
+        mine = sorted(_own(), key=lambda one: (one.state != "running", order.index(one.project)))
+        return mine[0].project if mine else order[0]
+
+    def _mine(self) -> list[Container]:
+        return [one for one in _own() if one.project == self.project and one.file == (self.file or one.file)]
 
     def running(self) -> bool:
-        return bool(_ids())
+        return any(one.state == "running" for one in self._mine())
+
+    def exists(self) -> bool:
+        """Whether there is anything to take down, stopped containers too."""
+        return bool(self._mine())
+
+    def data(self) -> list[str]:
+        """The names of its volumes: its project's, of a named broker only those of that broker's file.
+
+        Refuses those of another checkout.
+        """
+        mine = volumes(self.project)
+        if theirs := [one.owner for one in mine if one.owner not in ("", str(ROOT)) and Path(one.owner).is_dir()]:
+            refuse(f"the data of the stack {self.project} is of the checkout in {theirs[0]}; give another COMPOSE_PROJECT_NAME")
+        file = yaml.safe_load((ROOT / self.file).read_text())["volumes"] if self.file else {one.key: {} for one in mine}
+        return [one.name for one in mine if one.key in file]
 
     def up(self, pool: str, backend: str, scale: int, profiles: Sequence[str] = ()) -> list[str]:
         """Build what is missing, start, wait until every service is healthy. Gives lines that say where things are."""
@@ -121,15 +172,23 @@ class Compose:
             os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
             monitor_password()
         prepare()
+        former = not self.data() and any(not one.owner for one in volumes(FORMER_NAME))
+        own = _own()
+        if theirs := [one for one in containers() if one.project == self.project and one not in own]:
+            refuse(f"{theirs[0].owner} has the name {self.project}; COMPOSE_PROJECT_NAME in .env gives this one another")
         environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python()}
-        shown = self._compose("config", "--format", "json", env=environ, capture_output=True)
+        files = ("--project-directory", str(ROOT), "-f", self.file or "")
+        shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
         if shown.returncode:
-            refuse(f"the stack's settings cannot be used: {shown.stderr.strip().splitlines()[-1]}")
-        services = json.loads(shown.stdout)["services"]
+            refuse(f"the stack's settings cannot be used: {last_line(shown.stderr)}")
+        config = told(shown)
+        services = config["services"]
         if not BACKENDS[backend].has_server and "results" in services:
             del services["results"]
         _check_ports(services, self._containers())
+        make_volumes(self.project, config)
         started = self._compose(
+            *files,
             "up",
             "--detach",
             "--build",
@@ -143,18 +202,28 @@ class Compose:
             env=environ,
         )
         if started.returncode:
-            self._compose("logs", "--no-color", "--tail", "15", env=environ)
-            self._compose("down", capture_output=True, env=environ)
-            refuse("the stack did not become healthy; its last words stand above, and it was taken down again")
-        return [
+            self._compose("logs", "--no-color", "--tail", "15")
+            ended = self._compose("down", capture_output=True)
+            end = f"could not be taken down: {last_line(ended.stderr)}" if ended.returncode else "was taken down again"
+            refuse(f"the stack did not become healthy; its last words stand above, and it {end}")
+        places = [
             f"{name:<11}127.0.0.1:{port['published']} (port {port['target']} in the stack)"
             for name, service in services.items()
             for port in service.get("ports", [])
             if "published" in port
         ]
+        if former:
+            places.append(f"older data: of a stack {FORMER_NAME}; to go on with it, COMPOSE_PROJECT_NAME={FORMER_NAME} in .env")
+        return places
 
-    def down(self, volumes: bool) -> None:
-        self._compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
+    def down(self, volumes: bool) -> str:
+        """Take it down; gives in words what was done, and refuses where it was not."""
+        data, there = self.data() if volumes else [], self.exists()
+        if there and self._compose("down", "--remove-orphans").returncode:
+            refuse(f"the stack {self.project} could not be taken down; the reason stands above, and its data stays")
+        if data and run("docker", "volume", "rm", *data, stdout=subprocess.DEVNULL).returncode:
+            refuse(f"the data of the stack {self.project} could not be deleted; the reason stands above")
+        return f"stack {self.project}: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
 
     def python(self, *argv: str) -> int:
         """Run `python -m …` inside the stack, in a container of the task codebase; gives its exit code."""
@@ -165,8 +234,8 @@ class Compose:
 
     def inspected(self) -> list[dict[str, Any]]:
         """The engine's description of each of the stack's containers, those that ended included."""
-        ids = _ids("--all")
-        return list(json.loads(run("docker", "inspect", *ids, capture_output=True).stdout)) if ids else []
+        ids = [one.id for one in self._mine()]
+        return list(told(ask("docker", "inspect", *ids))) if ids else []
 
     def environment(self, inspected: list[dict[str, Any]]) -> dict[str, str]:
         """What a process of this machine needs to take part: a worker's own settings, servers by their published ports."""
@@ -201,19 +270,19 @@ def published_ports() -> dict[str, int]:
     """The ports that the stacks would publish, by the variables that move them; empty where no engine can tell."""
     found = {}
     for broker in BROKERS.values():
-        shown = run("docker", "compose", "-f", broker.compose_file or "", "config", "--format", "json", capture_output=True)
-        for service in json.loads(shown.stdout)["services"].values() if not shown.returncode else []:
+        shown = ask("docker", "compose", "-f", broker.compose_file or "", "config", "--format", "json")
+        for service in told(shown)["services"].values() if not shown.returncode else []:
             for port in service.get("ports", []):
                 if variable := service.get("labels", {}).get(f"celery-kit.port.{port['target']}"):
                     found[str(variable)] = int(port["published"])
     return found
 
 
-def _ids(*options: str) -> list[str]:
-    """The stack's containers; those that run, unless `--all` is given. Asks the engine itself: Compose takes longer."""
-    labels = (f"label=com.docker.compose.project={PROJECT}", "label=com.docker.compose.oneoff=False")
-    filters = [word for label in labels for word in ("--filter", label)]
-    return run("docker", "ps", "--quiet", *options, *filters, capture_output=True).stdout.split()
+def _own() -> list[Container]:
+    """This checkout's containers. A folder that is gone has moved here, if its stack's name is given."""
+    given, names = settings().get("COMPOSE_PROJECT_NAME"), _names()
+    found = [one for one in containers() if one.project in names]
+    return [one for one in found if one.folder == ROOT or (given and not one.folder.exists())]
 
 
 def _service(one: dict[str, Any]) -> str:
@@ -256,9 +325,8 @@ def _member(one: dict[str, Any]) -> Member:
     words = f"{state['Status']}{f', {health}' if health and state['Running'] else ''}"
     said: dict[str, Any] = {}
     if service == "beat" and state["Running"]:
-        told = run("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"', capture_output=True).stdout
         with suppress(ValueError):
-            said = json.loads(told)
+            said = json.loads(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)
     if not state["Running"]:
         words += f" ({state['ExitCode']})"
     node = f"celery@{one['Config']['Hostname']}" if service == "worker" else None
@@ -278,4 +346,7 @@ def _check_ports(services: dict[str, Any], containers: list[dict[str, Any]]) -> 
                 except OSError:
                     if number not in own:
                         variable = service.get("labels", {}).get(f"celery-kit.port.{port['target']}", "its variable in .env")
-                        refuse(f"port {number} for {name} is in use; free it, or choose another: {variable}={number + 10_000}")
+                        by = (holder := port_holder(number)) and f" by {holder}"
+                        refuse(
+                            f"port {number} for {name} is in use{by}; free it, or choose another: {variable}={number + 10_000}"
+                        )

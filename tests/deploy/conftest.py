@@ -49,10 +49,8 @@ def free_ports(number: int) -> list[str]:
         return [str(one.getsockname()[1]) for one in sockets]
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    """Every file that git would give a clone, the environment borrowed, ports and names of its own."""
-    folder = tmp_path_factory.mktemp("checkout") / "celery-kit"
+def clone(folder: Path) -> Checkout:
+    """Every file that git would give a clone, the environment borrowed; names and ports as they are without a choice."""
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -67,23 +65,32 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
     if (ROOT / ".env").exists():  # which base images this machine has
         shutil.copy2(ROOT / ".env", folder / ".env")
     knobs = (
-        "BROKER", "POOL", "BACKEND", "PYTHON", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "MAKEFLAGS", "MFLAGS", "MAKELEVEL",
+        "BROKER", "POOL", "BACKEND", "PYTHON", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "COMPOSE_PROJECT_NAME",
+        "MAKEFLAGS", "MFLAGS", "MAKELEVEL",
     )  # fmt: skip
+    return Checkout(folder, {name: value for name, value in os.environ.items() if name not in knobs})
+
+
+def of_its_own(name: str) -> dict[str, str]:
+    """Ports that are free, and a stack's name."""
     variables = (
         "RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT",
         "FLOWER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT",
     )  # fmt: skip
-    environ = {
-        **{name: value for name, value in os.environ.items() if name not in knobs},
-        **dict(zip(variables, free_ports(len(variables)), strict=True)),
-        "COMPOSE_PROJECT_NAME": f"celery-kit-deploy-{os.getpid()}",
-    }
-    checkout = Checkout(folder, environ)
+    return {**dict(zip(variables, free_ports(len(variables)), strict=True)), "COMPOSE_PROJECT_NAME": name}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """A clone with ports and names of its own."""
+    checkout = clone(tmp_path_factory.mktemp("checkout") / "celery-kit")
+    checkout.environ |= of_its_own(f"celery-kit-deploy-{os.getpid()}")
     try:
         yield checkout
     finally:
-        kill(environ["COMPOSE_PROJECT_NAME"])
-        checkout.make("down", "VOLUMES=1")
+        kill(checkout.environ["COMPOSE_PROJECT_NAME"])
+        checkout.make("down")
+        checkout.make("down", "VOLUMES=1")  # of the stacks that ran before the last one, too
 
 
 def kill(project: str) -> None:
