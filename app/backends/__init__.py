@@ -29,4 +29,5 @@ def other_backend(scheme: str) -> Backend | None:
         has_server=False,
         read_elsewhere=True,
         chords=True,
+        thread_safe=False,  # Celery's own default
     )
