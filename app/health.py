@@ -14,6 +14,7 @@ The time is HEARTBEAT_SECONDS ahead of the loop's last round. Two exceptions:
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from app.profile import task_time_limit
 from app.refusal import whole_number
 
 logger = get_logger(__name__)
+#: Folders in which nothing could be written at the last try: that is said once, not every two seconds.
+_unwritable: set[Path] = set()
 EVERY = 2.0  # seconds
 #: Seconds between two looks at whether a worker that starts can be sent to.
 SOON = 0.05
@@ -49,15 +52,25 @@ def write(file: Path, until: int) -> None:
 
 
 def put(file: Path, text: str) -> None:
-    """Write in one piece: a reader never sees half of it. What cannot be written - a full disk - is no reason to end: the file
-    gets old, and the probe says so.
+    """Write in one piece: a reader never sees half of it. What cannot be written - a full disk, a read-only root - is no reason
+    to end: the file gets old, and the probe says so.
     """
     draft = file.with_name(f"{file.name}.{os.getpid()}.draft")
     try:
         draft.write_text(text)
         draft.replace(file)
     except OSError as error:
-        logger.warning("no sign of life can be left in %s: %s", file, error)
+        with suppress(OSError):
+            draft.unlink()
+        if file.parent not in _unwritable:
+            _unwritable.add(file.parent)
+            logger.warning(
+                "no sign of life can be left in %s (%s): the work goes on, and the probe says that this process is unhealthy; "
+                "make it writable - in a container by a tmpfs or a volume - or name another file in HEARTBEAT_FILE",
+                file, error.strerror or error,
+            )  # fmt: skip
+    else:
+        _unwritable.discard(file.parent)
 
 
 class Progress:
@@ -139,7 +152,7 @@ class Heartbeat(bootsteps.StartStopStep):
         self.was_stuck = False
         if self.enabled:
             parent.on_connection_error_after_connected = self._lost(parent, parent.on_connection_error_after_connected)
-            self.file.with_name(self.file.name + ".alive").write_text(f"{os.getpid()}\n")
+            put(self.file.with_name(self.file.name + ".alive"), f"{os.getpid()}\n")
             if (pool := row(parent.pool)) and not pool.answers_while_busy:
                 signals.task_prerun.connect(self._begins, weak=False)
 
@@ -182,7 +195,8 @@ class Heartbeat(bootsteps.StartStopStep):
         if self.progress:
             self.progress.close()
             self.progress = None
-        self.file.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.file.unlink()
 
     shutdown: Callable[..., None] = stop
 

@@ -9,6 +9,7 @@ Imported by workers and beat alone, through the app's `log_cls`. Source: celery/
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import current_app
@@ -22,6 +23,7 @@ from app.correlation import HEADER, SENT
 from app.fixes.retry_queue import DELAY
 from app.pools import named
 from app.profile import Profile
+from app.refusal import refuse, why_not_writable
 
 TASK = "kit_task"  # on a record
 STARTED = "log_started"  # on a task's request, in seconds of the monotonic clock
@@ -84,6 +86,8 @@ class Logging(log.Logging):
 
     def setup_handlers(self, logger: Any, logfile: Any, format: Any, colorize: Any, *args: Any, **options: Any) -> Any:
         options["formatter"] = Json if Profile.from_environ().log_format == "json" else Text
+        if isinstance(logfile, str) and (why := why_not_writable(Path(logfile))):
+            refuse(f"--logfile {logfile} cannot be written: {why}")
         return super().setup_handlers(logger, logfile, format, colorize, *args, **options)
 
     def setup_logging_subsystem(self, *args: Any, **options: Any) -> Any:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from celery.concurrency import get_implementation
@@ -11,10 +12,12 @@ from celery.signals import celeryd_init, worker_init
 from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
 
 from app.limits import DOCS, Limit, Limits
-from app.refusal import refuse
+from app.refusal import refuse, why_not_writable
 
 logger = logging.getLogger(__name__)
 
+#: Celery's options that name a file which a worker writes.
+FILES = ("pidfile", "statedb")
 #: The largest concurrency that a worker may be given, in tasks at once.
 MOST_CONCURRENCY = 10_000
 
@@ -238,6 +241,17 @@ def connect() -> None:
     worker_init.connect(_size, weak=False)
 
 
+def _check_shared_memory(pool: Pool) -> None:
+    """Refuse where processes cannot share what billiard has them share: semaphores, and memory by a temporary file."""
+    try:
+        import_module("billiard").Value("i")
+    except OSError as error:
+        refuse(
+            f"pool {pool.name} needs a folder for temporary files, and semaphores in /dev/shm: {error}; mount a tmpfs at /tmp "
+            "(docker run --tmpfs /tmp), name a folder in TMPDIR=, or choose another pool"
+        )
+
+
 def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
     # `celery worker --pool` says pool, app.Worker(…) says pool_cls; either may be a name or a class.
     pool = row(chosen(conf, options))
@@ -245,6 +259,11 @@ def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
         return
     if pool.sockets_patched and not pool.sockets_patched():
         refuse(f"pool {pool.name} was chosen too late to patch the sockets; name it on the command line: --pool {pool.name}")
+    for name, file in ((name, options.get(name)) for name in FILES):
+        if file and (why := why_not_writable(Path(file))):
+            refuse(f"--{name} {file} cannot be written: {why}")
+    if pool.has_children:
+        _check_shared_memory(pool)
     for line in check(pool, conf, options):
         logger.warning(line)
     if not options.get("concurrency") and not conf.worker_concurrency:

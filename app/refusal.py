@@ -1,7 +1,9 @@
 """One clear line for a value that cannot be used."""
 
 import sys
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -31,3 +33,15 @@ def whole_number(what: str, given: str, least: int, most: int, unit: str = "") -
     if not least <= number <= most:
         refuse(f"{what}={given} is not allowed; a whole number from {least} to {most}{unit and ' ' + unit}")
     return number
+
+
+def why_not_writable(file: Path) -> str:
+    """In words why a file cannot be made, or written further where it is there; empty if it can. Leaves nothing behind."""
+    try:
+        if file.is_file():
+            file.open("ab").close()
+        elif not file.exists():  # else a device, or a pipe
+            tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from celery.beat import PersistentScheduler
 from celery.schedules import crontab
 
 from app import health
+from app.refusal import refuse, why_not_writable
 
 if TYPE_CHECKING:
     from app.profile import Profile
@@ -38,7 +40,12 @@ class Scheduler(PersistentScheduler):
     schedule_filename: str
 
     def setup_schedule(self) -> None:
-        Path(self.schedule_filename).parent.mkdir(parents=True, exist_ok=True)
+        file = Path(self.schedule_filename)
+        with suppress(OSError):  # why, is asked next
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if why := why_not_writable(file):  # Celery would take its file for a broken one, and delete it
+            instead = "name a folder that can be written in DATA_DIR=, or a file in it by `celery beat --schedule`"
+            refuse(f"the timetable cannot be kept in {file}: {why}; {instead}")
         super().setup_schedule()
 
     def timetable(self) -> dict[str, Any]:
