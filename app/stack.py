@@ -95,11 +95,23 @@ def monitor_password() -> Path:
     """The file that holds what Flower and Grafana ask for, user `kit`; made with a password of its own where there is none."""
     file = ROOT / (os.environ.get("MONITOR_PASSWORD_FILE") or ".kit/monitor/password")
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.parent.chmod(0o700)  # the file itself is read by the image's user
-        file.write_text(secrets.token_urlsafe(18))
+        _make_secret(file)
     print(f"Flower (and Grafana) asks for user kit and the password in {file}", file=sys.stderr)
     return file
+
+
+def _make_secret(file: Path) -> None:
+    """Write a password into a folder that nobody else can enter: the file itself is read by the users of images."""
+    folder = file.parent
+    try:
+        if folder.is_dir() and folder.stat().st_mode & 0o077:
+            instead = "write a password into it, or name a file in a folder that is not there yet"
+            refuse(f"MONITOR_PASSWORD_FILE={file} is not there, and others can enter its folder: {instead}")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_text(secrets.token_urlsafe(18))
+        file.chmod(0o644)
+    except OSError as error:
+        refuse(f"MONITOR_PASSWORD_FILE={file} cannot be made: {error.strerror}")
 
 
 def build(pool: str) -> None:
