@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from celery import Celery
+from celery.exceptions import OperationalError
 
 from app import app, brokers
 from app.brokers.contract import Action, DeadLetter
@@ -54,6 +55,8 @@ def main() -> None:
         each(app, decide)
     except app.connection().connection_errors as error:
         refuse(f"the broker at {address(app)} cannot be reached ({error}); 'make ps' shows what runs")
+    except OperationalError as error:
+        refuse(f"not all were sent back, the others were: {error}")
     if wanted not in (None, "all") and not seen:
         refuse(f"no dead letter has the id {wanted}; 'make dead' lists them")
     for letter in sorted(seen, key=lambda one: one.when):

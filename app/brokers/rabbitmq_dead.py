@@ -17,6 +17,7 @@ from typing import Any
 
 from celery.app import amqp
 from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
 
 from app.brokers.contract import DEAD, DELIVERIES, NOTE, Action, DeadLetter
 from app.fixes.retry_queue import DELAY
@@ -94,14 +95,21 @@ class RabbitmqDeadLetters:
                     again.append((message, letter))  # not yet: it might be set aside again, and be found again
                 elif action == "drop":
                     message.ack()
+            failed: OperationalError | None = None
             for message, letter in again:
                 headers = {name: value for name, value in message.headers.items() if not name.startswith(OURS)}
-                self._publish(app, message, letter.queue, headers)
-                message.ack()
+                try:
+                    self._publish(app, message, letter.queue, headers)
+                except OperationalError as error:  # its queue is gone, say
+                    failed = error
+                else:
+                    message.ack()
             # What is kept is back when this returns. By itself it goes back some time after the channel has closed, and
             # who looks next would not see it.
             channel.basic_recover(requeue=True)
             channel.queue_declare(DEAD, passive=True)
+            if failed:
+                raise failed
 
     def _publish(self, app: Any, message: Any, queue: str, headers: Mapping[str, Any]) -> None:
         """To a queue, by the default exchange; the broker has confirmed it when this returns."""
@@ -133,6 +141,16 @@ def _bytes(body: Any, encoding: str | None) -> bytes:
 
 
 def _letter(message: Any) -> DeadLetter:
+    """What is known of it; anybody can put anything into the queue."""
+    try:
+        return _noted(message)
+    except (LookupError, TypeError) as error:
+        name = str(message.properties.get("correlation_id") or message.delivery_tag)
+        reason = f"its record cannot be read: {type(error).__name__}: {error}"
+        return DeadLetter(name, "", "", reason, datetime.now(UTC).isoformat(timespec="seconds"), 0)
+
+
+def _noted(message: Any) -> DeadLetter:
     if NOTE in message.headers:
         return DeadLetter(**message.headers[NOTE])
     death = message.headers["x-death"][0]  # the broker's own

@@ -7,6 +7,8 @@ Source: kombu/transport/redis.py, Channel._brpop_read, _do_restore_message; QoS.
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,14 +16,22 @@ from importlib import import_module
 from queue import Empty
 from typing import Any
 
-from kombu.exceptions import InconsistencyError
+from kombu.exceptions import InconsistencyError, OperationalError
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
+from redis.exceptions import ResponseError
 
 from app.brokers.contract import DEAD, DELIVERIES, Action, DeadLetter
 
 redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
+
+
+#: A message's tag, in a text that is no JSON to Python.
+TAG = re.compile(rb'"delivery_tag": "([^"]+)"')
+#: What the fetch sets aside by itself.
+NO_MESSAGE = "it has no delivery tag, or is no JSON"
+logger = logging.getLogger(__name__)
 
 
 class MalformedError(ValueError):
@@ -151,9 +161,46 @@ def _keep(channel: Any, name: str, item: bytes, letter: DeadLetter) -> None:
         client.hset(DEAD, name, json.dumps(record))
 
 
+def collect(app: Any, channel: Any, client: Any) -> None:
+    """Put among the dead letters what the fetch could not, or an earlier version was killed at: `<list>.malformed`."""
+    keys = {
+        f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}.malformed": queue
+        for queue in list(app.amqp.queues)
+        for step in channel.priority_steps
+    }
+    if keys and client.exists(*keys):
+        for key, queue in keys.items():
+            while items := client.lrange(key, 0, 99):
+                for item in items:
+                    put_raw(channel, item, queue, MalformedError(NO_MESSAGE))
+                    client.lrem(key, 1, item)
+
+
+def _read(channel: Any, name: str, record: bytes) -> tuple[DeadLetter, bytes]:
+    """A letter and its item. The fetch's script notes of an item only the list that it came from, and when."""
+    try:
+        about = json.loads(record.decode("utf-8", "surrogateescape"))
+        item: bytes = about["item"].encode("utf-8", "surrogateescape")
+        if came_from := about.get("list"):
+            queue = str(came_from).removeprefix(channel.global_keyprefix).rsplit(channel.sep, 1)[0]
+            when = datetime.fromtimestamp(int(about["at"]), UTC).isoformat(timespec="seconds")
+            return DeadLetter(name, "", queue, f"no message: {NO_MESSAGE}", when, 1), item
+        letter = DeadLetter(**about["letter"])
+        if not isinstance(letter.when, str):
+            raise TypeError("it has no time")
+        return letter, item
+    except Exception as error:  # whatever stands there
+        return DeadLetter(name, "", "", f"its record cannot be read: {type(error).__name__}: {error}", "", 0), record
+
+
 class RedisDeadLetters:
     def prepare(self, app: Any) -> None:
-        """Nothing: a hash is made by its first field."""
+        """A hash is made by its first field; but some items may be on their way there."""
+        with app.connection_for_write() as connection, connection.default_channel.conn_or_acquire() as client:
+            try:
+                collect(app, connection.default_channel, client)
+            except ResponseError as error:
+                logger.warning("what waits to be set aside was not looked at: %s", error)
 
     def put(self, app: Any, message: Any, letter: DeadLetter) -> None:
         put(message.channel, message, letter)
@@ -164,17 +211,23 @@ class RedisDeadLetters:
     def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
         with app.connection_for_read() as connection, connection.default_channel.conn_or_acquire() as client:
             channel = connection.default_channel
+            collect(app, channel, client)
             found = client.hgetall(f"{channel.global_keyprefix}{DEAD}")  # kombu puts its prefix before HSET's key, not here
-            records = [(bytes_to_str(name), json.loads(record)) for name, record in found.items()]
-            for name, record in sorted(records, key=lambda one: one[1]["letter"]["when"]):
-                action = decide(DeadLetter(**record["letter"]))
+            letters = [(name, *_read(channel, bytes_to_str(name), record)) for name, record in found.items()]
+            failed = ""
+            for name, letter, item in sorted(letters, key=lambda one: one[1].when):
+                action = decide(letter)
+                if action == "retry" and not letter.queue:
+                    failed = f"{letter.id}: {letter.reason}"
+                    continue
                 if action == "retry":
-                    self._send_back(channel, client, record)
+                    self._send_back(channel, client, letter.queue, item)
                 if action != "keep":
                     client.hdel(DEAD, name)
+            if failed:
+                raise OperationalError(failed)
 
-    def _send_back(self, channel: Any, client: Any, record: Mapping[str, Any]) -> None:
-        queue, item = record["letter"]["queue"], record["item"].encode("utf-8", "surrogateescape")
+    def _send_back(self, channel: Any, client: Any, queue: str, item: bytes) -> None:
         try:
             payload = loads(item.decode())
             (payload.get("headers") or {}).pop(DELIVERIES, None)

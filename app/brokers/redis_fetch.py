@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import ResponseError
 
 from app.brokers import redis_dead
+from app.brokers.contract import DEAD
 from app.pace import MOST, STALLED, Pace
 from app.quick_json import parse
 
@@ -41,13 +42,14 @@ YIELD, MOST_YIELD = 0.001, 0.016
 #: Seconds that messages are handed over before the loop gets a turn: a task on solo runs while it is handed over.
 SLICE = 0.01
 
-#: KEYS: the unacknowledged messages' hash and index, then the lists, `width` of each priority.
+#: KEYS: the unacknowledged messages' hash and index, the dead letters' hash, then the lists, `width` of each priority.
 #: ARGV: room (messages), bytes, width, then the acknowledged tags.
 #: Gives pairs of a list's place and a message; the place is negative where the message is none and was set aside.
+#: Where even that fails it waits beside its list: app/brokers/redis_dead.py, collect.
 #: A message is recorded with the server's time, as in app/fixes/server_clock.py.
 #: Its tag stands in its properties, at its end: decoding one of 1 MB would hold the server up for 10 ms.
 FETCH = """
-local unacked, index = KEYS[1], KEYS[2]
+local unacked, index, dead = KEYS[1], KEYS[2], KEYS[3]
 local room, bytes, width = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if #ARGV > 3 then
   redis.call('ZREM', index, unpack(ARGV, 4))
@@ -82,14 +84,16 @@ local function take(place)
     scores[#scores + 1] = now
     scores[#scores + 1] = its.delivery_tag
   else
-    redis.call('LPUSH', KEYS[place] .. '.malformed', message)  -- until it is among the dead letters
+    local record = cjson.encode({list = KEYS[place], item = message, at = time[1]})
+    local kept = redis.pcall('HSET', dead, string.sub(redis.sha1hex(message), 1, 12), record)
+    if type(kept) == 'table' and kept.err then redis.call('LPUSH', KEYS[place] .. '.malformed', message) end
   end
-  found[#found + 1] = its and place - 2 or 2 - place
+  found[#found + 1] = its and place - 3 or 3 - place
   found[#found + 1] = message
   room, bytes = room - 1, bytes - #message
   return true
 end
-for first = 3, #KEYS, width do
+for first = 4, #KEYS, width do
   repeat
     local more = false
     for place = first, first + width - 1 do
@@ -101,7 +105,7 @@ if #records > 0 then
   redis.call('HSET', unacked, unpack(records))
   redis.call('ZADD', index, unpack(scores))
 end
-if room > 0 and bytes > 0 then redis.call('EXISTS', unpack(KEYS, 3)) end
+if room > 0 and bytes > 0 then redis.call('EXISTS', unpack(KEYS, 4)) end
 return found
 """
 
@@ -245,7 +249,7 @@ class Fetcher:
         try:
             message = parse(raw.decode())
         except ValueError as error:  # the script has read it, Python cannot
-            redis_dead.put_raw(self.channel, raw, queue, error)
+            self._set_aside(queue, raw, error)
             return
         tag = self.channel.qos.recorded = message["properties"]["delivery_tag"]
         try:
@@ -287,7 +291,7 @@ class Fetcher:
         prefix = channel.global_keyprefix
         self._queues = channel._queue_cycle.consume(len(channel.active_queues))
         self._lists = [channel._q_for_pri(queue, step) for step in channel.priority_steps for queue in self._queues]
-        keys = [f"{prefix}{key}" for key in (channel.unacked_key, channel.unacked_index_key, *self._lists)]
+        keys = [f"{prefix}{key}" for key in (channel.unacked_key, channel.unacked_index_key, DEAD, *self._lists)]
         # Other orders than this one give a queue precedence: they are walked one list after the other.
         width = len(self._queues) if channel.queue_order_strategy == "round_robin" else 1
         acks = self._take_acks()
@@ -316,7 +320,7 @@ class Fetcher:
             if place > 0:
                 self.ready.append((queue, message))
             else:
-                self._set_aside(queue, self._lists[-place - 1], message)
+                log.error("set aside: an item of queue %s that is no message ('make dead' lists it)", queue)
         self._ask_at = len(self.ready) // 4
         if answer:
             self._yield = YIELD
@@ -328,11 +332,11 @@ class Fetcher:
             self._not_before = now + self._yield
             self._yield = min(MOST_YIELD, 2 * self._yield)
 
-    def _set_aside(self, queue: str, key: str, item: bytes) -> None:
-        """Take what is no message from where the script has put it to the dead letters."""
-        redis_dead.put_raw(self.channel, item, queue, redis_dead.MalformedError("it has no delivery tag, or is no JSON"))
-        with self.channel.conn_or_acquire() as client:
-            client.lrem(f"{key}.malformed", 1, item)
+    def _set_aside(self, queue: str, raw: bytes, error: ValueError) -> None:
+        """Put what Python cannot read among the dead letters, and acknowledge it by the tag that the script has found."""
+        redis_dead.put_raw(self.channel, raw, queue, error)
+        if tags := redis_dead.TAG.findall(raw):
+            self.acknowledge(tags[-1].decode())
 
     def _overdue(self, now: float) -> bool:
         """Whether the answer is late, and there after all: a loop that was held up itself has not read it yet.
@@ -392,5 +396,5 @@ class Fetcher:
             try:
                 self.channel.qos.restore_by_tag(parse(raw.decode())["properties"]["delivery_tag"])
             except ValueError as error:
-                redis_dead.put_raw(self.channel, raw, queue, error)
+                self._set_aside(queue, raw, error)
         self.channel.counts_deliveries = True

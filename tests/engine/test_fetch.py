@@ -9,10 +9,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from celery import Celery
 from kombu import Connection, Consumer, Exchange, Queue
 
 from app.brokers import connect
-from app.brokers.contract import DEAD
+from app.brokers.contract import DEAD, Action, DeadLetter
+from app.brokers.redis_dead import RedisDeadLetters
 from app.brokers.redis_fetch import BYTES
 from app.brokers.redis_transport import Transport
 from app.pace import MOST
@@ -272,8 +274,94 @@ def test_what_is_no_message_is_set_aside(server: Server, raw: str) -> None:
         taken.settle()
         assert taken.bodies() == ["before", "after"]
         assert not server.broker.llen(f"{queue}.malformed")
-        kept = [json.loads(record) for record in server.broker.hvals(DEAD)]
-        assert [one["item"] for one in kept if one["letter"]["queue"] == queue] == [raw]
+    kept = [letter for letter in letters(server) if letter.queue == queue]
+    assert [letter.reason.split(":")[0] for letter in kept] == ["no message"]
+    letters(server, kept[0].id)
+    assert server.broker.lpop(queue) == raw.encode()
+
+
+def letters(server: Server, retry: str = "") -> list[DeadLetter]:
+    """What `make dead` shows."""
+    found: list[DeadLetter] = []
+
+    def decide(letter: DeadLetter) -> Action:
+        found.append(letter)
+        return "retry" if letter.id == retry else "keep"
+
+    RedisDeadLetters().each(app(server), decide)
+    return found
+
+
+def app(server: Server, **settings: Any) -> Celery:
+    one = Celery("dead", set_as_current=False, broker=server.urls["CELERY_BROKER_URL"])
+    one.conf.update(settings)
+    return one
+
+
+def test_where_nothing_can_be_set_aside_what_came_with_it_is_delivered(server: Server) -> None:
+    """An error about one item costs the others of its batch nothing, and the item is looked at again."""
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, "before")
+        server.broker.lpush(queue, "no message")
+        publish(one, queue, "after")
+        held = server.broker.rename(DEAD, "held") if server.broker.exists(DEAD) else None
+        server.broker.set(DEAD, "no hash")
+        try:
+            taken = Taken(one, [queue], prefetch=10)
+            taken.settle()
+            assert taken.bodies() == ["before", "after"]
+        finally:
+            server.broker.delete(DEAD)
+            if held:
+                server.broker.rename("held", DEAD)
+    RedisDeadLetters().prepare(app(server, task_queues=[direct(queue)]))
+    assert [letter.queue for letter in letters(server)].count(queue) == 1
+    assert not server.broker.exists(f"{queue}.malformed")
+
+
+@pytest.mark.parametrize("prefix", ["", "mine:"])
+def test_what_a_killed_worker_had_half_set_aside_is_seen(server: Server, prefix: str) -> None:
+    """What is on its way between two places is looked at again: by a worker that starts, and by whoever lists dead letters."""
+    (queue,) = names()
+    one = app(server, task_queues=[direct(queue)], broker_transport_options={"global_keyprefix": prefix})
+    for number in range(250):
+        server.broker.lpush(f"{prefix}{queue}.malformed", f"no message {number}")
+    server.broker.lpush(f"{prefix}{queue}\x06\x163.malformed", "urgent")
+    found: list[DeadLetter] = []
+
+    def decide(letter: DeadLetter) -> Action:
+        found.append(letter)
+        return "drop" if letter.queue == queue else "keep"
+
+    RedisDeadLetters().each(one, decide)
+    assert [letter.queue for letter in found].count(queue) == 251
+    assert not server.broker.keys(f"{prefix}{queue}*")
+
+
+def test_a_record_that_nobody_can_read_keeps_no_other_from_being_seen(server: Server) -> None:
+    """Whatever stands among the dead letters is listed, and can be dropped."""
+    for record in ("no JSON", "[]", '{"letter": {}, "item": ""}', '{"letter": {"more": 1}}', b"\xff"):
+        server.broker.hset(DEAD, f"odd-{hash(record)}", record)
+    odd = [letter for letter in letters(server) if letter.id.startswith("odd-")]
+    assert len(odd) == 5 and all(letter.reason.startswith("its record cannot be read") for letter in odd)
+    RedisDeadLetters().each(app(server), lambda letter: "drop" if letter.id.startswith("odd-") else "keep")
+    assert not [letter for letter in letters(server) if letter.id.startswith("odd-")]
+
+
+@pytest.mark.parametrize("body", [b'"\xff"', b"1" * 5_000])
+def test_a_message_that_lua_reads_and_python_does_not_is_acknowledged(server: Server, body: bytes) -> None:
+    """What is set aside is not handed out again."""
+    (queue,) = names()
+    with connection(server) as one:
+        publish(one, queue, "before")
+        raw: Any = server.broker.lpop(queue)
+        server.broker.lpush(queue, raw.replace(b'{"body": ', b'{"odd": %s, "body": ' % body, 1))
+        taken = Taken(one, [queue], prefetch=10)
+        taken.settle()
+        assert not taken.messages
+        taken.drain(lambda: not unacknowledged(server))
+    assert [letter.queue for letter in letters(server)].count(queue) == 1
 
 
 def test_a_message_may_look_like_anything_inside(server: Server) -> None:

@@ -1,13 +1,19 @@
 """To look at what is set aside does not hide it from who looks next. app/brokers/rabbitmq_dead.py"""
 
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from uuid import uuid4
+
+import pytest
+from kombu import Queue
+from kombu.exceptions import OperationalError
 
 from app import Kit
 from app.brokers.contract import DEAD, NOTE, DeadLetter
 from app.brokers.rabbitmq_dead import RabbitmqDeadLetters
-from app.dead import letters
+from app.dead import each, letters
 from tests.engine.rabbitmq.conftest import Urls
+from tests.wait import until
 
 LETTER = DeadLetter(id="1", task="t", queue="q", reason="a test", when="2000-01-01T00:00:00+00:00", deliveries=1)
 
@@ -18,3 +24,28 @@ def test_who_looks_next_sees_as_much(urls: Urls) -> None:
         with app.connection_for_write() as connection, connection.Producer() as producer:
             producer.publish({}, exchange="", routing_key=DEAD, headers={NOTE: asdict(LETTER)})
         assert [letters(app).count(LETTER) for _ in range(100)] == [1] * 100
+
+
+def test_one_that_cannot_be_sent_back_keeps_no_other(urls: Urls) -> None:
+    """Whatever stands among the dead letters, the others are listed and sent back; what cannot be stays, and is said."""
+    name = f"dead-{uuid4()}"
+    with closing(Kit(broker=urls.broker, set_as_current=False)) as app:
+        app.conf.update(publish_timeout=1, broker_transport_options={"confirm_publish": True})
+        RabbitmqDeadLetters().prepare(app)
+        with app.connection_for_write() as connection, connection.Producer() as producer:
+            back = Queue(name, channel=connection.default_channel, durable=False, auto_delete=True)
+            back.queue_declare()
+            gone, fine = (replace(LETTER, id=f"{name}-{queue}", queue=queue) for queue in ("gone", name))
+            producer.publish({}, exchange="", routing_key=DEAD, correlation_id=f"{name}-odd")
+            for letter in (gone, fine):
+                producer.publish({}, exchange="", routing_key=DEAD, headers={NOTE: asdict(letter)})
+            until("all are there", lambda: len(mine(app, name)) == 3)
+            with pytest.raises(OperationalError):
+                each(app, lambda letter: "retry" if letter.id.startswith(name) else "keep")
+            assert back.get(no_ack=True)
+            assert {letter.id for letter in mine(app, name)} == {f"{name}-odd", gone.id}
+            each(app, lambda letter: "drop" if letter.id.startswith(name) else "keep")
+
+
+def mine(app: Kit, name: str) -> list[DeadLetter]:
+    return [letter for letter in letters(app) if letter.id.startswith(name)]
