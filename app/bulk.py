@@ -7,6 +7,7 @@ them on its way: a signal's receiver, a router that is a function, an `apply_asy
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -148,6 +149,20 @@ class Sender:
             self.producer.maybe_declare(entity)  # another broker has not got it yet
         return self.bulk_class(self.producer.connection, self.producer.share)
 
+    @contextmanager
+    def _started(self) -> Iterator[Bulk]:
+        """What sends, closed whatever ends it; where it could not confirm, its connection is let go of instead."""
+        bulk, connection, lost = self.producer.patiently(self._start), self.producer.connection, False
+        try:
+            yield bulk
+        except UnconfirmedError:
+            lost = True
+            raise
+        finally:
+            if not lost:
+                with suppress(*connection.connection_errors, *connection.channel_errors):  # all that was sent is confirmed
+                    bulk.close()
+
     def _publish(self, rest: list[Part]) -> None:
         """Publish them, a batch at a time. Of several brokers the next one gets, under the same ids, what a lost one has not
         confirmed.
@@ -157,11 +172,10 @@ class Sender:
         while rest:
             sent = 0
             try:
-                bulk = producer.patiently(self._start)
-                while batch := rest[sent : sent + AT_ONCE]:
-                    bulk.send(batch)
-                    sent += len(batch)
-                bulk.close()
+                with self._started() as bulk:
+                    while batch := rest[sent : sent + AT_ONCE]:
+                        bulk.send(batch)
+                        sent += len(batch)
                 return
             except OperationalError as error:
                 if not sent and not uncertain and not isinstance(error, UnconfirmedError):

@@ -31,7 +31,13 @@ class Bulk:
     def __init__(self, connection: Any, patience: float) -> None:
         self.connection, self.patience = connection, patience
         self.channel = connection.channel()
-        self.channel.confirm_select()
+        try:
+            self.channel.confirm_select()
+        except connection.connection_errors:
+            raise  # whoever has the connection lets go of it
+        except BaseException:
+            self.close()
+            raise
         self.channel.events["basic_ack"].add(self._acked)
         self.channel.events["basic_nack"].add(self._nacked)
         self.channel.events["basic_return"].add(self._returned)
