@@ -78,6 +78,7 @@ def show(pool: str, backend: str) -> None:
         refuse(f"a demo runs already (process {about['pid']}); wait for its end, or stop it with 'make down'")
     try:
         if about is None:
+            os.environ.setdefault("REPORT_MEGABYTES", "1")  # the worker's notes, for the statistics below
             console.print(f"Starting a broker (Valkey), a worker on {pool}, beat and a mail catcher …")
             stack.up(pool, backend, 1, owner="demo")
         else:

@@ -142,6 +142,11 @@ def max_deliveries(environ: Mapping[str, str] = os.environ) -> int:
     return whole_number("MAX_DELIVERIES", environ.get("MAX_DELIVERIES") or "20", 1, 20)
 
 
+def report_bytes(environ: Mapping[str, str] = os.environ) -> int:
+    """What the sample task's notes of runs (app/tasks/reports.py) may take on a day; 0: there are none."""
+    return 1_000_000 * whole_number("REPORT_MEGABYTES", environ.get("REPORT_MEGABYTES") or "0", 0, 1_000_000, "megabytes a day")
+
+
 Room = TypeVar("Room", Broker, Backend)
 
 

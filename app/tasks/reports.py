@@ -1,7 +1,7 @@
-"""What the workers did: each run is noted as a line in DATA_DIR/runs, and summed up once a day.
+"""What the workers did: with REPORT_MEGABYTES each run is noted as a line in DATA_DIR/runs, and summed up once a day.
 
 Lines are appended by one write for those of a moment, so that any number of workers and threads share a day's file without a
-lock. A worker that is killed loses its last moment's notes.
+lock. A worker that is killed loses its last moment's notes. A day's file that is full takes no more; a week of them is kept.
 """
 
 import atexit
@@ -24,6 +24,7 @@ from celery import Task, shared_task
 from celery.signals import task_postrun, task_prerun, worker_process_shutdown
 
 from app.files import inside
+from app.profile import report_bytes
 from app.quick_json import quoted
 
 logger = logging.getLogger(__name__)
@@ -36,14 +37,15 @@ LINES, SECONDS = 64, 0.1
 
 _lines: deque[tuple[int, bytes]] = deque()  # by day
 _some = threading.Event()
+_writing = threading.Lock()
+_file = (-1, -1)  # a day, and its file's number
+_full = -1  # the last day whose file was
 
 
-@task_prerun.connect(weak=False)
 def _started(task: Task[Any, Any], **_: Any) -> None:
     setattr(task.request, STARTED, time.monotonic())
 
 
-@task_postrun.connect(weak=False)
 def _ended(task: Task[Any, Any], task_id: str, state: str | None = None, **_: Any) -> None:
     seconds = time.monotonic() - getattr(task.request, STARTED, time.monotonic())
     now = time.time()
@@ -64,11 +66,21 @@ def write() -> None:
     with suppress(IndexError):  # other threads write, too
         while True:
             taken.append(_lines.popleft())
-    for day, lines in groupby(taken, itemgetter(0)):
-        os.write(_day(day), b"".join(line for _, line in lines))
+    with _writing:
+        for day, lines in groupby(taken, itemgetter(0)):
+            _append(day, b"".join(line for _, line in lines))
 
 
-@worker_process_shutdown.connect(weak=False)
+def _append(day: int, lines: bytes) -> None:
+    global _full
+    file = _of_day(day)
+    if os.fstat(file).st_size + len(lines) <= report_bytes():
+        os.write(file, lines)
+    elif _full != day:
+        _full = day
+        logger.warning("no more of what tasks do is noted today: REPORT_MEGABYTES=%d are full", report_bytes() // 1_000_000)
+
+
 def _write_last(**_: Any) -> None:
     write()  # a pool's child process ends without atexit
 
@@ -91,20 +103,31 @@ def _writer() -> None:
 
 def _begin_anew() -> None:
     """A child process has no thread of its parent's, and writes none of its lines."""
-    global _some
+    global _some, _writing
     _lines.clear()
-    _some = threading.Event()  # its parent may hold the other one's lock
+    _some, _writing = threading.Event(), threading.Lock()  # its parent may hold the others
     _writer.cache_clear()
 
 
 os.register_at_fork(after_in_child=_begin_anew)
 
 
-@cache
-def _day(number: int) -> int:
-    """A day's file, which stays open: to open it for each task would cost more than all else here."""
-    name = f"{datetime.fromtimestamp(number * DAY, UTC):%Y-%m-%d}.jsonl"
-    return os.open(_runs() / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+def _of_day(number: int) -> int:
+    """A day's file, which stays open: to open it for each write would cost more than all else here."""
+    global _file
+    if _file[0] != number:
+        path = _runs() / f"{datetime.fromtimestamp(number * DAY, UTC):%Y-%m-%d}.jsonl"
+        before, _file = _file[1], (number, os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644))
+        if before >= 0:
+            os.close(before)
+        _delete_old(datetime.now(UTC))
+    return _file[1]
+
+
+def _delete_old(now: datetime) -> None:
+    for path in _runs().glob("*.jsonl"):
+        if path.stem < f"{now - timedelta(days=KEEP_DAYS):%Y-%m-%d}":
+            path.unlink(missing_ok=True)
 
 
 @cache
@@ -116,19 +139,20 @@ def _runs() -> Path:
 def daily_statistics() -> dict[str, Any]:
     """Sum up the last 24 hours, task by task: how often it ended in which state, how long it took (seconds).
 
-    The sum is also kept as DATA_DIR/reports/<date>.json. Notes older than a week are deleted.
+    The sum is also kept as DATA_DIR/reports/<date>.json. Of runs that were not noted - REPORT_MEGABYTES is 0, or was full -
+    nothing is known.
     """
     write()
     until = datetime.now(UTC)
+    _delete_old(until)
     since = until - timedelta(days=1)
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(_runs().glob("*.jsonl")):
-        if path.stem < f"{until - timedelta(days=KEEP_DAYS):%Y-%m-%d}":
-            path.unlink(missing_ok=True)
-        elif path.stem >= f"{since:%Y-%m-%d}":
-            for run in map(json.loads, path.read_text().splitlines()):
-                if run["at"] >= since.timestamp():
-                    runs[run["task"]].append(run)
+        if path.stem >= f"{since:%Y-%m-%d}":
+            for line in path.read_bytes().splitlines():
+                with suppress(LookupError, TypeError, ValueError):  # half of one: its worker was killed, or the disk full
+                    if (run := json.loads(line))["at"] >= since.timestamp():
+                        runs[run["task"]].append(run)
     report = {
         "since": since.isoformat(),
         "until": until.isoformat(),
@@ -152,3 +176,9 @@ def _sum_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "median_seconds": round(median(seconds), 4),
         "longest_seconds": round(max(seconds), 4),
     }
+
+
+if report_bytes():  # every task of every worker pays for it
+    task_prerun.connect(_started, weak=False)
+    task_postrun.connect(_ended, weak=False)
+    worker_process_shutdown.connect(_write_last, weak=False)

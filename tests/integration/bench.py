@@ -246,7 +246,7 @@ class Running:
             DockerContainer(image(self.combination.pool.name))
             .with_envs(
                 **{"BROKER": self.combination.broker.name, "BACKEND": self.combination.backend.name},
-                **{"CELERY_BROKER_URL": url, "ENGINE": ENGINE, **given},
+                **{"CELERY_BROKER_URL": url, "ENGINE": ENGINE, "REPORT_MEGABYTES": "1", **given},
             )
             .with_volume_mapping(str(self.data), "/data", "rw")
             .with_kwargs(network=f"{self.stack.project}_default", labels={LABEL: SESSION}, healthcheck={"test": ["NONE"]})
