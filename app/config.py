@@ -50,7 +50,7 @@ enable_utc = True  # times in messages, whatever TIMEZONE
 # app/schedule.py: its timetable, and a scheduler that tells when each entry ran, and that beat lives.
 beat_schedule = schedule.timetable(_profile)
 beat_scheduler = "app.schedule:Scheduler"
-beat_schedule_filename = str(_profile.data_dir / "celerybeat-schedule")
+beat_schedule_filename = str(_profile.data_dir / "celerybeat-schedule.json")
 beat_max_loop_interval = 10  # seconds; how often beat shows that it lives
 
 worker_hijack_root_logger = False  # app/logs.py sets it up

@@ -256,8 +256,8 @@ class Beat:
         self.container.stop(timeout=20)
         assert self.container.wait()["StatusCode"] == 0, self.container.logs(tail=40).decode()
         look = (
-            "import json, shelve; kept = shelve.open('/data/celerybeat-schedule', 'r')['entries']; "
-            "print(json.dumps({name: (one.total_run_count, str(one.last_run_at)) for name, one in kept.items()}))"
+            "import json; kept = json.load(open('/data/celerybeat-schedule.json'))['entries']; "
+            "print(json.dumps({name: (one['total_run_count'], one['last_run_at']) for name, one in kept.items()}))"
         )
         answer = self.running.worker("main").docker.exec_run(["python", "-c", look], stderr=False)
         return dict(json.loads(answer.output))

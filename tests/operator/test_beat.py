@@ -1,7 +1,7 @@
 """How beat ends."""
 
+import json
 import os
-import shelve
 import signal
 
 from tests.operator.conftest import Bench
@@ -12,8 +12,8 @@ def test_stop_while_it_sends(bench: Bench) -> None:
     """A beat that is stopped in the middle of sending sends to the end, keeps its timetable, and exits with 0."""
     beat = bench.start("celery", "-A", "tests.operator.stopped_beat", "beat", REPORT_EVERY="1")
     assert beat.process.wait(30) == 0, beat.log.read_text()
-    with shelve.open(str(bench.folder / "data" / "celerybeat-schedule"), "r") as kept:
-        assert kept["entries"]["daily statistics, for trying out"].total_run_count == 1
+    kept = json.loads((bench.folder / "data" / "celerybeat-schedule.json").read_text())
+    assert kept["entries"]["daily statistics, for trying out"]["total_run_count"] == 1
 
 
 def test_stop_while_the_broker_is_away(bench: Bench) -> None:

@@ -1,0 +1,89 @@
+"""What beat keeps of its timetable between two starts."""
+
+import pickle
+import shelve
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery.schedules import crontab
+from kombu.utils.uuid import uuid
+
+from app import Kit
+from app.schedule import Scheduler
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "kept"
+
+
+def scheduler(file: Path, **settings: Any) -> Any:
+    """Beat's, as it begins."""
+    app = Kit(uuid(), set_as_current=False, broker="memory://")
+    entries = {"a": {"task": "some.task", "schedule": crontab(hour=4)}, "b": {"task": "some.task", "schedule": 60.0}}
+    app.conf.update({"timezone": "Europe/Berlin", "beat_schedule": entries, "result_expires": None} | settings)
+    return Scheduler(app=app, schedule_filename=str(file))
+
+
+def test_the_last_runs_are_known_after_a_restart(file: Path) -> None:
+    """What is kept on a disk is the same when it is read again, in the same zone."""
+    one = scheduler(file)
+    entry = one.reserve(one.schedule["a"])
+    one.close()
+    again = scheduler(file).schedule
+    assert (again["a"].total_run_count, again["a"].last_run_at) == (1, entry.last_run_at)
+    assert again["a"].last_run_at.tzinfo == entry.last_run_at.tzinfo
+    assert again["b"].total_run_count == 0 and again["a"].schedule == crontab(hour=4)
+    assert {path.name for path in file.parent.iterdir()} == {"kept"}
+
+
+def test_an_entry_is_due_after_a_restart_as_it_was_before(file: Path) -> None:
+    """A run that was missed while beat was away is made up for."""
+    one = scheduler(file)
+    one.schedule["b"].last_run_at -= timedelta(hours=1)
+    one.close()
+    assert scheduler(file).schedule["b"].is_due().is_due
+
+
+def test_another_time_zone_begins_again(file: Path) -> None:
+    """As in Celery's own: what was kept in one zone says nothing in another."""
+    one = scheduler(file)
+    one.reserve(one.schedule["a"])
+    one.close()
+    assert scheduler(file, timezone="Asia/Kathmandu").schedule["a"].total_run_count == 0
+
+
+class Code:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+def test_what_beat_finds_on_a_disk_runs_no_code(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that tasks, or others, can write is never unpickled: Celery's timetable is a shelf of pickles."""
+    trace = tmp_path / "ran"
+    with shelve.open(str(file)) as kept:
+        kept["entries"] = {"a": Code(trace)}
+        kept["tz"] = "Europe/Berlin"
+    if not file.exists():  # its name is the database's affair
+        file.write_bytes(pickle.dumps(Code(trace)))
+    assert scheduler(file).schedule["a"].total_run_count == 0
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no JSON", "[]", "{}", '{"entries": []}', '{"entries": {"a": {"last_run_at": 7}}}', '{"entries": {"a": 1}}', "["],
+)
+def test_whatever_the_file_holds_beat_starts(file: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that cannot be read is a warning, in one line, and a new beginning."""
+    file.write_text(text)
+    one = scheduler(file)
+    assert one.schedule["a"].total_run_count == 0
+    assert not [record for record in caplog.records if record.exc_info]
+    one.close()
+    assert isinstance(scheduler(file).schedule["a"].last_run_at, datetime)
