@@ -95,7 +95,7 @@ def _writer() -> None:
             _some.clear()
             try:
                 write()
-            except OSError as error:
+            except Exception as error:  # the next lines have no other thread
                 logger.error("what tasks did is not noted: %s", error)
 
     threading.Thread(target=work, name="reports", daemon=True).start()
