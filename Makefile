@@ -4,11 +4,13 @@ KIT = .venv/bin/python -m app.cli
 PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: $(shell sed -n 's/^\([a-z][a-z-]*\):.*/\1/p' Makefile)
+# What is typed, and what that needs, is never a file, whatever the folder holds.
+TESTS = lint test-unit test-compat test-cost test-browser test-matrix test-faults test-deploy
+.PHONY: help env down $(TESTS) $(MAKECMDGOALS)
 .SILENT:
 
 help:         ## what there is to type
-	sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+	while IFS= read -r line; do case $$line in [a-z]*:*'## '*) printf '  make %-15s %s\n' "$${line%%:*}" "$${line#*## }";; esac; done < Makefile
 
 demo: env     ## real work on an embedded broker, no Docker; POOL= works here too
 	$(KIT) demo
@@ -16,7 +18,7 @@ demo: env     ## real work on an embedded broker, no Docker; POOL= works here to
 up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE= MONITOR=1
 	$(KIT) up
 
-down: env     ## stop the stack; VOLUMES=1 deletes its data too
+down: env     ## stop the stack; VOLUMES=1 deletes its data too, in a terminal once you agree (YES=1)
 	$(KIT) down
 
 send: env     ## send a task: TASK=mail.send_email ARGS='["a@b.c", "hi"]' [KWARGS='{}'] [WAIT=10]
@@ -59,7 +61,7 @@ env:
 	deploy/env.sh local
 
 test: export QUICK = 1
-test: lint test-unit test-compat test-cost test-browser test-matrix test-faults test-deploy  ## from a bare machine: the matrix on 5 of 20, faults on 2 of 10; more: test-*
+test: $(TESTS)  ## from a bare machine: the matrix on 5 of 20, faults on 2 of 10; more: test-*
 
 lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
@@ -133,5 +135,6 @@ docs-site:    ## README and docs as a site, in site/
 lock: env     ## pin every requirement again, with hashes
 	deploy/lock.sh
 
+clean: override export BROKER =
 clean: down   ## what was made here: the environment, the embedded broker's data
 	rm -rf .venv .kit site .mypy_cache .ruff_cache .pytest_cache reports

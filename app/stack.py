@@ -283,7 +283,10 @@ def published_ports() -> dict[str, int]:
     found = {}
     for broker in BROKERS.values():
         shown = ask("docker", "compose", "-f", broker.compose_file or "", "config", "--format", "json")
-        for service in told(shown)["services"].values() if not shown.returncode else []:
+        services: dict[str, Any] = {}
+        with suppress(ValueError):
+            services = json.loads(shown.stdout)["services"]
+        for service in services.values():
             for port in service.get("ports", []):
                 if variable := service.get("labels", {}).get(f"celery-kit.port.{port['target']}"):
                     found[str(variable)] = int(port["published"])

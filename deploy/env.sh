@@ -2,18 +2,22 @@
 # Makes or renews .venv from a lock: `deploy/env.sh local` to use the kit, `deploy/env.sh dev` to test it too,
 # `deploy/env.sh docs` to make the site.
 # PYTHON names the interpreter, 3.11 or later; a bare version, as 3.14, is of images (app/pythons.py). Does nothing where the
-# environment holds that lock already.
+# environment holds that lock already. Needs no program but a shell and Python.
 set -eu
-cd "$(dirname "$0")/.."
+case $0 in */*) cd "${0%/*}/.." ;; *) cd .. ;; esac
 
 lock=requirements/$1.txt
 refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
 
 # The developers' lock holds all of the others, but not what makes the site.
 [ "$1" = docs ] && held_by="$lock" || held_by="$lock requirements/dev.txt"
-for held in $held_by; do
-    cmp -s "$held" ".venv/$(basename "$held")" && exit 0
-done
+holds='
+import sys
+from pathlib import Path
+locks = [(Path(".venv", Path(lock).name), Path(lock)) for lock in sys.argv[1:]]
+sys.exit(not any(held.exists() and held.read_bytes() == lock.read_bytes() for held, lock in locks))'
+# shellcheck disable=SC2086  # a list of names
+if .venv/bin/python -ISc "$holds" $held_by 2>/dev/null; then exit 0; fi
 
 new_enough() { command -v "$1" >/dev/null 2>&1 && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 case ${PYTHON:-} in [0-9]*) PYTHON=;; esac
@@ -26,9 +30,10 @@ fi
 
 printf 'setting up .venv from %s (once)\n' "$lock" >&2
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-    rm -rf .venv
-    "$PYTHON" -m venv .venv >/dev/null 2>&1 || { rm -rf .venv; refuse "$PYTHON cannot make an environment; on Debian and Ubuntu: apt-get install python3-venv"; }
+    "$PYTHON" -m venv --clear .venv >/dev/null 2>&1 || refuse "$PYTHON cannot make an environment; on Debian and Ubuntu: apt-get install python3-venv"
 fi
-.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement "$lock" 2>.venv/pip.log ||
-    refuse "the packages of $lock could not be installed: $(tail -n 1 .venv/pip.log)"
-cp "$lock" .venv/
+if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement "$lock" 2>.venv/pip.log; then
+    while read -r line; do last=$line; done <.venv/pip.log
+    refuse "the packages of $lock could not be installed: ${last:-pip gave no reason}"
+fi
+.venv/bin/python -ISc 'import shutil, sys; shutil.copy(sys.argv[1], ".venv")' "$lock"

@@ -4,6 +4,7 @@
 set -eu
 
 wait_seconds=60
+answer_seconds=20
 log=/var/log/dockerd.log
 # The suite that Debian 12 borrows four packages from: its own Compose is 1.29, which reads none of our files.
 borrowed_suite=trixie
@@ -11,7 +12,9 @@ borrowed_packages="docker.io docker-cli docker-compose docker-buildx"
 
 say() { printf 'engine: %s\n' "$*" >&2; }
 refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
-answers() { docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1; }
+# An engine that hangs answers nothing, not even that it does not; without `timeout`, as on macOS, it is waited for.
+within() { if command -v timeout >/dev/null; then timeout "$answer_seconds" "$@"; else "$@"; fi; }
+answers() { within docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1; }
 
 borrow_from_next_suite() {
     sources=/etc/apt/sources.list.d/celery-kit-$borrowed_suite
@@ -65,8 +68,11 @@ start_daemon() {
 }
 
 answers && exit 0
+code=0
+within docker info >/dev/null 2>&1 || code=$?
+[ "$code" -ne 124 ] || refuse "the Docker engine does not answer within $answer_seconds s: restart it, or see its log"
 [ -f /etc/os-release ] || refuse "no Docker engine answers, and this system is not Debian or Ubuntu: install Docker with Compose v2 and buildx"
-[ "$(id -u)" -eq 0 ] || refuse "no Docker engine answers, and only root can install or start one: run 'sudo make engine', or start your Docker engine"
+[ "$(id -u 2>/dev/null)" = 0 ] || refuse "no Docker engine answers, and only root can install or start one: run 'sudo make engine', or start your Docker engine"
 if ! command -v dockerd >/dev/null || ! docker compose version >/dev/null 2>&1 || ! docker buildx version >/dev/null 2>&1; then install_packages; fi
 docker info >/dev/null 2>&1 || start_daemon
 answers || refuse "the Docker engine answers, but 'docker compose' or 'docker buildx' does not: install both plugins"

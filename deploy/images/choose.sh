@@ -18,12 +18,19 @@ refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
 known() { eval "[ -n \"\${$1:-}\" ]" || grep -qs "^$1=." .env; }
 remember() { printf '%s=%s\n' "$1" "$2" >> .env; }
 
+# seconds, a command: without `timeout`, as on macOS, it takes the time that it takes
+within() {
+    seconds=$1
+    shift
+    if command -v timeout >/dev/null; then timeout "$seconds" "$@"; else "$@"; fi
+}
+
 # Asks for the manifest alone first: a closed network must not cost a pull's time limit.
 official() {
     docker image inspect "$1" >/dev/null 2>&1 && return
-    timeout "$registry_seconds" docker manifest inspect "$1" >/dev/null 2>&1 || return 1
+    within "$registry_seconds" docker manifest inspect "$1" >/dev/null 2>&1 || return 1
     say "pulling $1"
-    timeout "$pull_seconds" docker pull -q "$1" >/dev/null 2>&1
+    within "$pull_seconds" docker pull -q "$1" >/dev/null 2>&1
 }
 
 # a Debian release

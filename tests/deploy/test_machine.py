@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,32 @@ def test_no_engine_and_not_root_is_one_line(checkout: Checkout) -> None:
     drop = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.getuid() == 0 else []
     done = checkout.run(*drop, "sh", "-c", script, DOCKER_HOST="unix:///nonexistent/docker.sock")
     assert "no Docker engine answers, and only root can install or start one" in checkout.refusal(done)
+
+
+def test_an_engine_that_hangs_is_one_line(checkout: Checkout, tmp_path: Path) -> None:
+    """Every question to the engine has a time limit: a socket takes connections here, and nobody answers."""
+    with socket.socket(socket.AF_UNIX) as engine, ThreadPoolExecutor() as pool:
+        engine.bind(str(tmp_path / "engine.sock"))
+        engine.listen(100)
+        silent = {"DOCKER_HOST": f"unix://{tmp_path}/engine.sock"}
+        commands = ("status", "ps", "down", "up BROKER=redis", "images", "engine")
+        for done in pool.map(lambda command: checkout.make(*command.split(), **silent), commands):
+            assert "the Docker engine does not answer within " in checkout.refusal(done)
+        assert "✗ the Docker engine does not answer within " in checkout.make("doctor", **silent).stdout
+
+
+@pytest.mark.parametrize("answer", ["", "what?", "{"])
+def test_an_engine_that_answers_nonsense_is_no_error_of_the_program(checkout: Checkout, tmp_path: Path, answer: str) -> None:
+    """A script answers in place of Docker's client, which cannot be had so broken: all is well, it says, and nothing of use."""
+    (tmp_path / "docker").write_text(f"#!/bin/sh\necho '{answer}'\n")
+    (tmp_path / "docker").chmod(0o755)
+    broken = {"PATH": f"{tmp_path}:{checkout.environ['PATH']}"}
+    for command in ("status", "ps", "logs", "images POOL=solo", "up BROKER=redis POOL=solo"):
+        done = checkout.make(*command.split(), **broken)
+        said = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+        assert done.returncode == 2 and len(said) == 1 and said[0].startswith("celery-kit: "), said
+    assert "no stack runs" in checkout.make("down", "VOLUMES=1", **broken).stdout
+    assert "✗ no Docker engine answers (" in checkout.make("doctor", **broken).stdout
 
 
 def test_an_old_python_is_one_line(checkout: Checkout, tmp_path: Path) -> None:
