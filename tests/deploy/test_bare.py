@@ -4,12 +4,15 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from app.stack import settings
 from tests.deploy.conftest import Checkout
 from tests.terminal import Terminal
 from tests.wait import until
@@ -55,3 +58,68 @@ def test_every_command_works_where_no_other_program_is(bare: Checkout) -> None:
     finally:
         with suppress(FileNotFoundError):
             (bare.folder / "status").unlink()
+
+
+#: As a stranger's machine may be; `make engine` on this one has seen to an engine, choose.sh to the stand-in for Debian.
+IMAGE, STANDIN, OFFICIAL = "celery-kit-test/bare", "celery-kit/debian:trixie", "debian:trixie-slim"
+DOCKERFILE = """
+ARG BASE
+FROM ${BASE}
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends make git python3 python3-venv
+"""
+
+
+@dataclass
+class Machine(Checkout):
+    """The same, in a container."""
+
+    container: str
+
+    def make(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return self.run("docker", "exec", "--workdir", "/celery-kit", self.container, "make", *words, **environ)
+
+
+@pytest.fixture
+def machine(checkout: Checkout) -> Iterator[Machine]:
+    """A container with Debian's make, git and Python, and a clone in it that nothing was typed into yet."""
+    assert checkout.run("deploy/engine/start.sh").returncode == checkout.run("deploy/images/choose.sh").returncode == 0
+    base = OFFICIAL if checkout.run("docker", "image", "inspect", STANDIN).returncode else STANDIN
+    build = ["docker", "build", "--quiet", "--tag", IMAGE, "--build-arg", f"BASE={base}", "-"]
+    subprocess.run(build, input=DOCKERFILE, text=True, check=True, capture_output=True)
+    # What pip needs of this machine to reach a package index, as the builds of images have it.
+    given = {"PIP_CERT": settings().get("CA_BUNDLE"), "PIP_CONFIG_FILE": settings().get("PIP_CONF")}
+    mounts = [
+        word for name, file in given.items() if file for word in ("-v", f"{file}:/run/{name}:ro", "-e", f"{name}=/run/{name}")
+    ]
+    name = f"celery-kit-bare-{os.getpid()}"
+    try:
+        subprocess.run(["docker", "run", "--detach", "--name", name, *mounts, IMAGE, "sleep", "infinity"], check=True)
+        subprocess.run(["docker", "cp", "-q", str(checkout.folder), f"{name}:/origin"], check=True)
+        clone = (
+            "cd /origin && rm -rf .venv .env .kit && git init -q && git add . && "
+            "git -c user.name=kit -c user.email=kit@example.com commit -qm origin && git clone -q /origin /celery-kit"
+        )
+        subprocess.run(["docker", "exec", name, "sh", "-c", clone], check=True)
+        yield Machine(checkout.folder, checkout.environ, name)
+    finally:
+        subprocess.run(["docker", "rm", "--force", "--volumes", name], check=False, capture_output=True)
+
+
+def test_a_machine_with_make_git_and_python_runs_all_of_it(machine: Machine) -> None:
+    """README's first command on a fresh clone, and then each that it names for a stack without Docker."""
+    missing = machine.run("docker", "exec", machine.container, "sh", "-c", "command -v docker ps pip curl")
+    assert not missing.stdout
+    demo = machine.make("demo")
+    assert demo.returncode == 0 and demo.stdout.count("SUCCESS") == 10 and "FAILURE" not in demo.stdout
+    assert machine.make("up").returncode == 0
+    sent = machine.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "hi"]')
+    assert machine.make("result", f"ID={sent.stdout.strip()}", "WAIT=20").stdout.startswith("state     SUCCESS\n")
+    assert re.search(r"^worker1@\w+ +prefork +\d+ +consuming ", machine.make("status").stdout, re.MULTILINE)
+    assert machine.make("dead").stdout == "0 set aside\n"
+    found = [line for line in machine.make("doctor").stdout.splitlines() if line.startswith("✗")]
+    assert found == ["✗ no Docker client is installed: stacks in containers cannot start"]
+    assert "ready." in machine.make("logs").stdout
+    assert re.search(r"^worker1 +process \d+$", machine.make("ps").stdout, re.MULTILINE)
+    done = machine.make("down")
+    assert done.returncode == 0 and done.stdout == "embedded stack: stopped; its data stays\n"
+    assert "no stack runs" in machine.refusal(machine.make("status"))
