@@ -95,7 +95,7 @@ def address(app: Any) -> str:
 
 def readable(url: str) -> str:
     """A URL as kombu and Celery show it, with the address of an IPv6 host as people write it."""
-    return re.sub(r"(?<=[/@])[0-9a-fA-F]*%3A[0-9a-fA-F%.]*(?=[:/]|$)", lambda found: f"[{unquote(found[0])}]", url, count=1)
+    return re.sub(r"^(\w+://(?:[^/@]*@)?)(\w*%3A[\w%.]*)", lambda found: f"{found[1]}[{unquote(found[2])}]", url)
 
 
 def carries_tasks(queue: str) -> bool:

