@@ -104,12 +104,17 @@ class Progress:
         self.queues |= set(self.parent.app.amqp.queues.consume_from)
         try:
             if not self.connection:
-                self.connection = self.parent.app.connection_for_read(connect_timeout=3, transport_options=BOUNDED)
+                self.connection = self._connect()
             return any(self.depth(queue) for queue in self.queues)
         except Exception as error:
             logger.warning("the broker was not asked for waiting messages: %r", error)
             self.close()
             return False
+
+    def _connect(self) -> Any:
+        """To the broker that the worker consumes from, which of several is the one that answered it."""
+        consumers = self.parent.connection
+        return consumers.clone(connect_timeout=3, heartbeat=0, transport_options={**consumers.transport_options, **BOUNDED})
 
     def depth(self, queue: str) -> int:
         with self.connection.channel() as channel:

