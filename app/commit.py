@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from celery import Celery, states
@@ -29,6 +29,8 @@ SECONDS = 0.008
 BYTES = 1_000_000
 #: A result that a child process hands to its parent is at most this large, in bytes, unless it cannot be stored.
 CARRIED = 65_536
+#: Successes that a child process remembers to have handed over: as many as its parent may have in a group, and in one before.
+HANDED = 2 * COUNT
 #: Looks in vain, SECONDS apart, after which the thread that writes what has grown old has to be woken: that costs each task.
 IDLE = 25
 #: Between two tries while the results server is away, in seconds.
@@ -39,12 +41,12 @@ LASTING = {states.RETRY: (states.SUCCESS, states.FAILURE, states.REVOKED), state
 
 
 class Write(NamedTuple):
-    """A task's state, as the results server keeps it. `expires`: seconds, 0 for never.
+    """A task's state, as the results server keeps it. `task_id`: whose it is; `expires`: seconds, 0 for never.
 
     `value` may be a function that makes it: a STARTED is seldom written, for the task has ended by then.
     """
 
-    key: bytes
+    task_id: str
     value: bytes | str | Callable[[], bytes | str]
     expires: int
     state: str
@@ -61,6 +63,12 @@ class Write(NamedTuple):
         says a little late that a task has started: its parent may have ended it meanwhile.
         """
         return LASTING.get(self.state, (states.SUCCESS,))
+
+    def of(self, task_id: str) -> "Write":
+        """Itself. Raises RuntimeError where it is another task's: no result may go by under a name that is not its own."""
+        if self.task_id != task_id:
+            raise RuntimeError(f"the result of task {self.task_id} was carried as that of task {task_id}")
+        return self
 
 
 #: The Request class of the tasks whose acknowledgements come by here.
@@ -81,16 +89,20 @@ class Commit:
         self._grouping = False
         #: Tasks of this process leave their results and acknowledgements here; a child process's do not.
         self.running = False
-        #: In a pool's child process: that it is one, the task whose success goes to the parent, and that success.
+        #: In a pool's child process: that it is one, its task, that the task's code has ended and its success is about to come,
+        #: and that success, which goes to the parent unless somebody looks before.
         self.child = False
-        self.carry: str | None = None
+        self.task_id: str | None = None
+        self.ending = False
         self.carried: Write | None = None
+        #: The last ones that went to the parent: it may not have stored them yet.
+        self._handed: dict[str, Write] = {}
         #: That the parent has nothing to put it together with: this process stores it itself.
         self.alone = False
         self._store: Store | None = None
         self._busy: Callable[[], int] = int
         self._more: Callable[[], None] = lambda: None
-        self._writes: dict[bytes, Write] = {}
+        self._writes: dict[str, Write] = {}
         self._acks: list[Callable[[], None]] = []
         self._bytes = 0
         self._since: float | None = None  # when the group's first one came
@@ -125,34 +137,51 @@ class Commit:
         self._try()
 
     def takes(self, app: Celery, task_id: str, state: str, request: Any) -> bool:
-        """A state of this task may wait for its group: the acknowledgement that must not come before it does so, too."""
+        """A state of this task may wait for its group: the acknowledgement that must not come before it does so, too.
+
+        A child process holds back the success alone that a task ends with: what follows on it - a callback, a chain - may look
+        for it elsewhere, and what the task itself says before its end is for others to see at once.
+        """
         if not self._grouping or not self.running or state not in (states.STARTED, states.SUCCESS) or request is None:
             return False
-        if request.id != task_id or request.is_eager or (state == states.SUCCESS and request.chord):
+        success = state == states.SUCCESS
+        try:
+            if request.id != task_id or request.is_eager or (success and request.chord):
+                return False
+            if self.child:  # the parent has looked at what follows; what it acknowledges itself must be stored by then
+                return task_id == self.task_id and (not success or (self.ending and not (request.callbacks or request.chain)))
+            name = request.task
+        except AttributeError:  # a request of somebody else's, such as celery-batches': it has what Celery's backends look at
             return False
-        if self.child:  # the parent has looked at what follows; what it acknowledges itself must be stored by then
-            return task_id == self.carry
-        if (late := self._late.get(request.task)) is None:
-            task = app.tasks.get(request.task)
-            late = self._late[request.task] = task is not None and bool(task.acks_late) and task.Request == REQUEST
+        if (late := self._late.get(name)) is None:
+            task = app.tasks.get(name)
+            late = self._late[name] = task is not None and bool(task.acks_late) and task.Request == REQUEST
         return late
 
     def result(self, write: Write) -> None:
-        """Take a state into the group. A task's later state takes the place of its earlier one, unless that is to last."""
-        if self.carry and write.state == states.SUCCESS:
+        """Take a state into the group. A task's later state takes the place of its earlier one, unless that is to last.
+
+        Only what :meth:`takes` has said may wait; :meth:`store` is for every other state.
+        """
+        if self.child and write.state == states.SUCCESS:
             if not self._stored_here(write):
-                self._hand_over(write)
+                self._carry(write)
             return
         self._take(write)
         if self._bytes >= BYTES:
             self.try_flush()
 
+    def store(self, write: Write) -> None:
+        """Store a state at once, and what came before it. Raises, and keeps it, where it cannot be stored."""
+        self._take(write)
+        self.flush()
+
     def _take(self, write: Write) -> None:
         with self._lock:
-            earlier = self._writes.get(write.key)
+            earlier = self._writes.get(write.task_id)
             if earlier and earlier.state in write.lasting:
                 return
-            self._writes[write.key] = write
+            self._writes[write.task_id] = write
             self._bytes += write.bytes
             self._begin()
 
@@ -167,14 +196,42 @@ class Commit:
             return False  # its parent goes on trying, and acknowledges the task after that
         return True
 
-    def _hand_over(self, write: Write) -> None:
-        """Leave a success to the parent process; that the task has started needs no word any more."""
+    def _carry(self, write: Write) -> None:
+        """Hold a success back for the parent process; that the task has started needs no word any more."""
         with self._lock:
-            self._writes.pop(write.key, None)
+            self._writes.pop(write.task_id, None)
             self._bytes = sum(one.bytes for one in self._writes.values())
             if not self._writes:
                 self._since = None
             self.carried = write
+
+    def hand_over(self, task_id: str) -> Write | None:
+        """The success of this task, which the parent stores; None where this process has stored it."""
+        if write := self.carried:
+            self._handed[task_id] = write.of(task_id)
+            self.carried = None
+            if len(self._handed) > HANDED:
+                del self._handed[next(iter(self._handed))]
+        return write
+
+    def end(self) -> None:
+        """The child's task has ended: store what is left of it, before the parent hears of that."""
+        self.task_id, self.ending = None, False
+        if self._since is not None or self.carried:
+            self.try_flush()
+            self.carried = None
+
+    def look(self, task_ids: Iterable[str]) -> None:
+        """Somebody in this process is about to look at these tasks: what it has said of them is stored first."""
+        if self._handed:
+            for write in [self._handed.pop(one) for one in task_ids if one in self._handed]:
+                self._take(write)
+        self.try_flush()
+
+    def look_by_hand(self) -> None:
+        """Somebody takes the results server's client itself; it may be the garbage collector, within :meth:`_take`."""
+        if not self._lock.locked():
+            self.try_flush()
 
     @property
     def done(self) -> int:
@@ -223,12 +280,16 @@ class Commit:
     def flush(self) -> None:
         """Write the group, then send its acknowledgements. Raises, and keeps both, where it cannot be written."""
         me = threading.get_ident()
-        if self._flusher == me or (self._since is None and not self._flushing.locked()):
+        if self._flusher == me or (self._since is None and self.carried is None and not self._flushing.locked()):
             return
         with self._flushing:
             self._flusher = me
             try:
+                if held := self.carried:
+                    self._take(held)
                 self._flush()
+                if self.carried is held:  # else its parent goes on trying
+                    self.carried = None
             finally:
                 self._flusher = None
 
@@ -261,9 +322,9 @@ class Commit:
                 self._store(list(writes.values()))
         except BaseException:
             with self._lock:
-                for key, write in self._writes.items():
-                    if key not in writes or writes[key].state not in write.lasting:
-                        writes[key] = write
+                for task_id, write in self._writes.items():
+                    if task_id not in writes or writes[task_id].state not in write.lasting:
+                        writes[task_id] = write
                 self._writes = writes
                 self._acks[:0] = acks
                 self._bytes = sum(write.bytes for write in writes.values())

@@ -1,9 +1,10 @@
 """The commit (`app/commit.py`) on a pool of processes: a child hands its result to the parent, which writes groups of them.
 
 The child's part is :func:`run`, in place of Celery's fast_trace_task: a success goes along with the task's return value, so a
-task costs the child no round trip. A state that others must see at once - started and not done in a moment, failed, retried -
-it stores itself; so it does with a large result, and with one that has no others to go with (:func:`run_alone`), which is there
-sooner then. The parent's part is :func:`carrying`, around the pool's apply_async.
+task costs the child no round trip. A state that others must see at once - started and not done in a moment, failed, retried,
+the task's own word - it stores itself; so it does with every other task's, with a large result, and with one that has no others
+to go with (:func:`run_alone`), which is there sooner then. Where somebody in the child looks - a signal's receiver, say - the
+success is stored before. The parent's part is :func:`carrying`, around the pool's apply_async.
 """
 
 from collections.abc import Callable
@@ -47,14 +48,13 @@ def run(task: str, uuid: str, *args: Any, **options: Any) -> tuple[int, Any, flo
         _prepared.add(task)
         tasks, _, hostname = trace._localized
         tasks[task].__trace__ = quick(tasks[task], current_app, hostname)
-    commit.carry = uuid
+    commit.task_id = uuid
     try:
         failed, shown, runtime = fast_trace_task(task, uuid, *args, **{"loads": read, **options})
+        carried = None if failed else commit.hand_over(uuid)
     finally:
-        commit.carry = None
-        carried, commit.carried = commit.carried, None
-        commit.try_flush()  # a STARTED that no end has followed here: the parent's word of the end comes after it
-    return failed, (_carried(str(shown), tuple(carried)) if carried and not failed else shown), runtime
+        commit.end()  # a STARTED that no end has followed here: the parent's word of the end comes after it
+    return failed, (_carried(str(shown), tuple(carried)) if carried else shown), runtime
 
 
 def run_alone(*args: Any, **options: Any) -> tuple[int, Any, float]:
@@ -76,7 +76,7 @@ def carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
 
         def done(outcome: Any) -> Any:
             if isinstance(outcome[1], Carried):
-                commit.result(outcome[1].write)
+                commit.result(outcome[1].write.of(request.id))
             return callback(outcome)
 
         job = apply_async(run_alone if commit.lone else run, args, callback=done, **options)

@@ -18,7 +18,7 @@ from weakref import ref
 import celery
 from celery import bootsteps, signals
 from celery.app import trace
-from celery.app.trace import fast_trace_task
+from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 from celery.worker import strategy as celerys
@@ -156,7 +156,8 @@ class Lane:
         apply_async = consumer.pool.apply_async
         self.apply_async = getattr(apply_async, "at_once", apply_async)  # app/expiry.py
         self.in_children = consumer.pool.uses_semaphore
-        self.target = fast_trace_task if self.in_children else self.run
+        in_child = fast_trace_task if app.use_fast_trace_task else trace_task_ret  # an embedded worker has no registry for it
+        self.target = in_child if self.in_children else self.run
         self.remembers = bool(app.conf.worker_deduplicate_successful_tasks)
         self.says_arrival = celerys.logger.isEnabledFor(logging.INFO)
 

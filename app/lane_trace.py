@@ -24,6 +24,7 @@ from celery.utils.saferepr import saferepr
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import loads
 
+from app.commit import commit
 from app.quick_json import JSON, kombus_reader, parse
 
 #: What a trace must have for its short form.
@@ -153,8 +154,9 @@ def _short(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: 
                         if this.callbacks or this.chain:
                             root = this.root_id or uuid
                             dispatch(value, this.callbacks, this.chain, parent_id=uuid, root_id=root, priority=None)
-                        sent = True
+                        sent = commit.ending = True
                         backend.mark_as_done(uuid, value, this, not ignored)
+                        commit.ending = False
                     except (EncodeError, OperationalError) as error:
                         if sent and isinstance(error, OperationalError):
                             raise

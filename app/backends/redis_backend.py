@@ -17,6 +17,7 @@ from celery import states
 from celery.backends import redis
 from celery.exceptions import BackendStoreError
 from kombu.exceptions import EncodeError
+from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoScriptError
 
 from app.commit import Write, commit
@@ -71,9 +72,13 @@ class Backend(RedisBackend):  # type: ignore[misc]
         for write in writes:
             alike.setdefault((write.expires, write.lasting), []).append(write)
         for (expires, lasting), group in alike.items():
-            keys, values = [write.key for write in group], [_made(write) for write in group]
+            keys, values = [self._key(write) for write in group], [_made(write) for write in group]
             for place in self._evaluate(len(keys), *keys, expires, f" {' '.join(lasting)} ", *values):
                 self._store_by_hand(group[place - 1])
+
+    def _key(self, write: Write) -> Any:
+        """As get_key_for_task makes it, for an id that is text."""
+        return self.task_keyprefix + write.task_id.encode()
 
     def _evaluate(self, *arguments: Any) -> list[int]:
         # Not `evalsha`: redis-py 8 looks there at the name of each of its arguments.
@@ -85,8 +90,9 @@ class Backend(RedisBackend):  # type: ignore[misc]
         return list(run("EVALSHA", self._sha, *arguments))
 
     def _store_by_hand(self, write: Write) -> None:
-        if self.decode_result(self.client.get(write.key))["status"] not in write.lasting:
-            self._set(write.key, _made(write), write.expires)
+        key = self._key(write)
+        if self.decode_result(self.client.get(key))["status"] not in write.lasting:
+            self._set(key, _made(write), write.expires)
 
     def store_result(
         self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
@@ -96,8 +102,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
         result = self.encode_result(result, state)
         make = partial(self._value, task_id, result, state, traceback, request)
         value = make if state == states.STARTED else make()
-        # The key as get_key_for_task makes it, for an id that is text as all are in a request.
-        commit.result(Write(self.task_keyprefix + task_id.encode(), value, self.expires or 0, state))
+        commit.result(Write(task_id, value, self.expires or 0, state))
         return result
 
     def _store_result(
@@ -105,10 +110,9 @@ class Backend(RedisBackend):  # type: ignore[misc]
     ) -> Any:
         value = self._value(task_id, result, state, traceback, request)
         expires = self.failure_expires if state == states.FAILURE else self.expires
-        write = Write(self.get_key_for_task(task_id), value, expires or 0, state)
+        write = Write(self._id(self.get_key_for_task(task_id)), value, expires or 0, state)
         if commit.running:
-            commit.result(write)
-            commit.flush()
+            commit.store(write)
         else:
             self.store_group([write])
         return result
@@ -147,10 +151,29 @@ class Backend(RedisBackend):  # type: ignore[misc]
     def _timezone(self) -> Any:
         return self.app.timezone
 
+    # What this process has said is what it reads, by whichever way.
+
+    def _id(self, key: Any) -> str:
+        """The id of the task that a key belongs to."""
+        return bytes_to_str(key).removeprefix(bytes_to_str(self.task_keyprefix))
+
     def get(self, key: Any) -> Any:
-        commit.try_flush()  # what this process has said is what it reads
+        commit.look([self._id(key)])
         return super().get(key)
 
     def mget(self, keys: Any) -> Any:
-        commit.try_flush()
+        commit.look([self._id(key) for key in keys])
         return super().mget(keys)
+
+    def _wait_for_pending(self, result: Any, **options: Any) -> Any:
+        commit.try_flush()
+        return super()._wait_for_pending(result, **options)
+
+    @property
+    def client(self) -> Any:
+        commit.look_by_hand()
+        return self._client
+
+    @cached_property
+    def _client(self) -> Any:
+        return self._create_client(**self.connparams)

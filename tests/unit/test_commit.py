@@ -28,7 +28,7 @@ class Server:
         self.tries += 1
         if self.away:
             raise self.away
-        self.seen.append("+".join(f"{write.key.decode()}:{write.state}" for write in writes))
+        self.seen.append("+".join(f"{write.task_id}:{write.state}" for write in writes))
 
     def ack(self, name: str) -> Callable[[], None]:
         return lambda: self.seen.append(f"ack {name}")
@@ -55,7 +55,7 @@ def group(server: Server, busy: set[str]) -> Commit:
 
 
 def write(name: str, state: str = "SUCCESS", size: int = 1) -> Write:
-    return Write(name.encode(), "x" * size, 0, state)
+    return Write(name, "x" * size, 0, state)
 
 
 def end(group: Commit, server: Server, *names: str) -> None:
@@ -378,6 +378,7 @@ def test_a_child_process_stores_a_success_or_hands_it_to_its_parent(
 ) -> None:
     """What is not stored is not acknowledged: the parent, which acknowledges, has it then, and not a child that may end."""
     server.away = OSError("away") if away else None
+    group.child = True
 
     def succeeds(*_: Any, **__: Any) -> tuple[int, str, float]:
         group.result(write("a", "STARTED"))
@@ -394,6 +395,70 @@ def test_a_child_process_stores_a_success_or_hands_it_to_its_parent(
     server.away = None
     group.flush()
     assert server.seen == (["a:SUCCESS"] if stored else []), "it is in one place only"
+
+
+def test_a_child_process_hands_over_its_own_tasks_success_alone(group: Commit, server: Server) -> None:
+    """A result goes to the parent under its task's own name, or not at all: then it is stored here."""
+    group.child = True
+    group.result(write("a"))
+    with pytest.raises(RuntimeError, match="task a was carried as that of task b"):
+        group.hand_over("b")
+    group.end()
+    assert server.seen == ["a:SUCCESS"]
+
+
+def test_a_parent_takes_what_is_carried_for_the_task_that_it_asked_for_alone(
+    group: Commit, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result that came back with another task's end is neither stored nor acknowledged as that one's."""
+    monkeypatch.setattr(commit_child, "commit", group)
+    done: list[Any] = []
+    apply = commit_child.carrying(lambda *_, callback, **__: done.append(callback))
+    request = SimpleNamespace(id="a", task=SimpleNamespace(acks_late=True, Request=commit.REQUEST))
+    request.on_success = MagicMock(__self__=request)
+    apply(fast_trace_task, (), callback=request.on_success)
+    with pytest.raises(RuntimeError, match="task b was carried as that of task a"):
+        done[0]((0, commit_child._carried("shown", tuple(write("b"))), 0.1))
+    assert not request.on_success.called
+    group.flush()
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("look", ["look", "flush", "look_by_hand"])
+def test_a_child_process_stores_its_success_before_somebody_looks(group: Commit, server: Server, look: str) -> None:
+    """What this process has said is stored before it reads."""
+    group.child = True
+    group.result(write("a"))
+    assert server.seen == []
+    getattr(group, look)(*([["a"]] if look == "look" else []))
+    assert server.seen == ["a:SUCCESS"]
+    assert group.hand_over("a") is None
+
+
+def test_a_child_process_stores_what_it_handed_over_when_it_looks_for_that(group: Commit, server: Server) -> None:
+    """Its parent may have it still; what a client has had, and forgotten, is not stored again by a look at something else."""
+    group.child = True
+    for name in ("a", "b"):
+        group.result(write(name))
+        assert group.hand_over(name) == write(name)
+    group.look(["a", "c"])
+    assert server.seen == ["a:SUCCESS"]
+
+
+def test_the_first_success_is_the_one_that_stays(group: Commit, server: Server) -> None:
+    """What comes after a task's success does not take its place while that is held back."""
+    group.child = True
+    group.result(write("a"))
+    group.store(write("a", "FAILURE"))
+    assert server.seen == ["a:SUCCESS"]
+
+
+@pytest.mark.parametrize("lacks", ["is_eager", "chord", "task"])
+def test_a_state_whose_request_is_somebody_elses_is_stored_at_once(group: Commit, lacks: str) -> None:
+    """celery-batches, say, hands the backend a request of its own: it has what Celery's backends look at, and no more."""
+    about = {"id": "1", "is_eager": False, "chord": None, "task": "late"}
+    del about[lacks]
+    assert not group.takes(Celery("tasks", set_as_current=False), "1", "SUCCESS", SimpleNamespace(**about))
 
 
 @pytest.mark.parametrize(("tasks", "target"), [({"a"}, commit_child.run_alone), ({"a", "b"}, commit_child.run)])

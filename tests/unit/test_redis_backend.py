@@ -143,7 +143,7 @@ def test_a_group_is_one_round_trip(client: Redis) -> None:
     one = backend(client)
     one.store_result("0", 0, "SUCCESS")  # the script is there now
     client.config_resetstat()
-    one.store_group([Write(one.get_key_for_task(str(n)), one.encode({"status": "SUCCESS"}), 0, "SUCCESS") for n in range(64)])
+    one.store_group([Write(str(n), one.encode({"status": "SUCCESS"}), 0, "SUCCESS") for n in range(64)])
     assert (calls(client, "evalsha"), client.dbsize()) == (1, 64)
     assert int(client.ttl(one.get_key_for_task("5"))) == -1
 

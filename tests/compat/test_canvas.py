@@ -1,0 +1,30 @@
+"""A canvas gives the same on every side, whatever it is made of."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.compat.conftest import outcomes
+from tests.compat.rig import CELERY, KIT, Place, Side, worker
+
+#: One of so many canvases: prefork's children have a way of their own for results.
+EVERY = {"prefork": 2 if os.environ.get("QUICK") else 1}
+ELSEWHERE = 11
+
+
+def test_a_canvas_in_a_canvas_gives_what_celery_gives(sides: dict[str, Side], request: pytest.FixtureRequest) -> None:
+    """Whatever a task stores at its end - its own result, a group's, another task's - is stored under the id that it is for."""
+    _, pool = request.node.callspec.params["sides"]
+    given = outcomes(sides, "canvas:gives", EVERY.get(pool, ELSEWHERE))
+    for engine in KIT:
+        assert given[engine] == given[CELERY]
+
+
+def test_one_child_gives_what_two_do(places: Callable[[str], Place]) -> None:
+    """Whatever is carried from a child process to its parent names whose it is, however many children there are."""
+    given = []
+    for children in ("1", "2"):
+        with worker("fast", places("redis"), "prefork", "-c", children) as side:
+            given.append(side.client("canvas:gives", 5))
+    assert given[0] == given[1]
