@@ -39,6 +39,7 @@ from app.fixes import (
     delayed_start,
     eventlet_dns,
     eventlet_timers,
+    forked,
     hub_stall,
     locked_mailbox,
     prefork_flush,
@@ -60,6 +61,10 @@ class Kit(Celery):
     task_cls = "app.delay:Task"
     events_cls = "app.fixes.events_in_the_loop:Events"
     log_cls = "app.logs:Logging"
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        forked.connect(self)
 
     def gen_task_name(self, name: str, module: str) -> Any:
         return super().gen_task_name(name, module.removeprefix("app.tasks."))
@@ -115,6 +120,7 @@ class Kit(Celery):
         backend.thread_safe = backend.thread_safe and bool(room and room.thread_safe)
         if room and room.adapt:
             room.adapt(backend)
+            forked.watch(backend)
         return backend
 
 

@@ -255,6 +255,7 @@ keeper = _Keeper()
 def _after_fork() -> None:
     global keeper
     keeper = _Keeper()  # the parent's thread is not here
+    _store.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -68,6 +68,7 @@ class Spool:
         self.directory, self.most, self.accept = directory, most, accept
         self._numbers = count()
         self._tries: Counter[str] = Counter()
+        self._held: int | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -225,13 +226,21 @@ class Spool:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        with (self.directory / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        lock = os.open(self.directory / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._held = lock
+            yield self._held == lock
+        finally:
+            if self._held == lock:
+                self._held = None
+            os.close(lock)
+
+    def let_go(self) -> None:
+        """In a forked child: the parent's lock is not held by it, too."""
+        if self._held is not None:
+            os.close(self._held)
 
 
 class Spooled:

@@ -40,5 +40,7 @@ class Backend:
     limits: Limits = field(default_factory=dict)
     #: claims(app, url): the store that `app/once.py` keeps its claims in, where a server of this kind can be one.
     claims: Callable[["Celery", str], "Claims"] | None = None
+    #: let_go(backend): the same in a forked child for what it shares with its parent; it begins anew.
+    let_go: Callable[[Any], None] | None = None
     #: adapt(backend): change what the backend of a process does otherwise than Celery's own.
     adapt: Callable[[Any], None] | None = None

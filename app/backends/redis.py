@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from app.backends.contract import Backend
+from app.backends.waits import listen, listen_anew
 from app.brokers.contract import Broker, Environ
 
 if TYPE_CHECKING:
@@ -62,8 +63,16 @@ def adapt(backend: Any) -> None:
 
     fit(backend)
     backend.on_task_call = lambda producer, task_id: None
-    pending = backend._pending_results, backend._pending_messages
-    backend.result_consumer = ResultConsumer(backend, backend.app, backend.accept, *pending)
+    listen(backend, ResultConsumer)
+
+
+def let_go(backend: Any) -> None:
+    """Make another client, and listen by another connection."""
+    ear, backend.result_consumer._pubsub = backend.result_consumer._pubsub, None
+    if ear is not None and ear.connection is not None:
+        ear.connection.disconnect()  # no more than a close(), in another process than its own
+    vars(backend).pop("client", None)
+    listen_anew(backend)
 
 
 backend = Backend(
@@ -78,5 +87,6 @@ backend = Backend(
     facts="app.backends.redis_facts:facts",
     claims=claims,
     adapt=adapt,
+    let_go=let_go,
     fast_class="app.backends.redis_backend:Backend",
 )

@@ -19,6 +19,8 @@ from celery.backends import redis
 from redis import client, exceptions
 from redis.utils import check_protocol_version
 
+from app.backends.waits import Waits
+
 CelerysConsumer: Any = vars(redis)["ResultConsumer"]  # unknown to celery-types
 PubSub: Any = client.PubSub  # half typed
 
@@ -92,7 +94,7 @@ class Ear(PubSub):  # type: ignore[misc]
             raise exceptions.ConnectionError(f"no answer from the results server within {patience:g} s")
 
 
-class ResultConsumer(CelerysConsumer):  # type: ignore[misc]
+class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
     """See the module."""
 
     _pubsub: Ear | None = None
@@ -100,6 +102,15 @@ class ResultConsumer(CelerysConsumer):  # type: ignore[misc]
     def _ear(self) -> Ear:
         server = self.backend.client
         return Ear(server.connection_pool, getattr(server, "_event_dispatcher", None))
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Wait for something to happen. Greenlets' drainer does before there is a subscription, which has to wake it: Celery's
+        sleeps a second then.
+        """
+        if self._pubsub is None:
+            with self._locked():
+                self._pubsub = self._pubsub or self._ear()
+        super().drain_events(timeout)
 
     def start(self, initial_task_id: str, **options: Any) -> None:
         with self._locked():

@@ -1,16 +1,23 @@
 """Results as messages, back to the process that sent the task; no results server. Only that process can read them."""
 
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from celery._state import task_join_will_block  # type: ignore[attr-defined]  # its stubs lack it
+from celery.backends import rpc
 from kombu.common import maybe_declare
+from kombu.utils.uuid import uuid
 
+from app import brokers
 from app.backends.contract import Backend
+from app.backends.waits import Waits, listen, listen_anew
 from app.fixes.polled_results import final_last
 from app.limits import DOCS, Limit
 
 if TYPE_CHECKING:
     from app.profile import Profile
+
+CelerysConsumer: Any = vars(rpc)["ResultConsumer"]  # unknown to celery-types
 
 NO_CHORDS = Limit("cannot", "sending a chord raises NotImplementedError", f"{DOCS}/userguide/canvas.html#chords")
 CHORD_IN_A_TASK = Limit(
@@ -23,11 +30,56 @@ REPLY_TO_THE_WORKER = Limit(
 )
 
 
+class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
+    """Celery's, which is woken by its start: greenlets' drainer begins before that, and Celery's sleeps a second then. And one
+    thread at a time reads its connection, where several wait for what one of them has sent.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._started, self._starts, self._reads = Event(), Lock(), Lock()
+
+    def start(self, initial_task_id: str, **options: Any) -> None:
+        with self._starts:
+            if self._started.is_set():
+                return
+            try:
+                super().start(initial_task_id, **options)
+            except BaseException:
+                self._consumer = None  # else the next one would take it for started
+                raise
+            self._started.set()
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        if not self._started.wait(timeout or 0):
+            return
+        if self._reads.acquire(blocking=False):
+            try:
+                super().drain_events(timeout)
+            finally:
+                self._reads.release()
+        elif self._reads.acquire(timeout=-1 if timeout is None else timeout):
+            self._reads.release()  # what the other one has read may have been for this one
+
+    def _reconnect(self) -> None:
+        if self.backend.result_consumer is self:  # not where a greenlet has it from the process that this one was forked from
+            super()._reconnect()
+
+
 def adapt(backend: Any) -> None:
     """Have the queue for replies bound as below when a task is sent, and nothing thrown away when it is looked into."""
     backend.oid = backend.app.thread_oid  # now: Celery asks when it needs it first, which may be in another thread
+    listen(backend, ResultConsumer)
     backend.on_task_call = lambda producer, task_id: _bind(backend, producer)
     backend._slurp_from_queue = final_last(backend._slurp_from_queue)
+
+
+def let_go(backend: Any) -> None:
+    """Get replies by a queue of its own. What is on its way to the parent stays the parent's."""
+    brokers.let_go(backend.result_consumer._connection)
+    listen_anew(backend)
+    backend._after_fork()  # Celery's
+    backend.oid = uuid()  # the app's is for what this process sends
 
 
 def _bind(backend: Any, producer: Any) -> None:
@@ -57,6 +109,7 @@ backend = Backend(
     chords=False,
     thread_safe=False,  # its queue for replies is that of the thread which made it
     adapt=adapt,
+    let_go=let_go,
     limits={
         "result_is_read_elsewhere": Limit(
             "cannot",

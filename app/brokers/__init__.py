@@ -1,6 +1,7 @@
 """The brokers: one product, one module. The contract is :class:`Broker`, the table is :data:`BROKERS`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -8,7 +9,7 @@ from app.brokers import embedded, rabbitmq, redis
 from app.brokers.contract import Broker
 from app.brokers.rabbitmq_dead import Queues
 
-__all__ = ["BROKERS", "Broker", "Queues", "connect", "other_broker", "room", "schemes_of"]
+__all__ = ["BROKERS", "Broker", "Queues", "connect", "let_go", "other_broker", "room", "schemes_of"]
 
 BROKERS: dict[str, Broker] = {room.broker.name: room.broker for room in (rabbitmq, redis, embedded)}
 
@@ -42,3 +43,17 @@ def other_broker(scheme: str) -> Broker | None:
     if scheme not in TRANSPORT_ALIASES:
         return None
     return Broker(name=scheme, schemes=(scheme,), url=lambda _: "", settings=lambda _: {}, dead_letters=None, facts=None)
+
+
+def let_go(connection: Any) -> None:
+    """In a forked child: close its end of a connection of kombu's that is its parent's, without a word to the server.
+
+    It connects again once it is used.
+    """
+    transport = getattr(connection, "_transport", None)
+    if transport is None:
+        return
+    if broker := room(transport.driver_type):
+        broker.let_go(connection)
+    connection._transport = connection._connection = connection._default_channel = None
+    connection.declared_entities.clear()

@@ -159,6 +159,8 @@ class Broker:
     delays_tasks: bool = False
     #: bound(channel, seconds) has a producer's channel give up waiting for an answer, and say why; kombu's would wait for ever.
     bound: Callable[[Any, float], None] | None = None
+    #: let_go(connection) closes, in a forked child, its end of the parent's sockets, without a word to the server.
+    let_go: Callable[[Any], None] = lambda connection: None
     #: How it takes many messages at once, for `send_many`.
     bulk: type[Bulk] | None = None
     #: like(channel, part, seconds) publishes one message that is like its sample, and returns once the broker has it.

@@ -44,6 +44,20 @@ def settings(profile: "Profile") -> dict[str, Any]:
     }
 
 
+def let_go(connection: Any) -> None:
+    """The socket is closed, not shut down, and no channel takes it for its own any more."""
+    amqp = connection._connection
+    if amqp is None or amqp._transport is None:
+        return
+    transport, channels = amqp._transport, amqp.channels or {}
+    sock, transport.sock, transport.connected = transport.sock, None, False
+    if sock is not None:
+        sock.close()
+    for channel in channels.values():
+        channel.connection = None
+    amqp._transport = amqp.connection = amqp.channels = None
+
+
 broker = Broker(
     name="rabbitmq",
     schemes=("amqp", "amqps", "pyamqp"),
@@ -61,6 +75,7 @@ broker = Broker(
     bound=bound,
     bulk=Bulk,
     like=like,
+    let_go=let_go,
     variables="RABBITMQ_",
     ports={15672: "RABBITMQ_MANAGEMENT_PORT"},
     limits={

@@ -58,6 +58,14 @@ def settings(profile: "Profile") -> dict[str, Any]:
     }
 
 
+def let_go(connection: Any) -> None:
+    """Those that wait for messages. The others are redis-py's affair: it looks who has made them."""
+    for channel in list(connection._transport.channels):
+        for name in ("client", "subclient"):
+            if own := getattr(vars(channel).get(name), "connection", None):
+                own.disconnect()  # no more than a close(), in another process than its own
+
+
 broker = Broker(
     name="redis",
     schemes=("redis", "rediss"),
@@ -69,6 +77,7 @@ broker = Broker(
     transport=TRANSPORT,
     bulk=Bulk,
     like=like,
+    let_go=let_go,
     limits={
         "quorum_queues": Limit("cannot", "a queue is a list, on one server; the argument is ignored", "seen by this test"),
         "acks_late_redelivery": Limit(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -77,6 +78,27 @@ def sides(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Ite
     try:
         for name in SIDES:
             started[name] = Side(name, places(broker)).start(pool)
+        yield started
+    finally:
+        for side in started.values():
+            side.stop()
+
+
+#: A broker, and where results are: None for a Redis server.
+SERVED = {"redis": None, "rabbitmq": None, "redis-rpc": "rpc://", "rabbitmq-rpc": "rpc://"}
+EVERYWHERE = pytest.mark.parametrize("served", list(SERVED), indirect=True)
+BY_RPC = pytest.mark.parametrize("served", [name for name in SERVED if SERVED[name]], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def served(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Iterator[dict[str, Side]]:
+    """A worker of each side on threads, for tests of what a client does; `request.param` is of SERVED."""
+    place = places(request.param.partition("-")[0])
+    place = replace(place, results=SERVED[request.param] or place.results)
+    started: dict[str, Side] = {}
+    try:
+        for name in SIDES:
+            started[name] = Side(name, place).start("threads")
         yield started
     finally:
         for side in started.values():

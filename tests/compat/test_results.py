@@ -1,51 +1,57 @@
 """Waiting for results: whoever has a result's object gets its value, from any thread, greenlet and process."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.compat.conftest import outcomes
-from tests.compat.rig import KIT, SIDES, Place, Side
-from tests.matrix import SERVERS
+from tests.compat.conftest import BY_RPC, EVERYWHERE, outcomes
+from tests.compat.rig import CELERY, KIT, SIDES, Side
+
+GREEN = pytest.mark.parametrize("patched", ["gevent", "eventlet"])
 
 
-@pytest.fixture(scope="module", params=list(SERVERS))
-def by_rpc(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Iterator[dict[str, Side]]:
-    """A worker of each side whose results are messages."""
-    place = replace(places(request.param), results="rpc://")
-    started: dict[str, Side] = {}
-    try:
-        for name in SIDES:
-            started[name] = Side(name, place).start("threads")
-        yield started
-    finally:
-        for side in started.values():
-            side.stop()
-
-
-THREADS: list[tuple[str, tuple[Any, ...]]] = [
-    ("sent_by_threads", (20, 50)),
-    ("awaited_by_the_threads_that_send", (20, 50)),
-    ("handed_to_another_thread", (10,)),
-]
-
-
-@pytest.mark.parametrize(("function", "arguments"), THREADS, ids=[name for name, _ in THREADS])
-def test_each_thread_gets_its_answers_by_rpc(by_rpc: dict[str, Side], function: str, arguments: tuple[Any, ...]) -> None:
+@EVERYWHERE
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [("sent_by_threads", (20, 50)), ("awaited_by_the_threads_that_send", (20, 50)), ("handed_to_another_thread", (10,))],
+)
+def test_each_thread_gets_its_answers(served: dict[str, Side], function: str, arguments: tuple[Any, ...]) -> None:
     """What belongs to one thread - a queue for replies, a consumer of them - is not given to another."""
-    assert outcomes(by_rpc, f"results:{function}", *arguments) == {name: [] for name in SIDES}
+    assert outcomes(served, f"results:{function}", *arguments) == {name: [] for name in SIDES}
 
 
-def test_each_thread_gets_the_answers_of_what_it_spooled(by_rpc: dict[str, Side], tmp_path: Path) -> None:
+@BY_RPC
+def test_each_thread_gets_the_answers_of_what_it_spooled(served: dict[str, Side], tmp_path: Path) -> None:
     """What the spool's thread sends is answered to the thread that it sends for."""
     for name in KIT:
-        assert by_rpc[name].client("results:spooled_by_threads", 3, 9, SPOOL=str(tmp_path / name)) == []
+        assert served[name].client("results:spooled_by_threads", 3, 9, SPOOL=str(tmp_path / name)) == []
 
 
-@pytest.mark.parametrize(("function", "arguments"), THREADS, ids=[name for name, _ in THREADS])
-def test_each_thread_gets_its_answers(sides: dict[str, Side], function: str, arguments: tuple[Any, ...]) -> None:
-    """The same where the results have a server of their own, and one client serves all threads."""
-    assert outcomes(sides, f"results:{function}", *arguments) == {name: [] for name in SIDES}
+@EVERYWHERE
+@GREEN
+def test_the_first_result_wakes_its_greenlet(served: dict[str, Side], patched: str) -> None:
+    """Whoever waits for results before there is anything to listen to is woken by the first one, not by a time limit."""
+    found = outcomes(served, "results:first_on_greenlets", PATCHED=patched)
+    assert {name: found[name] for name in KIT} == {name: [3] for name in KIT}
+
+
+@pytest.mark.parametrize(
+    ("how", "members"),
+    [("timeout", 0), ("no_time", 0), ("interrupt", 0), ("another_thread", 0), ("iteration", 3), ("timeout", 3), ("no_time", 3)],
+)
+@pytest.mark.parametrize("served", ["redis", "rabbitmq-rpc"], indirect=True)
+def test_who_gives_up_leaves_nothing_behind(served: dict[str, Side], tmp_path: Path, how: str, members: int) -> None:
+    """A wait that ends without its result lets go of all that it has taken, and a later one takes it again."""
+    value: Any = list(range(members)) if members else 0
+    found = {name: side.client("results:gives_up", str(tmp_path / name), how, members) for name, side in served.items()}
+    assert {name: found[name] for name in KIT} == {name: {"left": 0, "value": value, "then": 0} for name in KIT}
+    assert found[CELERY]["left"] and found[CELERY]["value"] == value
+
+
+@pytest.mark.parametrize("function", ["gives_up_beside_another", "gives_up_what_is_to_be_called"])
+@pytest.mark.parametrize("served", ["redis", "rabbitmq-rpc"], indirect=True)
+def test_who_gives_up_takes_nothing_from_others(served: dict[str, Side], tmp_path: Path, function: str) -> None:
+    """What somebody else waits for, or is to be called for, is still listened for."""
+    for name in KIT:
+        assert served[name].client(f"results:{function}", str(tmp_path / name)) == [0]

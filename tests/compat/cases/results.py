@@ -1,11 +1,14 @@
 """How a client waits for results: in threads, on greenlets, in forked children, and once it has given up."""
 
+import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from celery import group
 from celery.exceptions import TimeoutError as NoResult
 
 from tests.compat.cases.basics import add
@@ -63,3 +66,99 @@ def spooled_by_threads(threads: int, tasks: int) -> Any:
 
     with ThreadPoolExecutor(threads) as pool:
         return _wrong(_values(list(pool.map(accept, range(tasks)))))
+
+
+def first_on_greenlets() -> Any:
+    """The first result of a process (PATCHED), where a wait ends by what it waits for alone: no time limit of its own."""
+    consumer = app.backend.result_consumer
+    drain = consumer.drain_events
+    consumer.drain_events = lambda timeout=None: drain(timeout=timeout and 3600)
+    return _values([add.delay(1, 2)])
+
+
+@app.task(name="compat.when")
+def when(path: str, value: Any) -> Any:
+    """Ends once there is such a file."""
+    deadline = time.monotonic() + 50
+    while not Path(path).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)  # the work
+    return value
+
+
+class Interrupted(BaseException):
+    """What ends a wait from outside."""
+
+
+def _interrupt(*_: Any) -> None:
+    raise Interrupted
+
+
+def _interrupted(result: Any) -> None:
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    result.get(timeout=PATIENCE)
+
+
+def _given_up_in_another_thread(result: Any) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(result.get, timeout=0.5).result()
+
+
+def _iterated(result: Any) -> None:
+    for _ in result.iter_native(timeout=0.5):
+        pass
+
+
+GIVING_UP = {
+    "iteration": _iterated,
+    "timeout": lambda result: result.get(timeout=0.5),
+    "no_time": lambda result: result.get(timeout=0),
+    "interrupt": _interrupted,
+    "another_thread": _given_up_in_another_thread,
+}
+
+
+def _left() -> int:
+    """Results that this process listens for."""
+    backend = app.backend
+    subscribed = getattr(backend.result_consumer, "subscribed_to", ())
+    return sum(map(len, backend._pending_results)) + len(subscribed)
+
+
+def gives_up(path: str, how: str, members: int = 0) -> Any:
+    """What is left of a wait that was given up, what comes once the task has ended, and what is left then."""
+    result = group(when.s(path, number) for number in range(members)).delay() if members else when.delay(path, 0)
+    try:
+        GIVING_UP[how](result)
+    except (NoResult, Interrupted):
+        given_up = _left()
+    Path(path).touch()
+    return {"left": given_up, "value": result.get(timeout=PATIENCE), "then": _left()}
+
+
+def gives_up_beside_another(path: str) -> Any:
+    """Two wait for one result, and one of them gives up."""
+    result = when.delay(path, 0)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(_values, [result])
+        try:
+            result.get(timeout=0.5)
+        except NoResult:
+            Path(path).touch()
+        return other.result()
+
+
+def gives_up_what_is_to_be_called(path: str) -> Any:
+    """Who has asked to be called is called, though a wait for the same result is given up."""
+    called: list[Any] = []
+    result = when.delay(path, 0)
+    result.then(lambda one: called.append(one.get()))
+    try:
+        result.get(timeout=0.5)
+    except NoResult:
+        Path(path).touch()
+    _values([add.delay(1, 1)])
+    deadline = time.monotonic() + PATIENCE
+    while not called and time.monotonic() < deadline:
+        _values([add.delay(1, 1)])  # a wait hears of all that is listened for
+    return called

@@ -1,0 +1,50 @@
+"""A forked child and its parent share no socket: both go on, and neither gets what is the other's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.compat.conftest import EVERYWHERE, SERVED
+from tests.compat.rig import KIT, Side
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "one by one": {"way": "one_by_one", "children": 3, "rounds": 20},
+    "beside threads": {"way": "one_by_one", "children": 3, "rounds": 20, "threads": 4},
+    "many": {"way": "many", "children": 2, "rounds": 50},
+    "questions to workers": {"way": "asked", "children": 2, "rounds": 1},
+}
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", KIT)
+def test_parent_and_children_go_on(served: dict[str, Side], name: str, shape: str) -> None:
+    """Whatever a process has open - for producers, results, questions to workers - is not its child's."""
+    found = served[name].client("forks:forks", *SHAPES[shape].values())
+    assert found == [[] for _ in range(SHAPES[shape]["children"] + 1)]
+
+
+@pytest.mark.parametrize("served", ["redis", "rabbitmq"], indirect=True)
+@pytest.mark.parametrize("name", KIT)
+def test_a_child_gets_what_its_parent_sent(served: dict[str, Side], name: str) -> None:
+    """A result's object from before the fork is good on both sides of it, where any process may read a result."""
+    assert served[name].client("forks:forks", "one_by_one", 3, 1, 0, True) == [[], [], [], []]
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("name", KIT)
+def test_children_of_a_process_whose_spool_is_sent(served: dict[str, Side], name: str, tmp_path: Path) -> None:
+    """A child does not hold its parent's lock, and the parent's thread is not its own."""
+    assert served[name].client("forks:spooled", 2, SPOOL=str(tmp_path)) == [[], [], []]
+
+
+#: Not eventlet by rpc: its hub polls by what a child shares with its parent, and may end a child's wait.
+GREENLETS = [*((name, "gevent") for name in SERVED), ("redis", "eventlet"), ("rabbitmq", "eventlet")]
+
+
+@pytest.mark.parametrize(("served", "patched"), GREENLETS, indirect=["served"])
+def test_greenlets_that_wait_are_not_the_childs(served: dict[str, Side], patched: str) -> None:
+    """A greenlet of the parent, which is in the child, too, does not read there what is the parent's."""
+    found = served["fast"].client("forks:forks", *SHAPES["one by one"].values(), PATCHED=patched)
+    assert found == [[], [], [], []]
