@@ -70,11 +70,14 @@ ROLES: dict[str, dict[str, str]] = {
 
 
 class Stack:
-    """The servers of one broker's compose file - broker, results, mail catcher - on ports that were free."""
+    """The servers of one broker's compose file - broker, results, mail catcher - on ports that were free.
 
-    def __init__(self, name: str) -> None:
+    `which`: one of several of the same file.
+    """
+
+    def __init__(self, name: str, which: str = "") -> None:
         self.name = name
-        self.project = f"{SESSION}-{name}"
+        self.project = f"{SESSION}-{name}{which}"
         self.file = f"compose.{name}.yaml"
         self.environ = {
             **{key: value for key, value in dotenv_values(ROOT / ".env").items() if value},

@@ -1,39 +1,43 @@
-"""Celery's own integration suite, against the brokers as our stacks start them and against plain ones, side by side.
+"""Celery's own integration suite with the kit's app, on either engine, beside plain Celery, on servers as our stacks have them.
 
 `make test-upstream` fetches the suite from the package index (it is never kept in this repository), runs each of its modules in
-a process of its own, and writes docs/reports/upstream.md. PAIRS and MODULES choose some, by name.
+a process of its own on every side, and writes docs/reports/upstream.md. A test that ends otherwise than on plain Celery needs a
+row in `reasons.py`; one without is an error. PAIRS, POOLS, SIDES and MODULES choose some, by name; what an earlier run has
+found of the others stays in the report. REPORT=1 runs nothing and writes the report.
 """
 
 import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import docker
 from dotenv import dotenv_values
 
 from app.stack import ROOT
+from bench.environments import UPSTREAM
 from tests.integration.bench import LABEL, SESSION, Stack
+from tests.upstream.report import CELERY, HOME, Outcomes, Run, write
 from tests.wait import until
 
-HOME = ROOT / ".kit" / "upstream"
-REPORT = ROOT / "docs" / "reports" / "upstream.md"
-CELERY = version("celery")
-MODULE_SECONDS = 1_800
+MODULE_SECONDS = 3_600
 #: Broker and result backend, as the suite's environment names them: host and port of each come from the servers.
 PAIRS = {
     "rabbitmq+redis": ("pyamqp://kit:kit@127.0.0.1:{rabbitmq}/kit", "redis://127.0.0.1:{redis}"),
     "redis+redis": ("redis://127.0.0.1:{redis}", "redis://127.0.0.1:{redis}"),
     "rabbitmq+rpc": ("pyamqp://kit:kit@127.0.0.1:{rabbitmq}/kit", "rpc"),
 }
+#: The suite's own pool, and the one that celery.contrib.pytest starts where nobody chooses.
+POOLS = ("prefork", "solo")
+Ports = dict[str, int]
 
 
 def fetch() -> Path:
@@ -48,21 +52,11 @@ def fetch() -> Path:
     return folder
 
 
-def environment() -> Path:
-    """An interpreter with the suite's requirements, hash-pinned."""
-    python = HOME / "venv" / "bin" / "python"
-    lock = Path(__file__).with_name("requirements.txt")
-    if not (HOME / "venv" / lock.name).exists() or (HOME / "venv" / lock.name).read_text() != lock.read_text():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(HOME / "venv")], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--require-hashes", "--requirement", lock], check=True)
-        (HOME / "venv" / lock.name).write_text(lock.read_text())
-    return python
-
-
 @contextmanager
-def as_our_stack() -> Iterator[dict[str, int]]:
+def as_our_stack(which: str) -> Iterator[Ports]:
     """The servers of compose.rabbitmq.yaml."""
-    stack = Stack("rabbitmq")
+    stack = Stack("rabbitmq", which)
+    stack.compose.services = stack.services = ["broker", stack.results]
     try:
         stack.start()
         stack.wait()
@@ -72,7 +66,7 @@ def as_our_stack() -> Iterator[dict[str, int]]:
 
 
 @contextmanager
-def plain() -> Iterator[dict[str, int]]:
+def plain(_: str) -> Iterator[Ports]:
     """The same images without a line of configuration of ours."""
     client, images = docker.from_env(), {**dotenv_values(ROOT / ".env"), **os.environ}
     account = {f"RABBITMQ_DEFAULT_{part}": "kit" for part in ("USER", "PASS", "VHOST")}
@@ -96,35 +90,58 @@ def plain() -> Iterator[dict[str, int]]:
         yield ports
 
 
-def run(suite: Path, python: Path, module: str, pair: str, ports: dict[str, int]) -> dict[str, str]:
-    """Run one module against one pair; gives each test's outcome."""
+@dataclass(frozen=True)
+class Side:
+    """Whose app the suite gets (`engine`: the kit's; None: Celery's own), and which servers."""
+
+    engine: str | None
+    servers: Callable[[str], AbstractContextManager[Ports]]
+
+
+SIDES = {
+    "fast": Side("fast", as_our_stack),
+    "plain": Side("plain", as_our_stack),
+    "celery": Side(None, as_our_stack),
+    "bare": Side(None, plain),
+}
+
+
+def environment(side: Side, pair: str, pool: str, ports: Ports) -> dict[str, str]:
     broker, backend = (address.format(**ports) for address in PAIRS[pair])
-    results = HOME / f"results-{ports['redis']}.xml"
-    results.unlink(missing_ok=True)
     environ = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in ("BROKER", "BACKEND", "ENGINE", "POOL")},
+        # The suite runs `celery` in a shell's way.
+        "PATH": f"{UPSTREAM.folder / 'bin'}:{os.environ['PATH']}",
         "TEST_BROKER": broker,
         "TEST_BACKEND": backend,
         "REDIS_HOST": "127.0.0.1",
         "REDIS_PORT": str(ports["redis"]),
         "WORKER_LOGLEVEL": "INFO",
+        "SUITE_POOL": pool,
+        "PYTHONPATH": str(ROOT),
     }
-    command = [
-        str(python),
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={results}",
-        f"t/integration/{module}.py",
-    ]
+    if side.engine:
+        # No URL: in the environment one would win over what a test of the suite sets.
+        environ |= dict(zip(("BROKER", "BACKEND"), pair.split("+"), strict=True)) | {"ENGINE": side.engine}
+    return environ
+
+
+def run(suite: Path, environ: dict[str, str], what: list[str], seconds: float = MODULE_SECONDS) -> Outcomes:
+    """Run a module, or some of its tests; gives each test's outcome."""
+    module = Path(what[0].partition("::")[0]).stem
+    results = HOME / f"results-{environ['REDIS_PORT']}.xml"
+    results.unlink(missing_ok=True)
+    command = [UPSTREAM.command("python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.upstream.kit_app"]
     try:
-        subprocess.run(command, cwd=suite, env=environ, capture_output=True, timeout=MODULE_SECONDS, check=False)
+        done = subprocess.run(
+            [*command, f"--junitxml={results}", *what],
+            cwd=suite, env=environ, capture_output=True, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {f"{module} as a whole": f"no end within {MODULE_SECONDS} s"}
+        return {f"t.integration.{module}.as a whole": f"no end within {seconds:g} s"}
     if not results.exists():
-        return {f"{module} as a whole": "did not start"}
+        print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
+        return {f"t.integration.{module}.as a whole": "did not start"}
     outcomes = {}
     for case in ElementTree.parse(results).iter("testcase"):
         kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
@@ -132,47 +149,52 @@ def run(suite: Path, python: Path, module: str, pair: str, ports: dict[str, int]
     return outcomes
 
 
-def main() -> None:
-    suite, python = fetch(), environment()
-    pairs = (os.environ.get("PAIRS") or ",".join(PAIRS)).split(",")
-    found = sorted(path.stem for path in (suite / "t" / "integration").glob("test_*.py"))
-    modules = (os.environ.get("MODULES") or ",".join(found)).split(",")
-    rows, differing = [], []
-    with as_our_stack() as ours, plain() as theirs:
+def address(test: str) -> str:
+    """A test's, as pytest takes it."""
+    name, brackets, rest = test.partition("[")
+    module, *within = name.removeprefix("t.integration.").split(".")
+    return f"t/integration/{module}.py::{'::'.join(within)}{brackets}{rest}"
+
+
+def again(suite: Path, environ: dict[str, str], outcomes: Outcomes) -> Outcomes:
+    """The same, where tests that failed were run a second time alone: what is by chance alone passes then."""
+    outcomes = dict(outcomes)
+    for test, outcome in outcomes.items():
+        if outcome in ("failure", "error") and not test.endswith("as a whole"):
+            outcomes[test] = run(suite, environ, [address(test)]).get(test, outcome)
+    return outcomes
+
+
+def one_side(suite: Path, modules: list[str], pairs: list[str], pools: list[str], found: Run, name: str) -> None:
+    side = SIDES[name]
+    with side.servers(name) as ports:
         for pair in pairs:
-            for module in modules:
-                with ThreadPoolExecutor() as side_by_side:
-                    here, there = side_by_side.map(partial(run, suite, python, module, pair), (ours, theirs))
-                counts = [
-                    ", ".join(f"{list(one.values()).count(kind)} {kind}" for kind in sorted(set(one.values()))) or "no test"
-                    for one in (here, there)
-                ]
-                rows.append(f"| {pair} | {module} | {counts[0]} | {counts[1]} |")
-                print(rows[-1], flush=True)
-                differing += [
-                    f"- {pair}, {test}: {here.get(test, 'not run')} on ours, {there.get(test, 'not run')} on plain"
-                    for test in sorted(here.keys() | there.keys())
-                    if here.get(test) != there.get(test)
-                ]
-    chosen = (
-        ""
-        if not os.environ.get("PAIRS") and not os.environ.get("MODULES")
-        else f", PAIRS={','.join(pairs)}, {len(modules)} modules"
-    )
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text(
-        "# Celery's own integration suite on our brokers\n\n"
-        f"Celery {CELERY}, kombu {version('kombu')}, redis-py {version('redis')}; `make test-upstream`{chosen}, "
-        f"{datetime.now(UTC):%Y-%m-%d}. The servers as compose.rabbitmq.yaml starts them, beside the same images without "
-        "configuration; a process a module.\n\n"
-        "| broker + backend | module | on our stack | on plain brokers |\n| --- | --- | --- | --- |\n"
-        + "\n".join(rows)
-        + "\n\n## Tests that ended differently\n\n"
-        + ("\n".join(differing) or "None.")
-        + "\n"
-    )
-    lost = [line for line in differing if line.endswith("passed on plain")]
-    sys.exit(f"{len(lost)} tests pass on plain brokers only: see {REPORT.relative_to(ROOT)}" if lost else 0)
+            for pool in pools:
+                environ = environment(side, pair, pool, ports)
+                for module in modules:
+                    outcomes = run(suite, environ, [f"t/integration/{module}.py"])
+                    outcomes = again(suite, environ, outcomes)
+                    found.keep(pair, pool, name, module, outcomes)
+                    kinds = list(outcomes.values())
+                    print(pair, pool, name, module, {kind: kinds.count(kind) for kind in set(kinds)}, flush=True)
+
+
+def chosen(axis: str, rows: Any) -> list[str]:
+    return (os.environ.get(axis) or ",".join(rows)).split(",")
+
+
+def main() -> None:
+    found = Run()
+    if not os.environ.get("REPORT"):
+        suite = fetch()
+        UPSTREAM.prepare()
+        modules = chosen("MODULES", sorted(path.stem for path in (suite / "t" / "integration").glob("test_*.py")))
+        sides = chosen("SIDES", SIDES)
+        with ThreadPoolExecutor(len(sides)) as side_by_side:
+            work = partial(one_side, suite, modules, chosen("PAIRS", PAIRS), chosen("POOLS", POOLS), found)
+            list(side_by_side.map(work, sides))
+    unnamed = write(found)
+    sys.exit(f"{unnamed} tests end otherwise than on plain Celery, and no row says why: see the report" if unnamed else 0)
 
 
 if __name__ == "__main__":

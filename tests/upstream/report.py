@@ -1,0 +1,111 @@
+"""What the suite's runs have found, and docs/reports/upstream.md of it."""
+
+import json
+import re
+from collections import defaultdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from filelock import FileLock
+
+from app.stack import ROOT
+from tests.upstream.reasons import REASONS
+
+HOME = ROOT / ".kit" / "upstream"
+REPORT = ROOT / "docs" / "reports" / "upstream.md"
+CELERY = version("celery")
+#: By side, the column's title.
+COLUMNS = {
+    "fast": "the kit, `ENGINE=fast`",
+    "plain": "the kit, `ENGINE=plain`",
+    "celery": "plain Celery",
+    "bare": "plain Celery, plain brokers",
+}
+#: Whose outcomes those of a side are held against.
+AGAINST = {"fast": "celery", "plain": "celery", "celery": "bare"}
+
+#: By test, how it ended.
+Outcomes = dict[str, str]
+
+
+class Run:
+    """Outcomes by pair, pool, module and side, kept in a file: an hour's work is done in parts."""
+
+    file = HOME / "outcomes.json"
+
+    @property
+    def kept(self) -> dict[str, dict[str, Outcomes]]:
+        return json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def keep(self, pair: str, pool: str, side: str, module: str, outcomes: Outcomes) -> None:
+        with FileLock(self.file.with_suffix(".lock")):
+            kept = self.kept
+            kept.setdefault(f"{pair} {pool} {module}", {})[side] = outcomes
+            self.file.write_text(json.dumps(kept))
+
+
+def _counts(outcomes: Outcomes | None) -> str:
+    if outcomes is None:
+        return "-"
+    kinds = list(outcomes.values())
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds))) or "no test"
+
+
+def _rows(found: Run) -> list[str]:
+    kept = found.kept
+    sides = [side for side in COLUMNS if any(side in one for one in kept.values())]
+    titles = ["broker + backend", "pool", "module", *(COLUMNS[side] for side in sides)]
+    rows = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    for key, outcomes in sorted(kept.items()):
+        rows.append(f"| {' | '.join([*key.split(), *(_counts(outcomes.get(side)) for side in sides)])} |")
+    return rows
+
+
+def differing(found: Run) -> dict[tuple[str, str, str, str], list[str]]:
+    """By test, side, and how it ended there and on the side that it is held against: the pairs and pools."""
+    where = defaultdict(list)
+    for key, outcomes in sorted(found.kept.items()):
+        pair, pool, _ = key.split()
+        for side, other in AGAINST.items():
+            if side not in outcomes or other not in outcomes:
+                continue
+            here, there = outcomes[side], outcomes[other]
+            for test in sorted(here.keys() | there.keys()):
+                ends = here.get(test, "not run"), there.get(test, "not run")
+                if ends[0] != ends[1]:
+                    where[test.removeprefix("t.integration."), side, *ends].append(f"{pair} {pool}")
+    return where
+
+
+def reason(test: str, side: str) -> str | None:
+    """What a row of the table says of a test that ends otherwise there."""
+    return next((one.why for one in REASONS if side in one.sides and re.search(one.tests, test)), None)
+
+
+def write(found: Run) -> int:
+    """Write the report; gives how many tests end otherwise and have no reason."""
+    by_reason, unnamed = defaultdict(list), []
+    for (test, side, here, there), where in differing(found).items():
+        line = f"- `{test}`, {COLUMNS[side]}: {here}, {there} on {COLUMNS[AGAINST[side]]} ({', '.join(where)})"
+        if why := reason(test, side):
+            by_reason[why].append(line)
+        else:
+            unnamed.append(line)
+    parts = [
+        "# Celery's own integration suite with the kit's app",
+        f"Celery {CELERY}, kombu {version('kombu')}, redis-py {version('redis')}; `make test-upstream`, "
+        f"{datetime.now(UTC):%Y-%m-%d}. The suite's app is of the kit's class, with the kit's settings under the suite's and "
+        "all that a kit's worker has; the servers are those of compose.rabbitmq.yaml. Beside it the suite as it is: on the "
+        "same servers, and on the same images without configuration. A process a module; a test that failed was run once more, "
+        "alone. `prefork` is the suite's own pool.",
+        "\n".join(_rows(found)),
+        "## What ends otherwise, and why",
+    ]
+    parts += [f"**{why}**\n\n" + "\n".join(lines) for why, lines in by_reason.items()]
+    if unnamed:
+        parts.append("**No reason is known**\n\n" + "\n".join(unnamed))
+    if not by_reason and not unnamed:
+        parts.append("Nothing.")
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text("\n\n".join(parts) + "\n")
+    return len(unnamed)
