@@ -75,6 +75,9 @@ test-cost:    ## what a task costs on RabbitMQ, on each pool: AMQP frames, calls
 test-compat:  ## the kit on either engine beside plain Celery, on each broker and pool: what Celery gives, the kit gives; BROKER= POOL=
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat
 
+test-packages: ## Sentry, OpenTelemetry, Django, celery-batches … on the kit, beside plain Celery (minutes)
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/packages
+
 test-operator: ## logs, progress, doctor, traces, make dev: workers of every pool on this machine
 	deploy/env.sh dev && $(PYTEST) tests/operator
 

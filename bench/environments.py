@@ -1,5 +1,6 @@
 """Environments of their own under `.kit/`, from locks: the workers' holds what their images do, and no developer's tools, which
-Celery and redis-py import where they find them; the peers' packages need others than the kit's.
+Celery and redis-py import where they find them; the peers', and those that the tests set beside the kit, need others than the
+kit's.
 """
 
 import subprocess
@@ -38,7 +39,8 @@ class Environment:
             return
         print(f"setting up .kit/{self.name} (once)", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)], check=True)
-        install = [self.command("pip"), "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
+        # A lock is whole: what it holds beside a package's own bounds (tests/packages/overrides.txt) is meant.
+        install = [self.command("pip"), "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps"]
         chosen = [word for lock in self.locks for word in ("--requirement", str(lock))]
         if (done := subprocess.run([*install, *chosen], capture_output=True, text=True)).returncode:
             refuse(f".kit/{self.name} could not be made: {(done.stderr.strip() or 'pip says nothing').splitlines()[-1]}")
@@ -48,3 +50,6 @@ class Environment:
 #: Each of these two holds all that every worker has, and its pool.
 WORKERS = Environment("workers", (ROOT / "requirements/gevent.txt", ROOT / "requirements/eventlet.txt"))
 PEERS = Environment("peers", (ROOT / "bench/peers/requirements.txt",))
+#: Celery's own integration suite, and packages for Celery that people use.
+UPSTREAM = Environment("upstream/venv", (ROOT / "tests/upstream/requirements.txt",))
+PACKAGES = Environment("packages", (ROOT / "tests/packages/requirements.txt",))

@@ -10,5 +10,6 @@ for extra in docs eventlet gevent local monitor; do
     pin pyproject.toml --extra "$extra" -c requirements/dev.txt -o "requirements/$extra.txt"
 done
 pin bench/peers/requirements.in -o bench/peers/requirements.txt
+pin tests/packages/requirements.in pyproject.toml --override tests/packages/overrides.txt -o tests/packages/requirements.txt
 pin tests/upstream/requirements.in pyproject.toml -o tests/upstream/requirements.txt
 echo aiosmtpd | pin - -c requirements/dev.txt -o requirements/mail.txt

@@ -25,6 +25,7 @@ from docs.reference import table
 from tests.faults.table import FAULTS, Fault
 from tests.faults.trial import QUIET
 from tests.integration.report import SIGNS
+from tests.packages.table import TABLE, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -283,9 +284,18 @@ def metrics() -> str:
     )
 
 
+def packages() -> str:
+    held = versions()
+    words = {"works": "works", "differently": "works differently", "cannot": "does not work"}
+    return table(
+        ("package", "version", "on the kit", "what the test does with it", "to know"),
+        *((name, held[name], words[one.outcome], one.runs, one.note) for name, one in TABLE.items()),
+    )
+
+
 _TABLES = (
     alerts, metrics, pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench,
-    benchmark, choices, speed,
+    benchmark, choices, packages, speed,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{one.__name__: one for one in _TABLES},

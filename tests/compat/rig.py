@@ -47,6 +47,7 @@ class Side:
     place: Place
     environ: dict[str, str] = field(default_factory=dict)
     queue: str = ""
+    interpreter: str = sys.executable
     log: Path | None = None
     process: "subprocess.Popen[bytes] | None" = None
 
@@ -62,7 +63,7 @@ class Side:
         """A process of this side, whose output is read back."""
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            [sys.executable, *argv], cwd=ROOT, env=self.environment(**environ), stdout=pipe, stderr=pipe, text=True
+            [self.interpreter, *argv], cwd=ROOT, env=self.environment(**environ), stdout=pipe, stderr=pipe, text=True
         )
 
     def client(self, where: str, *arguments: Any, seconds: float = CLIENT_SECONDS, **environ: str) -> Any:
@@ -84,7 +85,7 @@ class Side:
     def start(self, pool: str, *options: str, **environ: str) -> "Side":
         """Start a worker of this side, and wait until it consumes."""
         self.log = Path(tempfile.gettempdir()) / f"{self.queue}.log"
-        argv = [sys.executable, "-m", "celery", "-A", "tests.compat.side", "worker", "--pool", pool, "-Q", self.queue]
+        argv = [self.interpreter, "-m", "celery", "-A", "tests.compat.side", "worker", "--pool", pool, "-Q", self.queue]
         argv += ["-n", f"{uuid4().hex[:6]}@compat", "-l", "INFO", "-c", str(CONCURRENCY[pool]), *POOLS[pool].worker_flags]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -119,9 +120,11 @@ class Side:
 
 
 @contextmanager
-def worker(name: str, place: Place, pool: str, *options: str, **environ: str) -> Iterator[Side]:
+def worker(
+    name: str, place: Place, pool: str, *options: str, interpreter: str = sys.executable, **environ: str
+) -> Iterator[Side]:
     """A side with a worker, for a test that may end or change it; `environ` is its clients' too."""
-    side = Side(name, place, environ)
+    side = Side(name, place, environ, interpreter=interpreter)
     try:
         yield side.start(pool, *options)
     finally:

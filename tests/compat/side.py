@@ -1,6 +1,7 @@
 """One app for three sides, chosen by SIDE: plain Celery (`celery`), and the kit on either engine (`plain`, `fast`).
 
-A worker is `celery -A tests.compat.side worker`; its tasks are the modules of `tests/compat/cases/`. A client is
+A worker is `celery -A tests.compat.side worker`; its tasks are the modules of `tests/compat/cases/`, or of the package CASES
+the one that CASE names. A client is
 `python -m tests.compat.side MODULE:FUNCTION [ARGUMENTS as JSON]`: it calls a function of such a module and prints, as JSON,
 what that gave, or the error that it raised.
 """
@@ -14,7 +15,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 SIDE = os.environ["SIDE"]
-CASES = "tests.compat.cases"
+CASES = os.environ.get("CASES") or "tests.compat.cases"
 
 if patched := os.environ.get("PATCHED"):  # a client of gevent or eventlet
     module, function = {"gevent": ("gevent.monkey", "patch_all"), "eventlet": ("eventlet", "monkey_patch")}[patched]
@@ -39,7 +40,8 @@ else:
 
     app.conf.task_default_queue = os.environ["QUEUE"]
 app.conf.update(json.loads(os.environ.get("SETTINGS") or "{}"))
-app.conf.imports = [f"{CASES}.{one.name}" for one in iter_modules([str(Path(__file__).with_name("cases"))])]
+cases = os.environ.get("CASE") or " ".join(one.name for one in iter_modules([str(Path(__file__).with_name("cases"))]))
+app.conf.imports = [f"{CASES}.{name}" for name in cases.split()]
 
 
 def main(where: str, *arguments: str) -> None:

@@ -10,6 +10,7 @@ from app.brokers import BROKERS
 from app.pools import POOLS
 from app.stack import ROOT
 from tests.matrix import SERVERS
+from tests.packages.table import TABLE, versions
 
 
 def test_every_pool_is_one_of_celerys() -> None:
@@ -61,3 +62,9 @@ def test_locks_agree_hold_hashes_and_name_no_index() -> None:
             pins.setdefault(name.lower(), set()).add(rest)
         assert text.count("==") <= text.count("--hash=sha256:"), lock
     assert not {name: versions for name, versions in pins.items() if len(versions) > 1}
+
+
+def test_every_package_of_the_page_is_locked_and_has_its_test() -> None:
+    tests = set(re.findall(r"^def (test_\w+)", (ROOT / "tests/packages/test_packages.py").read_text(), re.MULTILINE))
+    assert versions().keys() >= TABLE.keys()
+    assert tests >= {row.test for row in TABLE.values()}

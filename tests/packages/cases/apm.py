@@ -1,0 +1,43 @@
+"""elastic-apm; what it sends goes to COLLECTOR."""
+
+import os
+from typing import Any
+
+import elasticapm
+from elasticapm.contrib.celery import register_exception_tracking, register_instrumentation
+
+from tests.compat.side import app
+
+client = elasticapm.Client(
+    {
+        "SERVICE_NAME": "packages",
+        "SERVER_URL": f"http://{os.environ['COLLECTOR']}",
+        "API_REQUEST_TIME": "100ms",
+        "CENTRAL_CONFIG": False,
+        "CLOUD_PROVIDER": "none",
+        "METRICS_INTERVAL": "0s",
+    }
+)
+register_exception_tracking(client)
+register_instrumentation(client)
+
+
+@app.task(name="packages.works")
+def works(word: str) -> str:
+    return word
+
+
+@app.task(name="packages.fails")
+def fails(word: str) -> None:
+    raise ValueError(word)
+
+
+def sent() -> Any:
+    """Tasks within a transaction, each way that they can be sent; gives the transaction's trace."""
+    transaction = client.begin_transaction("test")
+    results = [works.delay("first"), works.delay("second"), app.send_task("packages.works", ("named",)), fails.delay("x")]
+    for result in results:
+        result.get(timeout=20, propagate=False)
+    client.end_transaction("producer", "done")
+    client.close()
+    return transaction.trace_parent.trace_id
