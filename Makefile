@@ -105,7 +105,7 @@ test-engine:  ## ENGINE=fast on real servers: workers that are killed and stoppe
 test-limits:  ## that every limit's row is needed where it stands, and nowhere else: each is inverted, each test must fail
 	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 10 -q --no-header -rfX
 
-test-upstream: ## Celery's own integration suite with the kit's app, beside plain Celery; writes docs/reports/upstream.md (hours; PAIRS= POOLS= SIDES= MODULES=)
+test-upstream: ## Celery's own integration suite with the kit's app, beside plain Celery; writes docs/reports/upstream.md (hours; PAIRS= WORKERS= SIDES= MODULES=)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.upstream.run
 
 test-browser: ## the pages that the kit makes, in a real browser

@@ -1,22 +1,50 @@
-"""A plugin of pytest for Celery's own integration suite: `-p tests.upstream.kit_app`. SUITE_POOL chooses its workers' pool.
+"""A plugin of pytest for Celery's own integration suite: `-p tests.upstream.kit_app`.
 
-The suite asks celery.contrib.testing for its apps, which makes them of the class Celery. Where ENGINE says so they are the
-kit's here, with the kit's settings under the suite's own and every step that the kit's app has.
+The suite asks celery.contrib.testing for its apps, which makes them of the class Celery; where ENGINE says so they are the
+kit's, with the kit's settings under the suite's own. And it has its worker in its own process, where Celery, and so the kit,
+leaves the fast trace aside; with SUITE_WORKER=process it has one as users do, `celery -A tests.upstream.worker worker`.
 """
 
+import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery.contrib.testing import app as testing
-from celery.contrib.testing import worker
+from celery.contrib.testing import tasks, worker
 
 start_worker = worker.start_worker
+#: What the suite sets that both processes have to agree on.
+SHARED = ("broker_url", "result_backend", "result_extended", "task_create_missing_queues")
 
 
 def start(app: Any, *args: Any, **options: Any) -> Any:
-    if options.get("pool") == "prefork":  # the suite's own choice
-        options["pool"] = os.environ.get("SUITE_POOL") or "prefork"
-    return start_worker(app, *args, **options)
+    wanted = os.environ.get("SUITE_WORKER") or "prefork"
+    if options.get("pool") != "prefork":  # the suite's session has this one; what a test starts itself stays as it is
+        return start_worker(app, *args, **options)
+    if wanted == "process":
+        return in_a_process(app)
+    return start_worker(app, *args, **{**options, "pool": wanted})
+
+
+@contextmanager
+def in_a_process(app: Any) -> Iterator[Any]:
+    """A worker of `app` in a process of its own, by the name that the suite looks for."""
+    settings = json.dumps({name: app.conf[name] for name in SHARED})
+    argv = [sys.executable, "-m", "celery", "-A", "tests.upstream.worker", "worker", "-P", "prefork", "-c", "2", "-l", "INFO"]
+    process = subprocess.Popen([*argv, "-n", f"gen{os.getpid()}@%h"], env={**os.environ, "SUITE_SETTINGS": settings})
+    try:
+        assert app.tasks[tasks.ping.name].delay().get(timeout=60) == "pong"
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 worker.start_worker = start

@@ -29,7 +29,7 @@ Outcomes = dict[str, str]
 
 
 class Run:
-    """Outcomes by pair, pool, module and side, kept in a file: an hour's work is done in parts."""
+    """Outcomes by pair, worker, module and side, kept in a file: an hour's work is done in parts."""
 
     file = HOME / "outcomes.json"
 
@@ -37,10 +37,10 @@ class Run:
     def kept(self) -> dict[str, dict[str, Outcomes]]:
         return json.loads(self.file.read_text()) if self.file.exists() else {}
 
-    def keep(self, pair: str, pool: str, side: str, module: str, outcomes: Outcomes) -> None:
+    def keep(self, pair: str, worker: str, side: str, module: str, outcomes: Outcomes) -> None:
         with FileLock(self.file.with_suffix(".lock")):
             kept = self.kept
-            kept.setdefault(f"{pair} {pool} {module}", {})[side] = outcomes
+            kept.setdefault(f"{pair} {worker} {module}", {})[side] = outcomes
             self.file.write_text(json.dumps(kept))
 
 
@@ -54,7 +54,7 @@ def _counts(outcomes: Outcomes | None) -> str:
 def _rows(found: Run) -> list[str]:
     kept = found.kept
     sides = [side for side in COLUMNS if any(side in one for one in kept.values())]
-    titles = ["broker + backend", "pool", "module", *(COLUMNS[side] for side in sides)]
+    titles = ["broker + backend", "worker", "module", *(COLUMNS[side] for side in sides)]
     rows = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
     for key, outcomes in sorted(kept.items()):
         rows.append(f"| {' | '.join([*key.split(), *(_counts(outcomes.get(side)) for side in sides)])} |")
@@ -62,10 +62,10 @@ def _rows(found: Run) -> list[str]:
 
 
 def differing(found: Run) -> dict[tuple[str, str, str, str], list[str]]:
-    """By test, side, and how it ended there and on the side that it is held against: the pairs and pools."""
+    """By test, side, and how it ended there and on the side that it is held against: the pairs and workers."""
     where = defaultdict(list)
     for key, outcomes in sorted(found.kept.items()):
-        pair, pool, _ = key.split()
+        pair, worker, _ = key.split()
         for side, other in AGAINST.items():
             if side not in outcomes or other not in outcomes:
                 continue
@@ -73,7 +73,7 @@ def differing(found: Run) -> dict[tuple[str, str, str, str], list[str]]:
             for test in sorted(here.keys() | there.keys()):
                 ends = here.get(test, "not run"), there.get(test, "not run")
                 if ends[0] != ends[1]:
-                    where[test.removeprefix("t.integration."), side, *ends].append(f"{pair} {pool}")
+                    where[test.removeprefix("t.integration."), side, *ends].append(f"{pair} {worker}")
     return where
 
 
@@ -97,7 +97,8 @@ def write(found: Run) -> int:
         f"{datetime.now(UTC):%Y-%m-%d}. The suite's app is of the kit's class, with the kit's settings under the suite's and "
         "all that a kit's worker has; the servers are those of compose.rabbitmq.yaml. Beside it the suite as it is: on the "
         "same servers, and on the same images without configuration. A process a module; a test that failed was run once more, "
-        "alone. `prefork` is the suite's own pool.",
+        "alone. The suite's worker is `process`, on prefork in a process of its own, as users have it, or in the tests' own, "
+        "on `prefork`, the suite's own pool, or on `solo`.",
         "\n".join(_rows(found)),
         "## What ends otherwise, and why",
     ]

@@ -2,7 +2,7 @@
 
 `make test-upstream` fetches the suite from the package index (it is never kept in this repository), runs each of its modules in
 a process of its own on every side, and writes docs/reports/upstream.md. A test that ends otherwise than on plain Celery needs a
-row in `reasons.py`; one without is an error. PAIRS, POOLS, SIDES and MODULES choose some, by name; what an earlier run has
+row in `reasons.py`; one without is an error. PAIRS, WORKERS, SIDES and MODULES choose some, by name; what an earlier run has
 found of the others stays in the report. REPORT=1 runs nothing and writes the report.
 """
 
@@ -35,8 +35,9 @@ PAIRS = {
     "redis+redis": ("redis://127.0.0.1:{redis}", "redis://127.0.0.1:{redis}"),
     "rabbitmq+rpc": ("pyamqp://kit:kit@127.0.0.1:{rabbitmq}/kit", "rpc"),
 }
-#: The suite's own pool, and the one that celery.contrib.pytest starts where nobody chooses.
-POOLS = ("prefork", "solo")
+#: Where the suite's worker is: on prefork in a process of its own, as users have it; in the tests' process, on the suite's
+#: pool, and on the one that celery.contrib.pytest starts where nobody chooses.
+WORKERS = ("process", "prefork", "solo")
 Ports = dict[str, int]
 
 
@@ -106,7 +107,7 @@ SIDES = {
 }
 
 
-def environment(side: Side, pair: str, pool: str, ports: Ports) -> dict[str, str]:
+def environment(side: Side, pair: str, worker: str, ports: Ports) -> dict[str, str]:
     broker, backend = (address.format(**ports) for address in PAIRS[pair])
     environ = {
         **{name: value for name, value in os.environ.items() if name not in ("BROKER", "BACKEND", "ENGINE", "POOL")},
@@ -117,7 +118,7 @@ def environment(side: Side, pair: str, pool: str, ports: Ports) -> dict[str, str
         "REDIS_HOST": "127.0.0.1",
         "REDIS_PORT": str(ports["redis"]),
         "WORKER_LOGLEVEL": "INFO",
-        "SUITE_POOL": pool,
+        "SUITE_WORKER": worker,
         "PYTHONPATH": str(ROOT),
     }
     if side.engine:
@@ -165,18 +166,18 @@ def again(suite: Path, environ: dict[str, str], outcomes: Outcomes) -> Outcomes:
     return outcomes
 
 
-def one_side(suite: Path, modules: list[str], pairs: list[str], pools: list[str], found: Run, name: str) -> None:
+def one_side(suite: Path, modules: list[str], pairs: list[str], workers: list[str], found: Run, name: str) -> None:
     side = SIDES[name]
     with side.servers(name) as ports:
         for pair in pairs:
-            for pool in pools:
-                environ = environment(side, pair, pool, ports)
+            for worker in workers:
+                environ = environment(side, pair, worker, ports)
                 for module in modules:
                     outcomes = run(suite, environ, [f"t/integration/{module}.py"])
                     outcomes = again(suite, environ, outcomes)
-                    found.keep(pair, pool, name, module, outcomes)
+                    found.keep(pair, worker, name, module, outcomes)
                     kinds = list(outcomes.values())
-                    print(pair, pool, name, module, {kind: kinds.count(kind) for kind in set(kinds)}, flush=True)
+                    print(pair, worker, name, module, {kind: kinds.count(kind) for kind in set(kinds)}, flush=True)
 
 
 def chosen(axis: str, rows: Any) -> list[str]:
@@ -191,7 +192,7 @@ def main() -> None:
         modules = chosen("MODULES", sorted(path.stem for path in (suite / "t" / "integration").glob("test_*.py")))
         sides = chosen("SIDES", SIDES)
         with ThreadPoolExecutor(len(sides)) as side_by_side:
-            work = partial(one_side, suite, modules, chosen("PAIRS", PAIRS), chosen("POOLS", POOLS), found)
+            work = partial(one_side, suite, modules, chosen("PAIRS", PAIRS), chosen("WORKERS", WORKERS), found)
             list(side_by_side.map(work, sides))
     unnamed = write(found)
     sys.exit(f"{unnamed} tests end otherwise than on plain Celery, and no row says why: see the report" if unnamed else 0)
