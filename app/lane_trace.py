@@ -17,7 +17,7 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery import signals, states
 from celery.app.task import Context
-from celery.app.trace import TraceInfo, build_tracer, trace_ok_t, traceback_clear
+from celery.app.trace import TraceInfo, trace_ok_t, traceback_clear
 from celery.exceptions import Ignore, Reject, Retry
 from celery.loaders.base import BaseLoader
 from celery.utils.saferepr import saferepr
@@ -90,7 +90,7 @@ def sending(signal: Any, task: Any) -> Callable[..., None]:
 
 def quick(task: Any, app: Any, hostname: str) -> Trace:
     """A trace of `task`, for a worker; Celery's own where the task or a setting asks for more than the short one has."""
-    celerys: Trace = build_tracer(task.name, task, app.loader, hostname, app=app)
+    celerys: Trace = trace.build_tracer(task.name, task, app.loader, hostname, app=app)
     parts = getclosurevars(celerys).nonlocals
     loader = type(app.loader)
     hooked = (

@@ -105,6 +105,21 @@ def test_a_run_ends_as_celerys_trace_would_have_it(app: Celery, seen: list[Any],
     assert lane_trace.quick(task, app, HOST).__module__ == lane_trace.__name__
 
 
+def test_what_a_package_puts_around_celerys_trace_at_any_time_is_kept(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of Celery's that packages wrap is looked up when it is called, not when the kit's module is imported."""
+    task: Any = app.task(name="wrapped")(plain)
+    wrapped: list[str] = []
+
+    def around(name: str, *args: Any, **options: Any) -> Any:
+        wrapped.append(name)
+        inner = build_tracer(name, *args, **options)
+        return lambda *given: inner(*given)
+
+    monkeypatch.setattr("celery.app.trace.build_tracer", around)  # as Sentry's integration does
+    assert lane_trace.quick(task, app, HOST).__module__ == __name__
+    assert wrapped == ["wrapped"]
+
+
 def test_the_context_is_celerys() -> None:
     for about in (request("a"), request("a", timelimit=[5, 3], custom="x"), request("a", headers={"own": 1})):
         args: Any = ([1], {"b": 2})
