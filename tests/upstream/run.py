@@ -3,7 +3,7 @@
 `make test-upstream` fetches the suite from the package index (it is never kept in this repository), runs each of its modules in
 a process of its own on every side, and writes docs/reports/upstream.md. A test that ends otherwise than on plain Celery needs a
 row in `reasons.py`; one without is an error. PAIRS, WORKERS, SIDES and MODULES choose some, by name; what an earlier run has
-found of the others stays in the report. REPORT=1 runs nothing and writes the report.
+found of the others stays in the report. LANES= run at once. REPORT=1 runs nothing and writes the report.
 """
 
 import os
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -93,18 +94,21 @@ def plain(_: str) -> Iterator[Ports]:
 
 @dataclass(frozen=True)
 class Side:
-    """Whose app the suite gets (`engine`: the kit's; None: Celery's own), and which servers."""
+    """Whose app the suite gets (`engine`: the kit's; None: Celery's own), which servers, and where its worker is."""
 
     engine: str | None
     servers: Callable[[str], AbstractContextManager[Ports]]
+    workers: tuple[str, ...] = WORKERS
 
 
 SIDES = {
     "fast": Side("fast", as_our_stack),
     "plain": Side("plain", as_our_stack),
     "celery": Side(None, as_our_stack),
-    "bare": Side(None, plain),
+    "bare": Side(None, plain, ("prefork",)),
 }
+#: A lane is a side with a pair and a worker, and has servers of its own. Most of its time the suite waits.
+LANES = 4
 
 
 def environment(side: Side, pair: str, worker: str, ports: Ports) -> dict[str, str]:
@@ -166,18 +170,15 @@ def again(suite: Path, environ: dict[str, str], outcomes: Outcomes) -> Outcomes:
     return outcomes
 
 
-def one_side(suite: Path, modules: list[str], pairs: list[str], workers: list[str], found: Run, name: str) -> None:
-    side = SIDES[name]
-    with side.servers(name) as ports:
-        for pair in pairs:
-            for worker in workers:
-                environ = environment(side, pair, worker, ports)
-                for module in modules:
-                    outcomes = run(suite, environ, [f"t/integration/{module}.py"])
-                    outcomes = again(suite, environ, outcomes)
-                    found.keep(pair, worker, name, module, outcomes)
-                    kinds = list(outcomes.values())
-                    print(pair, worker, name, module, {kind: kinds.count(kind) for kind in set(kinds)}, flush=True)
+def lane(suite: Path, modules: list[str], found: Run, which: tuple[str, str, str]) -> None:
+    name, pair, worker = which
+    with SIDES[name].servers("".join(filter(str.isalpha, "".join(which)))) as ports:
+        environ = environment(SIDES[name], pair, worker, ports)
+        for module in modules:
+            outcomes = again(suite, environ, run(suite, environ, [f"t/integration/{module}.py"]))
+            found.keep(pair, worker, name, module, outcomes)
+            kinds = list(outcomes.values())
+            print(*which, module, {kind: kinds.count(kind) for kind in set(kinds)}, flush=True)
 
 
 def chosen(axis: str, rows: Any) -> list[str]:
@@ -190,10 +191,10 @@ def main() -> None:
         suite = fetch()
         UPSTREAM.prepare()
         modules = chosen("MODULES", sorted(path.stem for path in (suite / "t" / "integration").glob("test_*.py")))
-        sides = chosen("SIDES", SIDES)
-        with ThreadPoolExecutor(len(sides)) as side_by_side:
-            work = partial(one_side, suite, modules, chosen("PAIRS", PAIRS), chosen("WORKERS", WORKERS), found)
-            list(side_by_side.map(work, sides))
+        axes = product(*(chosen(axis, rows) for axis, rows in (("SIDES", SIDES), ("PAIRS", PAIRS), ("WORKERS", WORKERS))))
+        lanes = [(side, pair, worker) for side, pair, worker in axes if worker in SIDES[side].workers]
+        with ThreadPoolExecutor(int(os.environ.get("LANES") or LANES)) as side_by_side:
+            list(side_by_side.map(partial(lane, suite, modules, found), lanes))
     unnamed = write(found)
     sys.exit(f"{unnamed} tests end otherwise than on plain Celery, and no row says why: see the report" if unnamed else 0)
 
