@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from xml.etree import ElementTree
 
@@ -40,6 +41,8 @@ PAIRS = {
 #: pool, and on the one that celery.contrib.pytest starts where nobody chooses.
 WORKERS = ("process", "prefork", "solo")
 Ports = dict[str, int]
+#: A stack is chosen by this process' environment.
+ONE_AT_A_TIME = Lock()
 
 
 def fetch() -> Path:
@@ -60,9 +63,11 @@ def as_our_stack(which: str) -> Iterator[Ports]:
     stack = Stack("rabbitmq", which)
     stack.compose.services = stack.services = ["broker", stack.results]
     try:
-        stack.start()
+        with ONE_AT_A_TIME:
+            stack.start()
+            ports = {"rabbitmq": stack.port(5672), "redis": stack.port(6379, stack.results)}
         stack.wait()
-        yield {"rabbitmq": stack.port(5672), "redis": stack.port(6379, stack.results)}
+        yield ports
     finally:
         stack.run("down", "--volumes", "--timeout", "1")
 
