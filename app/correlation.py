@@ -5,7 +5,7 @@
 
 It goes as the header `correlation` of the message; inside a task, chains, groups, chords and retries take it on. Where nobody
 gave one, the logs show Celery's own root id in its place, which follows the same way. `sent`, seconds since the epoch, goes
-beside it: the age of what waits in a queue. Source: Celery's user guide, "Signals: before_task_publish".
+beside it: the age of what waits in a queue. `app/publishing.py` puts both there.
 """
 
 import time
@@ -15,7 +15,6 @@ from contextvars import ContextVar
 from typing import Any
 
 from celery._state import get_current_worker_task
-from celery.signals import before_task_publish
 
 HEADER = "correlation"
 SENT = "sent"
@@ -51,15 +50,10 @@ def now() -> float:
     return round(time.time(), 3)
 
 
-def connect() -> None:
-    """Have every task that this process sends carry both headers."""
-    before_task_publish.connect(name_it, weak=False)
-
-
-def name_it(headers: dict[str, Any] | None = None, **_: Any) -> None:
-    """Put both into a message's headers; they are the same for all messages of one `send_many`."""
-    if headers is None:
-        return
-    headers[SENT] = now()
-    if HEADER not in headers and (name := current()):
-        headers[HEADER] = name
+def named(headers: dict[str, Any] | None) -> dict[str, Any]:
+    """A message's own headers with both; they are the same for all messages of one `send_many`."""
+    given = dict(headers or ())
+    given[SENT] = now()
+    if HEADER not in given and (name := current()):
+        given[HEADER] = name
+    return given

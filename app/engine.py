@@ -1,20 +1,36 @@
-"""ENGINE=fast: the rooms' own transports and result backends take the place of Celery's, for the same messages and results."""
+"""ENGINE=fast: the rooms' own transports and result backends take the place of Celery's, for the same messages and results;
+in the apps that have chosen it, and in no other of the process.
+"""
 
+from functools import cache
 from typing import Any
 
-from celery.app.backends import BACKEND_ALIASES
-from kombu.transport import TRANSPORT_ALIASES
-
+from app.backends import BACKENDS
+from app.brokers import BROKERS
 from app.profile import Profile
 
 
 def settings(profile: Profile) -> dict[str, Any]:
-    """Have kombu and Celery take the rooms' fast classes for their schemes; gives the settings that go with them."""
-    TRANSPORT_ALIASES.update(profile.broker.fast_transports)
-    if profile.backend.fast_class:
-        BACKEND_ALIASES.update(dict.fromkeys(profile.backend.schemes, profile.backend.fast_class))
+    """The settings that go with the fast classes."""
     return {
         # One client for all threads or greenlets of a process, where the backend is fit for it (not rpc): Celery's default is
         # one each, and on green pools a connection for every task.
         "result_backend_thread_safe": profile.backend.thread_safe,
     }
+
+
+@cache
+def transports(chosen: str) -> dict[str, str]:
+    """By scheme, the rooms' transports that take the place of kombu's."""
+    found: dict[str, str] = {}
+    for broker in BROKERS.values():
+        found |= dict.fromkeys(broker.schemes, broker.transport) if broker.transport else {}
+        found |= broker.fast_transports if chosen == "fast" else {}
+    return found
+
+
+@cache
+def result_backends(chosen: str) -> dict[str, str]:
+    """By scheme, the rooms' result backends that take the place of Celery's."""
+    rooms = [backend for backend in BACKENDS.values() if backend.fast_class and chosen == "fast"]
+    return {scheme: str(backend.fast_class) for backend in rooms for scheme in backend.schemes}

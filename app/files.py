@@ -5,12 +5,12 @@ import os
 import stat
 from pathlib import Path
 
-from app.profile import Profile
+from app.profile import of_an_app
 
 
 def inside(name: str) -> Path:
     """The path of `name` below DATA_DIR, its folder made. Raises ValueError for a path that leads out of it."""
-    folder = Profile.from_environ().data_dir
+    folder = of_an_app(None, None).data_dir
     path = (folder / name).resolve()
     if not path.is_relative_to(folder):
         raise ValueError(f"{name} leads out of DATA_DIR")

@@ -22,7 +22,6 @@ from pythonjsonlogger.json import JsonFormatter
 from app.correlation import HEADER, SENT
 from app.fixes.retry_queue import DELAY
 from app.pools import named
-from app.profile import Profile
 from app.refusal import refuse, why_not_writable
 
 TASK = "kit_task"  # on a record
@@ -85,7 +84,7 @@ class Logging(log.Logging):
     """Celery's own, with our form of a line."""
 
     def setup_handlers(self, logger: Any, logfile: Any, format: Any, colorize: Any, *args: Any, **options: Any) -> Any:
-        options["formatter"] = Json if Profile.from_environ().log_format == "json" else Text
+        options["formatter"] = Json if self.app.conf.log_format == "json" else Text
         if isinstance(logfile, str) and (why := why_not_writable(Path(logfile))):
             refuse(f"--logfile {logfile} cannot be written: {why}")
         return super().setup_handlers(logger, logfile, format, colorize, *args, **options)

@@ -10,8 +10,10 @@ from time import monotonic
 from typing import Any
 
 import click
-from celery.signals import celeryd_init
 from click.core import ParameterSource
+
+from app.defaults import transport_options
+from app.signals import celeryd_init
 
 #: Seconds of work that a worker may hold beyond its prefetch count.
 HORIZON = 0.1
@@ -50,7 +52,7 @@ def connect() -> None:
 
 
 def _to_the_letter(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    if _named(options) and "take_ahead" in conf.broker_transport_options:
+    if _named(options) and "take_ahead" in transport_options(conf):
         conf.broker_transport_options = {**conf.broker_transport_options, "take_ahead": False}
 
 

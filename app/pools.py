@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from celery.concurrency import get_implementation
-from celery.signals import celeryd_init, worker_init
 from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
 
 from app.limits import DOCS, Limit, Limits
 from app.refusal import refuse, why_not_writable
+from app.signals import celeryd_init, worker_init
 
 logger = logging.getLogger(__name__)
 

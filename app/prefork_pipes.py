@@ -16,10 +16,9 @@ from struct import unpack_from
 from typing import Any
 
 import celery
-from celery.signals import celeryd_init
 
 from app.pools import chosen
-from app.profile import Profile
+from app.signals import celeryd_init
 
 #: The Celery that it was written for; with another one its own pipes are used.
 CELERY = "5.7."
@@ -117,7 +116,7 @@ def connect() -> None:
 
 def _install(conf: Any, options: dict[str, Any], **_: Any) -> None:
     pool = chosen(conf, options)
-    if Profile.from_environ().engine != "fast" or not pool.__module__.endswith(".prefork"):
+    if conf.engine != "fast" or not pool.__module__.endswith(".prefork"):
         return
     asynpool: Any = import_module("celery.concurrency.asynpool")
     if pool.Pool is asynpool.AsynPool and celery.__version__.startswith(CELERY):

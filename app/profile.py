@@ -121,6 +121,12 @@ class Profile:
         )
 
 
+def of_an_app(broker: Broker | None, backend: Backend | None, environ: Mapping[str, str] = os.environ) -> Profile:
+    """What is chosen beside the rooms, for an app whose settings name its servers. Some room stands in where it has none."""
+    rooms = {"BROKER": (broker or BROKERS["redis"]).name, "BACKEND": (backend or BACKENDS["redis"]).name}
+    return Profile.from_environ({**environ, **rooms, "CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""})
+
+
 def limits(broker: Broker, backend: Backend, pool: Pool) -> Limits:
     """By feature, what a combination cannot do or does differently; what is not in it works."""
     together = {**broker.pool_limits.get(pool.name, {}), **broker.backend_limits.get(backend.name, {})}

@@ -8,17 +8,25 @@ producer's channel away after each message and gives it another for the next, wh
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, TypeVar
 
 from celery.app import amqp
+from kombu import Connection as KombusConnection
 from kombu import Producer as KombuProducer
 from kombu import Queue
+from kombu.connection import ConnectionPool as KombusConnectionPool
+from kombu.connection import PooledConnection as KombusPooledConnection
 from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
 from kombu.resource import Resource
+from kombu.utils.collections import HashedSeq
+from kombu.utils.imports import symbol_by_name
 
+from app import correlation, engine
 from app.brokers import Queues, room
 from app.brokers.contract import Part, RefusedError, UnroutedError
+from app.defaults import transport_options as own_options
 
 T = TypeVar("T")
 PLAIN = (int, float, bool, type(None))
@@ -156,10 +164,57 @@ class Producers(ProducerPool):
         return producer
 
 
-class AMQP(amqp.AMQP):
-    """Celery's, with these producers, and queues that have what the brokers' rooms give them."""
+class Connection(KombusConnection):
+    """kombu's, with the rooms' transports for their schemes. (The setting broker_transport would lose the `s` of rediss.)
+
+    What kombu itself knows by a scheme is left alone: it is every other app's of the process.
+    """
+
+    def get_transport_cls(self: Any) -> Any:
+        chosen = engine.transports(self.transport_options.get("engine", "plain"))
+        known = chosen.get(self.transport_cls) if isinstance(self.transport_cls, str) else None
+        return symbol_by_name(known) if known else KombusConnection.get_transport_cls(self)
+
+    def Pool(self, limit: int | None = None, **options: Any) -> "ConnectionPool":
+        return ConnectionPool(self, limit, **options)
+
+    def __eqhash__(self: Any) -> Any:
+        """kombu keeps a pool for all connections that are equal in this; a plain one must not get this one's transport."""
+        return HashedSeq(Connection, *KombusConnection.__eqhash__(self))
+
+
+class PooledConnection(Connection, KombusPooledConnection): ...
+
+
+class ConnectionPool(KombusConnectionPool):
+    def new(self: Any) -> Any:
+        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+
+
+CelerysAMQP: Any = amqp.AMQP  # its stubs know little of it
+
+
+class AMQP(CelerysAMQP):  # type: ignore[misc]
+    """Celery's, with these connections and producers, and queues that have what the brokers' rooms give them."""
 
     queues_cls = Queues
+
+    def Connection(self, *args: Any, transport_options: Any = None, **options: Any) -> Connection:
+        """A connection of this app's, with what its broker's room gives it where the user names some options of their own."""
+        options["transport_options"] = {**own_options(self.app.conf), **(transport_options or {})}
+        return Connection(*args, **options)
+
+    BrokerConnection = Connection
+
+    @cached_property
+    def send_task_message(self) -> Callable[..., Any]:
+        """Celery's, with the headers of app/correlation.py."""
+        send = self._create_task_sender()
+
+        def send_task_message(producer: Any, name: str, message: Any, headers: Any = None, **options: Any) -> Any:
+            return send(producer, name, message, headers=correlation.named(headers), **options)
+
+        return send_task_message
 
     def as_task_v2(self, task_id: str, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         for header, arguments in (("argsrepr", args or ()), ("kwargsrepr", kwargs or {})):

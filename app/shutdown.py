@@ -7,11 +7,13 @@ messages to another worker after the visibility timeout only. So the worker goes
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 from celery import signals
 
 from app.profile import stop_grace
+from app.signals import celeryd_init
 
 #: Seconds before the end of the grace at which running tasks are handed back: what closing takes on a slow connection. Half of
 #: a grace that is shorter than twice that.
@@ -20,11 +22,16 @@ BEFORE_THE_END = 10.0
 
 def connect() -> None:
     """Have every worker that is stopped by SIGTERM hand back its tasks before the grace ends."""
-    signals.worker_shutting_down.connect(_limit, weak=False)
+    celeryd_init.connect(_begins, weak=False)
     # The kernel keeps SIGTERM from a container's first process as long as it has no handler of its own, and Celery installs one
     # late in its start: a stop before that would last until the grace ends.
-    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    main = threading.current_thread() is threading.main_thread()  # no other may install a handler
+    if os.getpid() == 1 and main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def _begins(**_: Any) -> None:
+    signals.worker_shutting_down.connect(_limit, weak=False)
 
 
 def _limit(sig: str, how: str, **_: Any) -> None:

@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from celery.signals import celeryd_init
-
+from app.defaults import transport_options
 from app.pools import named
+from app.signals import celeryd_init
 
 clock = time.time
 
@@ -53,7 +53,7 @@ def _register(**_: Any) -> None:
             "scheduled": len(consumer.timer.queue),
             "processed": sum(work.total_count.values()),
             "memory": memory([os.getpid(), *(pid for pid in info.get("processes", []) if isinstance(pid, int))]),
-            "visibility_timeout": state.app.conf.broker_transport_options.get("visibility_timeout"),
+            "visibility_timeout": transport_options(state.app.conf).get("visibility_timeout"),
             "longest_task": max(limits, default=None),
             "clock": clock(),
         }

@@ -15,16 +15,12 @@ WAYS = {"plain delay": 1, "kit delay": 1, "kit send_many": 10}
 
 def _plain() -> Any:
     from celery import Celery
-    from kombu.transport import TRANSPORT_ALIASES
 
-    kombus = dict(TRANSPORT_ALIASES)
-    from app import config  # its package puts the kit's transports in the place of kombu's
-
-    TRANSPORT_ALIASES.update(kombus)
-    app = Celery("plain", broker=config.broker_url, backend=config.result_backend, set_as_current=False)
+    kits = _kit().conf
+    app = Celery("plain", broker=kits.broker_url, backend=kits.result_backend, set_as_current=False)
     same = ("task_default_queue_type", "task_default_exchange_type")
-    app.conf.update({name: getattr(config, name) for name in same if hasattr(config, name)})
-    if confirm := vars(config)["broker_transport_options"].get("confirm_publish"):
+    app.conf.update({name: kits[name] for name in same})
+    if confirm := kits.broker_transport_options.get("confirm_publish"):
         app.conf.broker_transport_options = {"confirm_publish": confirm}
     return app
 

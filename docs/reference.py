@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 from celery.app.defaults import NAMESPACES, flatten
 
-from app import engine
+from app import defaults, engine
 from app.backends import BACKENDS
 from app.brokers import BROKERS, Broker
 from app.cli import cli
@@ -92,8 +92,8 @@ def knobs() -> str:
 
 
 def of_the_app() -> str:
-    """What app/config.py sets, whatever the combination; values that the environment gives are named by their variable."""
-    reasons, given = whys((ROOT / "app/config.py").read_text()), {name for name, _, _ in variables()}
+    """What is set whatever the combination; values that the environment gives are named by their variable."""
+    reasons, given = _of_all(), {name for name, _, _ in variables()}
     values = _configured()
     rows = []
     for name in reasons:
@@ -141,8 +141,7 @@ def changed() -> str:
     """The settings whose value is another than Celery's own."""
     defaults: Any = flatten(NAMESPACES)
     celerys = {name: option.default for name, option in defaults}
-    assigned = whys((ROOT / "app/config.py").read_text())
-    rows = [("everywhere", name, value) for name, value in _configured().items() if name in assigned]
+    rows = [("everywhere", name, _configured()[name]) for name in _of_all()]
     for broker in STACKS:
         rows += [(f"{broker.name} as the broker", *one) for one in _flat(broker.settings(_profile()))]
     for backend in BACKENDS.values():
@@ -155,6 +154,11 @@ def changed() -> str:
             if "." in name or (name in celerys and _value(value, None) and _plain(celerys[name]) != _plain(value))
         ),
     )
+
+
+def _of_all() -> dict[str, str]:
+    """By name, the reason of each setting of app/config.py and app/defaults.py."""
+    return whys((ROOT / "app/config.py").read_text()) | whys(inspect.getsource(defaults.general))
 
 
 def _plain(value: Any) -> Any:
@@ -269,7 +273,7 @@ def _configured() -> dict[str, Any]:
     for chosen in product(*axes.values()):
         stack = dict(zip(axes, chosen, strict=True))
         with patch.dict(os.environ, ENVIRON | stack, clear=True):
-            runs.append((stack, runpy.run_module("app.config")))
+            runs.append((stack, defaults.general(Profile.from_environ()) | runpy.run_module("app.config")))
     first = runs[0][1]
     found = {}
     for name in first:

@@ -1,5 +1,7 @@
 """The result backends: one product, one module. The contract is :class:`Backend`, the table is :data:`BACKENDS`."""
 
+from typing import Any
+
 from celery.app.backends import BACKEND_ALIASES
 from kombu.utils.compat import entrypoints
 
@@ -11,9 +13,10 @@ __all__ = ["BACKENDS", "Backend", "other_backend", "room"]
 BACKENDS: dict[str, Backend] = {room.backend.name: room.backend for room in (redis, rpc)}
 
 
-def room(url: str | None) -> Backend | None:
-    """The room of the result backend at `url`, if it is one of the table's."""
-    scheme = (url or "").partition(":")[0].partition("+")[0]  # redis+socket: as Celery, celery/app/backends.py
+def room(url: Any) -> Backend | None:
+    """The room of the result backend at `url`, if it is one of the table's; it may also be a class, or the name of one."""
+    # redis+socket: as Celery, celery/app/backends.py
+    scheme = url.partition(":")[0].partition("+")[0] if isinstance(url, str) else ""
     return next((backend for backend in BACKENDS.values() if scheme in backend.schemes), None)
 
 

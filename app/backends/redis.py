@@ -59,8 +59,12 @@ def adapt(backend: Any) -> None:
     """Have `get()` subscribe to what it waits for. Celery subscribes for every task that is sent: a third of a `delay()`, and
     one more server that has to answer before a task can be sent.
     """
+    from celery.backends import redis
+
     from app.backends.redis_waiting import ResultConsumer
 
+    if not isinstance(backend, vars(redis)["RedisBackend"]):  # one of the user's own, for the same scheme
+        return
     fit(backend)
     backend.on_task_call = lambda producer, task_id: None
     listen(backend, ResultConsumer)

@@ -9,16 +9,9 @@ from app.brokers import embedded, rabbitmq, redis
 from app.brokers.contract import Broker
 from app.brokers.rabbitmq_dead import Queues
 
-__all__ = ["BROKERS", "Broker", "Queues", "connect", "let_go", "other_broker", "room", "schemes_of"]
+__all__ = ["BROKERS", "Broker", "Queues", "let_go", "other_broker", "room", "schemes_of"]
 
 BROKERS: dict[str, Broker] = {room.broker.name: room.broker for room in (rabbitmq, redis, embedded)}
-
-
-def connect() -> None:
-    """Have kombu take the rooms' transports for their schemes. (The setting broker_transport would lose the `s` of rediss.)"""
-    for broker in BROKERS.values():
-        if broker.transport:
-            TRANSPORT_ALIASES.update(dict.fromkeys(broker.schemes, broker.transport))
 
 
 def room(url: str | Sequence[str] | None) -> Broker | None:

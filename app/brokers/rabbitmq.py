@@ -31,6 +31,7 @@ def settings(profile: "Profile") -> dict[str, Any]:
         "task_create_missing_queue_type": "quorum",
         "task_create_missing_queue_exchange_type": "topic",
         "broker_transport_options": {
+            "engine": profile.engine,  # read by app/publishing.py
             "confirm_publish": True,  # sent is what the broker says that it has
             # ENGINE=fast's, app/brokers/rabbitmq_window.py: what is sent ahead and goes back counts as delivered.
             "take_ahead": not profile.prefetch and profile.max_deliveries == BROKER_LIMIT,

@@ -38,7 +38,7 @@ def engine(chosen: str, version: str = vars(kombu)["__version__"]) -> str:
 def settings(profile: "Profile") -> dict[str, Any]:
     return {
         "broker_transport_options": {
-            "engine": engine(profile.engine),  # read by app/brokers/redis_transport.py
+            "engine": engine(profile.engine),  # read by app/publishing.py and app/brokers/redis_transport.py
             "take_ahead": not profile.prefetch,  # ENGINE=fast's: app/pace.py
             # An unacknowledged message runs again after this long: longer than any task, and any ETA's wait (celery #5935).
             "visibility_timeout": profile.visibility_timeout,

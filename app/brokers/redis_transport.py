@@ -1,9 +1,10 @@
 """kombu's Redis transport, with AMQP's meaning of a task's priority, and on ENGINE=fast with the fetch of redis_fetch.py.
 
-Priorities: 0 to 9, higher is more urgent, none is 0. kombu's own has it the other way round, 0 first. A priority is a list of
-its own there; the worker takes from the first list that holds anything, so the order of the steps is the order of urgency.
-Messages without a priority stay in the list that has the queue's plain name. Source: kombu/transport/redis.py,
-Channel._brpop_start, _q_for_pri.
+Priorities: 0 to 9, higher is more urgent, none is 0. kombu's own has it the other way round, 0 first. Each step of priorities
+is a list of its own there; the worker takes from the first list that holds anything, so the order of the steps is the order of
+urgency. A message is written to one of kombu's own four steps, so that a worker of plain Celery sees it too; they are read with
+those between them, to which earlier releases wrote. Messages without a priority stay in the list that has the queue's plain
+name. Source: kombu/transport/redis.py, Channel._brpop_start, _q_for_pri, _put.
 
 Without kombu's hub (eventlet, gevent), on both engines: a freed place in the prefetch window is noticed at once, and the
 messages of dead workers are restored. kombu 5.7.0 waits there until its poll is over, and restores only where that had nothing
@@ -85,7 +86,10 @@ class QoS(FreedPlace, ServerClock, redis_dead.QoS):
 
 class Channel(RememberAddress, redis_dead.Channel):
     QoS = QoS
+    #: Those that are read, the most urgent first.
     priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu
+    #: And written: kombu's own, or what the transport option priority_steps names.
+    written = tuple(redis.PRIORITY_STEPS)
     from_transport_options = (*redis.Channel.from_transport_options, "engine", "take_ahead")
     #: As the setting ENGINE.
     engine = "plain"
@@ -93,6 +97,17 @@ class Channel(RememberAddress, redis_dead.Channel):
     take_ahead = True
     fetcher: Fetcher | None = None
     _kept: Any = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if (named := self.priority_steps) is not type(self).priority_steps:
+            self.written = tuple(named)
+            self.priority_steps = sorted({*named, *type(self).priority_steps}, reverse=True)
+
+    def _get_message_priority(self, message: Any, reverse: bool = False) -> int:
+        """The step that a message is written to."""
+        priority: int = super()._get_message_priority(message, reverse=reverse)
+        return max((int(step) for step in self.written if step <= priority), default=min(self.written))
 
     def priority(self, n: int) -> int:
         """The step that a message of priority `n` belongs to; kombu expects ascending steps here."""

@@ -11,7 +11,7 @@ tests/integration/test_control.py::test_add_consumer passes without it.
 from importlib import import_module
 from typing import Any
 
-from celery.signals import celeryd_init
+from app.signals import celeryd_init
 
 
 def connect() -> None:

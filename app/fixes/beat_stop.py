@@ -12,8 +12,9 @@ is one at a second signal. Can go when tests/operator/test_beat.py passes withou
 import signal
 from typing import Any
 
-from celery import signals
 from celery.beat import Service
+
+from app.signals import beat_init
 
 #: Seconds that a round may go on after the signal: less than beat's grace in the stacks, which is 10 s.
 A_ROUND = 5.0
@@ -21,7 +22,7 @@ A_ROUND = 5.0
 
 def connect() -> None:
     """Have every beat stop so."""
-    signals.beat_init.connect(_take_over, weak=False)
+    beat_init.connect(_take_over, weak=False)
 
 
 def _take_over(sender: Any, **_: Any) -> None:

@@ -13,8 +13,9 @@ from heapq import heappop, heappush
 from importlib import import_module
 from typing import Any
 
-from celery.signals import celeryd_init
 from kombu.asynchronous.timer import Timer
+
+from app.signals import celeryd_init
 
 #: Entries that are not worth a look.
 FEW = 500

@@ -26,13 +26,14 @@ from celery.exceptions import WorkerTerminate
 from kombu.common import ignore_errors
 
 from app.pools import chosen, row
+from app.signals import celeryd_init
 
 EVERY = 0.5  # seconds, between looks at whether a soft shutdown's tasks are done
 
 
 def connect() -> None:
     """Have every worker whose pool is no process pool shut down so."""
-    signals.celeryd_init.connect(_install, weak=False)
+    celeryd_init.connect(_install, weak=False)
 
 
 def _install(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:

@@ -19,7 +19,7 @@ from struct import unpack
 from time import monotonic
 from typing import Any
 
-from celery.signals import celeryd_init
+from app.signals import celeryd_init
 
 #: Seconds of silence after which the broker is asked, and that it has for its answer.
 SILENCE, ANSWER = 4.0, 5.0

@@ -18,7 +18,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
-from celery.signals import celeryd_init
+from app.signals import celeryd_init
 
 
 def connect() -> None:

@@ -25,7 +25,7 @@ SWITCH = "EVENTLET_NO_GREENDNS"
 def connect() -> None:
     """Have a process whose resolver is eventlet's ask each time."""
     greendns: Any = sys.modules.get(MODULE)
-    if greendns is None:
+    if greendns is None or greendns.ResolverProxy.clear.__module__ == __name__:
         return
     clear = greendns.ResolverProxy.clear
 

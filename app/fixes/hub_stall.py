@@ -13,10 +13,19 @@ from typing import Any
 
 from kombu.asynchronous.hub import Hub
 
+from app.signals import celeryd_init
+
 
 def connect() -> None:
-    """Have every loop of this process look before it sleeps."""
+    """Have every worker's loop look before it sleeps."""
+    celeryd_init.connect(patch, weak=False)
+
+
+def patch(**_: Any) -> None:
+    """Patch kombu's loop, once."""
     create: Any = Hub._create_poller
+    if create.__module__ == __name__:
+        return
 
     def _create_poller(self: Any) -> None:
         create(self)

@@ -15,8 +15,9 @@ from importlib import import_module
 from threading import Event
 from typing import Any
 
-from celery.signals import celeryd_init
 from celery.utils.log import get_logger
+
+from app.signals import celeryd_init
 
 logger = get_logger(__name__)
 #: Seconds between two tries.

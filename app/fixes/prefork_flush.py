@@ -15,9 +15,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from celery.signals import celeryd_init
-
 from app.pools import chosen
+from app.signals import celeryd_init
 
 
 def connect() -> None:

@@ -11,7 +11,7 @@ tests/unit/test_quick_drain.py passes without it.
 from importlib import import_module
 from typing import Any
 
-from celery.signals import celeryd_init
+from app.signals import celeryd_init
 
 #: Seconds. Not 0: py-amqp loses a frame's first bytes where a socket that does not block has only those.
 WAIT = 0.001

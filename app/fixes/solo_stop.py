@@ -13,11 +13,12 @@ from typing import Any
 from celery import signals
 
 from app.pools import chosen, row
+from app.signals import celeryd_init
 
 
 def connect() -> None:
     """Have every worker whose loop rests during a task stop so."""
-    signals.celeryd_init.connect(_install, weak=False)
+    celeryd_init.connect(_install, weak=False)
 
 
 def _install(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:

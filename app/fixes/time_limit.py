@@ -10,7 +10,7 @@ tests/integration/test_control.py::test_time_limit_by_control passes without it.
 from importlib import import_module
 from typing import Any
 
-from celery.signals import celeryd_init
+from app.signals import celeryd_init
 
 
 def connect() -> None:

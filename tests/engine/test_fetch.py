@@ -10,18 +10,17 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
-from kombu import Connection, Consumer, Exchange, Queue
+from kombu import Consumer, Exchange, Queue
 
-from app.brokers import connect
+from app import Kit
 from app.brokers.contract import DEAD, Action, DeadLetter
 from app.brokers.redis_dead import RedisDeadLetters
 from app.brokers.redis_fetch import BYTES
 from app.brokers.redis_transport import Transport
 from app.pace import MOST
+from app.publishing import Connection
 from tests.engine.rig import Server
 from tests.wait import until
-
-connect()
 
 
 def names(count: int = 1) -> list[str]:
@@ -293,7 +292,7 @@ def letters(server: Server, retry: str = "") -> list[DeadLetter]:
 
 
 def app(server: Server, **settings: Any) -> Celery:
-    one = Celery("dead", set_as_current=False, broker=server.urls["CELERY_BROKER_URL"])
+    one = Kit("dead", set_as_current=False, broker=server.urls["CELERY_BROKER_URL"])
     one.conf.update(settings)
     return one
 

@@ -4,7 +4,6 @@ Everything carries the label of the run, and is taken away by it, on Ctrl-C too.
 """
 
 import os
-import runpy
 import shutil
 import socket
 import subprocess
@@ -14,9 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import docker
 from celery import Celery
@@ -25,11 +22,11 @@ from kombu import Connection
 from kombu.utils.uuid import uuid
 from redis import Redis
 
-from app import Kit
 from app.pools import Pool
 from app.stack import image, of_python, settings
 from tests.faults.ledger import Ledger
 from tests.faults.servers import SERVERS
+from tests.kit import kit
 from tests.wait import until
 
 LABEL = "celery-kit.fault-run"
@@ -405,15 +402,11 @@ class Stand:
             "CELERY_RESULT_BACKEND": f"redis://127.0.0.1:{self.results_port}/0",
         }
         if self.engine == "plain":
-            app = Celery(
+            return Celery(
                 "plain", broker=environ["CELERY_BROKER_URL"], backend=environ["CELERY_RESULT_BACKEND"], set_as_current=False
             )
-        else:
-            with patch.dict(os.environ, environ):
-                settings = runpy.run_module("app.config")
-            app = Kit(str(self.pair), set_as_current=False)
-            app.config_from_object(SimpleNamespace(**settings))
-        return app
+        made: Celery = kit(environ)
+        return made
 
     def send(self, app: Celery, task: str = "faults.effect", *args: Any) -> None:
         """Send a task; its id is accepted if that raised nothing."""

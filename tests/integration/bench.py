@@ -6,7 +6,6 @@ that runs its cells. Each combination has a namespace of its own on its broker.
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -29,10 +27,10 @@ from testcontainers.compose import DockerCompose
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from app import Kit
 from app.profile import ENGINES
 from app.refusal import choose
 from app.stack import ROOT, image, of_python
+from tests.kit import kit
 from tests.matrix import COMBINATIONS, SERVERS, Combination
 from tests.wait import until
 
@@ -283,11 +281,8 @@ class Running:
 
     def app(self, **environ: str) -> Celery:
         """A Celery app like that of another process: same code, this combination's settings, changed by `environ`."""
-        with patch.dict(os.environ, {**self.environ, **environ}):
-            settings = runpy.run_module("app.config")
-        app = Kit(str(self.combination), set_as_current=False)
-        app.config_from_object(SimpleNamespace(**settings))
-        return app
+        made: Celery = kit({**self.environ, **environ}, str(self.combination))
+        return made
 
     def python(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """`python -m …` on the host, as a producer of this combination."""

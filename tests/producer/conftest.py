@@ -89,17 +89,10 @@ class Producer:
 
     def app(self, **environ: str) -> Celery:
         """An app like that of another process."""
-        import runpy
-        from types import SimpleNamespace
-        from unittest.mock import patch
+        from tests.kit import kit
 
-        from app import Kit
-
-        with patch.dict(os.environ, {**self.environ, **environ}):
-            settings = runpy.run_module("app.config")
-        app = Kit(uuid(), set_as_current=False)
-        app.config_from_object(SimpleNamespace(**settings))
-        return app
+        made: Celery = kit({**self.environ, **environ})
+        return made
 
     def python(self, *argv: str, **environ: str) -> "subprocess.Popen[str]":
         environment = {**os.environ, **self.environ, **environ}

@@ -1,13 +1,14 @@
 """Celery's settings, as the rooms compose them."""
 
 import os
-import runpy
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 from celery.app.defaults import NAMESPACES, flatten
 
+from app.profile import Profile
+from tests.kit import kit
 from tests.matrix import COMBINATIONS, Combination, parameters
 
 
@@ -17,8 +18,9 @@ def settings(combination: Combination | None = None, **environ: str) -> dict[str
         "BACKEND": combination.backend.name,
         "POOL": combination.pool.name,
     }
-    with patch.dict(os.environ, {**(chosen or {"BROKER": "redis"}), **environ}):
-        return runpy.run_module("app.config")
+    environ = {**(chosen or {"BROKER": "redis"}), **environ}
+    with patch.dict(os.environ, environ):
+        return {**dict(kit(environ).conf.items()), "_profile": Profile.from_environ()}
 
 
 @pytest.mark.parametrize("combination", parameters(COMBINATIONS))

@@ -49,7 +49,6 @@ class Wire:
         self.task: Any = task
         pool: Any = self.app.amqp.producer_pool
         pool.Producer.like = staticmethod(self.like)
-        correlation.connect()
 
     def like(self, channel: Any, part: Part, seconds: float) -> None:
         self.likes.append(part)

@@ -8,10 +8,10 @@ import pytest
 from celery import Celery
 from celery.bin.base import CLIContext
 from celery.bin.worker import worker
-from celery.signals import celeryd_init
 
 from app import pace
 from app.pace import HORIZON, MOST, Pace
+from app.signals import celeryd_init
 from tests.unit.test_config import settings
 
 

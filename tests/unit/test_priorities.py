@@ -1,12 +1,11 @@
 """A priority means the same on every broker: 0 to 9, higher is more urgent. app/brokers/redis_transport.py"""
 
 import pytest
-from kombu import Connection
-from kombu.transport import get_transport_cls
 from kombu.transport.redis import Channel as KombuChannel
 
-from app.brokers import BROKERS, connect
+from app.brokers import BROKERS
 from app.brokers.redis_transport import Channel, Transport
+from app.publishing import Connection
 
 LOOKS_LIKE_REDIS = [scheme for broker in BROKERS.values() if broker.transport for scheme in broker.schemes]
 
@@ -21,9 +20,14 @@ def test_the_most_urgent_list_is_looked_at_first() -> None:
     assert list(Channel.priority_steps) == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("priority", range(10))
-def test_every_number_is_a_level_of_its_own(priority: int) -> None:
-    assert channel().priority(priority) == priority
+@pytest.mark.parametrize(
+    ("priority", "step"),
+    [(None, 0), (0, 0), (1, 0), (2, 0), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6), (8, 6), (9, 9), (12, 9), (-1, 0)],
+)
+def test_what_is_written_is_where_plain_celerys_worker_looks_too(priority: int | None, step: int) -> None:
+    """kombu reads the lists of its own four steps, and those alone."""
+    assert channel()._get_message_priority({"properties": {"priority": priority}}) == step
+    assert step in KombuChannel.priority_steps
 
 
 @pytest.mark.parametrize(("priority", "key"), [(0, "mails"), (1, "mails\x06\x161"), (9, "mails\x06\x169")])
@@ -39,9 +43,7 @@ def test_kombu_still_has_it_the_other_way_round() -> None:
 
 @pytest.mark.parametrize("scheme", LOOKS_LIKE_REDIS)
 def test_a_url_leads_to_our_transport_and_keeps_its_scheme(scheme: str) -> None:
-    connect()
-    found: object = get_transport_cls(scheme)
-    assert found is Transport
     connection = Connection(f"{scheme}://localhost:6379/3")
+    assert connection.get_transport_cls() is Transport
     assert connection.as_uri().startswith(f"{scheme}://")
     assert bool(connection.ssl) == (scheme == "rediss")

@@ -1,29 +1,22 @@
 """A message for which RabbitMQ has no queue is confirmed like any other, and dropped: whoever sends a task must hear of it."""
 
-import os
-import runpy
 import threading
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
 from kombu import Connection, Exchange
 from kombu.exceptions import OperationalError
 
-from app import Kit
 from app.bulk import NotAllSentError, Sender, calls
 from tests.engine.rabbitmq.conftest import Urls
+from tests.kit import kit as kit_of
 
 
 def kit(urls: Urls, **environ: str) -> Any:
     given = {"CELERY_BROKER_URL": urls.broker, "CELERY_RESULT_BACKEND": urls.results, "BROKER": "", "BACKEND": ""}
-    with patch.dict(os.environ, {**given, "PUBLISH_TIMEOUT": "3", **environ}):
-        settings = runpy.run_module("app.config")
-    app = Kit("unrouted", set_as_current=False)
-    app.config_from_object(SimpleNamespace(**settings))
+    app = kit_of({**given, "PUBLISH_TIMEOUT": "3", **environ})
 
     @app.task(name="unrouted.nothing")
     def nothing() -> None:

@@ -1,15 +1,12 @@
 """Workers on ENGINE=fast, as processes of this machine: killed, stopped, without their results server; each pool."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -18,11 +15,11 @@ from celery import Celery, chord
 from celery.result import AsyncResult
 from redis import Redis
 
-from app import Kit
 from app.pools import POOLS
 from app.stack import ROOT
 from tests.engine.rabbitmq.conftest import Urls
 from tests.engine.rabbitmq.proxy import Proxy
+from tests.kit import kit
 from tests.wait import until
 
 
@@ -60,11 +57,8 @@ class Fast:
         return proxy
 
     def _app(self) -> Celery:
-        with patch.dict(os.environ, self.environ):
-            settings = runpy.run_module("app.config")
-        app = Kit("engine", set_as_current=False)
-        app.config_from_object(SimpleNamespace(**settings))
-        return app
+        made: Celery = kit(self.environ)
+        return made
 
     def worker(self, *options: str) -> "subprocess.Popen[bytes]":
         self.node = f"{uuid4()}@here"

@@ -1,0 +1,34 @@
+"""Celery's signals of a worker and of beat that begin, of the kit's apps alone: another app of the process has its own."""
+
+from typing import Any
+from weakref import WeakSet
+
+from celery import Celery, signals
+from celery.utils.dispatch import Signal
+
+#: As Celery's of that name.
+celeryd_init = Signal(name="celeryd_init", providing_args=["instance", "conf", "options"])
+beat_init = Signal(name="beat_init")
+
+_apps: "WeakSet[Celery]" = WeakSet()
+
+
+def connect(app: Celery) -> None:
+    """Have the workers and the beat of `app` send them."""
+    _apps.add(app)
+    signals.celeryd_init.connect(_worker, weak=False)
+    signals.beat_init.connect(_beat, weak=False)
+
+
+def _worker(sender: Any, instance: Any, **given: Any) -> None:
+    if _is_the_kits(instance.app):
+        celeryd_init.send(sender=sender, instance=instance, conf=given["conf"], options=given["options"])
+
+
+def _beat(sender: Any, **_: Any) -> None:
+    if _is_the_kits(sender.app):
+        beat_init.send(sender=sender)
+
+
+def _is_the_kits(app: Any) -> bool:
+    return any(app == one for one in _apps)  # `app` may be a proxy for it

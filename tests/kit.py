@@ -1,0 +1,19 @@
+"""An app of the kit with the settings of an environment, in this process."""
+
+import os
+import runpy
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+from app import Kit
+
+
+def kit(environ: Mapping[str, str], name: str = "of-a-test") -> Any:
+    """Its settings are read now; a process of the kit has one app, and reads them once."""
+    with patch.dict(os.environ, environ):
+        app = Kit(name, set_as_current=False)
+        app.config_from_object(SimpleNamespace(**runpy.run_module("app.config")))
+        app.conf.finalize()  # type: ignore[attr-defined,unused-ignore]
+    return app
