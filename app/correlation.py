@@ -42,7 +42,7 @@ def current() -> str | None:
     if given := _given.get():
         return given
     task = get_current_worker_task()
-    return task.request.get(HEADER) if task else None
+    return getattr(task.request, HEADER, None) if task else None
 
 
 def now() -> float:

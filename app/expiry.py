@@ -24,7 +24,7 @@ def watching(apply_async: Callable[..., Any]) -> Callable[..., Any]:
 
     def apply(target: Callable[..., Any], args: Any = (), callback: Any = None, **options: Any) -> Any:
         request: Any = getattr(callback, "__self__", None)
-        if getattr(request, "expires", None) is None:
+        if getattr(request, "expires", None) is None or not hasattr(request, "_announce_revoked"):
             return apply_async(target, args, callback=callback, **options)
 
         def run(*args: Any) -> Any:

@@ -110,11 +110,13 @@ def _not_celerys_arrival(record: logging.LogRecord) -> bool:
 def _received(request: Any, **_: Any) -> None:
     logger = logging.getLogger("celery.worker.strategy")
     if logger.isEnabledFor(logging.INFO):
-        headers = request.request_dict
-        fields = describe(headers | {"delivery_info": request.delivery_info})
+        headers = getattr(request, "request_dict", None) or {}
+        fields = describe(headers | {"delivery_info": getattr(request, "delivery_info", None)})
         if sent := headers.get(SENT):
             fields["waited"] = round(max(0.0, time.time() - sent), 3)
-        context = {"id": request.id, "name": request.name, "args": request.argsrepr, "kwargs": request.kwargsrepr}
+        # A package may send the signal with a request of its own.
+        parts = {"id": "id", "name": "name", "args": "argsrepr", "kwargs": "kwargsrepr"}
+        context = {name: getattr(request, part, None) for name, part in parts.items()}
         logger.info(trace.LOG_RECEIVED, context, extra={"data": context, TASK: fields})
 
 

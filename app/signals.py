@@ -8,6 +8,7 @@ from celery.utils.dispatch import Signal
 
 #: As Celery's of that name.
 celeryd_init = Signal(name="celeryd_init", providing_args=["instance", "conf", "options"])
+worker_init = Signal(name="worker_init")
 beat_init = Signal(name="beat_init")
 
 _apps: "WeakSet[Celery]" = WeakSet()
@@ -17,12 +18,18 @@ def connect(app: Celery) -> None:
     """Have the workers and the beat of `app` send them."""
     _apps.add(app)
     signals.celeryd_init.connect(_worker, weak=False)
+    signals.worker_init.connect(_before_its_pool, weak=False)
     signals.beat_init.connect(_beat, weak=False)
 
 
 def _worker(sender: Any, instance: Any, **given: Any) -> None:
     if _is_the_kits(instance.app):
         celeryd_init.send(sender=sender, instance=instance, conf=given["conf"], options=given["options"])
+
+
+def _before_its_pool(sender: Any, **_: Any) -> None:
+    if _is_the_kits(sender.app):
+        worker_init.send(sender=sender)
 
 
 def _beat(sender: Any, **_: Any) -> None:

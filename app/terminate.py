@@ -68,7 +68,7 @@ def terminable(apply_async: Callable[..., Any]) -> Callable[..., Any]:
         target: Callable[..., Any], args: Any = (), callback: Any = None, accept_callback: Any = None, **options: Any
     ) -> Any:
         request: Any = getattr(accept_callback, "__self__", None)
-        if request is None:
+        if not hasattr(request, "_announce_revoked"):  # what others hand to the pool is none of Celery's requests
             return apply_async(target, args, callback=callback, accept_callback=accept_callback, **options)
         one = Run()
         request.terminate = one.terminate

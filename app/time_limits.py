@@ -54,14 +54,16 @@ def limiting(
                     else:
                         with timeout_in(soft, SoftTimeLimitExceeded()) as warning:
                             outcome = target(*args)
-                            if not warning.pending:
+                            if not warning.pending and timeout_callback:
                                 timeout_callback(True, soft)
             except (Late, SoftTimeLimitExceeded):
                 return outcome  # one that comes when the task has just ended finds its outcome here
             return outcome
 
         def done(outcome: Any) -> Any:
-            return timeout_callback(False, hard or soft) if outcome is ENDED else callback(outcome)
+            if outcome is not ENDED:
+                return callback(outcome)
+            return timeout_callback(False, hard or soft) if timeout_callback else None
 
         return apply_async(run, args, callback=done, timeout=0, **options)  # 0: gevent's own does not count besides
 

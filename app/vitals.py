@@ -42,7 +42,7 @@ def _register(**_: Any) -> None:
         consumer = state.consumer
         consuming = [queue.name for queue in getattr(consumer.task_consumer, "queues", [])]
         info = consumer.pool.info if consumer.pool else {}
-        limits = [task.time_limit or state.app.conf.task_time_limit or 0 for task in state.app.tasks.values()]
+        limits = [getattr(task, "time_limit", None) or state.app.conf.task_time_limit or 0 for task in state.app.tasks.values()]
         active = len(work.active_requests)
         return {
             "pool": named(consumer.pool),

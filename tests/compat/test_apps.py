@@ -1,11 +1,13 @@
 """Two apps in one process, a plain one and the kit's, and workers of both on one server."""
 
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from app.pools import POOLS
 from tests.compat.conftest import outcomes
-from tests.compat.rig import CELERY, KIT, SIDES, Side
+from tests.compat.rig import CELERY, KIT, SIDES, Place, Side
 
 EACH = [n + 1 for n in range(11)]
 
@@ -33,3 +35,44 @@ def test_a_shared_task_is_the_apps_from_any_thread(sides: dict[str, Side]) -> No
     """Plain Celery has that where the user makes its app the default one, as the plain side does."""
     found: dict[str, Any] = outcomes(sides, "apps:shared_from_a_thread")
     assert found == {side: ["sent"] for side in SIDES}
+
+
+#: What the environment says, and the app does not: the servers are the app's own settings.
+OTHERWISE = {"redis": {"BROKER": "rabbitmq", "BACKEND": "rpc"}, "rabbitmq": {"BROKER": "embedded", "BACKEND": "rpc"}}
+ASK = """
+from tests.compat.alone import add, app
+print([add.delay(n, 1).get(timeout=40) for n in range(3)])
+inspect = app.control.inspect(timeout=5)
+print([(one["consuming"], one["pool"]) for one in inspect._request("vitals").values()])
+"""
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_an_app_by_its_arguments_alone_has_a_whole_kits_worker(place: Place, pool: str) -> None:
+    """Bootsteps, transports, engine, queues and settings come with the app, whatever the environment's profile says."""
+    side = Side("fast", place)
+    mine = {"SHOP_BROKER": place.broker, "SHOP_RESULTS": place.results, "CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""}
+    mine |= OTHERWISE[place.name]
+    argv = [
+        "-m",
+        "celery",
+        "-A",
+        "tests.compat.alone",
+        "worker",
+        "-P",
+        pool,
+        "-c",
+        "2",
+        "-l",
+        "INFO",
+        *POOLS[pool].worker_flags,
+    ]
+    with side.python(*argv, "-n", f"{uuid4().hex[:6]}@alone", **mine) as worker:
+        try:
+            with side.python("-c", ASK, **mine) as client:
+                said, errors = client.communicate(timeout=60)
+        finally:
+            worker.terminate()
+            log = "".join(worker.communicate(timeout=60))
+    assert said.splitlines() == ["[1, 2, 3]", f"[(['{side.queue}'], '{pool}')]"], errors + log
+    assert worker.returncode == 0 and "CRITICAL" not in log and "ERROR" not in log, log
