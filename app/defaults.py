@@ -114,7 +114,8 @@ class Defaults(Mapping[str, Any]):
             profile = replace(profile, prefetch=prefetch)
         if limit != self.general["task_time_limit"]:
             profile = replace(profile, visibility_timeout=times.seconds(times.VISIBILITY_TIMEOUT, int(limit or 0), os.environ))
-        found = broker.settings(profile) if broker else {}
+        several = {OPTIONS: {"engine": chosen}} if brokers.schemes_of(broker_url) & engine.transports(chosen).keys() else {}
+        found = broker.settings(profile) if broker else several  # brokers of different rooms
         found |= backend.settings(profile) if backend else {}
         return found | (engine.settings(profile) if chosen == "fast" and backend else {})
 

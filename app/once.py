@@ -21,7 +21,6 @@ from typing import Any, TypeVar, cast
 from celery import Celery, Task, current_task
 from celery.exceptions import Ignore as MessageIsDone
 from celery.exceptions import ImproperlyConfigured
-from celery.signals import worker_init
 from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 
@@ -30,6 +29,7 @@ from app.backends import Backend
 from app.backends.redis_claims import Claims
 from app.profile import Profile
 from app.refusal import refuse
+from app.signals import worker_init
 
 logger = logging.getLogger(__name__)
 

