@@ -128,7 +128,8 @@ class Commit:
         self._late = {}
         if not self.running:
             self.running = True
-            os.register_at_fork(after_in_child=self._forget)
+            if hasattr(os, "register_at_fork"):
+                os.register_at_fork(after_in_child=self._forget)
             threading.Thread(target=self._watch, name="commit", daemon=True).start()
 
     def stop(self) -> None:

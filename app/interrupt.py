@@ -17,8 +17,8 @@ from typing import Any
 
 #: Seconds between two looks at who is late, while there are tasks.
 EVERY = 0.1
-#: Neither Celery nor the kit uses it for anything else.
-SIGNAL = signal.SIGVTALRM
+#: Neither Celery nor the kit uses it for anything else. None on Windows: there the main thread is as any other.
+SIGNAL: Any = getattr(signal, "SIGVTALRM", None)
 #: A function of such a name takes, or gives back, what its caller holds. An exception in the midst of it would leave that
 #: taken for good: a log handler's lock, before Python 3.13, and then every thread of the process stands still. An exception
 #: that is due waits for the next look. Source: https://github.com/python/cpython/issues/106238.
@@ -51,7 +51,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.running: dict[Interrupt, None] = {}
-        self.main = threading.main_thread().ident
+        self.main = threading.main_thread().ident if SIGNAL else None
         self._some = threading.Event()
         self._striking = threading.Lock()
         self._struck: deque[Interrupt] = deque()

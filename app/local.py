@@ -5,7 +5,6 @@ command line. One at a time: whoever runs it holds a lock, so that a killed one 
 noted with the moment it began and the folder it belongs to, and no other is ever sent a signal.
 """
 
-import fcntl
 import json
 import os
 import select
@@ -28,8 +27,13 @@ from app.brokers.embedded import DATA, HOME, PIDFILE, STATE, server
 from app.facts import Member
 from app.pools import POOLS
 from app.profile import stop_grace
-from app.refusal import refuse
+from app.refusal import Absent, refuse
 from app.schedule import TIMETABLE
+
+try:
+    import fcntl
+except ImportError:
+    fcntl: Any = Absent("the embedded stack")  # type: ignore[no-redef]
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG = HOME / "stack.log"

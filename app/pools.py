@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from celery.concurrency import get_implementation
+from celery.platforms import IS_WINDOWS
 from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
 
 from app.limits import DOCS, Limit, Limits
@@ -257,6 +258,12 @@ def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
     pool = row(chosen(conf, options))
     if pool is None:
         return
+    if pool.has_children and IS_WINDOWS:
+        others = ", ".join(name for name, one in POOLS.items() if not one.has_children)
+        refuse(
+            f"pool {pool.name} does not run on Windows, where its tasks would fail with `not enough values to unpack "
+            f"(expected 3, got 0)`; choose one of {others} by --pool or POOL= (docs/pools.md)"
+        )
     if pool.sockets_patched and not pool.sockets_patched():
         refuse(f"pool {pool.name} was chosen too late to patch the sockets; name it on the command line: --pool {pool.name}")
     for name, file in ((name, options.get(name)) for name in FILES):

@@ -9,9 +9,9 @@ Source: celery/concurrency/asynpool.py 5.7.0, ResultHandler._make_process_result
 import errno
 import os
 import pickle
+import select
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from select import PIPE_BUF
 from struct import unpack_from
 from typing import Any
 
@@ -26,6 +26,7 @@ UNAVAIL = (errno.EAGAIN, errno.EINTR)
 #: Read at once, in bytes.
 AHEAD = 65_536
 _LENGTH = 4
+PIPE_BUF: int = getattr(select, "PIPE_BUF", 0)  # none on Windows, where there is no prefork
 
 
 def in_one_write(job: Any) -> None:

@@ -4,6 +4,7 @@ Names are Celery's own settings in capitals (TIMEZONE, TASK_TIME_LIMIT …); BRO
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ class Profile:
             log_format=choose("LOG_FORMAT", value("LOG_FORMAT", "text"), LOG_FORMATS),
             data_dir=Path(value("DATA_DIR", ".kit/data")).resolve(),
             publish_timeout=whole_number("PUBLISH_TIMEOUT", value("PUBLISH_TIMEOUT", "10"), 1, 3_600, "seconds"),
-            spool=Path(value("SPOOL", "")).resolve() if environ.get("SPOOL") else None,
+            spool=_spool(value("SPOOL", "")),
             spool_most=whole_number("SPOOL_MOST", value("SPOOL_MOST", "10000"), 1, 10_000_000, "tasks"),
             once_url=_once_url(value("ONCE_URL", "")),
         )
@@ -199,6 +200,12 @@ def _once_url(given: str) -> str | None:
         schemes = sorted({scheme for backend in BACKENDS.values() if backend.claims for scheme in backend.schemes})
         choose("the scheme of ONCE_URL", given.partition(":")[0].partition("+")[0], schemes)
     return given or None
+
+
+def _spool(given: str) -> Path | None:
+    if given and sys.platform == "win32":
+        refuse("SPOOL cannot be had on Windows: its file locks are those of Linux and macOS (docs/pools.md); leave it out")
+    return Path(given).resolve() if given else None
 
 
 def _timezone(name: str) -> str:

@@ -16,6 +16,16 @@ def refuse(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+class Absent:
+    """Stands in for a module that this system does not have; whoever needs it is refused. `what`: that which does."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __getattr__(self, name: str) -> NoReturn:
+        refuse(f"{self.what} needs file locks of Linux or macOS, which Windows does not have (docs/pools.md)")
+
+
 def choose(what: str, given: str, allowed: Iterable[str]) -> str:
     """Give `given` back if it is one of `allowed`; refuse it otherwise. `what` names it, as the user typed it."""
     allowed = list(allowed)

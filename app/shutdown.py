@@ -35,6 +35,8 @@ def _begins(**_: Any) -> None:
 
 
 def _limit(sig: str, how: str, **_: Any) -> None:
+    if not hasattr(signal, "setitimer"):  # Windows, where no signal tells a process to end within a grace
+        return
     if sig == "SIGTERM" and how == "Warm" and signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None):
         grace = stop_grace()
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGQUIT))

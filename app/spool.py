@@ -7,7 +7,6 @@ app accepts, or one that cannot be sent, is moved aside and keeps none of the ot
 """
 
 import base64
-import fcntl
 import json
 import logging
 import math
@@ -29,6 +28,12 @@ from kombu.utils.uuid import uuid
 
 from app.brokers.contract import RefusedError, UnroutedError
 from app.files import NotOursError, private, read_ours
+from app.refusal import Absent
+
+try:
+    import fcntl
+except ImportError:  # app/profile.py has refused SPOOL by then
+    fcntl: Any = Absent("SPOOL")  # type: ignore[no-redef]
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ def _take_over(sender: Any, **_: Any) -> None:
 
     def stop(_: int, frame: Any) -> None:
         sleeping = frame is not None and frame.f_code is Service.start.__code__  # nothing of a round is below it
-        if sleeping or sender._is_shutdown.is_set():
+        if sleeping or sender._is_shutdown.is_set() or not hasattr(signal, "setitimer"):  # Windows has none
             raise SystemExit
         sender._is_shutdown.set()
         signal.signal(signal.SIGALRM, at_once)

@@ -12,14 +12,18 @@ does not answer is not told goodbye: py-amqp waits for its answer to that withou
 tests/unit/test_dead_connection.py passes without it.
 """
 
-import fcntl
-import termios
 from importlib import import_module
 from struct import unpack
 from time import monotonic
 from typing import Any
 
 from app.signals import celeryd_init
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows: the connection is given up as py-amqp does
+    fcntl = termios = None  # type: ignore[assignment]
 
 #: Seconds of silence after which the broker is asked, and that it has for its answer.
 SILENCE, ANSWER = 4.0, 5.0
@@ -29,7 +33,8 @@ BEATS = 2.0
 
 def connect() -> None:
     """Have every worker look in this way."""
-    celeryd_init.connect(_patch, weak=False)
+    if fcntl:
+        celeryd_init.connect(_patch, weak=False)
 
 
 def _patch(**_: Any) -> None:

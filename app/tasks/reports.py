@@ -109,7 +109,8 @@ def _begin_anew() -> None:
     _writer.cache_clear()
 
 
-os.register_at_fork(after_in_child=_begin_anew)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _of_day(number: int) -> int:
