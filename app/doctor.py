@@ -20,6 +20,7 @@ from typing import Any
 from app.docker import EngineSilentError, ask, last_line, port_holder
 from app.facts import Member, Server
 from app.files import private
+from app.spool import OURS
 from app.status import Snapshot, snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +117,7 @@ def spool(_: Scene) -> Found:
     folder = Path(os.environ.get("SPOOL") or os.devnull)
     if folder.is_dir():
         try:
-            private(folder)
+            private(folder, OURS)
         except OSError as error:
             yield f"SPOOL={folder} cannot be used: {error.strerror}", "a folder of this user's own, mode 0700"
         if bad := sorted(path.name for path in folder.glob("*.bad")):

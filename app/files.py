@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from app.profile import of_an_app
@@ -25,14 +26,19 @@ class NotOursError(PermissionError):
         super().__init__(errno.EPERM, why, str(path))
 
 
-def private(folder: Path) -> None:
-    """Make a folder that nobody else can look into, or take one that is there. Raises NotOursError, OSError."""
+def private(folder: Path, ours: Collection[str]) -> None:
+    """Make a folder that nobody else can look into, or take one that is there. Raises NotOursError, OSError.
+
+    `ours`: how the names of what we put there end. A folder that holds anything else is the user's, and keeps its mode.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode):
         raise NotOursError("it is no folder, or a link to one: name the folder itself", folder)
     _check_ours(about, folder)
     if about.st_mode & 0o077:
+        if other := next((one.name for one in os.scandir(folder) if not one.name.endswith(tuple(ours))), None):
+            raise NotOursError(f"others can look into it, and it holds {other}: name a folder of its own", folder)
         folder.chmod(0o700)
 
 

@@ -47,6 +47,7 @@ TRIES = 5
 KINDS: dict[str, type] = {"name": str, "task_id": str, "args": list, "kwargs": dict, "options": dict}
 PLACE = ("queue", "exchange", "routing_key")
 TASK, BAD = ".task", ".bad"
+OURS = (TASK, BAD, ".draft", "lock")
 #: Errors that say nothing about the task.
 AWAY = (OperationalError, ConnectionError, LimitExceeded)
 
@@ -69,7 +70,7 @@ class Spool:
     """
 
     def __init__(self, directory: Path, most: int, accept: Collection[str]) -> None:
-        private(directory)
+        private(directory, OURS)
         self.directory, self.most, self.accept = directory, most, accept
         self._numbers = count()
         self._tries: Counter[str] = Counter()

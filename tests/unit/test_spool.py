@@ -100,6 +100,15 @@ def test_a_spool_is_its_owners_alone(app: Any, folder: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in folder.glob("*.task")} == {0o600}
 
 
+def test_a_folder_that_holds_other_things_keeps_its_mode(app: Any, folder: Path) -> None:
+    """What the kit has not made it does not close to others: the system's configuration, say."""
+    folder.mkdir(mode=0o755)
+    (folder / "passwd").touch()
+    with pytest.raises(PermissionError, match="it holds passwd: name a folder of its own"):
+        app.send_task("some.task")
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
 def test_a_folder_that_others_may_write_to_is_refused(app: Any, folder: Path, mode: int) -> None:
     """A folder from which files are executed is this user's alone, or is not used."""
