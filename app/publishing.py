@@ -27,6 +27,7 @@ from app import correlation, engine
 from app.brokers import Queues, room
 from app.brokers.contract import Part, RefusedError, UnroutedError
 from app.defaults import transport_options as own_options
+from app.fixes import broadcast
 
 T = TypeVar("T")
 PLAIN = (int, float, bool, type(None))
@@ -208,10 +209,15 @@ class AMQP(CelerysAMQP):  # type: ignore[misc]
 
     @cached_property
     def send_task_message(self) -> Callable[..., Any]:
-        """Celery's, with the headers of app/correlation.py."""
+        """Celery's, with the headers of app/correlation.py, and the exchanges of app/fixes/broadcast.py."""
         send = self._create_task_sender()
 
         def send_task_message(producer: Any, name: str, message: Any, headers: Any = None, **options: Any) -> Any:
+            if options.get("declare") is None:
+                queue = options.get("queue")
+                queue = self.queues[queue] if isinstance(queue, str) else queue
+                if known := broadcast.exchanges(self.queues.values(), queue, options.get("exchange")):
+                    options["declare"] = known
             return send(producer, name, message, headers=correlation.named(headers), **options)
 
         return send_task_message

@@ -29,6 +29,7 @@ from app.bell import Bell
 from app.brokers import redis_dead
 from app.brokers.redis_fetch import LOOK_AGAIN, Fetcher
 from app.commit import commit
+from app.fixes.broadcast import Fanouts
 from app.fixes.failed_ack import FreedPlace
 from app.fixes.redis_restart import RememberAddress
 from app.fixes.server_clock import ServerClock
@@ -84,7 +85,7 @@ class QoS(FreedPlace, ServerClock, redis_dead.QoS):
         super().restore_unacked_once(stderr)
 
 
-class Channel(RememberAddress, redis_dead.Channel):
+class Channel(Fanouts, RememberAddress, redis_dead.Channel):
     QoS = QoS
     #: Those that are read, the most urgent first.
     priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu
