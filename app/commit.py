@@ -15,9 +15,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from celery import Celery, states
+
+from app.interrupt import unbroken
 
 logger = logging.getLogger(__name__)
 
@@ -278,6 +281,7 @@ class Commit:
             self._after.add(send)
         return gathers
 
+    @unbroken
     def flush(self) -> None:
         """Write the group, then send its acknowledgements. Raises, and keeps both, where it cannot be written."""
         me = threading.get_ident()
@@ -338,12 +342,12 @@ class Commit:
 
     def _send(self, acks: list[Callable[[], None]]) -> None:
         self._sending = True
-        for send in acks:
-            _call(send)
-        self._sending = False
-        after, self._after = self._after, set()
-        for send in after:
-            _call(send)
+        try:
+            _call_all(acks)
+        finally:
+            self._sending = False
+            after, self._after = self._after, set()
+            _call_all(after)
 
     def _watch(self) -> None:
         """Write what has grown old: whoever else would may be busy with a long task."""
@@ -367,11 +371,23 @@ class Commit:
                 self._try()
 
 
-def _call(send: Callable[[], None]) -> None:
-    try:
-        send()
-    except Exception:  # its connection is gone, and the broker delivers the message again
-        logger.exception("A message could not be acknowledged")
+def _call_all(sends: Iterable[Callable[[], None]]) -> None:
+    """Call each of them, whatever one raises: the others are other tasks'. Raises what is no Exception, in the end."""
+    struck: list[Callable[[], None]] = []
+    raised: BaseException | None = None
+    for send in sends:
+        try:
+            send()
+        except Exception:  # its connection is gone, and the broker delivers the message again
+            logger.exception("A message could not be acknowledged")
+        except BaseException as error:  # such as a time limit's, of the task that runs in this greenlet
+            struck.append(send)
+            raised = error
+    for send in struck:  # it acknowledges once, and may have come to that
+        with suppress(BaseException):
+            send()
+    if raised:
+        raise raised
 
 
 #: This process's.

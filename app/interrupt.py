@@ -11,9 +11,10 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from time import monotonic, sleep
-from types import FrameType, TracebackType
-from typing import Any
+from types import CodeType, FrameType, TracebackType
+from typing import Any, TypeVar
 
 #: Seconds between two looks at who is late, while there are tasks.
 EVERY = 0.1
@@ -23,6 +24,17 @@ SIGNAL: Any = getattr(signal, "SIGVTALRM", None)
 #: taken for good: a log handler's lock, before Python 3.13, and then every thread of the process stands still. An exception
 #: that is due waits for the next look. Source: https://github.com/python/cpython/issues/106238.
 HANDS_OVER = ("acquire", "__enter__", "release", "__exit__")
+#: Functions that are worked off to their end, whatever they call: what they do is for other tasks than the one that is late.
+UNBROKEN: set[CodeType] = set()
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def unbroken(function: Function) -> Function:
+    """A function in whose midst no exception is raised: one that is due waits for its end."""
+    UNBROKEN.add(function.__code__)
+    return function
 
 
 class Interrupt:
@@ -102,7 +114,7 @@ class Watch:
 
     def _strike(self, one: Interrupt) -> None:
         with self._striking:
-            if _hands_over(one.thread) or not self.remove(one):
+            if _must_wait(one.thread) or not self.remove(one):
                 return  # at the next look, or never
             one.pending = False
             if one.thread == self.main:
@@ -117,10 +129,14 @@ class Watch:
             raise self._struck.popleft().exception
 
 
-def _hands_over(thread: int) -> bool:
+def _must_wait(thread: int) -> bool:
     """Where a thread is seen, there the exception reaches it: this one holds the interpreter's lock until it is set."""
     frame = sys._current_frames().get(thread)
-    return frame is not None and frame.f_code.co_name in HANDS_OVER
+    if frame is not None and frame.f_code.co_name in HANDS_OVER:
+        return True
+    while frame is not None and frame.f_code not in UNBROKEN:
+        frame = frame.f_back
+    return frame is not None
 
 
 watch = Watch()

@@ -50,7 +50,10 @@ from app.fixes import (
 )
 
 #: By name, for producers need no worker.
-STEPS = [f"app.{module}:Step" for module in ("commit_worker", "lane", "expiry", "lifeline", "terminate", "time_limits")]
+STEPS = [
+    f"app.{module}:Step"
+    for module in ("commit_worker", "lane", "expiry", "lifeline", "terminate", "time_limits", "fixes.raised_in_process")
+]
 #: Each has the workers of the kit's apps, or their beat, begin in its way.
 AT_THE_BEGIN = (
     pools, pace, prefork_pipes, add_consumer, time_limit, vitals, beat_stop, cancelled_timers, cold_shutdown, prefork_flush,

@@ -74,7 +74,8 @@ class Step(bootsteps.StartStopStep):
     """Has a worker's pool keep to the limits, where its row names how."""
 
     label = "Time limits"
-    requires = ("celery.worker.consumer.connection:Connection",)
+    # Its wrapper is the outer one: a limit that ends a task is none of its errors.
+    requires = ("celery.worker.consumer.connection:Connection", "app.fixes.raised_in_process:Step")
 
     def create(self, parent: Any) -> None:
         pool = row(parent.pool)

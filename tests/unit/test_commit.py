@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -13,6 +14,8 @@ from celery.app.trace import fast_trace_task
 
 from app import commit, commit_child, commit_worker
 from app.commit import COUNT, Commit, Write
+from app.interrupt import Interrupt, watch
+from app.time_limits import Late
 from tests.wait import until
 
 
@@ -259,6 +262,69 @@ def test_one_failing_acknowledgement_does_not_stop_the_others(group: Commit, ser
     group.ack(server.ack("b"))
     group.flush()
     assert server.seen == ["ack b"]
+
+
+def test_what_strikes_in_the_midst_of_an_acknowledgement_stops_no_other(group: Commit, server: Server) -> None:
+    """A loop over what belongs to many tasks goes on to its end, whatever is raised in one of them, and is no Exception."""
+    strikes, sent = [SystemExit("of the task that runs here")], server.ack("all")
+
+    def struck() -> None:
+        assert group.gather(sent)
+        if strikes:
+            raise strikes.pop()
+        server.ack("a")()
+
+    group.result(write("a"))
+    group.ack(struck)
+    group.ack(server.ack("b"))
+    with pytest.raises(SystemExit):
+        group.flush()
+    assert server.seen == ["a:SUCCESS", "ack b", "ack a", "ack all"]
+    end(group, server, "c")
+    group.flush()
+    assert server.seen[4:] == ["c:SUCCESS", "ack c"]
+
+
+@pytest.mark.parametrize("place", [threading.main_thread, threading.Thread])
+def test_no_time_limit_strikes_while_a_thread_writes_for_others(server: Server, busy: set[str], place: Any) -> None:
+    """A late task's own thread may have others' results and acknowledgements in its hands: it works them off first."""
+    begun, go_on, found = threading.Event(), threading.Event(), list[str]()
+
+    def slowly(writes: list[Write]) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        server.store(writes)
+
+    def late() -> None:
+        with suppress(Late), Interrupt(0.0, Late()):
+            mine.result(write("a"))
+            mine.ack(server.ack("a"))
+            mine.flush()
+            found.append("is written")
+            while True:
+                threading.Event().wait(0.01)  # a step of the task
+
+    mine = Commit()
+    mine.start(slowly, busy.__len__)
+
+    def look() -> None:
+        assert begun.wait(30)
+        (one,) = watch.running
+        for _ in range(3):
+            watch._strike(one)
+        assert one.pending
+        go_on.set()
+
+    looks = threading.Thread(target=look)
+    looks.start()
+    if place is threading.main_thread:
+        late()
+    else:
+        thread = threading.Thread(target=late)
+        thread.start()
+        thread.join()
+    looks.join()
+    assert (found, server.seen) == (["is written"], ["a:SUCCESS", "ack a"])
 
 
 def test_a_transport_is_called_once_after_a_groups_acknowledgements(group: Commit, server: Server) -> None:
