@@ -12,6 +12,7 @@ from celery.result import AsyncResult
 from kombu.utils.uuid import uuid
 
 from app import app
+from app.brokers import explained
 from app.bulk import Call, NotAllSentError, Sender, calls
 from app.facts import address
 from app.refusal import choose, refuse
@@ -94,6 +95,8 @@ def _send(given: argparse.Namespace) -> None:
                 show(result, given.wait)
     except (OperationalError, ConnectionError) as error:
         _away(error)
+    except app.connection().channel_errors as error:
+        refuse(explained(app, error) or f"the broker refuses the task: {error}")
     except OSError as error:
         _unusable(error)
     if app.spooled and app.spooled.spool.names():

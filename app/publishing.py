@@ -72,6 +72,8 @@ class Producer(KombuProducer):
     bound: Callable[[Any, float], None] | None = None
     #: How a message like others is published, if there is a way: the same.
     like: Callable[[Any, Part, float], None] | None = None
+    #: What a refused declaration means: the same.
+    explain: Callable[[BaseException], str | None] | None = None
 
     def publish(  # type: ignore[override]  # kombu spells the options out
         self, body: Any, retry: bool = False, retry_policy: Any = None, **options: Any
@@ -112,6 +114,8 @@ class Producer(KombuProducer):
                 connection: Any = self.connection
                 errors = (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors, OperationalError)
                 if not isinstance(error, errors):
+                    if self.explain and (why := self.explain(error)):
+                        error.add_note(f"celery-kit: {why}")
                     raise
                 connection.collect()
                 if not isinstance(error, (UnroutedError, *connection.recoverable_channel_errors)):
@@ -237,7 +241,7 @@ class AMQP(CelerysAMQP):  # type: ignore[misc]
             broker = room(conf.broker_write_url)
             patience = float(conf.get("publish_timeout", Producer.patience))
             more: dict[str, Any] = {"patience": patience, "share": patience / max(1, len(connection.alt))}
-            for name in ("bound", "like"):
+            for name in ("bound", "like", "explain"):
                 if step := getattr(broker, name, None):
                     more[name] = staticmethod(step)
             limit = self.app.pool.limit  # asking for it also has Celery let go of this pool in a forked child

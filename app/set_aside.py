@@ -6,6 +6,7 @@ breaks the worker's own code; and what a task rejects without requeue. Plain Cel
 end its worker. Where they are kept is the broker's affair (`app/brokers/`).
 """
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha1
@@ -19,8 +20,12 @@ from celery.utils.log import get_logger
 from app import brokers
 from app.brokers.contract import DELIVERIES, DeadLetter
 from app.profile import max_deliveries
+from app.refusal import refuse
 
 logger = get_logger(__name__)
+#: Answers to a declaration that can be another at the next try: a queue's node is down, somebody holds it alone. And for how
+#: long they are waited for, in seconds: a worker tries again at once.
+PASSING, PASSING_SECONDS = (404, 405), 60.0
 #: What a message of the wrong shape raises in Celery's own code, beside what Celery itself catches.
 OF_THE_MESSAGE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -37,6 +42,9 @@ class SetAside(bootsteps.StartStopStep):
         if broker is None or broker.dead_letters is None:  # one that the kit has no room for
             logger.warning("the kit keeps no dead letters on this broker: what cannot be run is dropped (docs/brokers.md)")
             return
+        if broker.explain:
+            lost = self.ending(parent, broker.explain, parent.on_connection_error_after_connected)
+            parent.on_connection_error_after_connected = lost
         self.limit = max_deliveries()
         self.letters = broker.dead_letters
         parent.on_decode_error = self.before(parent, parent.on_decode_error, "cannot be decoded")
@@ -47,6 +55,30 @@ class SetAside(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         self.letters.prepare(parent.app)
+
+    def ending(
+        self, parent: Any, explain: Callable[[BaseException], str | None], celerys: Callable[[Exception], None]
+    ) -> Callable[[Exception], None]:
+        """Celery's handler of a lost connection, but for an answer that would come again at each try: that ends the worker.
+
+        A queue that somebody had it consume from meanwhile does not: the worker goes on without that.
+        """
+        first: dict[str, float] = {}
+        queues = parent.app.amqp.queues
+        own = set(queues.consume_from)
+
+        def lost(error: Exception) -> None:
+            why = explain(error)
+            passing = why and error.reply_code in PASSING  # type: ignore[attr-defined]
+            if why and (not passing or time.monotonic() - first.setdefault(why, time.monotonic()) > PASSING_SECONDS):
+                added = [name for name, queue in queues.consume_from.items() if name not in own and _names(error, queue)]
+                if not added:
+                    refuse(why)
+                queues.deselect(added)
+                logger.error("%s is not consumed: %s", ", ".join(added), why)
+            celerys(error)
+
+        return lost
 
     def before(self, parent: Any, celerys: Callable[..., Any], reason: str) -> Callable[..., Any]:
         """Celery's handler of such a message, called when it is safe."""
@@ -125,6 +157,10 @@ class SetAside(bootsteps.StartStopStep):
         message.ack()
         message.ack = message.reject_log_error = lambda *_args, **_options: None
         logger.error("set aside: %s[%s] of queue %s: %s ('make dead' lists it)", letter.task, letter.id, letter.queue, reason)
+
+
+def _names(error: Exception, queue: Any) -> bool:
+    return any(f"'{name}'" in str(error) for name in (queue.name, queue.exchange.name))
 
 
 def check(message: Any) -> None:

@@ -9,7 +9,7 @@ from app.brokers import embedded, rabbitmq, redis
 from app.brokers.contract import Broker
 from app.brokers.rabbitmq_dead import Queues
 
-__all__ = ["BROKERS", "Broker", "Queues", "let_go", "other_broker", "room", "schemes_of"]
+__all__ = ["BROKERS", "Broker", "Queues", "explained", "let_go", "other_broker", "room", "schemes_of"]
 
 BROKERS: dict[str, Broker] = {room.broker.name: room.broker for room in (rabbitmq, redis, embedded)}
 
@@ -50,3 +50,9 @@ def let_go(connection: Any) -> None:
         broker.let_go(connection)
     connection._transport = connection._connection = connection._default_channel = None
     connection.declared_entities.clear()
+
+
+def explained(app: Any, error: BaseException) -> str | None:
+    """What the broker's room says of its answer to a declaration."""
+    broker = room(app.conf.broker_write_url)
+    return broker.explain(error) if broker and broker.explain else None

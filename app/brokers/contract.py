@@ -165,6 +165,8 @@ class Broker:
     bulk: type[Bulk] | None = None
     #: like(channel, part, seconds) publishes one message that is like its sample, and returns once the broker has it.
     like: Callable[[Any, Part, float], None] | None = None
+    #: explain(error): one line on an answer that a declaration would get again and again, and what mends it; None for others.
+    explain: Callable[[BaseException], str | None] | None = None
     #: What its own variables begin with, and by port of its container the one that says where that is published.
     variables: str | None = None
     ports: Mapping[int, str] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from urllib.parse import quote
 from app.brokers.contract import Broker, Environ
 from app.brokers.rabbitmq_bound import bound
 from app.brokers.rabbitmq_bulk import Bulk, like
-from app.brokers.rabbitmq_dead import BROKER_LIMIT, RabbitmqDeadLetters
+from app.brokers.rabbitmq_dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
 from app.limits import DOCS, Limit
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ broker = Broker(
     },
     delays_tasks=True,
     bound=bound,
+    explain=explain,
     bulk=Bulk,
     like=like,
     let_go=let_go,

@@ -9,6 +9,7 @@ Tasks that expired are not dead: the exchange looks at the reason, and their cop
 last death, not the first: a delayed task has "expired" before, in the queues that delay it.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
@@ -34,6 +35,8 @@ WITH_DEAD_LETTERS = {
     "x-overflow": "reject-publish",
 }
 EXPIRED = f"{DEAD}.expired"
+#: Classes of AMQP's methods: exchange, queue.
+DECLARING = (40, 50)
 #: Headers of a dead letter that the task which is sent back has not: what they begin with.
 OURS = (NOTE, DELIVERIES, "x-death", "x-first-death-", "x-last-death-")
 REASONS = {"delivery_limit": "came back too often (the broker's count)", "rejected": "rejected by its task, without requeue"}
@@ -53,15 +56,48 @@ QUEUES = [
 
 
 class Queues(amqp.Queues):
-    """Celery's table of queues, in which every quorum queue names the dead-letter exchange, one of the user's own too.
+    """Celery's table of queues, in which a queue that names no type has that of the setting for missing ones, and every quorum
+    queue names the dead-letter exchange, one of the user's own too.
 
     Producers and workers must declare a queue alike, whatever way it comes to be.
     """
 
     def __setitem__(self, name: str, queue: Queue) -> None:
+        this: Any = self  # the stubs lack it
+        if this.create_missing_queue_type == "quorum" and _may_be_quorum(queue):
+            queue.queue_arguments = {**(queue.queue_arguments or {}), "x-queue-type": "quorum"}
         if queue.queue_arguments and queue.queue_arguments.get("x-queue-type") == "quorum":
             queue.queue_arguments = WITH_DEAD_LETTERS | queue.queue_arguments
         super().__setitem__(name, queue)
+
+
+def _may_be_quorum(queue: Any) -> bool:
+    """It names no type, and nothing that only classic queues have. https://www.rabbitmq.com/docs/quorum-queues#feature-matrix"""
+    classic = {"x-queue-type", "x-max-priority", "x-queue-mode", "x-queue-version", "x-queue-master-locator"}
+    fleeting = queue.exclusive or queue.auto_delete or not queue.durable
+    return not (fleeting or queue.max_priority or classic & set(queue.queue_arguments or ()))
+
+
+#: What an answer to a declaration says, and what mends it. Without an end: the next one is the same.
+UNLIKE = re.compile(r"PRECONDITION_FAILED - inequivalent arg '(?P<what>[^']+)' for (?P<kind>queue|exchange) '(?P<name>[^']*)'")
+MENDS = {
+    "queue": "describe it in task_queues as it is, as in Queue('{name}', queue_arguments={{'x-queue-type': 'classic'}}), "
+    "delete it while it is empty, or give the kit a virtual host of its own (docs/migration.md)",
+    "exchange": "describe it in task_queues as it is, as in Queue('{name}', Exchange('{name}', 'direct')), delete it, "
+    "or give the kit a virtual host of its own (docs/migration.md)",
+    "": "correct what declares it, or the account's rights; 'make doctor' looks at the broker",
+}
+
+
+def explain(error: BaseException) -> str | None:
+    """One line on the broker's answer to a declaration, and what mends it; None for any other error."""
+    method, text = getattr(error, "method_sig", None), getattr(error, "reply_text", None)
+    if not text or not method or method[0] not in DECLARING:
+        return None
+    found = UNLIKE.search(text)
+    about = found.groupdict() if found else {"kind": "", "name": ""}
+    what = f"the {found['kind']} {found['name']!r} is there already, and not as it is declared: {text}" if found else text
+    return f"RabbitMQ refuses what the app declares: {what}; {MENDS[about['kind']].format(**about)}"
 
 
 class RabbitmqDeadLetters:

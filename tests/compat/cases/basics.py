@@ -1,7 +1,10 @@
 """Tasks that every comparison may use."""
 
+import os
 import time
 from typing import Any
+
+from redis import Redis
 
 from tests.compat.side import app
 
@@ -19,3 +22,10 @@ def slow(value: Any, seconds: float = 1.0) -> Any:
 
 def added(x: int, y: int) -> Any:
     return add.delay(x, y).get(timeout=20)
+
+
+@app.task(name="compat.mark")
+def mark(word: str) -> str:
+    """Leave a word on the results server, for a test that sent no message of Celery's making."""
+    Redis.from_url(os.environ["CELERY_RESULT_BACKEND"]).rpush("marks", word)
+    return word

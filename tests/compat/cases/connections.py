@@ -64,3 +64,11 @@ def workers_answer() -> list[str]:
 def claimed() -> list[Any]:
     """What a task gives whose effect happens once, and that is sent twice."""
     return [counted.delay("key").get(timeout=SECONDS) for _ in range(2)]
+
+
+def sent_to(queue: str) -> Any:
+    """What a task gives that is sent to a queue of its own."""
+    try:
+        return add.apply_async((4, 4), queue=queue).get(timeout=SECONDS)
+    except Exception as error:
+        return {"raised": type(error).__name__, "notes": getattr(error, "__notes__", [])}

@@ -1,0 +1,94 @@
+"""Queues of RabbitMQ that users list, or have already: the kit takes them as Celery does, or says in one line what they are."""
+
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kombu import Connection, Exchange, Queue
+
+from tests.compat.conftest import outcomes
+from tests.compat.rig import KIT, SIDES, Place, Side, worker
+from tests.wait import until
+
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(places: Callable[[str], Place]) -> Place:
+    return places("rabbitmq")
+
+
+def declare(place: Place, *queues: Any) -> None:
+    with Connection(place.broker) as connection:
+        for queue in queues:
+            queue(connection.channel()).declare()
+
+
+def ends(side: Side, pool: str) -> tuple[int, list[str]]:
+    """A worker's exit code, and what it says of that."""
+    argv = ("-m", "celery", "-A", "tests.compat.side", "worker", "--pool", pool, "-Q", side.queue, "-l", "INFO", "-c", "2")
+    with side.python(*argv, POOL=pool) as process:
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    assert "Traceback" not in out + err, err
+    return process.returncode, [line for line in (out + err).splitlines() if "celery-kit: RabbitMQ" in line]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("kind", ["classic queue", "direct exchange"])
+def test_a_worker_says_in_one_line_which_queue_is_another(rabbitmq: Place, kind: str, pool: str) -> None:
+    """What the broker refuses once it refuses at each try: the worker ends, and says what to write."""
+    side = Side("fast", rabbitmq)
+    exchange = Exchange(side.queue, "topic" if kind == "classic queue" else "direct")
+    declare(rabbitmq, Queue(side.queue, exchange, side.queue))
+    code, (line,) = ends(side, pool)
+    assert code == 2
+    assert f"the {kind.split()[1]} {side.queue!r} is there already" in line and "task_queues" in line
+
+
+@pytest.mark.parametrize("name", KIT)
+def test_a_queue_that_a_worker_is_told_to_consume_does_not_end_it(rabbitmq: Place, name: str) -> None:
+    """Nor does one that it cannot have keep it from the others."""
+    with worker(name, rabbitmq, "threads") as side:
+        other = f"{side.queue}-other"
+        declare(rabbitmq, Queue(other, Exchange(other, "direct"), other))
+        with side.python("-m", "celery", "-A", "tests.compat.side", "control", "add_consumer", other) as process:
+            process.communicate(timeout=SECONDS)
+        until("the worker has said so", lambda: f"{other} is not consumed" in side.said(), 30)
+        assert side.client("connections:sent") == [2, 3, 4, 5, 6, 7] and side.alive
+
+
+def test_whoever_sends_to_a_queue_that_is_another_is_told_so(rabbitmq: Place) -> None:
+    """The error is Celery's own; the kit adds a note to it, and its command one line."""
+    sides = {name: Side(name, rabbitmq) for name in SIDES}
+    other = f"{sides['fast'].queue}-other"
+    declare(rabbitmq, Queue(other, Exchange(other, "fanout"), other))
+    gave = outcomes(sides, "connections:sent_to", other)
+    assert {name: one["raised"] for name, one in gave.items()} == dict.fromkeys(SIDES, "PreconditionFailed")
+    for name in KIT:
+        (note,) = gave[name]["notes"]
+        assert f"the exchange {other!r} is there already" in note
+    command = ("-m", "tests.compat.cases.tools", "producer", "compat.add", "[1, 2]")
+    with sides["fast"].python(*command, QUEUE=other) as process:
+        _, err = process.communicate(timeout=SECONDS)
+    (line,) = err.splitlines()
+    assert process.returncode == 2 and line.startswith("celery-kit: ") and f"the exchange {other!r} is there already" in line
+
+
+@pytest.mark.parametrize("exchange", [None, "direct"])
+def test_a_queue_that_the_user_lists_is_consumed(rabbitmq: Place, exchange: str | None) -> None:
+    """A queue in task_queues that names no type is the same to producers and workers, with and without a list of the user's."""
+    for name in SIDES:
+        listed = f"listed-{Side(name, rabbitmq).queue}"
+        kind = {"exchange": listed, "exchange_type": exchange, "routing_key": listed} if exchange else {}
+        environ = {"SETTINGS": f'{{"task_queues": {{"{listed}": {str(kind).replace(chr(39), chr(34))}}}}}'}
+        side = Side(name, rabbitmq, environ, queue=listed)
+        try:
+            side.start("threads")
+            assert side.client("connections:sent_to", listed) == 8
+        finally:
+            side.stop()
