@@ -83,6 +83,11 @@ class Container:
     file: str
 
     @property
+    def runs(self) -> bool:
+        """Frozen and restarting ones too."""
+        return self.state in ("running", "paused", "restarting")
+
+    @property
     def owner(self) -> str:
         """Whose stack it is of, in words, and how that is taken down."""
         if self.folder.is_dir():
@@ -143,4 +148,4 @@ def port_holder(number: int) -> str:
 
 def others() -> str:
     """The stacks of other checkouts that run, in words; empty: none."""
-    return "; ".join(sorted({one.owner for one in containers() if one.state == "running" and one.folder != ROOT}))
+    return "; ".join(sorted({one.owner for one in containers() if one.runs and one.folder != ROOT}))

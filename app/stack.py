@@ -154,14 +154,14 @@ class Compose:
     def project(self) -> str:
         """Its name: that of its containers, the running ones first, or the one that they would get."""
         order = _names()
-        mine = sorted(_own(), key=lambda one: (one.state != "running", order.index(one.project)))
+        mine = sorted(_own(), key=lambda one: (not one.runs, order.index(one.project)))
         return mine[0].project if mine else order[0]
 
     def _mine(self) -> list[Container]:
         return [one for one in _own() if one.project == self.project and one.file == (self.file or one.file)]
 
     def running(self) -> bool:
-        return any(one.state == "running" for one in self._mine())
+        return any(one.runs for one in self._mine())
 
     def exists(self) -> bool:
         """Whether there is anything to take down, stopped containers too."""
@@ -187,7 +187,7 @@ class Compose:
         former = not self.data() and any(not one.owner for one in volumes(FORMER_NAME))
         own = _own()
         if theirs := [one for one in containers() if one.project == self.project and one not in own]:
-            refuse(f"{theirs[0].owner} has the name {self.project}; COMPOSE_PROJECT_NAME in .env gives this one another")
+            refuse(f"{theirs[0].owner} has the name {self.project}; give another COMPOSE_PROJECT_NAME")
         environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python()}
         files = ("--project-directory", str(ROOT), "-f", self.file or "")
         shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)

@@ -99,10 +99,26 @@ def test_the_name_in_the_file_of_settings_is_the_stacks(second: Checkout) -> Non
 
 
 def test_a_folder_is_one_checkout_by_whatever_name(second: Checkout, tmp_path: Path) -> None:
-    """Through a symbolic link a checkout is the same; a folder that was moved is told whose stack the old place has."""
+    """Through a symbolic link a checkout is the same one."""
     (tmp_path / "link").symlink_to(second.folder)
     named = Checkout(tmp_path / "link", {**second.environ, "PWD": str(tmp_path / "link")})
     assert asked(named, "project_name()") == asked(second, "project_name()")
+
+
+def test_a_folder_that_was_moved_may_take_its_stack_along(second: Checkout) -> None:
+    """The old place's stack is said to be of a folder that is gone, and is this one's if its name is given."""
+    project = asked(second, "project_name()")
+    words = ("docker", "compose", "-p", project, "-f", "compose.redis.yaml", "up", "--detach", "--no-deps", "broker")
+    assert second.run(*words).returncode == 0
+    moved = Checkout(second.folder.rename(second.folder.with_name("moved")), second.environ)
+    try:
+        said = moved.refusal(moved.make("status"))
+        assert f"the stack {project} of {second.folder}, which is gone ('docker compose -p {project} down' stops it)" in said
+        assert "broker" in moved.make("ps", COMPOSE_PROJECT_NAME=project).stdout
+        done = moved.make("down", "VOLUMES=1", COMPOSE_PROJECT_NAME=project)
+        assert done.stdout == f"stack {project}: stopped; its data is deleted\n"
+    finally:
+        moved.folder.rename(second.folder)
 
 
 def test_the_embedded_stacks_data_alone_goes_where_it_is_meant(first: Checkout) -> None:
@@ -132,12 +148,32 @@ def test_a_terminal_is_asked_before_data_goes(first: Checkout) -> None:
     assert not listed("containers", project) and not listed("volumes", project)
 
 
+@pytest.fixture
+def former() -> None:
+    """Nobody's stack has the name that all had."""
+    if listed("containers", "celery-kit") or listed("volumes", "celery-kit"):
+        pytest.skip("this machine has a stack of the name celery-kit, which no test may touch")
+
+
+@pytest.mark.usefixtures("former")
+def test_data_of_the_time_before_is_named_and_left_alone(second: Checkout) -> None:
+    """Nobody knows whose a volume is that says no owner: it is named, and goes on where its stack's name is given."""
+    labels = ("--label", "com.docker.compose.project=celery-kit", "--label", "com.docker.compose.volume=data")
+    second.run("docker", "volume", "create", *labels, "celery-kit_data")
+    try:
+        up = second.make("up", "BROKER=redis", "POOL=solo")
+        assert "older data: of a stack celery-kit" in up.stdout
+        assert second.make("down", "VOLUMES=1").returncode == 0
+        assert listed("volumes", "celery-kit") == ["celery-kit_data"]
+    finally:
+        second.run("docker", "volume", "rm", "celery-kit_data")
+
+
+@pytest.mark.usefixtures("former")
 @pytest.mark.parametrize("name", ["", "celery-kit"])
 def test_a_stack_that_compose_started_by_itself_is_found(second: Checkout, name: str) -> None:
     """By its folder, whatever its name: Compose takes the folder's, and each was celery-kit before it had one of its own."""
     words = [*(["-p", name] if name else []), "-f", "compose.redis.yaml"]
-    if listed("containers", "celery-kit") or listed("volumes", "celery-kit"):
-        pytest.skip("this machine has a stack of that name, which no test may touch")
     try:
         assert second.run("docker", "compose", *words, "up", "--detach", "--no-deps", "broker").returncode == 0
         assert "broker" in second.make("ps").stdout
