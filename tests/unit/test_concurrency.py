@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import _state
 from celery.utils import sysinfo
 
 from app import Kit
@@ -30,6 +31,8 @@ def one_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER", "redis")
     # Whoever makes a worker says so in Celery's own state, of which the tests after this one would know.
     monkeypatch.setattr("celery._state._task_join_will_block", False)
+    for name in ("default_app", "_tls.current_app"):
+        monkeypatch.setattr(f"celery._state.{name}", vars(_state)["get_current_app"]())
 
 
 def worker(pool: str, conf: dict[str, Any], options: dict[str, Any]) -> Any:
