@@ -40,9 +40,10 @@ def test_a_shared_task_is_the_apps_from_any_thread(sides: dict[str, Side]) -> No
 #: What the environment says, and the app does not: the servers are the app's own settings.
 OTHERWISE = {"redis": {"BROKER": "rabbitmq", "BACKEND": "rpc"}, "rabbitmq": {"BROKER": "embedded", "BACKEND": "rpc"}}
 ASK = """
+import os
 from tests.compat.alone import add, app
 print([add.delay(n, 1).get(timeout=40) for n in range(3)])
-inspect = app.control.inspect(timeout=5)
+inspect = app.control.inspect([os.environ["NODE"]], timeout=10)
 print([(one["consuming"], one["pool"]) for one in inspect._request("vitals").values()])
 """
 
@@ -52,7 +53,7 @@ def test_an_app_by_its_arguments_alone_has_a_whole_kits_worker(place: Place, poo
     """Bootsteps, transports, engine, queues and settings come with the app, whatever the environment's profile says."""
     side = Side("fast", place)
     mine = {"SHOP_BROKER": place.broker, "SHOP_RESULTS": place.results, "CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""}
-    mine |= OTHERWISE[place.name]
+    mine |= OTHERWISE[place.name] | {"NODE": f"{uuid4().hex[:6]}@alone"}
     argv = [
         "-m",
         "celery",
@@ -67,7 +68,7 @@ def test_an_app_by_its_arguments_alone_has_a_whole_kits_worker(place: Place, poo
         "INFO",
         *POOLS[pool].worker_flags,
     ]
-    with side.python(*argv, "-n", f"{uuid4().hex[:6]}@alone", **mine) as worker:
+    with side.python(*argv, "-n", mine["NODE"], **mine) as worker:
         try:
             with side.python("-c", ASK, **mine) as client:
                 said, errors = client.communicate(timeout=60)
