@@ -174,6 +174,10 @@ def check(message: Any) -> None:
         body = message.payload
     except Exception:  # Celery's handler says what is wrong
         return
+    for names in (message.headers, body):  # protocol 1: in the body
+        if isinstance(names, dict) and "task" in names and not isinstance(names.get("id", ""), str):
+            # The task would run, and its result could not be stored under such an id: some pools end.
+            raise TypeError("its id is no text")
     if isinstance(body, list | tuple) and len(body) == 3:
         args, kwargs, embed = body
         if not (isinstance(args, list | tuple) and isinstance(kwargs, dict) and isinstance(embed or {}, dict)):

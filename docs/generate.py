@@ -22,6 +22,7 @@ from app.status import Snapshot
 from bench import report
 from docs import reference
 from docs.reference import table
+from tests.compat.messages import ANYWHERE, REDIS
 from tests.faults.table import FAULTS, Fault
 from tests.faults.trial import QUIET
 from tests.integration.report import SIGNS
@@ -293,9 +294,15 @@ def packages() -> str:
     )
 
 
+def messages() -> str:
+    """What becomes of the messages of other clients."""
+    rows = [(one.what, one.celery, one.kit) for one in ANYWHERE]
+    return table(("message", "plain Celery", "here"), *rows, *((f"Redis: {one.what}", one.celery, one.kit) for one in REDIS))
+
+
 _TABLES = (
     alerts, metrics, pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench,
-    benchmark, choices, packages, speed,
+    benchmark, choices, packages, speed, messages,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{one.__name__: one for one in _TABLES},

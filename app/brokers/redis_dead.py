@@ -44,14 +44,31 @@ class Message(virtual.Message):
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
         try:
             info = payload["properties"]["delivery_info"]
-            fit = isinstance(info["exchange"], str) and isinstance(info["routing_key"], str)
-            if not fit or not isinstance(payload.get("headers") or {}, dict):
-                raise MalformedError("its headers or its address are of the wrong kind")
+            parts = info["exchange"], info["routing_key"], payload["properties"]["delivery_tag"]
+            if not all(isinstance(part, str) for part in parts) or not isinstance(payload.get("headers") or {}, dict):
+                raise MalformedError("its headers, its tag or its address are of the wrong kind")
             super().__init__(payload, channel=channel, **kwargs)
         except MalformedError:
             raise
         except Exception as error:
             raise MalformedError(f"{type(error).__name__}: {error}") from error
+
+
+def addressed(payload: Any, queue: str) -> Any:
+    """An item with an address, where its sender left that out or null: kombu reads it, and goes by it when it is restored."""
+    properties = payload.get("properties")
+    if isinstance(properties, dict):
+        if isinstance(properties.get("delivery_tag"), int):
+            properties["delivery_tag"] = str(properties["delivery_tag"])
+        info = properties.get("delivery_info")
+        if info is None:
+            info = properties["delivery_info"] = {}
+        if isinstance(info, dict):
+            if info.get("exchange") is None:
+                info["exchange"] = ""
+            if info.get("routing_key") is None:
+                info["routing_key"] = queue
+    return payload
 
 
 class QoS(redis.QoS):
@@ -87,13 +104,28 @@ class Channel(redis.Channel):
         except ValueError as error:
             return put_raw(self, item, queue, error)
         try:
-            self.connection._deliver(payload, queue)
+            self.connection._deliver(addressed(payload, queue), queue)
         except MalformedError as error:
             put_raw(self, item, queue, error)
             about = payload.get("properties")
             if isinstance(about, dict) and isinstance(tag := about.get("delivery_tag"), str):
                 qos: Any = self.qos  # which has recorded it already, where that is part of the fetch
                 qos._remove_from_indices(tag).execute()
+
+    def can_deliver(self, item: bytes, queue: str) -> bool:
+        """Whether `deliver_raw` can, of an item that the fetch has not found whole."""
+        try:
+            self.Message(addressed(loads(bytes_to_str(item)), queue), channel=self)
+        except (ValueError, AttributeError):
+            return False
+        return True
+
+    def take_back(self, item: bytes, key: str, to_it: bool = False) -> None:
+        """Take an item of the list `key` that can be delivered from where the fetch has set it aside."""
+        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+            if to_it:
+                pipe.rpush(key, item)
+            pipe.hdel(DEAD, name_of(item)).lrem(f"{self.global_keyprefix}{key}.malformed", 1, item).execute()
 
     def _brpop_read(self: Any, **options: Any) -> bool:  # kombu's own, with deliver_raw
         try:
@@ -149,8 +181,13 @@ def put(channel: Any, message: Any, letter: DeadLetter) -> None:
     _keep(channel, message.delivery_tag, dumps(message._raw).encode(), letter)
 
 
+def name_of(item: bytes) -> str:
+    """What an item that has no tag is called among the dead letters."""
+    return hashlib.sha1(item).hexdigest()[:12]
+
+
 def put_raw(channel: Any, item: bytes, queue: str, error: Exception) -> None:
-    name = hashlib.sha1(item).hexdigest()[:12]
+    name = name_of(item)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     _keep(channel, name, item, DeadLetter(name, "", queue, f"no message: {error}", when, 1))
 

@@ -44,7 +44,7 @@ SLICE = 0.01
 
 #: KEYS: the unacknowledged messages' hash and index, the dead letters' hash, then the lists, `width` of each priority.
 #: ARGV: room (messages), bytes, width, then the acknowledged tags.
-#: Gives pairs of a list's place and a message; the place is negative where the message is none and was set aside.
+#: Gives pairs of a list's place and a message; the place is negative where it is no whole message, and was set aside.
 #: Where even that fails it waits beside its list: app/brokers/redis_dead.py, collect.
 #: A message is recorded with the server's time, as in app/fixes/server_clock.py.
 #: Its tag stands in its properties, at its end: decoding one of 1 MB would hold the server up for 10 ms.
@@ -69,8 +69,8 @@ local function properties(message)
   until not last
   local found = start and decode(string.sub(tail, start, -2))
   if not found or not found.delivery_tag then found = (decode(message) or {}).properties end
-  local whole = type(found) == 'table' and type(found.delivery_tag) == 'string' and type(found.delivery_info) == 'table'
-  return whole and found
+  local to = type(found) == 'table' and type(found.delivery_tag) == 'string' and found.delivery_info
+  return type(to) == 'table' and type(to.exchange) == 'string' and type(to.routing_key) == 'string' and found
 end
 local found, records, scores = {}, {}, {}
 local function take(place)
@@ -128,6 +128,8 @@ class Fetcher:
         self.acks = ACKS[channel.connection.client.as_uri(), channel.unacked_key]
         #: Recorded as unacknowledged, and not handed over yet: queue, message.
         self.ready: deque[tuple[str, bytes]] = deque()
+        #: Items that the script has not recorded, and the lists that they are from.
+        self._odd: dict[bytes, str] = {}
         self._moved_at = 0.0  # when the last of them came or went
         self._loop: int | None = None
         self._socket: Any = None  # the one that is set up
@@ -246,6 +248,10 @@ class Fetcher:
                 self._send(now)
 
     def _deliver(self, queue: str, raw: bytes) -> None:
+        if self._odd and raw in self._odd:
+            self.channel.deliver_raw(raw, queue)  # by kombu's way, which records it
+            self.channel.take_back(raw, self._odd.pop(raw))
+            return
         try:
             message = parse(raw.decode())
         except ValueError as error:  # the script has read it, Python cannot
@@ -318,6 +324,9 @@ class Fetcher:
         for place, message in zip(answer[::2], answer[1::2], strict=True):
             queue = self._queues[(abs(place) - 1) % len(self._queues)]
             if place > 0:
+                self.ready.append((queue, message))
+            elif self.channel.can_deliver(message, queue):
+                self._odd[message] = self._lists[-place - 1]
                 self.ready.append((queue, message))
             else:
                 log.error("set aside: an item of queue %s that is no message ('make dead' lists it)", queue)
@@ -393,6 +402,9 @@ class Fetcher:
         self.channel.counts_deliveries = False  # nobody has seen them
         while self.ready:  # the last goes first: each becomes the next one of its list
             queue, raw = self.ready.pop()
+            if self._odd and raw in self._odd:
+                self.channel.take_back(raw, self._odd.pop(raw), to_it=True)
+                continue
             try:
                 self.channel.qos.restore_by_tag(parse(raw.decode())["properties"]["delivery_tag"])
             except ValueError as error:
