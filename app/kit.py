@@ -52,7 +52,16 @@ from app.fixes import (
 #: By name, for producers need no worker.
 STEPS = [
     f"app.{module}:Step"
-    for module in ("commit_worker", "lane", "expiry", "lifeline", "terminate", "time_limits", "fixes.raised_in_process")
+    for module in (
+        "brokers.rabbitmq_expired",
+        "commit_worker",
+        "lane",
+        "expiry",
+        "lifeline",
+        "terminate",
+        "time_limits",
+        "fixes.raised_in_process",
+    )
 ]
 #: Each has the workers of the kit's apps, or their beat, begin in its way.
 AT_THE_BEGIN = (

@@ -81,11 +81,6 @@ broker = Broker(
     variables="RABBITMQ_",
     ports={15672: "RABBITMQ_MANAGEMENT_PORT"},
     limits={
-        "expires": Limit(
-            "differently",
-            "the broker drops the message once it has expired: no worker sees it, and its state stays PENDING",
-            "celery/app/base.py, send_task: expiration; seen by this test",
-        ),
         "priority": Limit(
             "differently",
             "two levels, above 4 and the others, each in the order of sending; of three tasks one is from the lower level",

@@ -5,8 +5,9 @@ rejected, and what came back more often than any worker lets it: a message that 
 The queues' arguments say so, not a policy: that needs an administrator's rights on the broker, and without one a task would be
 dropped silently. Arguments cannot change once a queue is there (406), so none of these follows from what a user can set.
 
-Tasks that expired are not dead: the exchange looks at the reason, and their copy goes into a queue of no length. Reason of the
-last death, not the first: a delayed task has "expired" before, in the queues that delay it.
+Tasks that expired are not dead: the exchange looks at the reason, and their copy goes to those that tell who waits for them
+(`rabbitmq_expired.py`). Reason of the last death, not the first: a delayed task has "expired" before, in the queues that delay
+it.
 """
 
 import re
@@ -34,7 +35,9 @@ WITH_DEAD_LETTERS = {
     "x-dead-letter-strategy": "at-least-once",
     "x-overflow": "reject-publish",
 }
-EXPIRED = f"{DEAD}.expired"
+#: The copies of expired tasks: the latest, as many as may be held, where no worker takes them.
+EXPIRED = f"{DEAD}.revoked"
+HELD = {"x-max-length": 100_000, "x-max-length-bytes": 64 * 1024 * 1024}
 #: Classes of AMQP's methods: exchange, queue.
 DECLARING = (40, 50)
 #: Headers of a dead letter that the task which is sent back has not: what they begin with.
@@ -51,7 +54,7 @@ def _bound(name: str, reason: str, arguments: Mapping[str, Any]) -> Queue:
 QUEUES = [
     # No limit: to look at a letter counts as a delivery.
     *(_bound(DEAD, reason, {"x-queue-type": "quorum", "x-delivery-limit": -1}) for reason in REASONS),
-    _bound(EXPIRED, "expired", {"x-max-length": 0}),
+    (REVOKED := _bound(EXPIRED, "expired", HELD)),
 ]
 
 

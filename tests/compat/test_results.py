@@ -55,3 +55,26 @@ def test_who_gives_up_takes_nothing_from_others(served: dict[str, Side], tmp_pat
     """What somebody else waits for, or is to be called for, is still listened for."""
     for name in KIT:
         assert served[name].client(f"results:{function}", str(tmp_path / name)) == [0]
+
+
+@pytest.mark.parametrize("served", ["rabbitmq", "rabbitmq-rpc"], indirect=True)
+def test_who_waits_for_an_expired_task_hears_of_it(served: dict[str, Side]) -> None:
+    """What the broker drops by itself has an end, too, where plain Celery's `get()` without a timeout never ends."""
+    assert outcomes(served, "results:expired") == {
+        CELERY: ["TimeoutError", "PENDING"],
+        **{name: ["TaskRevokedError", "REVOKED"] for name in KIT},
+    }
+
+
+@pytest.mark.parametrize("served", ["rabbitmq"], indirect=True)
+def test_a_chord_of_expired_tasks_ends(served: dict[str, Side]) -> None:
+    """The same for who waits for it indirectly."""
+    for name in KIT:
+        assert served[name].client("results:expired", 2)[0] in ("TaskRevokedError", "ChordError")  # a member's, or its own
+
+
+@pytest.mark.parametrize("served", ["rabbitmq"], indirect=True)
+def test_many_that_expire_together(served: dict[str, Side]) -> None:
+    """More of them than a worker holds at once are taken one after another, and tasks go on."""
+    for name in KIT:
+        assert served[name].client("results:many_expired", 60) == [["REVOKED"], [2]]

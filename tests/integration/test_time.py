@@ -91,6 +91,10 @@ def test_eta_holds_nothing_back(cell: Cell) -> None:
     assert not any(one.ready() for one in late)
 
 
+@pytest.mark.by_kit(
+    [one for one in COMBINATIONS if one.broker.delays_tasks],
+    "the broker drops the message, and the state stays PENDING: app/brokers/rabbitmq_expired.py",
+)
 def test_expires(cell: Cell) -> None:
     """A task that waited in its queue beyond its expiry never runs; its state is REVOKED."""
     cell.running.worker("single")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from celery import group
+from celery import chord, group
+from celery.exceptions import ChordError, TaskRevokedError
 from celery.exceptions import TimeoutError as NoResult
 
 from tests.compat.cases.basics import add
@@ -162,3 +163,24 @@ def gives_up_what_is_to_be_called(path: str) -> Any:
     while not called and time.monotonic() < deadline:
         _values([add.delay(1, 1)])  # a wait hears of all that is listened for
     return called
+
+
+def expired(members: int = 0) -> Any:
+    """A task that expires in a queue that nobody consumes; `members`: a chord of such."""
+    options = {"queue": f"nobody-{uuid4().hex[:8]}", "expires": 0.5}
+    result = add.apply_async((1, 1), **options)
+    if members:
+        result = chord([add.s(1, 1).set(**options) for _ in range(members)])(add.si(0, 0))
+    try:
+        return result.get(timeout=PATIENCE)
+    except (NoResult, TaskRevokedError, ChordError) as error:
+        return [type(error).__name__, result.state]
+
+
+def many_expired(tasks: int) -> Any:
+    """The states of tasks that expire together, and the value of one that is sent after them."""
+    options = {"queue": f"nobody-{uuid4().hex[:8]}", "expires": 0.5}
+    sent = [add.apply_async((1, 1), **options) for _ in range(tasks)]
+    for one in sent:
+        one.get(timeout=PATIENCE, propagate=False)
+    return [sorted({one.state for one in sent}), _values([add.delay(1, 1)])]
