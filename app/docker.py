@@ -89,9 +89,9 @@ class Container:
 
     @property
     def owner(self) -> str:
-        """Whose stack it is of, in words, and how that is taken down."""
+        """Whose stack it is of, in words."""
         if self.folder.is_dir():
-            return f"the stack {self.project} of the checkout in {self.folder} ('make down' there stops it)"
+            return f"the stack {self.project} of the checkout in {self.folder}"
         return f"the stack {self.project} of {self.folder}, which is gone ('docker compose -p {self.project} down' stops it)"
 
 
@@ -148,4 +148,5 @@ def port_holder(number: int) -> str:
 
 def others() -> str:
     """The stacks of other checkouts that run, in words; empty: none."""
-    return "; ".join(sorted({one.owner for one in containers() if one.runs and one.folder != ROOT}))
+    found = sorted({one.owner for one in containers() if one.runs and one.folder != ROOT})
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")

@@ -58,7 +58,7 @@ def test_no_command_touches_the_stack_of_another_checkout(first: Checkout, secon
     project = asked(first, "project_name()")
     before = listed("containers", project), listed("volumes", project)
     assert all(before)
-    theirs = f"Not of this checkout: the stack {project} of the checkout in {first.folder}"
+    theirs = f"the stack {project} of the checkout in {first.folder}"
     for command in ("status", "logs", "ps", "dead", "send TASK=mail.send_email", "status BROKER=redis"):
         assert theirs in second.refusal(second.make(*command.split()))
     for words in ((), ("VOLUMES=1",), ("BROKER=redis", "VOLUMES=1")):
