@@ -208,11 +208,27 @@ def test_a_queue_order_of_the_users_own_is_kept(server: Server) -> None:
 def test_the_most_urgent_come_first(server: Server) -> None:
     (queue,) = names()
     with connection(server) as one:
-        for priority in (0, 9, 3, 0, 5):
+        for priority in (0, 9, 3, 0, 7):
             publish(one, queue, priority, priority=priority)
         taken = Taken(one, [queue], prefetch=5)
         taken.settle()
-        assert taken.bodies() == [9, 5, 3, 0, 0]
+        assert taken.bodies() == [9, 7, 3, 0, 0]
+
+
+@pytest.mark.parametrize("engine", ["plain", "fast"])
+def test_what_an_earlier_release_wrote_to_ten_steps_is_taken_too(server: Server, engine: str) -> None:
+    """It was one list a priority: those between kombu's four are read, and no longer written."""
+    (queue,) = names()
+    with connection(server) as one:
+        for priority in (1, 5, 8):
+            publish(one, queue, priority, priority=priority)
+            item: Any
+            (item,) = [item for step in ("", "\x06\x163", "\x06\x166") if (item := server.broker.rpop(f"{queue}{step}"))]
+            server.broker.lpush(f"{queue}\x06\x16{priority}", item)
+    with connection(server, engine) as one:
+        taken = Taken(one, [queue], prefetch=3)
+        taken.drain(partial(taken.has, 3))
+        assert taken.bodies() == [8, 5, 1]
 
 
 def test_a_push_wakes_an_idle_consumer(server: Server) -> None:
