@@ -15,6 +15,9 @@ from app.fixes import delayed_start
 from app.health import Heartbeat
 from tests.wait import until
 
+#: Celery's own, taken while no test has made a worker of the kit yet, which patches them.
+START, BIND = DelayedDelivery.start, vars(DelayedDelivery)["_bind_queues"]
+
 
 class Slow(DelayedDelivery):
     """Celery's step, with a broker that answers when `answers` is set."""
@@ -34,7 +37,7 @@ def consumer(queue_type: str = "quorum") -> Any:
 
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DelayedDelivery, "at_its_leisure", DelayedDelivery.start, raising=False)
+    monkeypatch.setattr(DelayedDelivery, "at_its_leisure", START, raising=False)
     monkeypatch.setattr(DelayedDelivery, "start", delayed_start._start)
 
 
@@ -64,7 +67,7 @@ def test_a_queue_that_a_task_names_meanwhile_does_not_disturb_it(monkeypatch: py
         app.amqp.queues.add(Queue(f"{queue.name}.another"))
 
     monkeypatch.setattr("celery.worker.consumer.delayed_delivery.bind_queue_to_native_delayed_delivery_exchange", bind)
-    make = delayed_start._of_this_moment(vars(DelayedDelivery)["_bind_queues"])
+    make = delayed_start._of_this_moment(BIND)
     make(Slow(), app, None)
     assert bound == ["one", "two"]
     bound.clear()
