@@ -37,9 +37,9 @@ def returning(apply_async: Callable[..., Any], meant: tuple[type[BaseException],
         if error_callback is None:  # no task's
             return apply_async(target, args, callback=callback, **options)
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: Any) -> Any:
             try:
-                return target(*args, **kwargs)
+                return target(*args)
             except meant:
                 raise
             except BaseException:

@@ -15,7 +15,7 @@ from celery.result import allow_join_result
 from tests.compat.side import app
 
 #: So many at once: a worker that has one task stores its result otherwise than one that is busy.
-MANY = 15
+MANY = 8
 
 
 def _until(look: Callable[[], Any], wanted: Any, seconds: float = 15.0) -> Any:
