@@ -73,7 +73,7 @@ test-cost:    ## what a task costs on RabbitMQ, on each pool: AMQP frames, calls
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine/rabbitmq/test_cost.py
 
 test-compat:  ## the kit on either engine beside plain Celery, on each broker and pool: what Celery gives, the kit gives; BROKER= POOL=
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat --reruns 2
 
 test-packages: ## Sentry, OpenTelemetry, Django, celery-batches … on the kit, beside plain Celery (minutes)
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/packages
