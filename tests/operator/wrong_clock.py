@@ -1,4 +1,4 @@
-"""A worker that imports this goes by a clock that is an hour slow; what hands tasks out does so after a second."""
+"""A worker that imports this goes by a clock that began in 1970; what hands tasks out does so after a second."""
 
 from celery.signals import celeryd_after_setup
 
@@ -8,4 +8,4 @@ from app import vitals
 @celeryd_after_setup.connect(weak=False)
 def _wrong(conf: dict[str, dict[str, float]], **_: object) -> None:
     conf["broker_transport_options"]["visibility_timeout"] = 1
-    vitals.clock = lambda: 0.0
+    vitals.clock = lambda: 1.0
