@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from app import Kit
+from app import App
 
 
 def kit(environ: Mapping[str, str], name: str = "of-a-test") -> Any:
     """Its settings are read now; a process of the kit has one app, and reads them once."""
     with patch.dict(os.environ, environ):
-        app = Kit(name, set_as_current=False)
+        app = App(name, set_as_current=False)
         app.config_from_object(SimpleNamespace(**runpy.run_module("app.config")))
         app.conf.finalize()  # type: ignore[attr-defined,unused-ignore]
     return app
