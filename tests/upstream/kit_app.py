@@ -1,7 +1,7 @@
 """A plugin of pytest for Celery's own integration suite: `-p tests.upstream.kit_app`.
 
 The suite asks celery.contrib.testing for its apps, which makes them of the class Celery; where ENGINE says so they are the
-kit's, with the kit's settings under the suite's own. And it has its worker in its own process, where Celery, and so the kit,
+kit's, whose settings lie below the suite's own. And it has its worker in its own process, where Celery, and so the kit,
 leaves the fast trace aside; with SUITE_WORKER=process it has one as users do, `celery -A tests.upstream.worker worker`.
 """
 
@@ -50,19 +50,6 @@ def in_a_process(app: Any) -> Iterator[Any]:
 worker.start_worker = start
 
 if os.environ.get("ENGINE"):
-    from app import Kit, app
+    from app import Kit
 
-    class SuitesApp(Kit):
-        """The kit's app, for the suite."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.config_from_object("app.config")
-            for where, steps in app.steps.items():
-                self.steps[where].update(steps)
-
-        def add_defaults(self, settings: Any) -> None:
-            """What the suite sets wins, as it does where there are no other settings but Celery's."""
-            self.conf.update(settings)
-
-    vars(testing)["Celery"] = SuitesApp
+    vars(testing)["Celery"] = Kit

@@ -131,8 +131,7 @@ def environment(side: Side, pair: str, worker: str, ports: Ports) -> dict[str, s
         "PYTHONPATH": str(ROOT),
     }
     if side.engine:
-        # No URL: in the environment one would win over what a test of the suite sets.
-        environ |= dict(zip(("BROKER", "BACKEND"), pair.split("+"), strict=True)) | {"ENGINE": side.engine}
+        environ["ENGINE"] = side.engine
     return environ
 
 
