@@ -98,7 +98,7 @@ def write(found: Run) -> int:
         "all that a kit's worker has; the servers are those of compose.rabbitmq.yaml. Beside it the suite as it is: on the "
         "same servers, and on the same images without configuration. A process a module; a test that failed was run once more, "
         "alone. The suite's worker is `process`, on prefork in a process of its own, as users have it, or in the tests' own, "
-        "on `prefork`, the suite's own pool, or on `solo`.",
+        "on `prefork`, the suite's own pool, or on `solo`. `-`: not run.",
         "\n".join(_rows(found)),
         "## What ends otherwise, and why",
     ]
