@@ -13,12 +13,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from celery.contrib.testing import app as testing
 from celery.contrib.testing import tasks, worker
 
 start_worker = worker.start_worker
 #: What the suite sets that both processes have to agree on.
 SHARED = ("broker_url", "result_backend", "result_extended", "task_create_missing_queues")
+#: In seconds; a test that has not ended by then hangs. The suite's own is 300, five times over.
+TEST_SECONDS = 60
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that fails is run again by `run.py`, alone; a whole module is not held up by those that hang on some side."""
+    for item in items:
+        item.own_markers = [mark for mark in item.own_markers if mark.name not in ("flaky", "timeout")]
+        item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+        if os.environ.get("AGAIN"):  # some do not ask for the worker that another has started
+            item.fixturenames.insert(0, "celery_session_worker")  # type: ignore[attr-defined]
 
 
 def start(app: Any, *args: Any, **options: Any) -> Any:

@@ -37,6 +37,9 @@ class Run:
     def kept(self) -> dict[str, dict[str, Outcomes]]:
         return json.loads(self.file.read_text()) if self.file.exists() else {}
 
+    def has(self, pair: str, worker: str, side: str, module: str) -> bool:
+        return side in self.kept.get(f"{pair} {worker} {module}", {})
+
     def keep(self, pair: str, worker: str, side: str, module: str, outcomes: Outcomes) -> None:
         with FileLock(self.file.with_suffix(".lock")):
             kept = self.kept
@@ -77,28 +80,29 @@ def differing(found: Run) -> dict[tuple[str, str, str, str], list[str]]:
     return where
 
 
-def reason(test: str, side: str) -> str | None:
+def reason(test: str, side: str, where: str) -> str | None:
     """What a row of the table says of a test that ends otherwise there."""
-    return next((one.why for one in REASONS if side in one.sides and re.search(one.tests, test)), None)
+    fit = (one for one in REASONS if side in one.sides and re.search(one.tests, test) and re.search(one.where, where))
+    return next((one.why for one in fit), None)
 
 
 def write(found: Run) -> int:
     """Write the report; gives how many tests end otherwise and have no reason."""
-    by_reason, unnamed = defaultdict(list), []
-    for (test, side, here, there), where in differing(found).items():
-        line = f"- `{test}`, {COLUMNS[side]}: {here}, {there} on {COLUMNS[AGAINST[side]]} ({', '.join(where)})"
-        if why := reason(test, side):
-            by_reason[why].append(line)
-        else:
-            unnamed.append(line)
+    by_reason: dict[str | None, list[str]] = defaultdict(list)
+    for (test, side, here, there), everywhere in differing(found).items():
+        whys = {where: reason(test, side, where) for where in everywhere}
+        for why in dict.fromkeys(whys.values()):
+            where = ", ".join(where for where in everywhere if whys[where] == why)
+            by_reason[why].append(f"- `{test}`, {COLUMNS[side]}: {here}, {there} on {COLUMNS[AGAINST[side]]} ({where})")
+    unnamed = by_reason.pop(None, [])
     parts = [
         "# Celery's own integration suite with the kit's app",
         f"Celery {CELERY}, kombu {version('kombu')}, redis-py {version('redis')}; `make test-upstream`, "
         f"{datetime.now(UTC):%Y-%m-%d}. The suite's app is of the kit's class, with the kit's settings under the suite's and "
         "all that a kit's worker has; the servers are those of compose.rabbitmq.yaml. Beside it the suite as it is: on the "
-        "same servers, and on the same images without configuration. A process a module; a test that failed was run once more, "
-        "alone. The suite's worker is `process`, on prefork in a process of its own, as users have it, or in the tests' own, "
-        "on `prefork`, the suite's own pool, or on `solo`. `-`: not run.",
+        "same servers, and on the same images without configuration. A process a module; what failed was run once more. "
+        "The suite's worker is `process`, on prefork in a process of its own, as users have it, or in the tests' own, on "
+        "`prefork`, the suite's own pool, or on `solo`. `-`: not run.",
         "\n".join(_rows(found)),
         "## What ends otherwise, and why",
     ]
