@@ -15,3 +15,11 @@ def until(what: str, condition: Callable[[], T], seconds: float = 60.0, every: f
             return answer
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
         time.sleep(every)
+
+
+def settled(look: Callable[[], T], wanted: Callable[[T], bool], seconds: float, every: float = 0.05) -> T:
+    """What `look` gives once that is `wanted`, or after `seconds`: for whoever tells what came instead. `every`: seconds."""
+    deadline = time.monotonic() + seconds
+    while not wanted(seen := look()) and time.monotonic() < deadline:
+        time.sleep(every)
+    return seen

@@ -74,7 +74,8 @@ def test_celery_runs_what_the_table_says(place: Place) -> None:
         until("all have run", lambda: words <= ran(side), SECONDS)
 
 
-@pytest.mark.skipif(bool(os.environ.get("QUICK")), reason="each of them may end its worker: a minute")
+#: Each of these messages ends or hangs a worker of plain Celery, which is then started again: over a minute a broker.
+@pytest.mark.skipif(bool(os.environ.get("QUICK")), reason="about plain Celery alone, and long: `make test-compat` has it")
 def test_celery_runs_nothing_else(place: Place) -> None:
     """What Celery drops it never runs, however its worker ends."""
     waiting = [shape for shape in shapes(place) if shape.celery == DROPPED]

@@ -1,7 +1,6 @@
 """Tasks for every worker that listens: BROADCAST names their queue in the processes that know of it."""
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ from celery.backends.redis import RedisBackend
 from kombu.common import Broadcast
 
 from tests.compat.side import SIDE, app
+from tests.wait import settled
 
 if name := os.environ.get("BROADCAST"):
     app.conf.task_queues = (Broadcast(name),)
@@ -47,10 +47,7 @@ def heard(ways: list[str], to: str, workers: int, times: int = 2) -> Any:
     keys = {f"{way} {number}": f"{to} {way} {number}" for way in ways for number in range(times)}
     for shown, key in keys.items():
         WAYS[shown.rpartition(" ")[0]](key, to)
-    notes, deadline = _notes(), time.monotonic() + 10
-    while time.monotonic() < deadline:
-        found = {shown: notes.scard(key) for shown, key in keys.items()}
-        if set(found.values()) == {workers}:
-            break
-        time.sleep(0.1)
-    return found
+    notes = _notes()
+    return settled(
+        lambda: {shown: notes.scard(key) for shown, key in keys.items()}, lambda found: set(found.values()) == {workers}, 10
+    )

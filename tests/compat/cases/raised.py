@@ -8,10 +8,12 @@ from typing import Any
 
 from tests.compat.cases.basics import add
 from tests.compat.side import app
+from tests.wait import settled
 
 #: More than a worker's places, so that none of them may stay taken.
 MANY = 40
 GIVE_UP = 20.0
+OPEN = ("PENDING", "STARTED")
 
 
 class OwnError(BaseException):
@@ -52,8 +54,8 @@ def ends(*whats: str) -> dict[str, Any]:
         sent = [raises.delay(what) for _ in range(MANY)]
         until = time.monotonic() + GIVE_UP
         for one in sent:
-            while (state := app.AsyncResult(one.id).state) in ("PENDING", "STARTED") and time.monotonic() < until:
-                time.sleep(0.02)  # between two looks
+            look = app.AsyncResult(one.id)
+            settled(lambda look=look: look.state, lambda state: state not in OPEN, until - time.monotonic())  # type: ignore[misc]
         known: dict[str, int] = {}
         for one in sent:
             state, error = one.state, one.result

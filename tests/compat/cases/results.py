@@ -14,6 +14,7 @@ from celery.exceptions import TimeoutError as NoResult
 
 from tests.compat.cases.basics import add
 from tests.compat.side import app
+from tests.wait import until
 
 #: Seconds after which all that has not come counts as lost.
 PATIENCE = 20.0
@@ -80,9 +81,7 @@ def first_on_greenlets() -> Any:
 @app.task(name="compat.when")
 def when(path: str, value: Any) -> Any:
     """Ends once there is such a file."""
-    deadline = time.monotonic() + 50
-    while not Path(path).exists() and time.monotonic() < deadline:
-        time.sleep(0.05)  # the work
+    until("there is such a file", Path(path).exists, 50)
     return value
 
 

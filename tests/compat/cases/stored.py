@@ -1,7 +1,6 @@
 """What a task stores besides its end, and who sees that end."""
 
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from celery.exceptions import Ignore, Reject
 from celery.result import allow_join_result
 
 from tests.compat.side import app
+from tests.wait import settled
 
 #: So many at once: a worker that has one task stores its result otherwise than one that is busy.
 MANY = 8
@@ -20,10 +20,7 @@ MANY = 8
 
 def _until(look: Callable[[], Any], wanted: Any, seconds: float = 15.0) -> Any:
     """What `look` gives, once that is what is wanted, or after so long."""
-    end = time.monotonic() + seconds
-    while (seen := look()) != wanted and time.monotonic() < end:
-        time.sleep(0.02)  # between two looks
-    return seen
+    return settled(look, lambda seen: seen == wanted, seconds)
 
 
 # Other tasks' ends
