@@ -1,6 +1,6 @@
 # What a user types. Every recipe is one line; logic stands in app/ and deploy/, with tests.
 # Knobs: BROKER=embedded|rabbitmq|redis  POOL=prefork|eventlet|gevent|threads|solo  BACKEND=redis|rpc  SCALE=1
-KIT = .venv/bin/python -m app.cli
+KIT = .venv/bin/python -m celery_kit.operate.cli
 PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help

@@ -3,13 +3,13 @@
 `celery -A app …` finds :data:`app` here. Settings: `app/config.py`. Tasks: every module in `app/tasks/`.
 """
 
-from app import patched  # noqa: F401  # first of all
+from celery_kit.worker import early  # noqa: F401  # first of all
 
 # isort: split
 
 from typing import Any
 
-from app.kit import Kit
+from celery_kit.kit import Kit
 
 __all__ = ["Kit", "app"]
 

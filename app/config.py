@@ -1,14 +1,14 @@
 """This app's own settings, in Celery's own names: where its servers are, its tasks, its timetable.
 
-All else that it has is in `app/defaults.py`; what is named here wins. What the user can choose stands in `app/profile.py`.
-Not read before Celery needs a setting.
+All else that it has is in `celery_kit/defaults.py`; what is named here wins. What the user can choose stands in
+`celery_kit/profile.py`. Not read before Celery needs a setting.
 """
 
 from pathlib import Path
 from pkgutil import iter_modules
 
-from app import schedule
-from app.profile import Profile
+from celery_kit.observe import beat
+from celery_kit.profile import Profile
 
 # The underscore keeps it, and the passwords in its URLs, out of `celery inspect conf`.
 _profile = Profile.from_environ()
@@ -21,6 +21,6 @@ imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__fil
 timezone = _profile.timezone
 enable_utc = True  # times in messages, whatever TIMEZONE
 
-# app/schedule.py: its timetable, and where beat keeps when each entry ran.
-beat_schedule = schedule.timetable(_profile)
+# celery_kit/observe/beat.py: its timetable, and where beat keeps when each entry ran.
+beat_schedule = beat.timetable(_profile)
 beat_schedule_filename = str(_profile.data_dir / "celerybeat-schedule.json")

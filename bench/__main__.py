@@ -20,9 +20,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from app.brokers import BROKERS
-from app.pools import POOLS
-from app.refusal import choose, refuse, whole_number
 from bench import report
 from bench.contenders import CELERYS, CORES, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender
 from bench.environments import PEERS, WORKERS
@@ -31,6 +28,9 @@ from bench.publish import WAYS
 from bench.rounds import ROOT, Case, NothingDoneError, consume, environment
 from bench.servers import Place, Servers
 from bench.soak import soak
+from celery_kit.base.refusals import choose, refuse, whole_number
+from celery_kit.brokers import BROKERS
+from celery_kit.pools.table import POOLS
 from tests.matrix import SERVERS
 
 REPORTS = Path("reports")

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.refusal import refuse
+from celery_kit.base.refusals import refuse
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,7 +3,7 @@
 import sys
 
 import bench.celerys  # noqa: F401  # its tasks
-from app.producer import send_many
+from celery_kit.produce.send import send_many
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def measure(way: str, number: int) -> dict[str, float]:
         add.delay(warm, warm)
     wall, cpu = time.perf_counter(), time.process_time()
     if way == "kit send_many":
-        from app.producer import send_many
+        from celery_kit.produce.send import send_many
 
         send_many("bench.add", [(n, n) for n in range(number)])
     else:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes or renews .venv from a lock: `deploy/env.sh local` to use the kit, `deploy/env.sh dev` to test it too,
 # `deploy/env.sh docs` to make the site.
-# PYTHON names the interpreter, 3.11 or later; a bare version, as 3.14, is of images (app/pythons.py). Does nothing where the
+# PYTHON names the interpreter, 3.11 or later; a bare version, as 3.14, is of images (celery_kit/operate/stacks/pythons.py). Does nothing where the
 # environment holds that lock already. Needs no program but a shell and Python.
 set -eu
 case $0 in */*) cd "${0%/*}/.." ;; *) cd .. ;; esac

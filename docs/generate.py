@@ -13,13 +13,13 @@ from unittest.mock import patch
 
 import yaml
 
-from app import exporter
-from app.backends import BACKENDS
-from app.brokers import BROKERS
-from app.facts import Queue, Server
-from app.pools import POOLS
-from app.status import Snapshot
 from bench import report
+from celery_kit.base.facts import Queue, Server
+from celery_kit.brokers import BROKERS
+from celery_kit.operate.look import exporter
+from celery_kit.operate.look.status import Snapshot
+from celery_kit.pools.table import POOLS
+from celery_kit.results import BACKENDS
 from docs import reference
 from docs.reference import table
 from tests.compat.messages import ANYWHERE, REDIS

@@ -16,9 +16,9 @@ from importlib.metadata import version
 from statistics import median
 from typing import Any
 
-from app.pools import POOLS
-from app.refusal import choose
-from app.stack import ROOT
+from celery_kit.base.refusals import choose
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from docs.reference import table
 from tests.faults.servers import SERVERS
 from tests.faults.stand import Pair, Stand, clean

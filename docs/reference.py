@@ -23,13 +23,14 @@ from unittest.mock import patch
 
 from celery.app.defaults import NAMESPACES, flatten
 
-from app import defaults, engine
-from app.backends import BACKENDS
-from app.brokers import BROKERS, Broker
-from app.cli import cli
-from app.pools import POOLS
-from app.profile import Profile
-from app.pythons import PYTHONS
+from celery_kit import defaults
+from celery_kit.brokers import BROKERS, Broker
+from celery_kit.engine import classes
+from celery_kit.operate.cli import cli
+from celery_kit.operate.stacks.pythons import PYTHONS
+from celery_kit.pools.table import POOLS
+from celery_kit.profile import Profile
+from celery_kit.results import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLE = re.compile(r"#([A-Z][A-Z0-9_]*)=(.*)")
@@ -133,7 +134,7 @@ def of_the_pools() -> str:
 
 def of_the_fast_engine() -> str:
     return table(
-        ("setting", "why"), *((f"`{name}`", _cell(why)) for name, why in whys(inspect.getsource(engine.settings)).items())
+        ("setting", "why"), *((f"`{name}`", _cell(why)) for name, why in whys(inspect.getsource(classes.settings)).items())
     )
 
 
@@ -157,7 +158,7 @@ def changed() -> str:
 
 
 def _of_all() -> dict[str, str]:
-    """By name, the reason of each setting of app/config.py and app/defaults.py."""
+    """By name, the reason of each setting of app/config.py and celery_kit/defaults.py."""
     return whys((ROOT / "app/config.py").read_text()) | whys(inspect.getsource(defaults.general))
 
 

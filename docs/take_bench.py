@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from app.stack import ROOT
 from bench import report
+from celery_kit.operate.stacks.compose import ROOT
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import requests
 from celery import Celery
 from redis import Redis
 
-from app.backends import BACKENDS, Backend
-from app.brokers import BROKERS, Broker
-from app.limits import Limit
-from app.pools import POOLS, Pool
-from app.profile import limits
-from app.refusal import choose
+from celery_kit.base.capabilities import Limit
+from celery_kit.base.refusals import choose
+from celery_kit.brokers import BROKERS, Broker
+from celery_kit.pools.table import POOLS, Pool
+from celery_kit.profile import limits
+from celery_kit.results import BACKENDS, Backend
 
 
 @dataclass(frozen=True)

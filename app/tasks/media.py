@@ -8,8 +8,8 @@ from typing import Any
 from celery import shared_task
 from PIL import Image
 
-from app.files import inside
-from app.progress import progress
+from celery_kit.files import inside
+from celery_kit.progress import progress
 
 
 @shared_task

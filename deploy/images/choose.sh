@@ -2,7 +2,7 @@
 # Which base images this machine builds and runs on: the official ones where a registry answers, stand-ins built
 # from Debian's packages where none does. The answer is kept in .env, which Compose reads too; a value that is
 # already there, or in the environment, is never changed. Prints a line a decision.
-# Takes a row of app/pythons.py: a version of Python, its variable, the Debian release that has it (none: no stand-in can be
+# Takes a row of celery_kit/operate/stacks/pythons.py: a version of Python, its variable, the Debian release that has it (none: no stand-in can be
 # made), the versions that a stand-in can be made of. Without: the default's.
 set -eu
 cd "$(dirname "$0")/../.."

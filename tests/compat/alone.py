@@ -2,7 +2,7 @@
 
 import os
 
-from app import Kit
+from celery_kit import Kit
 
 app = Kit("alone", broker=os.environ["SHOP_BROKER"], backend=os.environ["SHOP_RESULTS"])
 app.conf.task_default_queue = os.environ["QUEUE"]

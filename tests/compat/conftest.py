@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.pools import POOLS
+from celery_kit.pools.table import POOLS
 from tests.compat.rig import SIDES, Place, Side
 from tests.engine.rig import Server
 from tests.integration.bench import Stack

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.wait import until
 
 #: Celery without the kit, and the kit's engines.

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.pools import POOLS
+from celery_kit.pools.table import POOLS
 from tests.compat.conftest import outcomes
 from tests.compat.rig import CELERY, KIT, SIDES, Place, Side
 

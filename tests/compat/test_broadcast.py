@@ -28,7 +28,7 @@ def test_a_broadcast_reaches_all(listeners: list[Side]) -> None:
     found = side.client("broadcast:heard", WAYS, side.environ["BROADCAST"], 2)
     wanted = {f"{way} {number}": 2 for way in WAYS for number in range(2)}
     if side.name == CELERY and side.place.name == "redis":
-        assert found == dict.fromkeys(wanted, 0)  # if not, app/fixes/broadcast.py may go
+        assert found == dict.fromkeys(wanted, 0)  # if not, celery_kit/fixes/broadcast.py may go
     else:
         assert found == wanted
 

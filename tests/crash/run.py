@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from app.pools import POOLS
-from app.refusal import choose
+from celery_kit.base.refusals import choose
+from celery_kit.pools.table import POOLS
 from tests.crash import report
 from tests.crash.stand import ALL_ENGINES, BROKERS, Stand
 from tests.crash.trials import PARTS, Figures, trials

@@ -11,7 +11,7 @@ from typing import Any
 
 import requests
 
-from app.pools import POOLS
+from celery_kit.pools.table import POOLS
 from tests.crash.stand import ALL_ENGINES, BROKERS, QUIET, Stand, kill
 from tests.engine.rig import PLAIN_CELERY
 from tests.wait import until

@@ -12,7 +12,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
 
 
 @dataclass

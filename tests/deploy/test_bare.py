@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.stack import settings
+from celery_kit.operate.stacks.compose import settings
 from tests.deploy.conftest import Checkout
 from tests.terminal import Terminal
 from tests.wait import until

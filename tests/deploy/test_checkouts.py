@@ -15,7 +15,7 @@ PORTS = ("REDIS_PORT", "MAIL_PORT")
 
 def asked(checkout: Checkout, word: str) -> str:
     """What the kit itself in a checkout says of its stack: `project_name()` and the like."""
-    done = checkout.run(".venv/bin/python", "-c", f"from app.stack import *; print({word})")
+    done = checkout.run(".venv/bin/python", "-c", f"from celery_kit.operate.stacks.compose import *; print({word})")
     return done.stdout.strip()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from app.pools import POOLS
-from app.pythons import PYTHONS
+from celery_kit.operate.stacks.pythons import PYTHONS
+from celery_kit.pools.table import POOLS
 from tests.deploy.conftest import Checkout
 from tests.terminal import Terminal
 from tests.wait import until

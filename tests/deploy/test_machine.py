@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.pools import POOLS
-from app.pythons import DEFAULT, PYTHONS
-from app.stack import image, python, settings
+from celery_kit.operate.stacks.compose import image, python, settings
+from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS
+from celery_kit.pools.table import POOLS
 from tests.deploy.conftest import Checkout
 from tests.matrix import SERVERS
 

@@ -21,8 +21,8 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from playwright.sync_api import Browser, Error, Page
 
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.browser.conftest import browser  # noqa: F401  # a fixture
 from tests.deploy.conftest import Checkout
 from tests.deploy.test_status import compose
@@ -145,7 +145,7 @@ def test_flower_metrics_and_an_alert_in_life(
 
     compose(checkout, broker, "stop", "worker")
     compose(
-        checkout, broker, "run", "--rm", "-T", "--no-deps", "worker", "python", "-m", "app.producer", "mail.send_email", "-",
+        checkout, broker, "run", "--rm", "-T", "--no-deps", "worker", "python", "-m", "celery_kit.produce.send", "mail.send_email", "-",
         words='["a@b.c", "hi"]\n',
     )  # fmt: skip
     until("the alerts fire", lambda: {"NoConsumers", "WorkerDead"} <= firing(checkout), 240, every=1)
@@ -275,5 +275,5 @@ def test_it_is_not_open_and_not_for_a_stack_without_containers(checkout: Checkou
     for variable in ("MONITOR", "GRAFANA"):
         assert f"{variable}=1 needs a stack of containers" in checkout.refusal(checkout.make("up", f"{variable}=1"))
     for file, said in (("", "names no file"), ("/nonexistent", "cannot be read"), ("/dev/null", "is empty")):
-        done = checkout.run(".venv/bin/python", "-m", "app.monitor", MONITOR_PASSWORD_FILE=file)
+        done = checkout.run(".venv/bin/python", "-m", "celery_kit.operate.look.monitor", MONITOR_PASSWORD_FILE=file)
         assert said in checkout.refusal(done)

@@ -63,7 +63,7 @@ def supervisor(checkout: Checkout, **environ: str) -> subprocess.Popen[bytes]:
     (checkout.folder / ".kit/embedded").mkdir(parents=True, exist_ok=True)
     with open(checkout.folder / ".kit/embedded/stack.log", "wb") as log:
         return subprocess.Popen(
-            [".venv/bin/python", "-m", "app.local", "solo", "redis", "1", "up"],
+            [".venv/bin/python", "-m", "celery_kit.operate.stacks.embedded", "solo", "redis", "1", "up"],
             cwd=checkout.folder,
             env={**checkout.environ, **environ},
             stdout=log,
@@ -162,7 +162,11 @@ def test_a_command_beside_another_finds_the_same_stack(checkout: Checkout, home:
     """Whoever looks whether a stack runs does not look like one."""
     looks = [
         subprocess.Popen(
-            [".venv/bin/python", "-c", "from app.local import state\nfor _ in range(2_000): assert state() is None"],
+            [
+                ".venv/bin/python",
+                "-c",
+                "from celery_kit.operate.stacks.embedded import state\nfor _ in range(2_000): assert state() is None",
+            ],
             cwd=checkout.folder,
             env=checkout.environ,
         )

@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 
-from app import times
-from app.brokers import BROKERS
-from app.profile import stop_grace
-from app.stack import ROOT
+from celery_kit.base import times
+from celery_kit.brokers import BROKERS
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.profile import stop_grace
 
 
 @pytest.mark.parametrize("limit", (1, 300, 7_200, 86_400))

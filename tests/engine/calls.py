@@ -13,8 +13,8 @@ from typing import Any
 
 from celery import signals
 
-from app import commit
-from app.brokers import rabbitmq_transport, rabbitmq_window
+from celery_kit.brokers.rabbitmq import transport, window
+from celery_kit.engine import commit
 
 NAMES = ("recv", "recv_into", "send", "sendall", "sendmsg")
 asked = count()
@@ -48,8 +48,8 @@ if os.environ.get("CALLS"):
     Sockets: Any = socket.socket  # a green pool's, by now
     for name in [name for name in NAMES if hasattr(Sockets, name)]:
         setattr(Sockets, name, counted(getattr(Sockets, name)))
-    commit.SECONDS = rabbitmq_window.TURN = 1.0
-    vars(rabbitmq_transport)["TURN"] = rabbitmq_window.TURN
+    commit.SECONDS = window.TURN = 1.0
+    vars(transport)["TURN"] = window.TURN
     signals.worker_process_init.connect(begin)
     signals.worker_process_shutdown.connect(end)
     signals.worker_shutdown.connect(end)

@@ -74,7 +74,7 @@ def _hold(queue: str, name: str) -> None:
 
 
 if not os.environ.get("PLAIN"):
-    from app.once import once
+    from celery_kit.once import once
 
     app.task(name="engine.once_long")(once(lease=60)(_hold))
     app.task(name="engine.once_short")(once(lease=1)(_hold))

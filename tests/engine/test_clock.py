@@ -1,6 +1,6 @@
 """When a message was taken from Redis, and who has had it too long, is told by the server's clock: a worker's may be wrong.
 
-app/fixes/server_clock.py, app/brokers/redis_fetch.py
+celery_kit/fixes/server_clock.py, celery_kit/brokers/redis/fetch.py
 """
 
 import time
@@ -18,7 +18,7 @@ engines = pytest.mark.parametrize("engine", ["fast", "plain"])
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
     """The clock that kombu goes by, and the fetch where it has one."""
-    for module in ("kombu.transport.redis", "app.brokers.redis_fetch"):
+    for module in ("kombu.transport.redis", "celery_kit.brokers.redis.fetch"):
         monkeypatch.setattr(f"{module}.time", lambda: time.time() + seconds, raising=False)
 
 

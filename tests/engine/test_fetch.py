@@ -1,4 +1,4 @@
-"""The fast engine's fetch from Redis, as a consumer sees it. app/brokers/redis_fetch.py"""
+"""The fast engine's fetch from Redis, as a consumer sees it. celery_kit/brokers/redis/fetch.py"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ import pytest
 from celery import Celery
 from kombu import Consumer, Exchange, Queue
 
-from app import Kit
-from app.brokers.contract import DEAD, Action, DeadLetter
-from app.brokers.redis_dead import RedisDeadLetters
-from app.brokers.redis_fetch import BYTES
-from app.brokers.redis_transport import Transport
-from app.pace import MOST
-from app.publishing import Connection
+from celery_kit import Kit
+from celery_kit.brokers.contract import DEAD, Action, DeadLetter
+from celery_kit.brokers.redis.dead import RedisDeadLetters
+from celery_kit.brokers.redis.fetch import BYTES
+from celery_kit.brokers.redis.transport import Transport
+from celery_kit.engine.prefetch import MOST
+from celery_kit.produce.publishing import Connection
 from tests.engine.rig import Server
 from tests.wait import until
 

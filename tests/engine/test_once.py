@@ -11,10 +11,10 @@ from uuid import uuid4
 
 import pytest
 
-from app import once as module
-from app.backends.redis_claims import Claims
-from app.once import _Run
-from app.pools import POOLS
+from celery_kit import once as module
+from celery_kit.once import _Run
+from celery_kit.pools.table import POOLS
+from celery_kit.results.redis.claims import Claims
 from tests.engine.rig import Server, producer, worker
 from tests.wait import until
 

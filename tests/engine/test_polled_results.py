@@ -1,4 +1,4 @@
-"""A result by rpc that is asked for by `state` arrives, whenever the task ends. app/fixes/polled_results.py"""
+"""A result by rpc that is asked for by `state` arrives, whenever the task ends. celery_kit/fixes/polled_results.py"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from celery.app.task import Context
 
-from app import Kit
+from celery_kit import Kit
 from tests.engine.rig import Server
 
 

@@ -1,10 +1,10 @@
-"""A worker on prefork that is told to end hands in what its children have done. app/fixes/prefork_flush.py"""
+"""A worker on prefork that is told to end hands in what its children have done. celery_kit/fixes/prefork_flush.py"""
 
 from uuid import uuid4
 
 import pytest
 
-from app.profile import ENGINES
+from celery_kit.profile import ENGINES
 from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
 from tests.wait import until
 
@@ -30,5 +30,5 @@ def test_a_worker_that_ends_hands_in_what_its_children_have(server: Server, engi
 
 
 def test_celery_still_forgets_what_its_children_have(server: Server) -> None:
-    """If this fails, app/fixes/prefork_flush.py may go."""
+    """If this fails, celery_kit/fixes/prefork_flush.py may go."""
     assert any(done_again(server, PLAIN_CELERY) for _ in range(MANY))

@@ -1,4 +1,4 @@
-"""A broker that restarts does not end the worker. app/fixes/redis_restart.py"""
+"""A broker that restarts does not end the worker. celery_kit/fixes/redis_restart.py"""
 
 from threading import Event, Thread
 from typing import Any
@@ -9,9 +9,9 @@ from celery import Celery
 from celery.worker.heartbeat import Heart
 from kombu.utils.imports import symbol_by_name
 
-from app import Kit
-from app.pools import POOLS
-from app.profile import ENGINES
+from celery_kit import Kit
+from celery_kit.pools.table import POOLS
+from celery_kit.profile import ENGINES
 from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
 from tests.wait import until
 
@@ -36,7 +36,7 @@ def test_a_worker_outlives_a_restart_of_the_broker(server: Server, pool: str, en
 
 
 def test_celery_still_needs_the_fix(server: Server) -> None:
-    """If this fails, app/fixes/redis_restart.py may go."""
+    """If this fails, celery_kit/fixes/redis_restart.py may go."""
     queue = uuid4().hex[:8]
     app = producer(server)
     with worker(server, "prefork", PLAIN_CELERY, queue) as one:
@@ -67,7 +67,7 @@ def says_that_it_lives(server: Server, events: Any) -> Event:
 
 
 def test_a_worker_does_not_wait_to_say_that_it_lives(server: Server) -> None:
-    """Its loop goes on, and sees for itself that the broker is away. app/fixes/events_in_the_loop.py"""
+    """Its loop goes on, and sees for itself that the broker is away. celery_kit/fixes/events_in_the_loop.py"""
     over = says_that_it_lives(server, Kit.events_cls)
     try:
         assert over.wait(60)
@@ -76,7 +76,7 @@ def test_a_worker_does_not_wait_to_say_that_it_lives(server: Server) -> None:
 
 
 def test_celery_still_waits_to_say_that_it_lives(server: Server) -> None:
-    """If this fails, that part of app/fixes/events_in_the_loop.py may go."""
+    """If this fails, that part of celery_kit/fixes/events_in_the_loop.py may go."""
     over = says_that_it_lives(server, Celery.events_cls)
     try:
         assert not over.wait(10)

@@ -1,11 +1,11 @@
-"""A worker whose grace is short hands back what it cannot end, as one with a long grace does. app/shutdown.py"""
+"""A worker whose grace is short hands back what it cannot end, as one with a long grace does. celery_kit/worker/grace.py"""
 
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from app.pools import POOLS
+from celery_kit.pools.table import POOLS
 from tests.engine.rig import Server, producer, send, worker
 from tests.wait import until
 

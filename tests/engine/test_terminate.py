@@ -1,4 +1,4 @@
-"""Tasks of a busy worker on threads that are terminated about when they end. app/terminate.py"""
+"""Tasks of a busy worker on threads that are terminated about when they end. celery_kit/pools/terminate.py"""
 
 import json
 import random
@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from app.pools import POOLS
-from app.profile import ENGINES
+from celery_kit.pools.table import POOLS
+from celery_kit.profile import ENGINES
 from tests.engine.rig import CONCURRENCY, Server, done, producer, send, worker
 from tests.wait import until
 

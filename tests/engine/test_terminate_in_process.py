@@ -20,9 +20,9 @@ from celery.concurrency.thread import TaskPool
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
-from app.interrupt import Interrupt, watch
-from app.terminate import Terminated, interruptible, terminable
-from app.time_limits import limiting
+from celery_kit.pools.interrupt import Interrupt, watch
+from celery_kit.pools.terminate import Terminated, interruptible, terminable
+from celery_kit.pools.time_limits import limiting
 from tests.wait import until
 
 # Of what the stubs know little.

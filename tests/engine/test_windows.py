@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import pytest
 
-from app.pools import POOLS
-from app.profile import ENGINES
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
+from celery_kit.profile import ENGINES
 from tests.engine.rig import Server, Worker, done, producer, send
 from tests.wait import until
 
@@ -105,8 +105,12 @@ def test_prefork_is_refused_by_the_words_that_its_users_look_for(options: tuple[
 @pytest.mark.parametrize(
     ("argv", "environ", "said"),
     [
-        (("app.local", "solo", "redis", "1", "up"), {}, "the embedded stack needs file locks of Linux or macOS"),
-        (("app.producer", "mail.send_email", "[]"), {"SPOOL": "spool"}, "SPOOL cannot be had on Windows"),
+        (
+            ("celery_kit.operate.stacks.embedded", "solo", "redis", "1", "up"),
+            {},
+            "the embedded stack needs file locks of Linux or macOS",
+        ),
+        (("celery_kit.produce.send", "mail.send_email", "[]"), {"SPOOL": "spool"}, "SPOOL cannot be had on Windows"),
     ],
 )
 def test_what_stands_on_posix_says_so_in_one_line(argv: tuple[str, ...], environ: dict[str, str], said: str) -> None:

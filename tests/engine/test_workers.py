@@ -1,12 +1,14 @@
-"""What a worker of each pool does on each engine, over Redis. app/brokers/redis_transport.py, app/loop.py"""
+"""What a worker of each pool does on each engine, over Redis. celery_kit/brokers/redis/transport.py,
+celery_kit/worker/green_loop.py
+"""
 
 from functools import partial
 from uuid import uuid4
 
 import pytest
 
-from app.pools import POOLS
-from app.profile import ENGINES
+from celery_kit.pools.table import POOLS
+from celery_kit.profile import ENGINES
 from tests.engine.rig import CONCURRENCY, Server, done, producer, send, worker
 from tests.wait import until
 

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.faults.table import FAULTS
 from tests.faults.trial import QUIET, TASKS, Outcome
 

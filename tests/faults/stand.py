@@ -22,8 +22,8 @@ from kombu import Connection
 from kombu.utils.uuid import uuid
 from redis import Redis
 
-from app.pools import Pool
-from app.stack import image, of_python, settings
+from celery_kit.operate.stacks.compose import image, of_python, settings
+from celery_kit.pools.table import Pool
 from tests.faults.ledger import Ledger
 from tests.faults.servers import SERVERS
 from tests.kit import kit

@@ -27,9 +27,9 @@ from testcontainers.compose import DockerCompose
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
-from app.profile import ENGINES
-from app.refusal import choose
-from app.stack import ROOT, image, of_python
+from celery_kit.base.refusals import choose
+from celery_kit.operate.stacks.compose import ROOT, image, of_python
+from celery_kit.profile import ENGINES
 from tests.kit import kit
 from tests.matrix import COMBINATIONS, SERVERS, Combination
 from tests.wait import until

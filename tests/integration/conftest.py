@@ -14,10 +14,10 @@ import pytest
 from celery import Celery
 from xdist.scheduler import LoadScopeScheduling
 
-from app.backends import BACKENDS
-from app.brokers import BROKERS
-from app.limits import Limit
-from app.profile import limits
+from celery_kit.base.capabilities import Limit
+from celery_kit.brokers import BROKERS
+from celery_kit.profile import limits
+from celery_kit.results import BACKENDS
 from tests.integration import report
 from tests.integration.bench import Running, clean, servers, versions
 from tests.matrix import COMBINATIONS, Combination, parameters

@@ -4,8 +4,8 @@ from typing import Any
 
 from kombu.utils.uuid import uuid
 
-from app.bulk import SILENT, Call, Sender, calls
-from app.correlation import SENT
+from celery_kit.base.correlation import SENT
+from celery_kit.produce.bulk import SILENT, Call, Sender, calls
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_flow import flow_probes
 

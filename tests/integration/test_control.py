@@ -18,7 +18,7 @@ from tests.wait import until
 TYPED_QUEUES = [one for one in COMBINATIONS if not one.limit("quorum_queues")]
 #: Where Celery itself terminates no task, and says so.
 BY_KIT = [one for one in COMBINATIONS if one.pool.terminates]
-TERMINATES = "Celery answers with an error, and the task goes on to its end: app/terminate.py"
+TERMINATES = "Celery answers with an error, and the task goes on to its end: celery_kit/pools/terminate.py"
 
 
 def node(cell: Cell, role: str = "single") -> str:
@@ -238,7 +238,7 @@ def test_rate_limit(cell: Cell) -> None:
     cell.saw([round(start - starts[0], 2) for start in starts])
 
 
-@pytest.mark.by_kit(COMBINATIONS, "Celery answers ok and goes on with the old limits: app/fixes/time_limit.py")
+@pytest.mark.by_kit(COMBINATIONS, "Celery answers ok and goes on with the old limits: celery_kit/fixes/time_limit.py")
 def test_time_limit_by_control(cell: Cell) -> None:
     """A time limit given at run time ends the task that takes longer."""
     single, name = node(cell), "control_probes.hold_limited"
@@ -312,7 +312,9 @@ def test_autoscale(cell: Cell) -> None:
         del cell.running.workers["elastic"]
 
 
-@pytest.mark.by_kit(TYPED_QUEUES, "Celery declares a classic queue here, and the broker refuses it: app/fixes/add_consumer.py")
+@pytest.mark.by_kit(
+    TYPED_QUEUES, "Celery declares a classic queue here, and the broker refuses it: celery_kit/fixes/add_consumer.py"
+)
 def test_add_consumer(cell: Cell) -> None:
     """A running worker is told to consume one more queue, by its name."""
     single, queue = node(cell), f"{cell.mark}.queue"

@@ -9,8 +9,8 @@ import pytest
 from celery.exceptions import Reject, WorkerLostError
 from kombu.utils.uuid import uuid
 
-from app.brokers.contract import DeadLetter
-from app.dead import letters
+from celery_kit.brokers.contract import DeadLetter
+from celery_kit.operate.look.dead import letters
 from tests.integration.bench import Worker
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_control import consumed
@@ -19,7 +19,7 @@ from tests.wait import until
 
 #: As few as show it: on most pools every one of them ends a worker.
 TRIES = 2
-KEPT = "plain Celery drops it, and on some bodies the worker ends: app/set_aside.py"
+KEPT = "plain Celery drops it, and on some bodies the worker ends: celery_kit/worker/set_aside.py"
 
 
 def dead(cell: Cell, queue: str) -> list[DeadLetter]:
@@ -58,7 +58,9 @@ class Restarted:
         self._remove()
 
 
-@pytest.mark.by_kit(COMBINATIONS, "a task that kills its process is tried a bounded number of times: app/set_aside.py")
+@pytest.mark.by_kit(
+    COMBINATIONS, "a task that kills its process is tried a bounded number of times: celery_kit/worker/set_aside.py"
+)
 def test_poison_is_set_aside(cell: Cell) -> None:
     """A task that kills its process each time is tried so often, then set aside; its sender is told; sent back it runs."""
     name = queue = f"poison-{uuid()}"
@@ -73,7 +75,7 @@ def test_poison_is_set_aside(cell: Cell) -> None:
             error = result.get(timeout=WAIT, propagate=False)
             assert isinstance(error, WorkerLostError) and "set aside" in str(error)
         (cell.running.data / f"{name}.cured").touch()
-        sent = cell.running.python("app.dead", f"--retry={result.id}")
+        sent = cell.running.python("celery_kit.operate.look.dead", f"--retry={result.id}")
         assert sent.stdout.splitlines()[-1] == "1 sent back", sent
         worker.until(lambda: len((cell.running.data / name).read_text()) == TRIES + 1)
     assert not dead(cell, queue)
@@ -128,7 +130,7 @@ def test_malformed_messages_are_set_aside(cell: Cell) -> None:
         until("all are set aside", lambda: len(dead(cell, queue)) == expected, WAIT)
         assert all(letter.reason and letter.deliveries == 1 for letter in dead(cell, queue))
         assert cell.run("probes.add", 1, 3, queue=queue) == 4
-    dropped = cell.running.python("app.dead", "--drop=all")
+    dropped = cell.running.python("celery_kit.operate.look.dead", "--drop=all")
     assert dropped.returncode == 0 and not dead(cell, queue)
     cell.saw(f"{expected} sorts")
 
@@ -142,7 +144,7 @@ def test_rejected_message_is_set_aside(cell: Cell) -> None:
         assert isinstance(result.get(timeout=WAIT, propagate=False), Reject)
         letter = until("it is set aside", lambda: dead(cell, queue), WAIT)[0]
         assert (letter.task, letter.reason) == ("retry_probes.rejects", "rejected by its task, without requeue")
-        assert cell.running.python("app.dead", f"--retry={result.id}").returncode == 0
+        assert cell.running.python("celery_kit.operate.look.dead", f"--retry={result.id}").returncode == 0
         until("it ran again", lambda: len((cell.running.data / name).read_text().split()) == 2, WAIT)
         assert not dead(cell, queue)
 

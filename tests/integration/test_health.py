@@ -8,7 +8,7 @@ from typing import Any
 import docker
 from kombu.utils.uuid import uuid
 
-from app.stack import image
+from celery_kit.operate.stacks.compose import image
 from tests.integration.bench import LABEL, ROLES, SESSION, Worker
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_control import command

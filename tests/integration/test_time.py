@@ -13,7 +13,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.exceptions import TimeoutError as ResultTimeout
 from testcontainers.core.container import DockerContainer
 
-from app.stack import image
+from celery_kit.operate.stacks.compose import image
 from tests.integration.bench import LABEL, PROBES, SESSION, Running
 from tests.integration.conftest import WAIT, Cell
 from tests.matrix import COMBINATIONS
@@ -28,7 +28,7 @@ EARLY = timedelta(milliseconds=50)
 NO_SOFT_ONE, NO_HARD_ONE = (
     [one for one in COMBINATIONS if kind not in one.pool.celerys_time_limits] for kind in ("soft", "hard")
 )
-LIMITED = "Celery leaves the limit out of account on this pool: app/time_limits.py"
+LIMITED = "Celery leaves the limit out of account on this pool: celery_kit/pools/time_limits.py"
 
 
 def in_seconds(seconds: float) -> datetime:
@@ -93,7 +93,7 @@ def test_eta_holds_nothing_back(cell: Cell) -> None:
 
 @pytest.mark.by_kit(
     [one for one in COMBINATIONS if one.broker.delays_tasks],
-    "the broker drops the message, and the state stays PENDING: app/brokers/rabbitmq_expired.py",
+    "the broker drops the message, and the state stays PENDING: celery_kit/brokers/rabbitmq/expired.py",
 )
 def test_expires(cell: Cell) -> None:
     """A task that waited in its queue beyond its expiry never runs; its state is REVOKED."""
@@ -103,7 +103,7 @@ def test_expires(cell: Cell) -> None:
 
 @pytest.mark.by_kit(
     [one for one in COMBINATIONS if not one.pool.has_children and one.pool.answers_while_busy],
-    "Celery runs it, where a pool is handed all that its worker takes: app/expiry.py",
+    "Celery runs it, where a pool is handed all that its worker takes: celery_kit/pools/expiry.py",
 )
 def test_expires_in_its_worker(cell: Cell) -> None:
     """A task that its worker had fetched ahead, and that waited there beyond its expiry, never runs; its state is REVOKED."""

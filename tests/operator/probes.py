@@ -8,7 +8,7 @@ from celery import Task, shared_task
 from celery.contrib import rdb
 from celery.utils.log import get_task_logger
 
-from app import progress
+from celery_kit import progress
 
 logger = get_task_logger(__name__)
 

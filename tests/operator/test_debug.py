@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
 from tests.operator.conftest import Bench, Process
 from tests.terminal import Terminal
 from tests.wait import until
@@ -27,7 +27,7 @@ def stop(number: int) -> int:
 
 
 EAGER = """
-from app.producer import send
+from celery_kit.produce.send import send
 from app.tasks.workflows import count
 
 for sent in count.delay(["one"], "picture"), send("workflows.count", [["one", "two"], "picture"]):
@@ -41,7 +41,7 @@ def test_a_breakpoint_has_the_terminal(bench: Bench, app: Celery) -> None:
     shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "app/tasks/debug.py").write_text(TASK)
     environ = {**os.environ, **bench.environ, "POOL": "solo", "LOG_FORMAT": "text"}
-    terminal = Terminal(sys.executable, "-m", "app.dev", cwd=folder, environ=environ)
+    terminal = Terminal(sys.executable, "-m", "celery_kit.operate.stacks.dev", cwd=folder, environ=environ)
     bench.processes.append(Process(terminal.process, Path(os.devnull), Path(os.devnull)))
     terminal.shows("ready.")
     result = app.send_task("debug.stop", [6])

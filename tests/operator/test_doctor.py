@@ -10,9 +10,9 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-from app.brokers.rabbitmq_facts import too_old
-from app.brokers.redis_facts import faults
-from app.stack import ROOT
+from celery_kit.brokers.rabbitmq.facts import too_old
+from celery_kit.brokers.redis.facts import faults
+from celery_kit.operate.stacks.compose import ROOT
 from tests.operator.conftest import Bench, Process
 from tests.operator.test_vitals import vitals
 from tests.wait import until
@@ -21,7 +21,7 @@ from tests.wait import until
 def doctor(bench: Bench, *before: str, cwd: Path = ROOT, **environ: str) -> tuple[int, list[str]]:
     """Its exit code, and what it found wrong. `before`: a command that starts it."""
     done = subprocess.run(
-        [*before, sys.executable, "-m", "app.doctor"],
+        [*before, sys.executable, "-m", "celery_kit.operate.look.doctor"],
         cwd=cwd,
         env={**os.environ, **bench.environ, **environ},
         capture_output=True,
@@ -60,7 +60,7 @@ def test_tasks_that_no_broker_takes_and_a_spool_that_is_not_ours_are_found(
 def test_each_line_says_what_mends_it(bench: Bench) -> None:
     Redis.from_url(bench.address).config_set("appendonly", "yes")
     done = subprocess.run(
-        [sys.executable, "-m", "app.doctor"],
+        [sys.executable, "-m", "celery_kit.operate.look.doctor"],
         cwd=ROOT,
         env={**os.environ, **bench.environ},
         capture_output=True,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from celery import Celery, chain, chord, group
 
-from app.correlation import correlation
-from app.pools import POOLS
+from celery_kit.base.correlation import correlation
+from celery_kit.pools.table import POOLS
 from tests.operator.conftest import Bench, Process
 from tests.wait import until
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.operator.conftest import Bench
 from tests.wait import until
 
 
 def looked_up(bench: Bench, task_id: str) -> dict[str, Any]:
-    """What `python -m app.results` says, from a process of its own."""
+    """What `python -m celery_kit.results.outcome` says, from a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "app.results", "--json", task_id],
+        [sys.executable, "-m", "celery_kit.results.outcome", "--json", task_id],
         cwd=ROOT,
         env={**os.environ, **bench.environ},
         capture_output=True,
@@ -39,7 +39,7 @@ def test_another_process_sees_how_far_a_task_is_and_follows_it(bench: Bench, app
     assert found["progress"] == {"current": 5, "total": 10, "text": "half way"}
 
     follower = subprocess.Popen(
-        [sys.executable, "-m", "app.watch", sent.id],
+        [sys.executable, "-m", "celery_kit.operate.look.watch", sent.id],
         cwd=ROOT,
         env={**os.environ, **bench.environ, "TTY_COMPATIBLE": "1", "COLUMNS": "100"},
         stdout=subprocess.PIPE,
@@ -59,6 +59,6 @@ def test_another_process_sees_how_far_a_task_is_and_follows_it(bench: Bench, app
 
 def test_progress_outside_of_a_task_only_counts() -> None:
     """The function of a task is an ordinary one, in a test or a shell."""
-    from app.progress import progress
+    from celery_kit.progress import progress
 
     assert list(progress([1, 2])) == [1, 2]

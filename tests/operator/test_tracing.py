@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.operator.conftest import Bench
 
 PRODUCER = """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.operator.conftest import Bench, Process
 from tests.wait import until
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from app.facts import Member, Queue, Server
-from app.pools import POOLS
-from app.stack import ROOT
-from app.status import Snapshot, lines, state_of
+from celery_kit.base.facts import Member, Queue, Server
+from celery_kit.operate.look.status import Snapshot, lines, state_of
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.operator.conftest import Bench
 from tests.wait import until
 
@@ -26,7 +26,7 @@ def vitals(app: Celery) -> dict[str, Any]:
 
 def table(bench: Bench, **environ: str) -> str:
     return subprocess.run(
-        [sys.executable, "-m", "app.status"],
+        [sys.executable, "-m", "celery_kit.operate.look.status"],
         cwd=ROOT,
         env={**os.environ, **bench.environ, **environ},
         capture_output=True,

@@ -4,7 +4,7 @@ from celery import shared_task
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from app import tracing
+from celery_kit.observe import tracing
 
 exporter = InMemorySpanExporter()
 tracing.install(SimpleSpanProcessor(exporter))

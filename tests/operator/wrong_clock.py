@@ -2,7 +2,7 @@
 
 from celery.signals import celeryd_after_setup
 
-from app import vitals
+from celery_kit.observe import vitals
 
 
 @celeryd_after_setup.connect(weak=False)

@@ -10,8 +10,8 @@ from tests.producer.conftest import Broker, Producer, waits
 BATCH = """
 import json
 from app import app, brokers
-from app.bulk import NotAllSentError
-from app.producer import send_many
+from celery_kit.produce.bulk import NotAllSentError
+from celery_kit.produce.send import send_many
 
 bulk = brokers.room(app.conf.broker_url).bulk
 send, batches = bulk.send, []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from kombu.exceptions import OperationalError
 
-from app.spool import SpoolFullError
+from celery_kit.produce.spool import SpoolFullError
 from tests.producer.conftest import Broker, Producer, waits
 from tests.producer.test_broker_away import SEND
 
@@ -59,7 +59,7 @@ def test_what_a_killed_producer_had_accepted_is_sent_in_its_order(
             if len(accepted) == 150:
                 sender.send_signal(signal.SIGKILL)
     assert len(accepted) >= 150
-    with producer.python("-m", "app.producer", "forward", SPOOL=str(spool)) as forwarder:
+    with producer.python("-m", "celery_kit.produce.send", "forward", SPOOL=str(spool)) as forwarder:
         assert forwarder.stdout
         for number, _ in enumerate(forwarder.stdout):
             if number == 20:

@@ -3,7 +3,7 @@
 import select
 import threading
 
-from app.bell import Bell
+from celery_kit.engine.wakeup import Bell
 
 
 def rings(bell: Bell, seconds: float = 0) -> bool:

@@ -9,10 +9,10 @@ from celery import Celery, signals
 from celery.app.task import Context
 from celery.utils.saferepr import saferepr
 
-from app import Kit
-from app.bulk import SILENT, NotAllSentError, Sender, told
-from app.ids import ids, new_id
-from app.publishing import brief
+from celery_kit import Kit
+from celery_kit.base.ids import ids, new_id
+from celery_kit.produce.bulk import SILENT, NotAllSentError, Sender, told
+from celery_kit.produce.publishing import brief
 
 
 def test_ids_are_random_uuids() -> None:

@@ -1,10 +1,10 @@
-"""A worker's timer does not keep what is cancelled until its time has come. app/fixes/cancelled_timers.py"""
+"""A worker's timer does not keep what is cancelled until its time has come. celery_kit/fixes/cancelled_timers.py"""
 
 from typing import Any
 
 from celery.worker import components
 
-from app.fixes import cancelled_timers
+from celery_kit.fixes import cancelled_timers
 
 
 def test_what_is_cancelled_is_not_kept() -> None:

@@ -12,10 +12,10 @@ from celery import Celery
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task
 
-from app import commit, commit_child, commit_worker
-from app.commit import COUNT, Commit, Write
-from app.interrupt import Interrupt, watch
-from app.time_limits import Late
+from celery_kit.engine import commit, commit_child, commit_worker
+from celery_kit.engine.commit import COUNT, Commit, Write
+from celery_kit.pools.interrupt import Interrupt, watch
+from celery_kit.pools.time_limits import Late
 from tests.wait import until
 
 

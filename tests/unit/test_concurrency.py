@@ -7,8 +7,8 @@ import pytest
 from celery import _state
 from celery.utils import sysinfo
 
-from app import Kit
-from app.pools import POOLS
+from celery_kit import Kit
+from celery_kit.pools.table import POOLS
 from tests.unit.test_config import settings
 
 #: By where it is set: the settings of the app, and the options of app.Worker, which the command line hands on.

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 from celery.app.defaults import NAMESPACES, flatten
 
-from app.profile import Profile
+from celery_kit.profile import Profile
 from tests.kit import kit
 from tests.matrix import COMBINATIONS, Combination, parameters
 

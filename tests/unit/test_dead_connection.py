@@ -9,7 +9,7 @@ import pytest
 from amqp import Channel, Connection, spec
 from amqp.exceptions import ConnectionForced
 
-from app.fixes import dead_connection
+from celery_kit.fixes import dead_connection
 
 AmqpConnection: Any = Connection
 AmqpChannel: Any = Channel  # the stubs know little of it

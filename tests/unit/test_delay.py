@@ -22,13 +22,14 @@ from kombu.exceptions import EncodeError, OperationalError
 from kombu.message import Message as Received
 from kombu.transport import redis
 
-from app import Kit, correlation
-from app.brokers.contract import Part, RefusedError, message_of
-from app.brokers.rabbitmq_frames import properties as read_properties
-from app.brokers.rabbitmq_publish import Publishing
-from app.brokers.redis_bulk import like as redis_like
-from app.bulk import SILENT
-from app.quick_json import serialization
+from celery_kit import Kit
+from celery_kit.base import correlation
+from celery_kit.brokers.contract import Part, RefusedError, message_of
+from celery_kit.brokers.rabbitmq.frames_in import properties as read_properties
+from celery_kit.brokers.rabbitmq.frames_out import Publishing
+from celery_kit.brokers.redis.bulk import like as redis_like
+from celery_kit.engine.quick_json import serialization
+from celery_kit.produce.bulk import SILENT
 
 #: What two messages of one task have of their own.
 OWN = ("id", "root_id", "sent")
@@ -156,7 +157,7 @@ def test_a_name_that_becomes_known_is_asked_again(wire: Wire) -> None:
 
 
 def test_names_that_are_made_up_fill_no_memory(wire: Wire) -> None:
-    with patch("app.delay._MOST", 3):
+    with patch("celery_kit.produce.delay._MOST", 3):
         for number in range(9):
             wire.app.send_task(f"made-up.{number}")
     delays: Any = wire.app.delays

@@ -11,8 +11,8 @@ from celery import Celery
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu import Queue
 
-from app.fixes import delayed_start
-from app.health import Heartbeat
+from celery_kit.fixes import delayed_start
+from celery_kit.observe.health import Heartbeat
 from tests.wait import until
 
 #: Celery's own, taken while no test has made a worker of the kit yet, which patches them.
@@ -101,7 +101,7 @@ def test_it_is_not_healthy_before_they_are_there(tmp_path: Path, monkeypatch: py
 
 
 def test_celery_still_makes_them_first() -> None:
-    """When this fails, `app/fixes/delayed_start.py` is no longer needed."""
+    """When this fails, `celery_kit/fixes/delayed_start.py` is no longer needed."""
     step = Slow()
     step.answers.set()
     start: Callable[[Any, Any], None] = getattr(DelayedDelivery, "at_its_leisure", DelayedDelivery.start)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
 from docs.conf import PAGES, root_doc
 from docs.generate import TABLES, renewed
 from docs.reference import variables, whys
@@ -149,7 +149,7 @@ def test_every_variable_that_the_code_reads_is_on_the_page_of_settings() -> None
 
 def test_the_defaults_of_the_example_are_the_codes_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every line of .env.example in the environment the profile is what it is without."""
-    from app.profile import Profile
+    from celery_kit.profile import Profile
 
     given = {key: default for key, default, _ in variables()}
     where = {

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from app.brokers.redis import engine
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.brokers.redis.broker import engine
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 
 #: In a process of its own: which classes serve a scheme is known to a whole process.
 LOOK = """
@@ -27,17 +27,17 @@ def look(engine: str, scheme: str, pool: str = "solo") -> list[str]:
     ).stdout.split()
 
 
-FAST = "app.brokers.rabbitmq_transport"
+FAST = "celery_kit.brokers.rabbitmq.transport"
 PLAIN = "kombu.transport.pyamqp"
 
 
 @pytest.mark.parametrize(
     ("engine", "scheme", "found"),
     [
-        ("fast", "amqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "4"]),
-        ("fast", "pyamqp", [f"{FAST}.Transport", "app.backends.redis_backend.Backend", "4"]),
-        ("fast", "amqps", [f"{FAST}.SecureTransport", "app.backends.redis_backend.Backend", "4"]),
-        ("fast", "redis", ["app.brokers.redis_transport.Transport", "app.backends.redis_backend.Backend", "4"]),
+        ("fast", "amqp", [f"{FAST}.Transport", "celery_kit.results.redis.store.Backend", "4"]),
+        ("fast", "pyamqp", [f"{FAST}.Transport", "celery_kit.results.redis.store.Backend", "4"]),
+        ("fast", "amqps", [f"{FAST}.SecureTransport", "celery_kit.results.redis.store.Backend", "4"]),
+        ("fast", "redis", ["celery_kit.brokers.redis.transport.Transport", "celery_kit.results.redis.store.Backend", "4"]),
         ("plain", "amqp", [f"{PLAIN}.Transport", "celery.backends.redis.RedisBackend", "1"]),
         ("plain", "amqps", [f"{PLAIN}.SSLTransport", "celery.backends.redis.RedisBackend", "1"]),
     ],

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
 
 #: Prints what three questions in a row are answered. The server names another address each time, to be kept for ten minutes.
 LOOK = """
@@ -50,7 +50,7 @@ def addresses(fix: str) -> list[str]:
     ("fix", "seen"),
     [
         ("import app", ["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
-        # If this one fails, `app/fixes/eventlet_dns.py` is no longer needed.
+        # If this one fails, `celery_kit/fixes/eventlet_dns.py` is no longer needed.
         ("", ["10.0.0.1", "10.0.0.1", "10.0.0.1"]),
     ],
     ids=["celery-kit", "eventlet alone"],
@@ -61,7 +61,7 @@ def test_a_name_is_looked_up_each_time(fix: str, seen: list[str]) -> None:
 
 #: Prints whether eventlet's resolver is there: after a look at an address, and after one at a name.
 NAMES = """
-import app.patched, socket, sys
+import celery_kit.worker.early, socket, sys
 for host in (None, "127.0.0.1", "::1", "localhost"):
     found = socket.getaddrinfo(host, 80, type=socket.SOCK_STREAM)[0][4]
     print("eventlet.support.greendns" in sys.modules, found[0], found[1])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
 
 #: Prints how often the loop waits in half a second, in which fifty timers would be due that are cancelled.
 LOOK = """
@@ -46,7 +46,7 @@ def waits(fix: str) -> tuple[str, int, int, int]:
     ("fix", "seldom"),
     [
         ("import app", True),
-        # If this one fails, `app/fixes/eventlet_timers.py` is no longer needed.
+        # If this one fails, `celery_kit/fixes/eventlet_timers.py` is no longer needed.
         ("", False),
     ],
     ids=["celery-kit", "eventlet alone"],

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app import fixes
-from app.stack import ROOT
+from celery_kit import fixes
+from celery_kit.operate.stacks.compose import ROOT
 
 FIXES = sorted(path for path in Path(fixes.__path__[0]).glob("*.py") if path.stem != "__init__")
 
@@ -18,7 +18,7 @@ def named(text: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("path", FIXES, ids=lambda path: path.stem)
 def test_the_test_that_says_when_it_can_go(path: Path) -> None:
-    """A file of app/fixes names the versions that it is for, and a test."""
+    """A file of celery_kit/fixes names the versions that it is for, and a test."""
     text = path.read_text()
     assert named(text), "no test"
     assert re.search(r"\b(Celery|kombu|redis-py|celery|billiard|eventlet) \d+\.\d+", text), "no version"

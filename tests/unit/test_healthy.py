@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from app import health
-from app.stack import ROOT
+from celery_kit.observe import health
+from celery_kit.operate.stacks.compose import ROOT
 from tests.wait import until
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from kombu.asynchronous import Hub
 
-from app.fixes import hub_stall
+from celery_kit.fixes import hub_stall
 
 
 def test_what_a_callback_hands_to_the_loop_is_done_before_it_sleeps() -> None:

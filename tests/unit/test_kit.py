@@ -21,9 +21,9 @@ from celery.app.log import Logging
 from celery.app.task import Task
 from celery.loaders.app import AppLoader
 
-from app import Kit
-from app.delay import Task as KitsTask
-from app.stack import ROOT
+from celery_kit import Kit
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.produce.delay import Task as KitsTask
 
 REDIS = {"broker": "redis://127.0.0.1:1/0", "backend": "redis://127.0.0.1:1/1"}
 AMQP_URL = "amqp://127.0.0.1:1//"
@@ -132,7 +132,7 @@ EVERY: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("way", EVERY)
 def test_every_connection_of_the_app_has_the_kits_transport(way: str) -> None:
     app = alone()
-    assert name(EVERY[way](app).get_transport_cls()) == "app.brokers.redis_transport.Transport"
+    assert name(EVERY[way](app).get_transport_cls()) == "celery_kit.brokers.redis.transport.Transport"
     app.close()
 
 
@@ -143,8 +143,8 @@ def test_each_broker_of_several_has_the_transport_of_its_scheme() -> None:
     for _ in range(3):
         found.append(name(type(connection.transport)))
         connection.maybe_switch_next()
-    redis = "app.brokers.redis_transport.Transport"
-    assert found == [redis, "app.brokers.rabbitmq_transport.Transport", redis]
+    redis = "celery_kit.brokers.redis.transport.Transport"
+    assert found == [redis, "celery_kit.brokers.rabbitmq.transport.Transport", redis]
 
 
 def test_a_transport_that_the_user_names_is_taken() -> None:
@@ -156,7 +156,7 @@ def test_a_result_backend_that_the_user_puts_in_celerys_own_table_is_taken() -> 
     app = alone(backend="redis://127.0.0.1:1/1")
     app.loader.override_backends = {"redis": "celery.backends.redis:RedisBackend"}
     assert name(type(app.backend)) == "celery.backends.redis.RedisBackend"
-    assert name(type(alone().backend)) == "app.backends.redis_backend.Backend"
+    assert name(type(alone().backend)) == "celery_kit.results.redis.store.Backend"
 
 
 # A whole kit, from its arguments alone
@@ -244,7 +244,13 @@ def test_a_server_without_a_room_has_what_is_the_same_for_all() -> None:
 
 def test_its_worker_is_the_kits() -> None:
     steps = {getattr(step, "__name__", step) for step in alone().steps["consumer"]}
-    assert {"app.lane:Step", "app.commit_worker:Step", "SetAside", "Heartbeat", "GreenLoop"} <= steps
+    assert {
+        "celery_kit.engine.fast_path:Step",
+        "celery_kit.engine.commit_worker:Step",
+        "SetAside",
+        "Heartbeat",
+        "GreenLoop",
+    } <= steps
 
 
 def test_the_names_of_its_tasks_are_celerys() -> None:

@@ -16,9 +16,9 @@ from celery.worker import state
 from kombu.message import Message
 from kombu.utils import json as kombus_json
 
-from app import commit_worker, lane, lane_trace, quick_json
-from app.commit import REQUEST
-from app.set_aside import SetAside
+from celery_kit.engine import commit_worker, fast_path, quick_json, trace
+from celery_kit.engine.commit import REQUEST
+from celery_kit.worker.set_aside import SetAside
 
 HOST = "worker@here"
 request_class: Any = import_module("celery.worker.request").create_request_cls
@@ -94,7 +94,7 @@ def ends(how: str) -> Any:
 def test_a_run_ends_as_celerys_trace_would_have_it(app: Celery, seen: list[Any], how: str, ignored: bool) -> None:
     task = app.task(name=f"ends.{how}.{ignored}", bind=True)(ends(how))
     found = []
-    for trace in (build_tracer(task.name, task, app.loader, HOST, app=app), lane_trace.quick(task, app, HOST)):
+    for trace in (build_tracer(task.name, task, app.loader, HOST, app=app), trace.quick(task, app, HOST)):
         seen.clear()
         task.backend.forget("id-1")
         result, info, runtime, text = trace("id-1", [7], {}, request(task.name, ignore_result=ignored))
@@ -102,7 +102,7 @@ def test_a_run_ends_as_celerys_trace_would_have_it(app: Celery, seen: list[Any],
         found.append((type(result), type(info), info and info.state, text, list(seen), app.AsyncResult("id-1").state))
         assert not task.request_stack.stack
     assert found[0] == found[1]
-    assert lane_trace.quick(task, app, HOST).__module__ == lane_trace.__name__
+    assert trace.quick(task, app, HOST).__module__ == trace.__name__
 
 
 def test_what_a_package_puts_around_celerys_trace_at_any_time_is_kept(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,14 +116,14 @@ def test_what_a_package_puts_around_celerys_trace_at_any_time_is_kept(app: Celer
         return lambda *given: inner(*given)
 
     monkeypatch.setattr("celery.app.trace.build_tracer", around)  # as Sentry's integration does
-    assert lane_trace.quick(task, app, HOST).__module__ == __name__
+    assert trace.quick(task, app, HOST).__module__ == __name__
     assert wrapped == ["wrapped"]
 
 
 def test_the_context_is_celerys() -> None:
     for about in (request("a"), request("a", timelimit=[5, 3], custom="x"), request("a", headers={"own": 1})):
         args: Any = ([1], {"b": 2})
-        mine = lane_trace.context(about, *args)
+        mine = trace.context(about, *args)
         theirs = Context(about, args=args[0], called_directly=False, kwargs=args[1])
         assert vars(mine) == vars(theirs) | {"headers": theirs.headers}
 
@@ -132,19 +132,19 @@ def test_the_context_is_celerys() -> None:
 def test_a_task_with_a_hook_of_its_own_has_celerys_trace(app: Celery, hook: str) -> None:
     base = type("Base", (app.Task,), {hook: lambda *_: None, "abstract": True})
     task: Any = app.task(name=f"hooked.{hook}", base=base)(plain)
-    assert lane_trace.quick(task, app, HOST).__module__ == "celery.app.trace"
+    assert trace.quick(task, app, HOST).__module__ == "celery.app.trace"
 
 
 @pytest.mark.parametrize("value", [1, None, True, 0.5, "a'b", [1, {"a": "b"}], 10**2_000])
 def test_a_value_is_shown_as_celery_shows_it(value: Any) -> None:
-    assert lane_trace.shown(value, 1_024) == saferepr(value, 1_024)
+    assert trace.shown(value, 1_024) == saferepr(value, 1_024)
 
 
 def test_what_is_read_is_what_kombu_reads() -> None:
     for value in ([[1], {}, EMBED], [["é"], {"a": {"__type__": "bytes", "__value__": "x"}}, {}], {"__type__": "no"}):
         body = json.dumps(value)
         for form in (body, body.encode()):
-            assert lane_trace.read(form, quick_json.JSON, "utf-8") == kombus_json.loads(body)
+            assert trace.read(form, quick_json.JSON, "utf-8") == kombus_json.loads(body)
 
 
 def plain(*_: Any) -> None: ...
@@ -192,7 +192,7 @@ def stand(app: Celery) -> Iterator[Stand]:
     stand = Stand(app)
     task = app.task(name="add", Request=REQUEST)(add)
     stand.task_buckets[task.name] = None
-    stand.strategies[task.name] = lane.strategy(task, app, stand)
+    stand.strategies[task.name] = fast_path.strategy(task, app, stand)
     yield stand
     state.reset_state()
 
@@ -212,7 +212,7 @@ def on_message(stand: Stand) -> tuple[Any, list[Any]]:
     others: list[Any] = []
     step: Any = SetAside.__new__(SetAside)
     step.limit = 5
-    stand.short_way = lane.short_way(stand)
+    stand.short_way = fast_path.short_way(stand)
     stand.set_aside = []
     step.put = lambda _, message, reason: stand.set_aside.append((message, reason))
     return step.guarded(stand, lambda: others.append)(), others
@@ -336,4 +336,4 @@ def test_where_the_worker_has_more_to_do_a_message_goes_celerys_way(stand: Stand
 @pytest.mark.parametrize("options", [{"acks_late": False}, {"Request": "celery.worker.request:Request"}])
 def test_a_task_of_another_kind_has_no_short_way(stand: Stand, options: dict[str, Any]) -> None:
     task = stand.app.task(name="other", **({"Request": REQUEST} | options))(plain)
-    assert not hasattr(lane.strategy(task, stand.app, stand), "lane")
+    assert not hasattr(fast_path.strategy(task, stand.app, stand), "lane")

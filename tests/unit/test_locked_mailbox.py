@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from amqp.exceptions import NotFound, ResourceLocked
 
-from app.fixes.locked_mailbox import _ours
+from celery_kit.fixes.locked_mailbox import _ours
 
 
 def test_who_had_it_waits() -> None:

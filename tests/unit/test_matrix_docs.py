@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
 from tests.matrix import COMBINATIONS
 
 

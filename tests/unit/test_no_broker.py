@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
 
 #: What Celery's eager mode covers. Prints `right`.
 EAGER = """
@@ -16,10 +16,10 @@ import sys, tempfile
 from pathlib import Path
 from celery import chain, chord, group, shared_task
 from app import app
-from app.files import inside
-from app.once import once
-from app.producer import send, send_many
-from app.progress import report
+from celery_kit.files import inside
+from celery_kit.once import once
+from celery_kit.produce.send import send, send_many
+from celery_kit.progress import report
 if "set" in sys.argv:
     app.conf.task_always_eager = True
 
@@ -116,8 +116,8 @@ def test_an_eager_task_asks_no_broker(clone: Clone, engine: str, backend: str, h
         ("-c", "from app import app; app.tasks; app.amqp.queues; app.conf.broker_url; app.backend"),
         ("-m", "celery", "-A", "app", "--help"),
         ("-m", "celery", "-A", "app", "report"),
-        ("-m", "app.producer", "--help"),
-        ("-m", "app.cli", "--help"),
+        ("-m", "celery_kit.produce.send", "--help"),
+        ("-m", "celery_kit.operate.cli", "--help"),
     ],
     ids=" ".join,
 )
@@ -130,14 +130,14 @@ def test_what_only_looks_asks_no_broker(clone: Clone, argv: tuple[str, ...]) -> 
 @pytest.mark.parametrize(
     "argv",
     [
-        ("-c", "from app.producer import send; send('mail.send_email', ('a@b.c', 'hi'))"),
+        ("-c", "from celery_kit.produce.send import send; send('mail.send_email', ('a@b.c', 'hi'))"),
         ("-c", "from app import app; app.send_task('mail.send_email')"),
-        ("-c", "from app.producer import send_many; send_many('mail.send_email', [('a@b.c', 'hi')])"),
+        ("-c", "from celery_kit.produce.send import send_many; send_many('mail.send_email', [('a@b.c', 'hi')])"),
         ("-c", "from app import app; app.AsyncResult('1').get()"),
         ("-c", "from app import app; app.AsyncResult('1').state"),
         ("-c", "from app import app; app.control.ping()"),
-        ("-m", "app.producer", "mail.send_email", '["a@b.c", "hi"]'),
-        ("-m", "app.dead"),
+        ("-m", "celery_kit.produce.send", "mail.send_email", '["a@b.c", "hi"]'),
+        ("-m", "celery_kit.operate.look.dead"),
         ("-m", "app.worker"),
         ("-m", "app.worker", "--pool", "gevent"),
         ("-m", "celery", "-A", "app", "worker", "--pool", "solo"),

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from app import once as module
-from app.once import once
-from app.profile import Profile
-from app.stack import ROOT
+from celery_kit import once as module
+from celery_kit.once import once
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.profile import Profile
 
 
 def test_a_function_called_directly_simply_runs() -> None:
@@ -67,7 +67,7 @@ def test_a_store_that_cannot_hold_claims_is_refused_in_one_line(capsys: pytest.C
 
 
 def test_a_worker_without_a_store_is_refused_at_its_start() -> None:
-    code = "from app import app\nfrom app.once import once\n\n@app.task\n@once\ndef f(): ...\napp.Worker(pool='solo')"
+    code = "from app import app\nfrom celery_kit.once import once\n\n@app.task\n@once\ndef f(): ...\napp.Worker(pool='solo')"
     environ = {**os.environ, "BROKER": "rabbitmq", "BACKEND": "rpc", "ONCE_URL": "", "CELERY_BROKER_URL": "amqp://nobody"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -9,9 +9,9 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from celery.bin.worker import worker
 
-from app import pace
-from app.pace import HORIZON, MOST, Pace
-from app.signals import celeryd_init
+from celery_kit.base.signals import celeryd_init
+from celery_kit.engine import prefetch
+from celery_kit.engine.prefetch import HORIZON, MOST, Pace
 from tests.unit.test_config import settings
 
 
@@ -34,7 +34,7 @@ def after_start(options: dict[str, Any]) -> Any:
     """The broker's transport options of a worker that starts with these."""
     conf = SimpleNamespace(broker_transport_options={"take_ahead": True, "other": 1})
     with patch.object(celeryd_init, "receivers", []):
-        pace.connect()
+        prefetch.connect()
         celeryd_init.send(sender="worker", instance=None, conf=conf, options=options)
     return conf.broker_transport_options
 

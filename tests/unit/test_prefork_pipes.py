@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app import prefork_pipes
+from celery_kit.engine import pipes
 
 
 def wire(word: Any) -> bytes:
@@ -57,7 +57,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 def listening(fd: int) -> tuple[Hub, list[Any], Any]:
     heard: list[Any] = []
     hub = Hub()
-    handler = prefork_pipes.result_handler(Handler)(fd, heard)
+    handler = pipes.result_handler(Handler)(fd, heard)
     handler.handle_event = handler._make_process_result(hub)
     hub.add_reader(fd, handler.handle_event, fd)
     return hub, heard, handler
@@ -125,11 +125,11 @@ def test_what_one_word_raises_loses_no_other(pipe: tuple[int, int]) -> None:
 def test_a_small_job_goes_in_one_write(size: int, joined: bool) -> None:
     header, body = pack(">I", size), b"x" * size
     job = SimpleNamespace(_payload=(memoryview(header), memoryview(body), size))
-    prefork_pipes.in_one_write(job)
+    pipes.in_one_write(job)
     first, second, left = job._payload
     assert bytes(first) + bytes(second[:left]) == header + body
     assert (left == 0) == joined
 
 
 def test_a_pool_that_is_closing_gives_no_job() -> None:
-    prefork_pipes.in_one_write(None)
+    pipes.in_one_write(None)

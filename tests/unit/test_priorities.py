@@ -1,11 +1,11 @@
-"""A priority means the same on every broker: 0 to 9, higher is more urgent. app/brokers/redis_transport.py"""
+"""A priority means the same on every broker: 0 to 9, higher is more urgent. celery_kit/brokers/redis/transport.py"""
 
 import pytest
 from kombu.transport.redis import Channel as KombuChannel
 
-from app.brokers import BROKERS
-from app.brokers.redis_transport import Channel, Transport
-from app.publishing import Connection
+from celery_kit.brokers import BROKERS
+from celery_kit.brokers.redis.transport import Channel, Transport
+from celery_kit.produce.publishing import Connection
 
 LOOKS_LIKE_REDIS = [scheme for broker in BROKERS.values() if broker.transport for scheme in broker.schemes]
 
@@ -37,7 +37,7 @@ def test_the_list_with_the_plain_name_is_the_least_urgent(priority: int, key: st
 
 
 def test_kombu_still_has_it_the_other_way_round() -> None:
-    """If this fails, app/brokers/redis_transport.py may go."""
+    """If this fails, celery_kit/brokers/redis/transport.py may go."""
     assert list(KombuChannel.priority_steps) == [0, 3, 6, 9]
 
 

@@ -4,7 +4,7 @@ import pytest
 from kombu.compression import compress, decompress
 from kombu.serialization import dumps, loads
 
-from app.profile import COMPRESSIONS, SERIALIZERS, Profile
+from celery_kit.profile import COMPRESSIONS, SERIALIZERS, Profile
 
 
 def profile(**environ: str) -> Profile:

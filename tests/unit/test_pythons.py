@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.pythons import DEFAULT, PYTHONS, STANDINS, Python, chosen, on_this_machine
-from app.stack import ROOT, image
+from celery_kit.operate.stacks.compose import ROOT, image
+from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, STANDINS, Python, chosen, on_this_machine
 
 OTHERS = [one for one in PYTHONS.values() if one.version != DEFAULT]
 COMPOSE = sorted((ROOT / "deploy/compose").glob("*.yaml"))

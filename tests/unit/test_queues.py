@@ -7,8 +7,8 @@ from amqp.exceptions import ConsumerCancelled, PreconditionFailed
 from celery import Celery
 from kombu import Exchange, Queue
 
-from app import Kit
-from app.brokers.rabbitmq_dead import WITH_DEAD_LETTERS, explain
+from celery_kit import Kit
+from celery_kit.brokers.rabbitmq.dead import WITH_DEAD_LETTERS, explain
 
 QUORUM = {"task_default_queue_type": "quorum", "task_create_missing_queue_type": "quorum"}
 AS_THE_PROFILE = WITH_DEAD_LETTERS | {"x-queue-type": "quorum"}

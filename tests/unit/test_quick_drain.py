@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.fixes import quick_drain
+from celery_kit.fixes import quick_drain
 
 loops: Any = import_module("celery.worker.loops")
 

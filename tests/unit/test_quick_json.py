@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from kombu.utils import json as kombus
 
-from app.quick_json import parse, text_of
+from celery_kit.engine.quick_json import parse, text_of
 
 VALUES = [
     None, True, False, 0, -7, 2**70, 1.5, float("inf"), "", "plain", 'quote " and \\', "ü€𝄞\n\x00\x7f", [], {}, [1, "a", None],

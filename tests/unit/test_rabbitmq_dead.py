@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-from app.brokers.contract import DEAD
-from app.brokers.rabbitmq_dead import EXPIRED, QUEUES, RabbitmqDeadLetters
+from celery_kit.brokers.contract import DEAD
+from celery_kit.brokers.rabbitmq.dead import EXPIRED, QUEUES, RabbitmqDeadLetters
 
 
 def declared() -> list[tuple[str, str, bool]]:

@@ -12,7 +12,7 @@ from amqp.basic_message import Message
 from amqp.exceptions import UnexpectedFrame
 from amqp.method_framing import frame_handler as amqps
 
-from app.brokers import rabbitmq_frames
+from celery_kit.brokers.rabbitmq import frames_in
 
 HEADERS = {
     "lang": "py", "task": "mail.send", "shadow": None, "retries": 0, "timelimit": [None, 5], "sent": 12.5,
@@ -49,21 +49,21 @@ def taken(handler: Any, sent: list[tuple[int, int, bytes]]) -> tuple[list[bool],
 @pytest.mark.parametrize("chunks", [(b"one",), (b"one", b"two"), ()])
 def test_a_delivery_is_what_py_amqp_makes_of_it(kind: str, chunks: tuple[bytes, ...]) -> None:
     sent = [*frames(KINDS[kind], *chunks), (1, 1, pack(">HH", 20, 10)), *frames(KINDS[kind], b"next")]
-    assert taken(rabbitmq_frames.frame_handler, sent) == taken(amqps, sent)
+    assert taken(frames_in.frame_handler, sent) == taken(amqps, sent)
 
 
 def test_a_heartbeat_may_come_within_a_delivery() -> None:
     first, *rest = frames(KINDS["Celery's"], b"one")
     sent = [first, (8, 0, b""), *rest]
-    assert taken(rabbitmq_frames.frame_handler, sent) == taken(amqps, sent)
+    assert taken(frames_in.frame_handler, sent) == taken(amqps, sent)
 
 
 def test_another_method_within_a_delivery_is_an_error() -> None:
     first, *_ = frames(KINDS["Celery's"], b"one")
     with pytest.raises(UnexpectedFrame):
-        taken(rabbitmq_frames.frame_handler, [first, first])
+        taken(frames_in.frame_handler, [first, first])
 
 
 def test_what_a_delivery_says_is_read() -> None:
     payload = pack(">HH", 60, 60) + METHOD
-    assert rabbitmq_frames.arguments(payload) == tuple(serialization.loads("sLbss", payload, 4)[0])
+    assert frames_in.arguments(payload) == tuple(serialization.loads("sLbss", payload, 4)[0])

@@ -8,7 +8,7 @@ from amqp.basic_message import Message
 from amqp.method_framing import frame_writer
 from amqp.serialization import dumps
 
-from app.brokers.rabbitmq_publish import Publishing
+from celery_kit.brokers.rabbitmq.frames_out import Publishing
 from tests.unit.test_rabbitmq_frames import KINDS
 
 as_sent: Any = Message

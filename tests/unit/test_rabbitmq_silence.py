@@ -13,10 +13,10 @@ from amqp import Connection as AmqpConnection
 from amqp import Message, spec
 from amqp.exceptions import NotFound, RecoverableConnectionError
 
-from app.brokers import rabbitmq_transport
-from app.brokers.contract import RefusedError
-from app.brokers.rabbitmq_bound import bound
-from app.brokers.rabbitmq_transport import Connection
+from celery_kit.brokers.contract import RefusedError
+from celery_kit.brokers.rabbitmq import transport
+from celery_kit.brokers.rabbitmq.bound import bound
+from celery_kit.brokers.rabbitmq.transport import Connection
 
 SOON = 0.05  # seconds
 #: Seconds after which the broker ends the connection: whoever waits without an end fails by that, and does not hang.
@@ -89,7 +89,7 @@ def fast(broker: Broker) -> Iterator[Any]:
 
 def test_a_connection_is_given_up_when_an_answer_does_not_come(fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     channel = fast.channel()
-    monkeypatch.setattr(rabbitmq_transport, "ANSWER", SOON)
+    monkeypatch.setattr(transport, "ANSWER", SOON)
     with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
         channel.queue_declare("some")
     assert not fast.connected
@@ -99,7 +99,7 @@ def test_a_connection_is_given_up_when_its_channel_does_not_open(
     broker: Broker, fast: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del broker.answers[spec.Channel.Open]
-    monkeypatch.setattr(rabbitmq_transport, "ANSWER", SOON)
+    monkeypatch.setattr(transport, "ANSWER", SOON)
     with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
         fast.channel()
     assert not fast.connected
@@ -108,7 +108,7 @@ def test_a_connection_is_given_up_when_its_channel_does_not_open(
 @pytest.mark.parametrize("part", ["connection", "channel"])
 def test_a_goodbye_is_waited_for_by_a_time_of_its_own(fast: Any, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     leaving = fast.channel() if part == "channel" else fast
-    monkeypatch.setattr(rabbitmq_transport, "GOODBYE", SOON)
+    monkeypatch.setattr(transport, "GOODBYE", SOON)
     with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
         leaving.close()
     assert not fast.connected

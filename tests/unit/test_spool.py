@@ -14,8 +14,8 @@ import pytest
 from kombu.exceptions import ContentDisallowed, OperationalError
 from kombu.utils.uuid import uuid
 
-from app import Kit
-from app.spool import Spooled
+from celery_kit import Kit
+from celery_kit.produce.spool import Spooled
 from tests.wait import until
 
 
@@ -30,7 +30,7 @@ def app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     address = {"CELERY_BROKER_URL": "redis://127.0.0.1:1", "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1"}
     for name, value in (address | {"SPOOL": str(folder), "PUBLISH_TIMEOUT": "1"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("app.spool.PAUSE", 0.05)
+    monkeypatch.setattr("celery_kit.produce.spool.PAUSE", 0.05)
     app = Kit(uuid(), set_as_current=False)
     app.config_from_object(SimpleNamespace(**runpy.run_module("app.config")))
     yield app

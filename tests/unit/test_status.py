@@ -5,10 +5,10 @@ from unittest.mock import patch
 
 import pytest
 
-from app.doctor import STACK, Scene
-from app.exporter import metrics
-from app.facts import VITALS, Member, Queue, Server, readable, told
-from app.status import Snapshot, lines
+from celery_kit.base.facts import VITALS, Member, Queue, Server, readable, told
+from celery_kit.operate.look.doctor import STACK, Scene
+from celery_kit.operate.look.exporter import metrics
+from celery_kit.operate.look.status import Snapshot, lines
 
 ANSWERS: list[Any] = [
     {"error": "Unknown control command 'vitals'"},
@@ -30,7 +30,7 @@ def test_no_answer_of_a_worker_breaks_what_is_made_from_it(answer: Any) -> None:
     found = Snapshot(broker, None, {"w@there": told(answer)}, [Member("worker", "running", True, "w@there")])
     assert any(line.startswith("w@there") for line in lines(found))
     list(metrics(found))
-    with patch("app.doctor.snapshot", lambda *_: found):
+    with patch("celery_kit.operate.look.doctor.snapshot", lambda *_: found):
         faults = [what for check in STACK for what, _ in check(Scene(members=found.members))]
     assert not any("no worker consumes" in one for one in faults) or told(answer)["consuming"] is not None
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from celery.concurrency import get_available_pool_names, get_implementation
 
-from app.brokers import BROKERS
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.brokers import BROKERS
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.matrix import SERVERS
 from tests.packages.table import TABLE, versions
 

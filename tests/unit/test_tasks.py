@@ -13,8 +13,8 @@ from unittest.mock import MagicMock
 import pytest
 from PIL import Image
 
-from app.stack import ROOT
 from app.tasks import media, reports
+from celery_kit.operate.stacks.compose import ROOT
 from tests.wait import until
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from app.interrupt import SIGNAL, Interrupt, watch
-from app.time_limits import Late, limiting
+from celery_kit.pools.interrupt import SIGNAL, Interrupt, watch
+from celery_kit.pools.time_limits import Late, limiting
 from tests.wait import until
 
 SOON = 0.05  # seconds

@@ -7,9 +7,9 @@ from unittest.mock import patch
 
 import pytest
 
-from app import times
-from app.profile import stop_grace
-from app.stack import ROOT
+from celery_kit.base import times
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.profile import stop_grace
 from tests.unit.test_config import settings
 from tests.unit.test_profile import profile
 
@@ -33,8 +33,8 @@ def test_a_time_that_fits_is_taken() -> None:
 ALARMS = """
 import os, signal
 from app import shutdown
-from app.profile import stop_grace
-from app.stack import ROOT
+from celery_kit.profile import stop_grace
+from celery_kit.operate.stacks.compose import ROOT
 for os.environ["STOP_GRACE_PERIOD"] in ("2s", "5s", "9s999ms", "10s", "11s", "1h", "8760h"):
     shutdown._limit("SIGTERM", "Warm")
     left = signal.setitimer(signal.ITIMER_REAL, 0)[0]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from app.pools import POOLS, check
+from celery_kit.pools.table import POOLS, check
 
 #: What is asked for, and what becomes of it: by pool "refused", "nothing" or "served".
 ASKED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {

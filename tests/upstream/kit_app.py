@@ -62,6 +62,6 @@ def in_a_process(app: Any) -> Iterator[Any]:
 worker.start_worker = start
 
 if os.environ.get("ENGINE"):
-    from app import Kit
+    from celery_kit import Kit
 
     vars(testing)["Celery"] = Kit

@@ -25,8 +25,8 @@ from xml.etree import ElementTree
 import docker
 from dotenv import dotenv_values
 
-from app.stack import ROOT
 from bench.environments import UPSTREAM
+from celery_kit.operate.stacks.compose import ROOT
 from tests.integration.bench import LABEL, SESSION, Stack
 from tests.upstream.report import CELERY, HOME, Outcomes, Run, write
 from tests.wait import until

@@ -27,7 +27,7 @@ def _send_many(key: str, to: str) -> None:
     if SIDE == "celery":
         hear.apply_async([key], queue=to)
     else:
-        from app.bulk import Sender, calls
+        from celery_kit.produce.bulk import Sender, calls
 
         with app.producer_or_acquire() as producer:
             Sender(app, hear, {"queue": to}, producer).send(calls([[key]]))

@@ -22,7 +22,7 @@ def count(key: str) -> int:
 
 
 if os.environ.get("CLAIMS"):  # a worker without a store for claims does not start with such a task
-    from app.once import once
+    from celery_kit.once import once
 
     counted = app.task(name="compat.counted")(once(count))
 
@@ -43,7 +43,7 @@ def sent_together() -> list[Any]:
     """The same of several tasks that are sent together; plain Celery sends each by itself."""
     if SIDE == "celery":
         return [add.delay(2, number).get(timeout=SECONDS) for number in range(3)]
-    from app.producer import send_many
+    from celery_kit.produce.send import send_many
 
     return [app.AsyncResult(one).get(timeout=SECONDS) for one in send_many("compat.add", [(2, number) for number in range(3)])]
 

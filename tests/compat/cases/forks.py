@@ -25,7 +25,7 @@ def _many(rounds: int) -> list[Any]:
     """The same for tasks that are sent together."""
     if SIDE == "celery":
         return _one_by_one(rounds)
-    from app.producer import send_many
+    from celery_kit.produce.send import send_many
 
     ids = send_many(add.name, [(number, 1) for number in range(rounds)])
     return results._wrong(results._values([app.AsyncResult(one) for one in ids]))

@@ -1,4 +1,4 @@
-"""Many messages at once on RabbitMQ, and an error in the midst of them. app/brokers/rabbitmq_bulk.py"""
+"""Many messages at once on RabbitMQ, and an error in the midst of them. celery_kit/brokers/rabbitmq/bulk.py"""
 
 from contextlib import closing
 from typing import Any
@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from app import Kit
-from app.brokers.rabbitmq_bulk import Bulk
-from app.bulk import Call, Sender
+from celery_kit import Kit
+from celery_kit.brokers.rabbitmq.bulk import Bulk
+from celery_kit.produce.bulk import Call, Sender
 from tests.engine.rabbitmq.conftest import Urls
 
 

@@ -1,4 +1,4 @@
-"""To look at what is set aside does not hide it from who looks next. app/brokers/rabbitmq_dead.py"""
+"""To look at what is set aside does not hide it from who looks next. celery_kit/brokers/rabbitmq/dead.py"""
 
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -8,10 +8,10 @@ import pytest
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
-from app import Kit
-from app.brokers.contract import DEAD, NOTE, DeadLetter
-from app.brokers.rabbitmq_dead import RabbitmqDeadLetters
-from app.dead import each, letters
+from celery_kit import Kit
+from celery_kit.brokers.contract import DEAD, NOTE, DeadLetter
+from celery_kit.brokers.rabbitmq.dead import RabbitmqDeadLetters
+from celery_kit.operate.look.dead import each, letters
 from tests.engine.rabbitmq.conftest import Urls
 from tests.wait import until
 

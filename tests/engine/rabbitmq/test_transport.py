@@ -16,7 +16,7 @@ from kombu.asynchronous import Hub
 from tests.engine.rabbitmq.conftest import Urls
 from tests.engine.rabbitmq.proxy import Proxy
 
-TRANSPORT = "app.brokers.rabbitmq_transport:Transport"
+TRANSPORT = "celery_kit.brokers.rabbitmq.transport:Transport"
 
 
 class Client:

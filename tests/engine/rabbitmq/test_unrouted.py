@@ -9,7 +9,7 @@ import pytest
 from kombu import Connection, Exchange
 from kombu.exceptions import OperationalError
 
-from app.bulk import NotAllSentError, Sender, calls
+from celery_kit.produce.bulk import NotAllSentError, Sender, calls
 from tests.engine.rabbitmq.conftest import Urls
 from tests.kit import kit as kit_of
 

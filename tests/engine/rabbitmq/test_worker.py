@@ -15,8 +15,8 @@ from celery import Celery, chord
 from celery.result import AsyncResult
 from redis import Redis
 
-from app.pools import POOLS
-from app.stack import ROOT
+from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.pools.table import POOLS
 from tests.engine.rabbitmq.conftest import Urls
 from tests.engine.rabbitmq.proxy import Proxy
 from tests.kit import kit

@@ -12,7 +12,7 @@ from typing import Any
 from celery import current_app, shared_task, signals
 
 # Plain Celery has nothing of the kind.
-once: Any = import_module("app.once").once if __name__.startswith("app.") else lambda **_: lambda function: function
+once: Any = import_module("celery_kit.once").once if __name__.startswith("app.") else lambda **_: lambda function: function
 
 FOLDER = "/data"
 

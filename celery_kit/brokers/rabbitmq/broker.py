@@ -1,0 +1,109 @@
+"""RabbitMQ as the broker: quorum queues on a topic exchange, confirmed publishes, a virtual host of its own."""
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from celery_kit.base.capabilities import DOCS, Limit
+from celery_kit.brokers.contract import Broker, Environ
+from celery_kit.brokers.rabbitmq.bound import bound
+from celery_kit.brokers.rabbitmq.bulk import Bulk, like
+from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
+
+if TYPE_CHECKING:
+    from celery_kit.profile import Profile
+
+
+def url(environ: Environ) -> str:
+    """The role's address, with the account that RabbitMQ's own variables name."""
+    user, password, vhost = (
+        quote(environ.get(f"RABBITMQ_DEFAULT_{part}") or "kit", safe="") for part in ("USER", "PASS", "VHOST")
+    )
+    return f"amqp://{user}:{password}@broker:5672/{vhost}"
+
+
+def settings(profile: "Profile") -> dict[str, Any]:
+    return {
+        # From RabbitMQ 4 on, tasks with an ETA block classic queues and quorum queues on a direct exchange; quorum and topic
+        # together are delayed by the broker itself (kombu #2481, rabbitmq-server #11948).
+        "task_default_queue_type": "quorum",
+        "task_default_exchange_type": "topic",
+        # The same for every other queue that a producer or `-Q` names: Celery's own choice there is classic and direct.
+        "task_create_missing_queue_type": "quorum",
+        "task_create_missing_queue_exchange_type": "topic",
+        "broker_transport_options": {
+            "engine": profile.engine,  # read by celery_kit/produce/publishing.py
+            "confirm_publish": True,  # sent is what the broker says that it has
+            # ENGINE=fast's, celery_kit/brokers/rabbitmq/window.py: what is sent ahead and goes back counts as delivered.
+            "take_ahead": not profile.prefetch and profile.max_deliveries == BROKER_LIMIT,
+        },
+        # Seconds; the broker notices a dead connection after two to three times that, with Celery's 120 after four minutes and
+        # more. A worker notices sooner: it looks five times in an interval, and asks (celery_kit/fixes/dead_connection.py).
+        "broker_heartbeat": 10,
+        "broker_heartbeat_checkrate": 5.0,
+        # consumer_timeout closes the channel (406): consume again instead of lingering (celery #6760).
+        "broker_channel_error_retry": True,
+    }
+
+
+def let_go(connection: Any) -> None:
+    """The socket is closed, not shut down, and no channel takes it for its own any more."""
+    amqp = connection._connection
+    if amqp is None or amqp._transport is None:
+        return
+    transport, channels = amqp._transport, amqp.channels or {}
+    sock, transport.sock, transport.connected = transport.sock, None, False
+    if sock is not None:
+        sock.close()
+    for channel in channels.values():
+        channel.connection = None
+    amqp._transport = amqp.connection = amqp.channels = None
+
+
+broker = Broker(
+    name="rabbitmq",
+    schemes=("amqp", "amqps", "pyamqp"),
+    url=url,
+    settings=settings,
+    dead_letters=RabbitmqDeadLetters(),
+    facts="celery_kit.brokers.rabbitmq.facts:facts",
+    compose_file="compose.rabbitmq.yaml",
+    fast_transports={
+        "amqp": "celery_kit.brokers.rabbitmq.transport:Transport",
+        "pyamqp": "celery_kit.brokers.rabbitmq.transport:Transport",
+        "amqps": "celery_kit.brokers.rabbitmq.transport:SecureTransport",
+    },
+    delays_tasks=True,
+    bound=bound,
+    explain=explain,
+    bulk=Bulk,
+    like=like,
+    let_go=let_go,
+    variables="RABBITMQ_",
+    ports={15672: "RABBITMQ_MANAGEMENT_PORT"},
+    limits={
+        "priority": Limit(
+            "differently",
+            "two levels, above 4 and the others, each in the order of sending; of three tasks one is from the lower level",
+            "https://www.rabbitmq.com/docs/4.0/quorum-queues#priorities",
+        ),
+        "scheduled": Limit(
+            "differently",
+            "the list is empty: the broker holds the task, no worker does",
+            f"{DOCS}/getting-started/backends-and-brokers/rabbitmq.html#native-delayed-delivery",
+        ),
+        "pool_grow": Limit(
+            "differently",
+            "the pool grows, the number of tasks at once does not: quorum queues have a static prefetch count",
+            f"{DOCS}/getting-started/backends-and-brokers/rabbitmq.html#using-quorum-queues",
+        ),
+    },
+    backend_limits={
+        "rpc": {
+            "state_after_get": Limit(
+                "differently",
+                "once the sender has waited with get(), a later task stays PENDING for it until it waits for that one too",
+                "celery/backends/rpc.py, get_task_meta: it polls the queue whose messages get()'s consumer has already taken",
+            ),
+        },
+    },
+)

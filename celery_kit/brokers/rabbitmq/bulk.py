@@ -1,0 +1,101 @@
+"""Many messages, and one wait for the confirms of all of them: the round trip is what a single publish spends its time on."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from celery_kit.brokers.contract import Part, UnconfirmedError, message_of
+
+#: Seconds until a message for which there is no queue is tried again.
+PAUSE = 0.05
+
+
+def like(channel: Any, part: Part, seconds: float) -> None:
+    """Publish one message, and wait for its confirm. Raises as a channel does that is bound:
+    celery_kit/brokers/rabbitmq/bound.py.
+    """
+    sample, publish = (
+        part.sample,
+        getattr(channel, "publish_like", None),
+    )  # ENGINE=fast: celery_kit/brokers/rabbitmq/frames_out.py
+    if publish and publish(part, seconds):
+        return
+    channel.basic_publish(
+        message_of(channel, part),
+        exchange=sample.exchange,
+        routing_key=sample.routing_key,
+        mandatory=sample.mandatory,
+        timeout=seconds,
+        confirm_timeout=seconds,
+    )
+
+
+class Bulk:
+    """A channel of its own, in confirm mode. Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms"""
+
+    def __init__(self, connection: Any, patience: float) -> None:
+        self.connection, self.patience = connection, patience
+        self.channel = connection.channel()
+        try:
+            self.channel.confirm_select()
+        except connection.connection_errors:
+            raise  # whoever has the connection lets go of it
+        except BaseException:
+            self.close()
+            raise
+        self.channel.events["basic_ack"].add(self._acked)
+        self.channel.events["basic_nack"].add(self._nacked)
+        self.channel.events["basic_return"].add(self._returned)
+        self._tag = 0
+        self._ids: dict[int, str] = {}  # by delivery tag
+        self._waiting: set[str] = set()
+        self._refused: set[str] = set()
+        self._unrouted: set[str] = set()
+
+    def send(self, parts: Sequence[Part]) -> None:
+        deadline = time.monotonic() + self.patience
+        while parts:
+            self._publish(parts, deadline)
+            parts = [part for part in parts if part.id in self._unrouted]
+            if parts and time.monotonic() + PAUSE > deadline:
+                raise UnconfirmedError("no queue takes some of them", self._unrouted | self._refused)
+            if parts:
+                time.sleep(PAUSE)  # their queue is being bound: celery_kit/brokers/rabbitmq/bound.py
+        if self._refused:
+            raise UnconfirmedError("the broker did not take some: their queue is full, or cannot write them", self._refused)
+
+    def _publish(self, parts: Sequence[Part], deadline: float) -> None:
+        """Publish, and wait for the confirms."""
+        self._waiting, self._unrouted = {part.id for part in parts}, set()
+        try:
+            for part in parts:
+                self._tag += 1
+                self._ids[self._tag] = part.id
+                message, sample = message_of(self.channel, part), part.sample
+                to = (sample.exchange, sample.routing_key, sample.mandatory)
+                self.channel._basic_publish(message, *to, timeout=self.patience)
+            while self._waiting:
+                self.connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
+        except (*self.connection.connection_errors, *self.connection.channel_errors) as error:
+            uncertain = self._waiting | self._refused | self._unrouted
+            raise UnconfirmedError(str(error) or type(error).__name__, uncertain) from error
+
+    def close(self) -> None:
+        if self.channel.is_open:
+            self.channel.close()
+
+    def _acked(self, tag: int, multiple: bool) -> None:
+        self._waiting.difference_update(self._answered(tag, multiple))
+
+    def _nacked(self, tag: int, multiple: bool) -> None:
+        refused = self._answered(tag, multiple)
+        self._refused.update(refused)
+        self._waiting.difference_update(refused)
+
+    def _returned(self, _: Any, __: str, ___: str, message: Any) -> None:
+        self._unrouted.add(message.properties["correlation_id"])
+
+    def _answered(self, tag: int, multiple: bool) -> list[str]:
+        """The ids that an answer to `tag` is about; `multiple`: to all before it that have none yet, too."""
+        tags = [each for each in self._ids if each <= tag] if multiple else [tag]
+        return [self._ids.pop(each) for each in tags if each in self._ids]

@@ -1,0 +1,1 @@
+"""Redis as the broker, and every server that speaks its protocol."""

@@ -1,0 +1,131 @@
+"""Many messages in one command: kombu's own envelope, made once for a sample and filled in for each message."""
+
+import re
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from kombu.utils.uuid import uuid
+
+from celery_kit.base.correlation import SENT
+from celery_kit.base.ids import ids, new_id
+from celery_kit.brokers.contract import Part, Sample, UnconfirmedError
+from celery_kit.engine.quick_json import quoted
+
+#: What stands in a sample's envelope where each message has its own.
+BODY, ARGS, KWARGS, SENT_AT, REPLY_TO = (f"@{uuid()}@" for _ in range(5))
+
+
+Fill = Callable[[Part, str], tuple[str, str, str]]
+
+
+class _Commands:
+    """Takes the commands that kombu's channel would send for a message, as its publish batches do."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, tuple[Any, ...]]] = []
+
+    def add(self, name: str, *args: Any) -> None:
+        self.taken.append((name, args))
+
+
+class Envelopes:
+    """The commands that a message takes which is like a sample. Source: kombu/transport/redis.py, Channel._put."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Sample, list[Fill]] = WeakKeyDictionary()
+
+    def commands(self, channel: Any, part: Part, tag: str) -> list[tuple[str, str, str]]:
+        """Each one's name, key and value; `tag` is the message's delivery tag."""
+        fills = self._known.get(part.sample)
+        if fills is None:
+            fills = self._known[part.sample] = self._learn(channel, part.sample)
+        return [fill(part, tag) for fill in fills]
+
+    def _learn(self, channel: Any, sample: Sample) -> list[Fill]:
+        """For each command that a message like `sample` takes, what makes it from a message's own parts."""
+        headers = {**sample.headers, "argsrepr": ARGS, "kwargsrepr": KWARGS}
+        if SENT in headers:
+            headers[SENT] = SENT_AT
+        body = BODY.encode()
+        properties = {**sample.properties, "delivery_info": {}, "reply_to": REPLY_TO}
+        message = channel.prepare_message(
+            body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
+        )
+        commands = _Commands()
+        channel.basic_publish(message, sample.exchange, sample.routing_key, _publish_batch=commands)
+        tag = message["properties"]["delivery_tag"]
+        own = (b64encode(body).decode(), ARGS, KWARGS, sample.id, tag, SENT_AT, REPLY_TO)
+        places = {f'"{text}"': index for index, text in enumerate(own)}
+        return [self._filled(name, str(key), str(value), places) for name, (key, value) in commands.taken]
+
+    def _filled(self, name: str, key: str, value: str, places: dict[str, int]) -> Fill:
+        pieces = [piece for piece in re.split(f"({'|'.join(map(re.escape, places))})", value) if piece]
+        where = [(index, places[piece]) for index, piece in enumerate(pieces) if piece in places]
+
+        def fill(part: Part, tag: str) -> tuple[str, str, str]:
+            own = (
+                f'"{b64encode(part.body).decode()}"',
+                quoted(part.argsrepr),
+                quoted(part.kwargsrepr),
+                f'"{part.id}"',
+                f'"{tag}"',
+                repr(part.sent),
+                quoted(part.reply_to),
+            )
+            filled = pieces.copy()
+            for index, what in where:
+                filled[index] = own[what]
+            return name, key, "".join(filled)
+
+        return fill
+
+
+_envelopes: WeakKeyDictionary[Any, Envelopes] = WeakKeyDictionary()
+
+
+def like(channel: Any, part: Part, seconds: float) -> None:
+    """One message by one command. What bounds it is the client's socket_timeout. Raises redis-py's errors."""
+    # Of what an exchange is bound to a channel knows only what was so at that time.
+    envelopes = Envelopes() if part.sample.exchange else _envelopes.setdefault(channel, Envelopes())
+    commands = envelopes.commands(channel, part, new_id())
+    with channel.conn_or_acquire() as client:
+        if len(commands) == 1:
+            name, key, value = commands[0]
+            getattr(client, name)(key, value)
+            return
+        with client.pipeline() as pipe:
+            for name, key, value in commands:
+                getattr(pipe, name)(key, value)
+            pipe.execute()
+
+
+class Bulk:
+    """LPUSH of all messages at once."""
+
+    def __init__(self, connection: Any, patience: float) -> None:
+        self.channel = connection.default_channel
+        self.errors = (*connection.connection_errors, *connection.channel_errors)
+        self.client = self.channel._create_client()
+        self.envelopes = Envelopes()
+        self.tags = ids()
+
+    def send(self, parts: Sequence[Part]) -> None:
+        commands = [command for part in parts for command in self.envelopes.commands(self.channel, part, next(self.tags))]
+        try:
+            with self.client.pipeline(transaction=False) as pipe:
+                for (name, key), group in groupby(commands, lambda command: command[:2]):
+                    values = [value for _, _, value in group]
+                    if name == "lpush":
+                        pipe.lpush(key, *values)
+                    else:
+                        for value in values:
+                            getattr(pipe, name)(key, value)
+                pipe.execute()
+        except self.errors as error:
+            raise UnconfirmedError(str(error), {part.id for part in parts}) from error
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,1 @@
+"""ENGINE=fast: fetch ahead, group commit, the fast path of a message."""

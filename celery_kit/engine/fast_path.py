@@ -1,0 +1,254 @@
+"""The short way of a message through a worker of ENGINE=fast: from its transport to the pool, for what most tasks are.
+
+Celery's way has room for everything that a message may ask for, and each task pays for it: two promises for an acknowledgement,
+a body that is decoded three times, dates, rate limits, signals that nobody listens to. Here a message that asks for none of it
+- of a task that is acknowledged late and has Celery's Strategy and Request classes, in JSON, without ETA, expiry or stamps,
+while no events are sent, and delivered for the first time - is handed to the pool in one function. Every other goes Celery's
+way, as it came. Source: celery/worker/strategy.py, request.py, consumer/consumer.py (create_task_handler) 5.7.0.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+from importlib import import_module
+from time import monotonic, time
+from typing import Any
+from weakref import ref
+
+import celery
+from celery import bootsteps, signals
+from celery.app import trace
+from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.exceptions import TaskRevokedError
+from celery.worker import state
+from celery.worker import strategy as celerys
+
+from celery_kit.brokers.contract import DELIVERIES
+from celery_kit.engine.commit import REQUEST
+from celery_kit.engine.commit_worker import Request as GroupRequest
+from celery_kit.engine.quick_json import JSON, kombus_reader, parse
+from celery_kit.engine.trace import quick
+
+#: The Celery that it was written for; with another one every message goes Celery's way.
+CELERY = "5.7."
+STRATEGY, CELERYS_STRATEGY = "celery_kit.engine.fast_path:strategy", "celery.worker.strategy:default"
+#: What asks for more than the short way has.
+ASKS = ("eta", "expires", "stamped_headers", DELIVERIES)
+SECONDS = (int, float, type(None))
+
+
+def decoded(message: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
+    """A body's arguments, keyword arguments and the rest; None for what is not fit for the short way."""
+    accept, body = message.accept, message.body
+    if message.content_type != JSON or (accept is not None and JSON not in accept) or message.errors:
+        return None
+    try:
+        payload = parse(body if type(body) is str else body.decode())
+        args, kwargs, embed = payload
+    except (AttributeError, RecursionError, TypeError, ValueError):
+        return None  # Celery's way says what is wrong
+    if type(payload) is not list or type(args) is not list or type(kwargs) is not dict or type(embed) is not dict:
+        return None
+    message._decoded_cache = payload
+    return args, kwargs, embed
+
+
+celerys_request: Any = import_module("celery.worker.request")  # celery-types know little of it
+Base: Any = GroupRequest
+
+
+class Request(Base):  # type: ignore[misc]
+    """Celery's, made of what is there, with nothing looked up. `lane`: what all requests of its task share."""
+
+    def __init__(self, message: Any, payload: tuple[list[Any], dict[str, Any], dict[str, Any]], lane: "Lane") -> None:
+        headers = message.headers
+        self._lane = lane
+        self._message, self._task, self._app = message, lane.task, lane.app
+        self._hostname, self._eventer, self._connection_errors = lane.hostname, lane.eventer, lane.connection_errors
+        self._body, self._content_type, self._content_encoding = message.body, JSON, message.content_encoding
+        self._decoded, self._utc, self._eta, self._expires = False, lane.utc, None, None
+        self._on_ack, self._on_reject = message.ack_log_error, message.reject_log_error
+        self._Request__payload = payload
+        self._args, self._kwargs, _ = payload
+        self.id = headers["id"]
+        self._type = name = headers["task"]
+        self.name = headers.get("shadow") or name
+        self._root_id, self._parent_id = headers.get("root_id"), headers.get("parent_id")
+        self._argsrepr, self._kwargsrepr = headers.get("argsrepr", ""), headers.get("kwargsrepr", "")
+        if limits := headers.get("timelimit"):
+            self.time_limits = limits
+        ignored = headers.get("ignore_result")
+        self._ignore_result = lane.task.ignore_result if ignored is None else ignored
+        about, properties = message.delivery_info, message.properties
+        self._delivery_info = {
+            "exchange": about.get("exchange"),
+            "routing_key": about.get("routing_key"),
+            "priority": properties.get("priority"),
+            "redelivered": about.get("redelivered", False),
+        }
+        self._request_dict = headers | {
+            "properties": properties,
+            "reply_to": properties.get("reply_to"),
+            "correlation_id": properties.get("correlation_id"),
+            "hostname": lane.hostname,
+            "delivery_info": self._delivery_info,
+            "args": self._args,
+            "kwargs": self._kwargs,
+        }
+
+    def revoked(self) -> bool:
+        if self.id in state.revoked or self._already_revoked or self._expires is not None:
+            return bool(super().revoked())
+        return False
+
+    def execute_using_pool(self, pool: Any, **_: Any) -> Any:
+        if self.revoked():
+            raise TaskRevokedError(self.id)
+        lane, (time_limit, soft_time_limit) = self._lane, self.time_limits
+        result = lane.apply_async(
+            lane.target,
+            args=lane.arguments(self),
+            accept_callback=self.on_accepted,
+            timeout_callback=self.on_timeout,
+            callback=self.on_success,
+            error_callback=self.on_failure,
+            soft_timeout=soft_time_limit or lane.soft_time_limit,
+            timeout=time_limit or lane.time_limit,
+            correlation_id=self.id,
+        )
+        self._apply_result = None if result is None else ref(result)
+        return result
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        if self._lane.is_watched():
+            super().on_accepted(pid, time_accepted)
+            return
+        self.worker_pid = pid
+        self.time_start = time() - (monotonic() - time_accepted)
+        state.requests[self.id] = self
+        state.active_requests.add(self)
+        state.total_count[self.name] += 1
+        state.all_total_count[0] += 1
+        if self._terminate_on_ack is not None:
+            self.terminate(*self._terminate_on_ack)
+
+    def on_success(self, failed__retval__runtime: Any, **options: Any) -> None:
+        if failed__retval__runtime[0] or self._lane.is_watched():
+            super().on_success(failed__retval__runtime, **options)
+            return
+        if self._lane.remembers:
+            state.successful_requests.add(self.id)
+        state.requests.pop(self.id, None)
+        state.active_requests.discard(self)
+        state.reserved_requests.discard(self)
+        self.acknowledge()
+
+
+class Lane:
+    """The short way of one task. Called with a message it gives False, and has done nothing, where Celery's is to be taken."""
+
+    def __init__(self, task: Any, app: Any, consumer: Any) -> None:
+        self.task, self.app, self.consumer = task, app, consumer
+        self.hostname, self.eventer = consumer.hostname, consumer.event_dispatcher
+        self.connection_errors = consumer.connection_errors
+        self.utc = app.uses_utc_timezone()
+        self.time_limit, self.soft_time_limit = task.time_limit, task.soft_time_limit
+        apply_async = consumer.pool.apply_async
+        self.apply_async = getattr(apply_async, "at_once", apply_async)  # celery_kit/pools/expiry.py
+        self.in_children = consumer.pool.uses_semaphore
+        in_child = fast_trace_task if app.use_fast_trace_task else trace_task_ret  # an embedded worker has no registry for it
+        self.target = in_child if self.in_children else self.run
+        self.remembers = bool(app.conf.worker_deduplicate_successful_tasks)
+        self.says_arrival = celerys.logger.isEnabledFor(logging.INFO)
+
+    @cached_property
+    def trace(self) -> Any:
+        """Made with the task's first message: of the tasks that a worker knows, many never come to it."""
+        return quick(self.task, self.app, self.hostname)
+
+    def is_watched(self) -> bool:
+        """Somebody is to be told of each step: task events are sent, beside those of the worker itself."""
+        eventer: Any = self.eventer
+        told = eventer and eventer.enabled and not (eventer.groups and "task" not in eventer.groups)
+        return bool(told) or celerys_request._does_debug
+
+    def __call__(self, message: Any, headers: dict[str, Any]) -> bool:
+        consumer, task_id = self.consumer, headers.get("id")
+        if any(map(headers.get, ASKS)) or self.is_watched():
+            return False
+        if type(task_id) is not str or not task_id or task_id in state.revoked:
+            return False
+        if not (consumer.disable_rate_limits or consumer.task_buckets[self.task.name] is None):
+            return False
+        if (limits := headers.get("timelimit")) and not (
+            type(limits) is list and len(limits) == 2 and type(limits[0]) in SECONDS and type(limits[1]) in SECONDS
+        ):
+            return False
+        if not consumer._maximum_prefetch_restored or (payload := decoded(message)) is None:
+            return False
+        request = Request(message, payload, self)
+        if self.says_arrival:
+            about = {
+                "id": task_id, "name": request.name, "args": request.argsrepr, "kwargs": request.kwargsrepr, "eta": None,
+            }  # fmt: skip
+            celerys.logger.info(trace.LOG_RECEIVED, about, extra={"data": about})
+        if signals.task_received.receivers:
+            signals.task_received.send(sender=consumer, request=request)
+        state.task_reserved(request)
+        for callback in consumer.on_task_message:
+            callback(request)
+        consumer.on_task_request(request)
+        return True
+
+    def arguments(self, request: Request) -> tuple[Any, ...]:
+        """What the pool calls its target with."""
+        if not self.in_children:
+            return (request,)
+        # The body holds the arguments: they need not be sent twice.
+        about = {name: value for name, value in request.request_dict.items() if name not in ("args", "kwargs")}
+        return request.type, request.id, about, request.body, request.content_type, request.content_encoding
+
+    def run(self, request: Request) -> tuple[int, Any, float]:
+        """Celery's fast_trace_task, in this process: the body is decoded by now."""
+        about = request._request_dict | request._Request__payload[2] | {"is_eager": False}
+        result, info, runtime, shown = self.trace(request.id, request._args, request._kwargs, about)
+        return (1, result, runtime) if info else (0, shown, runtime)
+
+
+def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
+    """Celery's default strategy of a task; its short way beside it, where the task is fit for that."""
+    handle: Any = celerys.default(task, app, consumer, **options)
+    if task.acks_late and task.Request == REQUEST and kombus_reader() and celery.__version__.startswith(CELERY):
+        handle.lane = Lane(task, app, consumer)
+    return handle  # type: ignore[no-any-return]
+
+
+class Step(bootsteps.StartStopStep):
+    """Opens the short way in a worker that makes groups (`celery_kit/engine/commit_worker.py`).
+    `celery_kit/worker/set_aside.py` asks it first.
+    """
+
+    label = "Lane"
+    requires = ("celery_kit.engine.commit_worker:Step",)
+
+    def include_if(self, parent: Any) -> bool:
+        return hasattr(parent.app.backend, "store_group")
+
+    def create(self, parent: Any) -> None:
+        for task in parent.app.tasks.values():
+            if task.Strategy == CELERYS_STRATEGY:
+                task.Strategy = STRATEGY
+        parent.short_way = short_way(parent)
+
+
+def short_way(consumer: Any) -> Callable[[Any], bool]:
+    """What hands a message to the pool by the short way, where its task has one and it is fit for it; gives whether it was."""
+    strategies = consumer.strategies
+
+    def take(message: Any) -> bool:
+        headers = message.headers
+        name = headers.get("task") if type(headers) is dict else None
+        lane = getattr(strategies.get(name), "lane", None) if type(name) is str else None
+        return lane is not None and lane(message, headers)
+
+    return take

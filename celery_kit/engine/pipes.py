@@ -1,0 +1,124 @@
+"""prefork's pipes between the worker and its children, with half of the system calls.
+
+billiard writes a job's length and then the job, and reads each of a child's words in the same two steps; and Celery's loop
+registers the pipe anew after each word. Here a small job goes in one write, which the kernel takes whole or not at all, and
+one read takes all that a child has said. What is large, or not there in one piece, goes Celery's way.
+Source: celery/concurrency/asynpool.py 5.7.0, ResultHandler._make_process_result, _write_job; billiard 4.3, pool.py.
+"""
+
+import errno
+import os
+import pickle
+import select
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from struct import unpack_from
+from typing import Any
+
+import celery
+
+from celery_kit.base.signals import celeryd_init
+from celery_kit.pools.table import chosen
+
+#: The Celery that it was written for; with another one its own pipes are used.
+CELERY = "5.7."
+UNAVAIL = (errno.EAGAIN, errno.EINTR)
+#: Read at once, in bytes.
+AHEAD = 65_536
+_LENGTH = 4
+PIPE_BUF: int = getattr(select, "PIPE_BUF", 0)  # none on Windows, where there is no prefork
+
+
+def in_one_write(job: Any) -> None:
+    """Have a job that is about to be sent go with its length, if the kernel takes both as one (pipe(7): PIPE_BUF)."""
+    header, body, size = getattr(job, "_payload", None) or (b"", b"", PIPE_BUF)
+    if 0 < size <= PIPE_BUF - _LENGTH:
+        job._payload = memoryview(bytes(header) + bytes(body)), body, 0
+
+
+def words(data: bytes) -> tuple[list[bytes], bytes]:
+    """What a child has said, pickled, and the beginning of what is not there in whole."""
+    said, at = [], 0
+    while len(data) - at >= _LENGTH:
+        end = at + _LENGTH + unpack_from(">i", data, at)[0]
+        if len(data) < end:
+            break
+        said.append(data[at + _LENGTH : end])
+        at = end
+    return said, data[at:]
+
+
+def rest(fd: int, begun: bytes, take: Callable[[Any], None], again: Callable[[], None]) -> Iterator[None]:
+    """Read the rest of a word, as far as it is there each time; a generator, as asynpool has it for a word cut in two."""
+    while True:
+        whole = _LENGTH + (unpack_from(">i", begun)[0] if len(begun) >= _LENGTH else 0)
+        if not (missing := whole - len(begun)) and whole > _LENGTH:
+            break
+        try:
+            data = os.read(fd, missing)
+        except OSError as error:
+            if error.errno not in UNAVAIL:
+                raise
+            yield
+            continue
+        if not data:
+            raise OSError("End of file during message")
+        begun += data
+    again()
+    _take_all([begun[_LENGTH:]], take)
+
+
+def result_handler(celerys: Any) -> Any:
+    """asynpool's ResultHandler, whose reader takes all that is there."""
+
+    class ResultHandler(celerys):  # type: ignore[misc]
+        def _make_process_result(self, hub: Any) -> Callable[[int], None]:
+            children, take = self.fileno_to_outq, self.on_state_change
+
+            def on_readable(fd: int) -> None:
+                if fd not in children:  # process gone
+                    hub.remove_reader(fd)
+                    return
+                try:
+                    data = os.read(fd, AHEAD)
+                except OSError as error:
+                    if error.errno not in UNAVAIL:
+                        hub.remove_reader(fd)
+                    return
+                if not data:
+                    hub.remove_reader(fd)
+                    return
+                said, begun = words(data)
+                if begun:
+                    go_on = rest(fd, begun, take, lambda: hub.add_reader(fd, self.handle_event, fd))
+                    hub.add_reader(fd, go_on)
+                _take_all(said, take)
+
+            return on_readable
+
+    return ResultHandler
+
+
+def _take_all(said: list[bytes], take: Callable[[Any], None]) -> None:
+    """Take each word; what one raises - a task may ask the worker to end - must not lose the others."""
+    for number, pickled in enumerate(said):
+        try:
+            if word := pickle.loads(pickled):
+                take(word)
+        except BaseException:
+            _take_all(said[number + 1 :], take)
+            raise
+
+
+def connect() -> None:
+    """Have every worker of ENGINE=fast on prefork use its pipes so."""
+    celeryd_init.connect(_install, weak=False)
+
+
+def _install(conf: Any, options: dict[str, Any], **_: Any) -> None:
+    pool = chosen(conf, options)
+    if conf.engine != "fast" or not pool.__module__.endswith(".prefork"):
+        return
+    asynpool: Any = import_module("celery.concurrency.asynpool")
+    if pool.Pool is asynpool.AsynPool and celery.__version__.startswith(CELERY):
+        pool.Pool = type("Pool", (asynpool.AsynPool,), {"ResultHandler": result_handler(asynpool.ResultHandler)})

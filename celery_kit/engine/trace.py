@@ -1,0 +1,209 @@
+"""A task's run: Celery's trace, with the way of a task that succeeds written out without what nobody has asked for.
+
+For each task Celery makes a set of forty names to find the user's own headers, looks for its backend six times, and describes a
+return value letter by letter. What goes wrong, callbacks and chains are left to Celery's own functions, which are taken out of
+the trace that it has built. Source: celery/app/trace.py 5.7.0, build_tracer.
+"""
+
+import os
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from inspect import getclosurevars
+from time import monotonic
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import signals, states
+from celery.app.task import Context
+from celery.app.trace import TraceInfo, trace_ok_t, traceback_clear
+from celery.exceptions import Ignore, Reject, Retry
+from celery.loaders.base import BaseLoader
+from celery.utils.saferepr import saferepr
+from kombu.exceptions import EncodeError, OperationalError
+from kombu.serialization import loads
+
+from celery_kit.engine.commit import commit
+from celery_kit.engine.quick_json import JSON, kombus_reader, parse
+
+#: What a trace must have for its short form.
+PARTS = ("on_error", "_dispatch_callbacks_and_chain", "fun", "_does_info")
+#: What a task, or a setting, may have that only Celery's own trace knows.
+MORE = ("task_before_start", "task_on_success", "task_after_return", "deduplicate_successful_tasks", "inherit_parent_priority")
+#: What is none of a user's own headers. Source: Context._get_custom_headers.
+KNOWN = frozenset((*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"))
+PLAIN = (int, float, bool, type(None))
+
+# Of what the stubs know little.
+_state: Any = import_module("celery._state")
+trace: Any = import_module("celery.app.trace")
+dispatch_signal: Any = import_module("celery.utils.dispatch.signal")
+
+Trace = Callable[..., Any]
+
+
+def read(body: Any, content_type: str, content_encoding: str, accept: Any = None, **options: Any) -> Any:
+    """kombu's `loads`, quicker for JSON."""
+    if content_type == JSON and body and (accept is None or JSON in accept) and kombus_reader():
+        with suppress(AttributeError, ValueError, RecursionError):  # kombu says what is wrong
+            return parse(body if type(body) is str else body.decode())
+    return loads(body, content_type, content_encoding, accept=accept, **options)
+
+
+def shown(value: Any, most: int) -> str:
+    """A return value as Celery shows it, of at most so many characters."""
+    return repr(value) if type(value) in PLAIN and len(repr(value)) <= most else saferepr(value, most)
+
+
+def context(request: dict[str, Any], args: Any, kwargs: Any) -> Context:
+    """Celery's Context of a request, without the search for what it is known to have."""
+    made = Context.__new__(Context)
+    about = vars(made)
+    about.update(request, args=args, called_directly=False, kwargs=kwargs)
+    if limits := about.get("timelimit"):
+        about["time_limit"], about["soft_time_limit"] = limits[0], limits[1]
+    if about.get("headers") is None:
+        about["headers"] = {name: request[name] for name in request.keys() - KNOWN} or None
+    return made
+
+
+def sending(signal: Any, task: Any) -> Callable[..., None]:
+    """signal.send(sender=task, …), which finds out who listens once, and not for each task. Source: celery/utils/dispatch."""
+    known: list[Any] = []
+    live: list[Any] = []
+
+    def send(**named: Any) -> None:
+        nonlocal known, live
+        if known != signal.receivers:
+            known, live = list(signal.receivers), signal._live_receivers(task)
+            if any(isinstance(receiver, weakref.ReferenceType) for _, receiver in known):
+                known = []  # one of them may go at any time
+        for receiver in live:
+            try:
+                receiver(signal=signal, sender=task, **named)
+            except Exception as error:
+                dispatch_signal.logger.exception("Signal handler %r raised: %r", receiver, error)
+
+    return send
+
+
+def quick(task: Any, app: Any, hostname: str) -> Trace:
+    """A trace of `task`, for a worker; Celery's own where the task or a setting asks for more than the short one has."""
+    celerys: Trace = trace.build_tracer(task.name, task, app.loader, hostname, app=app)
+    parts = getclosurevars(celerys).nonlocals
+    loader = type(app.loader)
+    hooked = (
+        loader.on_task_init is not BaseLoader.on_task_init or loader.on_process_cleanup is not BaseLoader.on_process_cleanup
+    )
+    if hooked or any(map(parts.get, MORE)) or any(name not in parts for name in PARTS):
+        return celerys
+    on_error, dispatch, run, says_end = (parts[name] for name in PARTS)
+    return _short(task, hostname, celerys, on_error, dispatch, run, says_end)
+
+
+def _short(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: Trace, run: Trace, says_end: bool) -> Trace:
+    pid, most = os.getpid(), task.resultrepr_maxsize
+    before, after, succeeded = signals.task_prerun, signals.task_postrun, signals.task_success
+    send_before, send_after, send_success = (sending(signal, task) for signal in (before, after, succeeded))
+    push_task, pop_task = _state._task_stack.push, _state._task_stack.pop
+    push_request, pop_request = task.request_stack.push, task.request_stack.pop
+
+    def traced(uuid: str, args: Any, kwargs: Any, request: dict[str, Any]) -> Any:
+        if type(kwargs) is not dict:
+            return celerys(uuid, args, kwargs, request)
+        result: Any
+        info: Any
+        state: str | None
+        result = info = runtime = text = value = state = None
+        began = monotonic()
+        this = context(request, args, kwargs)
+        try:
+            ignored = this.__dict__.get("ignore_result")
+            ignored = task.ignore_result if ignored is None else ignored
+            backend = task.backend
+            push_task(task)
+            push_request(this)
+            try:
+                if before.receivers:
+                    send_before(task_id=uuid, task=task, args=args, kwargs=kwargs)
+                if task.track_started and not ignored:
+                    backend.store_result(uuid, {"pid": pid, "hostname": hostname}, states.STARTED, request=this)
+                try:
+                    result = value = run(*args, **kwargs)
+                    state = states.SUCCESS
+                except Reject as error:
+                    info, result = TraceInfo(states.REJECTED, error), ExceptionInfo(internal=True)
+                    state, value = info.state, info.retval
+                    info.handle_reject(task, this)
+                    traceback_clear(error)
+                except Ignore as error:
+                    info, result = TraceInfo(states.IGNORED, error), ExceptionInfo(internal=True)
+                    state, value = info.state, info.retval
+                    info.handle_ignore(task, this)
+                    traceback_clear(error)
+                except Retry as error:
+                    info, result, state, value = on_error(this, error, states.RETRY, call_errbacks=False)
+                    traceback_clear(error)
+                except Exception as error:
+                    info, result, state, value = on_error(this, error)
+                    traceback_clear(error)
+                else:
+                    sent = False
+                    try:
+                        if this.callbacks or this.chain:
+                            root = this.root_id or uuid
+                            dispatch(value, this.callbacks, this.chain, parent_id=uuid, root_id=root, priority=None)
+                        sent = commit.ending = True
+                        backend.mark_as_done(uuid, value, this, not ignored)
+                        commit.ending = False
+                    except (EncodeError, OperationalError) as error:
+                        if sent and isinstance(error, OperationalError):
+                            raise
+                        info, result, state, value = on_error(this, error)
+                        traceback_clear(error)
+                    else:
+                        text = shown(result, most)
+                        runtime = monotonic() - began
+                        if succeeded.receivers:
+                            send_success(result=value, runtime=runtime)
+                        if says_end:
+                            _say_end(task, uuid, this, text, runtime)
+            finally:
+                try:
+                    if after.receivers:
+                        send_after(task_id=uuid, task=task, args=args, kwargs=kwargs, retval=value, state=state)
+                finally:
+                    pop_task()
+                    pop_request()
+                    _clean_up(backend)
+        except (MemoryError, Reject):
+            raise
+        except Exception as error:
+            trace._signal_internal_error(task, uuid, args, kwargs, request, error)
+            result = trace.report_internal_error(task, error)
+            info, _, _, _ = on_error(this, error)
+        return trace_ok_t(result, info, runtime, text)
+
+    return traced
+
+
+def _say_end(task: Any, uuid: str, this: Context, text: str, runtime: float) -> None:
+    about = {
+        "id": uuid,
+        "name": trace.get_task_name(this, task.name),
+        "return_value": text,
+        "runtime": runtime,
+        "args": this.get("argsrepr") or trace.safe_repr(this.args),
+        "kwargs": this.get("kwargsrepr") or trace.safe_repr(this.kwargs),
+    }
+    trace.info(trace.LOG_SUCCESS, about)
+
+
+def _clean_up(backend: Any) -> None:
+    try:
+        backend.process_cleanup()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except Exception as error:
+        trace.logger.error("Process cleanup failed: %r", error, exc_info=True)

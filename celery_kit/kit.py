@@ -1,0 +1,194 @@
+"""What an app of the kit is: Celery's, with the kit's parts in it, and nothing changed in any other app of the process.
+
+What still is changed for the whole process: docs/apps.md.
+"""
+
+from functools import cache, cached_property
+from typing import Any, ClassVar
+
+from celery import Celery
+from celery import _state as state
+from celery.utils.imports import instantiate, symbol_by_name
+
+from celery_kit import defaults, results
+from celery_kit.base import security, signals
+from celery_kit.engine import classes, pipes, prefetch
+from celery_kit.fixes import (
+    add_consumer,
+    beat_stop,
+    cancelled_timers,
+    cold_shutdown,
+    dead_connection,
+    delayed_queue,
+    delayed_start,
+    eventlet_dns,
+    eventlet_timers,
+    forked,
+    hub_stall,
+    locked_mailbox,
+    prefork_flush,
+    quick_drain,
+    retry_queue,
+    short_delays,
+    solo_stop,
+    time_limit,
+)
+from celery_kit.observe import health, tracing, vitals
+from celery_kit.pools import table
+from celery_kit.produce import delay, spool
+from celery_kit.worker import grace, green_loop, set_aside
+
+#: By name, for producers need no worker.
+STEPS = [
+    f"app.{module}:Step"
+    for module in (
+        "brokers.rabbitmq_expired",
+        "commit_worker",
+        "lane",
+        "expiry",
+        "lifeline",
+        "terminate",
+        "time_limits",
+        "fixes.raised_in_process",
+    )
+]
+#: Each has the workers of the kit's apps, or their beat, begin in its way.
+AT_THE_BEGIN = (
+    table, prefetch, pipes, add_consumer, time_limit, vitals, beat_stop, cancelled_timers, cold_shutdown, prefork_flush,
+    solo_stop, grace, hub_stall, dead_connection, delayed_start, locked_mailbox, quick_drain,
+)  # fmt: skip
+
+
+_state: Any = state  # Celery's stubs know little of it
+
+
+class Kit(Celery):
+    """Celery's, and takes all that it takes. A class that the user or a fixup names - amqp, events, log, task_cls, by argument
+    or attribute - is combined with the kit's own.
+    """
+
+    #: The app that the kit itself made the one of threads which have none of their own.
+    _of_threads: "ClassVar[Kit | None]" = None
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        install(self)
+        if self.set_as_current and (_is_nobodys(_state.default_app) or _state.default_app is Kit._of_threads):
+            # Celery makes an app the current one of the thread that imports it: in any other a shared task would be an app's
+            # that nobody has made.
+            self.set_default()
+            Kit._of_threads = self
+
+    def set_default(self) -> None:
+        Kit._of_threads = None  # who asks for one keeps it
+        super().set_default()
+
+    @cached_property
+    def amqp(self) -> Any:
+        return instantiate(combined(self.amqp_cls, "celery_kit.produce.publishing:AMQP"), app=self)
+
+    @cached_property
+    def events(self) -> Any:
+        return instantiate(combined(self.events_cls, "celery_kit.fixes.events_in_the_loop:Events"), app=self)
+
+    @cached_property
+    def log(self) -> Any:
+        return instantiate(combined(self.log_cls, "celery_kit.observe.logs:Logging"), app=self)
+
+    def create_task_cls(self) -> Any:
+        both = combined(self.task_cls, "celery_kit.produce.delay:Task")
+        return self.subclass_with_self(both, name="Task", attribute="_app", keep_reduce=True, abstract=True)
+
+    def send_task(
+        self,
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        countdown: Any = None,
+        eta: Any = None,
+        *more: Any,
+        **options: Any,
+    ) -> Any:
+        alike = not more and countdown is None and eta is None and options.keys() <= delay.KEPT
+        if alike and (result := self.delays.send(delay.Named(self, name), args or (), kwargs or {}, options)):
+            return result
+        if (
+            more or not self.spooled or hasattr(options.get("producer"), "records")
+        ):  # celery_kit/produce/bulk.py: nothing is sent yet
+            return self._send(name, args, kwargs, countdown, eta, *more, **options)
+        return self.spooled.send_task(name, args, kwargs, countdown, eta, options)
+
+    def _send(
+        self, name: str, args: Any, kwargs: Any, countdown: Any = None, eta: Any = None, *more: Any, **options: Any
+    ) -> Any:
+        delayed = countdown or eta
+        if (delayed or options.get("routing_key")) and self.conf.task_default_queue_type == "quorum":
+            # The broker itself delays tasks. What a task without delay spends here, each `delay()` does.
+            options = retry_queue.named(options)
+            if delayed:
+                countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
+                self.delayed.prepare(name, args, kwargs, options)
+        return super().send_task(name, args, kwargs, countdown, eta, *more, **options)
+
+    @cached_property
+    def delayed(self) -> delayed_queue.Delayed:
+        """The queues that delayed tasks of this process can reach."""
+        return delayed_queue.Delayed(self)
+
+    @cached_property
+    def delays(self) -> delay.Delays:
+        """What a task's `delay()` does as the one before it did."""
+        return delay.Delays(self, Kit.send_task)
+
+    @cached_property
+    def spooled(self) -> spool.Spooled | None:
+        """Where tasks go while the broker is away; None without SPOOL."""
+        return spool.Spooled(self, self._send) if self.conf.get("spool") else None
+
+    def _get_backend(self) -> Any:
+        # Celery's own table of an app; what the user has put there wins.
+        self.loader.override_backends = {**classes.result_backends(self.conf.engine), **self.loader.override_backends}
+        backend = super()._get_backend()  # type: ignore[misc]
+        room = results.room(self.conf.result_backend)
+        # Of one without a room it is not known.
+        backend.thread_safe = backend.thread_safe and bool(room and room.thread_safe)
+        if room and room.adapt:
+            room.adapt(backend)
+            forked.watch(backend)
+        return backend
+
+
+def combined(named: Any, kits: str) -> Any:
+    """The kit's class where `named` is Celery's own; else a class of both, in which the user's comes first."""
+    theirs, ours = symbol_by_name(named), symbol_by_name(kits)
+    if not isinstance(theirs, type) or issubclass(theirs, ours):
+        return theirs
+    return ours if issubclass(ours, theirs) else type(theirs.__name__, (theirs, ours), {"__module__": theirs.__module__})
+
+
+def _is_nobodys(app: Any) -> bool:
+    """There is none, or it is the one that Celery makes for itself where nobody has."""
+    return app is None or (type(app) is Celery and app.main == "default" and not vars(app)["set_as_current"])
+
+
+def install(app: Celery) -> None:
+    """Give `app` the kit's workers, beat and settings."""
+    signals.connect(app)
+    forked.connect(app)
+    for module in AT_THE_BEGIN:
+        module.connect()
+    defaults.connect(app)
+    security.connect(app)
+    app.steps["consumer"].update(STEPS)
+    health.install(app)
+    green_loop.install(app)
+    set_aside.install(app)
+    _prepare_the_process()
+
+
+@cache
+def _prepare_the_process() -> None:
+    """What a process has once, and not an app."""
+    tracing.connect()
+    eventlet_dns.connect()
+    eventlet_timers.connect()

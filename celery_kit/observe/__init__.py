@@ -1,0 +1,1 @@
+"""Logs, health, traces, beat: what a process tells of itself."""

@@ -1,0 +1,284 @@
+"""`@once`: a task whose effect happens once, however often its message arrives. What it promises and what not: docs/once.md.
+
+A run claims its key in the results store (or at ONCE_URL) before it begins. The claim is a lease that its process renews, so it
+outlasts the longest run and ends soon after a process that died. A later run with the same key gets the first one's result.
+"""
+
+import hashlib
+import inspect
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from celery import Celery, Task, current_task
+from celery.exceptions import Ignore as MessageIsDone
+from celery.exceptions import ImproperlyConfigured
+from kombu.utils.json import dumps
+from kombu.utils.uuid import uuid
+
+from celery_kit import results
+from celery_kit.base.refusals import refuse
+from celery_kit.base.signals import worker_init
+from celery_kit.profile import Profile
+from celery_kit.results import Backend
+from celery_kit.results.redis.claims import Claims
+
+logger = logging.getLogger(__name__)
+
+#: What a key may be made of without a function: the task's arguments, or the message (every send counts; only its redeliveries
+#: are duplicates).
+KEYS = ("arguments", "message")
+CLAIM, DONE = b"claim ", b"done "
+#: Seconds until a step that the store did not answer is tried again.
+AGAIN = 0.5
+NO_STORE = "@once needs a store for its claims: BACKEND=redis, or ONCE_URL=redis://host:6379/1"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def once(
+    function: Any = None, *, key: str | Callable[..., object] = "arguments", expires: float = 86_400, lease: float = 60
+) -> Any:
+    """Decorate a task's function, below `@shared_task`: of all runs with one key one has its effect, the others its result.
+
+    `key`: "arguments" (the default), "message", or a function that takes what the task takes, defaults filled in, and gives the
+    key. `expires`: seconds that the result is remembered. `lease`: seconds that a claim outlives its process at most; it is
+    renewed four times in that, so it has to be longer than a task ever holds its process without yielding (green pools).
+    A run that fails gives the key free. While another run holds it, the message is sent again, to be tried a tenth of the lease
+    later. Called directly, or eagerly, the function simply runs. Raises ValueError for another word as `key`.
+    """
+    if isinstance(key, str) and key not in KEYS:
+        raise ValueError(f"key={key!r} is not known; allowed: {', '.join(KEYS)}, or a function")
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            task: Any = current_task
+            if not task or task.request.called_directly or task.request.is_eager:
+                return function(*args, **kwargs)
+            itself = bool(args) and isinstance(args[0], Task)  # a bound task gets itself first
+            call = inspect.Signature([*signature.parameters.values()][itself:]).bind(*args[itself:], **kwargs)
+            call.apply_defaults()
+            return _Run(task, _name(task, key, call), expires, lease).of(lambda: function(*args, **kwargs))
+
+        run.__signature__ = signature  # type: ignore[attr-defined]  # else Celery would not check a call's arguments
+        worker_init.connect(_refuse_without_store)
+        return cast(Function, run)
+
+    return decorate(function) if function else decorate
+
+
+def _refuse_without_store(sender: Any, **_: Any) -> None:
+    backend, url = _where(sender.app)
+    if not backend or not backend.claims:
+        refuse(f"{NO_STORE}; BACKEND={backend.name if backend else url.partition(':')[0]} has none")
+
+
+def _where(app: Celery) -> tuple[Backend | None, str]:
+    """The store, by its own URL or as the results server, and its room."""
+    url = Profile.from_environ().once_url or app.conf.result_backend or ""
+    return results.room(url), url
+
+
+@cache
+def _store(app: Celery) -> Claims:
+    backend, url = _where(app)
+    if not backend or not backend.claims:
+        raise ImproperlyConfigured(NO_STORE)
+    return backend.claims(app, url)
+
+
+def _name(task: Any, key: str | Callable[..., object], call: inspect.BoundArguments) -> str:
+    """The key's name in the store: readable as far as the task, a digest for the rest."""
+    if callable(key):
+        what: Any = key(*call.args, **call.kwargs)
+    else:
+        what = task.request.id if key == "message" else list(call.arguments.items())
+    return f"once:{task.name}:{hashlib.sha256(dumps(what, sort_keys=True).encode()).hexdigest()[:32]}"
+
+
+class _Run:
+    """One run of a task under its key."""
+
+    def __init__(self, task: Any, name: str, expires: float, lease: float) -> None:
+        self.task, self.name, self.expires, self.lease = task, name, expires, lease
+        self.claims = _store(task.app)
+        self.id = uuid()
+        self.claim = CLAIM + json.dumps({"run": self.id, "task": task.request.id, "process": _process(os.getpid())}).encode()
+        self.lock, self.holds = threading.Lock(), False
+        self.due, self.failed = (
+            math.inf,
+            False,
+        )  # its next renewal, in seconds of the monotonic clock; and whether the last failed
+
+    def of(self, effect: Callable[[], Any]) -> Any:
+        with keeper.keep(self):
+            try:
+                found = self._patiently(self._take)
+            except self.claims.away:
+                return self._later("cannot be claimed: its store is away")
+            if found is None:
+                self.holds = True
+                return self._take_effect(effect)
+        if not found.startswith(DONE):
+            return self._later("is running elsewhere")
+        logger.info("%s[%s] ran already: its result is given again", self.task.name, self.task.request.id)
+        return self.task.app.backend.decode(found.removeprefix(DONE))
+
+    def _take(self) -> bytes | None:
+        """Claim the key; gives None, or what stands there. What a run of a dead process left is taken over at once."""
+        found = self.claims.claim(self.name, self.claim, self.lease)
+        if found and found.startswith(CLAIM) and _is_dead(json.loads(found.removeprefix(CLAIM))):
+            logger.warning("%s: the run that claimed it has died; run again", self.name)
+            found = self.claims.claim(self.name, self.claim, self.lease, dead=found)
+        return None if found == self.claim else found  # mine already: the answer got lost, and the question was put again
+
+    def _take_effect(self, effect: Callable[[], Any]) -> Any:
+        try:
+            value = effect()
+            done = self.task.app.backend.encode(value)
+        except BaseException:
+            self._end("gives its key free", lambda: self.claims.release(self.name, self.claim))
+            raise
+        note = DONE + (done if isinstance(done, bytes) else done.encode())
+        self._end("notes its result", lambda: self.claims.replace(self.name, self.claim, note, self.expires))
+        return value
+
+    def _end(self, what: str, step: Callable[[], Any]) -> None:
+        """The step after the effect; that it cannot be taken must not make the effect look undone."""
+        with self.lock:
+            self.holds = False
+            try:
+                if self._patiently(step) is False:
+                    self.taken()
+            except Exception as error:
+                logger.error("%s: the store does not answer when this run %s: %s", self.name, what, error)
+
+    def taken(self) -> None:
+        self.holds = False
+        logger.error("%s: its claim ran out and another run has it; the effect may happen twice", self.name)
+
+    def _later(self, why: str) -> None:
+        """Send the message again, as it is, and be done with this one: at no moment is there none."""
+        request = self.task.request
+        logger.info("%s[%s] %s: tried again later", self.task.name, request.id, why)
+        again = self.task.signature_from_request(countdown=self.lease / 10, retries=request.retries, add_to_parent=False)
+        again.apply_async()
+        raise MessageIsDone
+
+    def _patiently(self, step: Callable[[], Any]) -> Any:
+        """Do a step in the store, and try for as long as a lease while that is away."""
+        deadline = time.monotonic() + self.lease
+        while True:
+            try:
+                return step()
+            except self.claims.away:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(AGAIN)
+
+
+class _Keeper:
+    """Renews the claims of this process while their runs last: a thread, or a greenlet where threads are green."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, _Run] = {}
+        self._change = threading.Condition()
+        self._wakes_at = 0.0  # in seconds of the monotonic clock; in the past while it works
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def keep(self, run: _Run) -> Iterator[None]:
+        run.due = time.monotonic() + run.lease / 4
+        with self._change:
+            self.runs[run.id] = run
+            if not self._thread:
+                self._thread = threading.Thread(target=self._work, name="once", daemon=True)
+                self._thread.start()
+            elif run.due < self._wakes_at:
+                self._change.notify()
+        try:
+            yield
+        finally:
+            del self.runs[run.id]
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                self._wakes_at = min((run.due for run in list(self.runs.values())), default=math.inf)
+                wait = self._wakes_at - time.monotonic()
+                if wait > 0:
+                    self._change.wait(None if wait == math.inf else wait)
+                    continue
+            self._renew([run for run in list(self.runs.values()) if run.due <= time.monotonic()])
+
+    def _renew(self, runs: list[_Run]) -> None:
+        """Renew what these hold, all in one round trip: a store that is slow delays each of them once."""
+        with ExitStack() as locked:
+            held = []
+            for run in runs:
+                run.due = time.monotonic() + run.lease / 4
+                if run.lock.acquire(blocking=False):  # else it is at its end
+                    locked.callback(run.lock.release)
+                    if run.holds:
+                        held.append(run)
+            if not held:
+                return
+            try:
+                answers = held[0].claims.renew([(run.name, run.claim, run.lease) for run in held])
+            except Exception as error:  # others count on this thread
+                answers = [error] * len(held)
+            for run, answer in zip(held, answers, strict=True):
+                if isinstance(answer, Exception):
+                    run.due = time.monotonic() + min(AGAIN, run.lease / 4)
+                    logger.log(
+                        logging.DEBUG if run.failed else logging.WARNING, "%s cannot be renewed now: %s", run.name, answer
+                    )
+                elif not answer:
+                    run.taken()
+                run.failed = isinstance(answer, Exception)
+
+
+keeper = _Keeper()
+
+
+def _after_fork() -> None:
+    global keeper
+    keeper = _Keeper()  # the parent's thread is not here
+    _store.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _process(pid: int) -> list[str | None]:
+    """What tells a process from all others, of this machine and since its start: machine and process namespace, id, start."""
+    try:
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:  # not Linux: whether another process lives is not known, its claim has to run out
+        return [None, str(pid), None]
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return [machine, str(pid), None]
+    return [machine, str(pid), None if state in "ZX" else fields[18]]  # proc(5): starttime
+
+
+def _is_dead(claim: dict[str, Any]) -> bool:
+    """Whether the run with this claim is known not to go on: its process has ended, or is this one, and has no such run."""
+    machine, pid, _ = claim["process"]
+    now = _process(int(pid))
+    if not machine or now[0] != machine:
+        return False
+    return now != claim["process"] or (int(pid) == os.getpid() and claim["run"] not in keeper.runs)

@@ -1,0 +1,320 @@
+"""The commands behind `make`: `python -m celery_kit.operate.cli COMMAND`, options by name or from the environment."""
+
+import os
+import signal
+import sys
+import time
+from typing import Any, NoReturn
+
+import click
+from dotenv import dotenv_values, load_dotenv
+
+from celery_kit.base.refusals import choose, refuse
+from celery_kit.brokers import BROKERS
+from celery_kit.operate.stacks.compose import ROOT, Compose, build, image, image_size, prepare, published_ports
+from celery_kit.operate.stacks.docker import EngineSilentError, others
+from celery_kit.operate.stacks.embedded import Local
+from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, chosen, on_this_machine
+from celery_kit.pools.table import POOLS
+from celery_kit.profile import Profile, limits
+from celery_kit.results import BACKENDS
+
+Stack = Local | Compose
+
+
+def stack_of(broker: str) -> Stack:
+    """The stack that a broker runs in."""
+    return Compose(broker) if BROKERS[broker].compose_file else Local()
+
+
+def meant() -> list[Stack]:
+    """The stacks that a command may mean: that of BROKER, if it is given now; else any, that of a BROKER in .env first."""
+    given = os.environ.get("BROKER")
+    stack = stack_of(choose("BROKER", given, BROKERS)) if given else Local()
+    if given and given != dotenv_values(ROOT / ".env").get("BROKER"):
+        return [stack]
+    return [Compose(), Local()] if isinstance(stack, Compose) else [Local(), Compose()]
+
+
+def running_stack() -> Stack:
+    """The stack of this checkout that runs: whichever it is, or that of BROKER, where it is given."""
+    return next((stack for stack in meant() if stack.running()), None) or _refuse_none()
+
+
+def _refuse_none() -> NoReturn:
+    theirs = others()
+    refuse(
+        "no stack runs; start one with 'make up', or 'make up BROKER=redis POOL=gevent'"
+        + (theirs and f". Not of this checkout: {theirs}")
+    )
+
+
+def choice(name: str, values: dict[str, Any], default: str) -> Any:
+    return click.option(
+        f"--{name}", type=click.Choice(list(values)), default=default, envvar=name.upper(), show_default=True, show_envvar=True
+    )
+
+
+broker_option = choice("broker", BROKERS, "embedded")
+pool_option = choice("pool", POOLS, "prefork")
+backend_option = choice("backend", BACKENDS, "redis")
+
+
+def _python(context: click.Context, option: click.Parameter, given: str | None) -> None:
+    os.environ |= {"PYTHON": given} if given else {}
+    chosen(os.environ)
+
+
+python_option = click.option(
+    "--python",
+    envvar="PYTHON",
+    callback=_python,
+    expose_value=False,  # images' names follow it wherever they are read (celery_kit/operate/stacks/compose.py)
+    help=f"of images: {', '.join(PYTHONS)}; {DEFAULT} if none is named",
+)
+
+
+def _check(broker: str, pool: str, backend: str) -> None:
+    """Refuse now, before anything starts, what the worker would refuse."""
+    axes = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
+    servers = {  # where they will be is not asked here
+        "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",
+        "CELERY_RESULT_BACKEND": f"{BACKENDS[backend].schemes[0]}://",
+    }
+    Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **axes})
+
+
+def _on_this_machine() -> None:
+    """Refuse a Python that was asked for now and is not this one's; a standing choice in .env is of stacks that have images."""
+    if os.environ.get("PYTHON") != dotenv_values(ROOT / ".env").get("PYTHON"):
+        on_this_machine(os.environ)
+
+
+@click.group()
+def cli() -> None:
+    """celery-kit: one Celery task codebase, any broker, any pool."""
+    load_dotenv(ROOT / ".env")
+
+
+@cli.command()
+@broker_option
+@pool_option
+@backend_option
+@python_option
+@click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
+@click.option("--monitor", is_flag=True, envvar="MONITOR", help="Flower, metrics and alerts beside it")
+@click.option("--grafana", is_flag=True, envvar="GRAFANA", help="these, and Grafana with a dashboard")
+def up(broker: str, pool: str, backend: str, scale: int, monitor: bool, grafana: bool) -> None:
+    """Start a stack and wait until it is healthy."""
+    _check(broker, pool, backend)
+    stack = stack_of(broker)
+    profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
+    if profiles and not isinstance(stack, Compose):
+        refuse(f"{profiles[-1].upper()}=1 needs a stack of containers: BROKER=rabbitmq or BROKER=redis")
+    if not isinstance(stack, Compose):
+        _on_this_machine()
+    places = stack.up(pool, backend, scale, profiles) if isinstance(stack, Compose) else stack.up(pool, backend, scale)
+    click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
+    click.echo("\n".join(f"  {place}" for place in places))
+    cannot = [name for name, limit in limits(BROKERS[broker], BACKENDS[backend], POOLS[pool]).items() if limit.kind == "cannot"]
+    if cannot:
+        click.echo(
+            f"Celery cannot do here: {', '.join(sorted(cannot)).replace('_', ' ')} (docs/matrix.md: what happens instead)"
+        )
+    result = "make result ID=…" if BACKENDS[backend].read_elsewhere else "(results: send with WAIT=10)"
+    click.echo(f"""Next:
+  make send TASK=mail.send_email ARGS='["you@example.com", "hello"]'    then  {result}
+  make status    make logs    make down""")
+
+
+@cli.command()
+@click.option("--volumes", is_flag=True, envvar="VOLUMES", help="delete the stack's data too")
+@click.option("--yes", is_flag=True, envvar="YES", help="do not ask before data is deleted, in a terminal")
+def down(volumes: bool, yes: bool) -> None:
+    """Stop whatever stack of this checkout runs. Its data stays, unless VOLUMES=1."""
+    done = [_down(stack, volumes, yes) for stack in meant() if stack.exists()]
+    if volumes and not done:
+        done = [_down(stack, volumes, yes) for stack in meant() if stack.data()]
+    if not done:
+        click.echo(f"no stack runs{(theirs := others()) and f'. Not of this checkout: {theirs}'}")
+
+
+def _down(stack: Stack, volumes: bool, yes: bool) -> bool:
+    """Take a stack down, and say so; True."""
+    data = stack.data() if volumes else []
+    if data and not yes and sys.stdin.isatty() and not click.confirm(f"Delete all data in {', '.join(data)}?", err=True):
+        refuse("nothing was stopped, nothing was deleted")
+    click.echo(stack.down(volumes))
+    return True
+
+
+@cli.command()
+@click.option("--task", envvar="TASK", help="its name, such as mail.send_email")
+@click.option("--args", envvar="ARGS", default="[]", help="a JSON array")
+@click.option("--kwargs", envvar="KWARGS", default="{}", help="a JSON object")
+@click.option("--countdown", type=float, envvar="COUNTDOWN", help="seconds")
+@click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
+def send(task: str | None, args: str, kwargs: str, countdown: float | None, wait: float | None) -> None:
+    """Send a task to the running stack; prints its id."""
+    if not task:
+        refuse('TASK is missing; for example: make send TASK=mail.send_email ARGS=\'["a@b.c", "hi"]\'')
+    options = [("--countdown", countdown), ("--wait", wait)]
+    flags = [f"{flag}={value}" for flag, value in options if value is not None]
+    sys.exit(running_stack().python("celery_kit.produce.send", *flags, "--", task, args, kwargs))
+
+
+@cli.command()
+def forward() -> None:
+    """Send what waits in the spool of the running stack (SPOOL)."""
+    sys.exit(running_stack().python("celery_kit.produce.send", "forward"))
+
+
+@cli.command()
+@click.option("--id", "task_id", envvar="ID")
+@click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
+@click.option("--forget", is_flag=True, envvar="FORGET", help="delete the result")
+@click.option("--watch", is_flag=True, envvar="WATCH", help="follow it to its end, with a bar")
+def result(task_id: str | None, wait: float | None, forget: bool, watch: bool) -> None:
+    """Show a task's state and result, by its id."""
+    if not task_id:
+        refuse("ID is missing; for example: make result ID=the id that 'make send' printed")
+    if watch:
+        _join(running_stack())
+        from celery_kit.operate.look import watch as watching
+
+        sys.argv[1:] = [task_id]
+        watching.main()
+    flags = [*([f"--wait={wait}"] if wait is not None else []), *(["--forget"] if forget else [])]
+    sys.exit(running_stack().python("celery_kit.results.outcome", *flags, "--", task_id))
+
+
+@cli.command()
+def status() -> None:
+    """Show the running stack's broker, queues, workers and beat."""
+    stack = running_stack()
+    inspected = _join(stack)
+    from celery_kit.operate.look import status  # not before the environment names the stack
+
+    click.echo("\n".join(status.lines(status.snapshot(lambda: stack.members(inspected)))))
+
+
+@cli.command()
+def doctor() -> None:
+    """Look at the machine and at the stack, if one runs, and say what is wrong and what mends it."""
+    from celery_kit.operate.look.doctor import Scene, show
+
+    try:
+        stack = next((one for one in meant() if one.running()), None)
+    except EngineSilentError:
+        stack = None  # which is found below
+    if stack is None:
+        sys.exit(show(Scene(stack=False, ports=published_ports())))
+    inspected = _join(stack)
+    containers = inspected if isinstance(stack, Compose) else []
+    sys.exit(show(Scene(stack.members(inspected), containers)))
+
+
+@cli.command()
+@click.option("--every", type=click.FloatRange(0.2, 60), default=2, envvar="EVERY", show_envvar=True, help="seconds")
+def top(every: float) -> None:
+    """Show the same again and again, until Ctrl-C."""
+    stack = running_stack()
+    _join(stack)
+    from rich.live import Live
+    from rich.text import Text
+
+    from celery_kit.operate.look import status
+
+    def look() -> str:
+        return "\n".join(status.lines(status.snapshot(lambda: stack.members(stack.inspected()))))
+
+    with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        while True:
+            live.update(Text(look()), refresh=True)
+            time.sleep(every)
+
+
+def _join(stack: Stack) -> list[dict[str, Any]]:
+    """Have this process take part in a stack; gives what its engine says of it."""
+    inspected = stack.inspected()
+    os.environ.update(stack.environment(inspected))
+    return inspected
+
+
+@cli.command()
+@click.option("--retry", envvar="RETRY", metavar="ID|all", help="send back to the queue that it came from")
+@click.option("--drop", envvar="DROP", metavar="ID|all", help="delete for good")
+def dead(retry: str | None, drop: str | None) -> None:
+    """List what was set aside, with its reason; RETRY= sends it back, DROP= deletes it."""
+    flags = [f"--{name}={given}" for name, given in (("retry", retry), ("drop", drop)) if given]
+    sys.exit(running_stack().python("celery_kit.operate.look.dead", *flags))
+
+
+@cli.command()
+@click.option("--follow", is_flag=True, envvar="FOLLOW", help="go on until Ctrl-C")
+def logs(follow: bool) -> None:
+    """Show the running stack's logs."""
+    running_stack().logs(follow)
+
+
+@cli.command()
+def ps() -> None:
+    """Show the running stack's processes or containers."""
+    running_stack().ps()
+
+
+@cli.command()
+@pool_option
+@backend_option
+def demo(pool: str, backend: str) -> None:
+    """Run the sample work on the embedded broker."""
+    _on_this_machine()
+    from celery_kit.operate.stacks.demo import show  # only here: it needs rich and Pillow
+
+    show(pool, backend)
+
+
+@cli.command()
+def dev() -> None:
+    """A worker of the running stack, on this machine, that starts again when code in app/ changes. Ctrl-C ends it."""
+    pool = os.environ.get("POOL")
+    _join(running_stack())
+    os.environ |= {"POOL": pool} if pool else {}
+    from celery_kit.operate.stacks.dev import main as develop
+
+    develop()
+
+
+@cli.command()
+@click.option("--pool", "pools", type=click.Choice(list(POOLS)), multiple=True, envvar="POOL", help="all, if none is named")
+@python_option
+def images(pools: tuple[str, ...]) -> None:
+    """Build the worker images, one tag a pool."""
+    prepare()
+    for pool in pools or POOLS:
+        build(pool)
+        click.echo(f"{image(pool):<27}{image_size(image(pool)) / 1e6:4.0f} MB")
+
+
+def _end(number: int, _: Any) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what a command has begun is ended with it, as by Ctrl-C
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        refuse(error.format_message())
+    except EngineSilentError as error:
+        refuse(f"{error}; 'make doctor' says what mends it")
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read has seen enough: make logs | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

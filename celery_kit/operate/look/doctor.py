@@ -1,0 +1,309 @@
+"""`make doctor`: look at the machine and at the stack that runs, and say what is wrong, a line each, with what mends it.
+
+A table of checks: each takes the scene and gives what it found. What only one product's server can have stands in that
+product's room (`Server.faults`), so that no check names one.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from celery_kit.base.facts import Member, Server
+from celery_kit.files import private
+from celery_kit.operate.look.status import Snapshot, snapshot
+from celery_kit.operate.stacks.docker import EngineSilentError, ask, last_line, port_holder
+from celery_kit.produce.spool import OURS
+
+ROOT = Path(__file__).resolve().parents[1]
+Found = Iterator[tuple[str, str]]  # what is wrong; what mends it
+
+PATIENCE = 3.0  # seconds: a verdict may take longer than a look
+CLOCK_SECONDS = 5.0  # apart; events, ETAs and expiry are off by as much
+DISK_BYTES = 1_000_000_000
+#: Of the engine, as the client agrees on it: a health check with a start interval needs Docker 25.
+API = (1, 44)
+MEMORY_SHARE = 0.9
+
+
+@dataclass
+class Scene:
+    """What is looked at. `ports`: the variable and number of each port that a stack would publish; empty where one runs.
+
+    `inspected`: what the engine says of the stack's containers, empty without containers.
+    """
+
+    members: list[Member] = field(default_factory=list)
+    inspected: list[dict[str, Any]] = field(default_factory=list)
+    ports: dict[str, int] = field(default_factory=dict)
+    stack: bool = True
+
+    @cached_property
+    def now(self) -> Snapshot:
+        return snapshot(lambda: self.members, PATIENCE)
+
+    @property
+    def broker(self) -> Server | None:
+        return self.now.broker if isinstance(self.now.broker, Server) else None
+
+
+def engine(_: Scene) -> Found:
+    if not shutil.which("docker"):
+        yield "no Docker client is installed: stacks in containers cannot start", "make engine; 'make demo' needs none"
+        return
+    try:
+        done = ask("docker", "version", "--format", "{{.Client.APIVersion}}")
+    except EngineSilentError as error:
+        yield str(error), "restart it; its log says more (journalctl -u docker)"
+        return
+    version = re.fullmatch(r"(\d+)\.(\d+)", done.stdout.strip())
+    if done.returncode or not version:
+        yield f"no Docker engine answers ({last_line(done.stderr or done.stdout)})", "make engine"
+    elif (int(version[1]), int(version[2])) < API:
+        needed = ".".join(map(str, API))
+        yield f"Docker's API is {version[0]}, the stacks need {needed}", "Docker 25 or later; unset DOCKER_API_VERSION"
+    elif ask("docker", "compose", "version").returncode:
+        yield "Docker has no compose plugin", "install docker-compose-plugin, or docker-compose-v2"
+
+
+def packages(_: Scene) -> Found:
+    """What is installed beside the lock. A bare image has no lock: it was built from one."""
+    from packaging.markers import Marker
+
+    lock = ROOT / "requirements/local.txt"
+    pins = re.findall(r"^([\w.-]+)==([^\s;]+)(?: ; (.*?))? \\$", lock.read_text() if lock.exists() else "", re.MULTILINE)
+    for name, pinned, marker in pins:
+        if (here := _installed(name)) != pinned and (not marker or Marker(marker).evaluate()):
+            yield f"{name} is {here or 'not installed'} in {sys.prefix}, the lock says {pinned}", "rm -r .venv && make env"
+
+
+def ports(scene: Scene) -> Found:
+    import socket
+
+    for variable, number in scene.ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", number))
+            except OSError:
+                by = _holder(number) or "another program"
+                yield f"port {number} is in use by {by}", f"free it, or put {variable}={number + 10_000} into .env"
+
+
+def overcommit(scene: Scene) -> Found:
+    """With 2 a large process cannot fork; with 0, Linux' default, not where less than its size is free."""
+    setting = Path("/proc/sys/vm/overcommit_memory")
+    policy = setting.read_text().strip() if setting.exists() else "1"
+    needed = (scene.broker.memory or 0) if scene.stack and scene.broker else 0
+    if policy == "2" or (policy == "0" and needed > _memory_available()):
+        yield f"vm.overcommit_memory is {policy}: a server cannot fork to save its data", "sysctl vm.overcommit_memory=1"
+
+
+def disk(_: Scene) -> Found:
+    if (free := shutil.disk_usage(ROOT).free) < DISK_BYTES:
+        yield f"only {free / 1e6:.0f} MB of disk are free: brokers stop accepting tasks", "free some; docker image prune"
+
+
+def spool(_: Scene) -> Found:
+    """The one that this machine sees; a container's may be a place of its own."""
+    folder = Path(os.environ.get("SPOOL") or os.devnull)
+    if folder.is_dir():
+        try:
+            private(folder, OURS)
+        except OSError as error:
+            yield f"SPOOL={folder} cannot be used: {error.strerror}", "a folder of this user's own, mode 0700"
+        if bad := sorted(path.name for path in folder.glob("*.bad")):
+            named = f"{', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}"
+            yield (
+                f"{len(bad)} tasks in SPOOL={folder} could not be sent: {named}",
+                "'make forward' tries again, and says why not",
+            )
+
+
+def broker_answers(scene: Scene) -> Found:
+    if isinstance(scene.now.broker, str):
+        reason = scene.now.broker
+        if any(word in reason.lower() for word in ("access_refused", "auth", "noperm", "username", "403")):
+            yield f"the broker refuses the account ({reason})", "correct the user and password in CELERY_BROKER_URL or .env"
+        else:
+            yield f"the broker {reason}", "'make ps' shows whether it runs, 'make logs' why not; or correct CELERY_BROKER_URL"
+
+
+def results_answer(scene: Scene) -> Found:
+    if isinstance(scene.now.results, str):
+        yield f"the results server {scene.now.results}", "'make ps' shows whether it runs; or correct CELERY_RESULT_BACKEND"
+
+
+def servers(scene: Scene) -> Found:
+    for server in (scene.now.broker, scene.now.results):
+        if isinstance(server, Server):
+            yield from server.faults
+
+
+def workers_live(scene: Scene) -> Found:
+    for member in scene.members:
+        if member.node and not member.running:
+            yield f"worker {member.node} is {member.state}", "'make logs' shows its last words, 'make up' starts it again"
+        elif member.node and scene.broker and not scene.now.unasked and member.node not in scene.now.workers:
+            yield f"worker {member.node} runs and does not answer", "a solo worker answers between tasks; else restart it"
+    if scene.now.unasked and not (scene.broker and scene.broker.faults):  # else it has said why
+        yield f"workers cannot be asked: {scene.now.unasked}", "the broker's log; 'make status' asks again"
+    elif scene.broker and not scene.now.unasked and not scene.now.workers and not any(one.node for one in scene.members):
+        yield "no worker answers: tasks wait", "make up, or python -m app.worker"
+
+
+def workers_consume(scene: Scene) -> Found:
+    for node, answer in scene.now.workers.items():
+        if answer["consuming"] == []:
+            yield (
+                f"worker {node} lives and consumes nothing",
+                f"celery -A app control -d {node} add_consumer QUEUE; or restart it",
+            )
+
+
+def queues_are_consumed(scene: Scene) -> Found:
+    told = [answer["consuming"] for answer in scene.now.workers.values()]
+    consumed = {name for names in told for name in names or ()}
+    for queue in scene.broker.queues if scene.broker and told and None not in told else []:
+        if queue.waiting and queue.name not in consumed:
+            yield (
+                f"{queue.waiting} tasks wait in queue {queue.name}, which no worker consumes",
+                f"start a worker with -Q {queue.name}",
+            )
+
+
+def redelivery(scene: Scene) -> Found:
+    for node, answer in scene.now.workers.items():
+        patience, longest = answer["visibility_timeout"], answer["longest_task"]
+        if patience and longest and patience <= longest:
+            yield (
+                f"worker {node}: the broker hands a task out again after {patience:g} s, and a task may run for {longest:g} s",
+                "make visibility_timeout longer than the longest time limit, or that limit shorter",
+            )
+
+
+def clocks(scene: Scene) -> Found:
+    for node, answer in scene.now.workers.items():
+        if answer["clock"] and (apart := abs(answer["clock"] - time.time())) > CLOCK_SECONDS:
+            yield f"the clock of worker {node} is {apart:.0f} s apart from this machine's", "synchronise both (NTP)"
+
+
+def one_beat(scene: Scene) -> Found:
+    number = sum(member.role == "beat" and member.running for member in scene.members)
+    number = max(number, len(_beats_here()))
+    if number > 1:
+        yield f"{number} beats run: each sends every scheduled task", "stop all but one"
+
+
+def memory(scene: Scene) -> Found:
+    for one in scene.inspected:
+        limit, name = one["HostConfig"]["Memory"], one["Name"].lstrip("/")
+        if one["State"].get("OOMKilled"):
+            yield f"{name} ran out of memory and was killed", "give it a larger memory limit, or WORKER_CONCURRENCY less"
+        elif limit and one["State"]["Running"] and (used := memory_used(one["Id"])) > MEMORY_SHARE * limit:
+            yield f"{name} uses {used / 1e6:.0f} MB of its {limit / 1e6:.0f} MB of memory", "give it a larger limit"
+
+
+#: As the engine writes them, in bytes.
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def memory_used(container: str) -> int:
+    """In bytes, without files that nobody reads; 0: not told. By the engine: a command inside might be what is too much."""
+    told = ask("docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", container).stdout
+    used = re.match(r"(\d+(?:\.\d+)?)(\w+)", told)
+    return int(float(used[1]) * UNITS.get(used[2], 1)) if used else 0
+
+
+def images(scene: Scene) -> Found:
+    """By content, not by date: a clone's files are as new as the clone."""
+    mine = hashlib.sha256(b"".join(path.read_bytes() for path in _sorted(ROOT / "app"))).hexdigest()
+    for one in scene.inspected:
+        if one["Config"]["Labels"].get("com.docker.compose.service") == "worker" and one["State"]["Running"]:
+            listed = "cd /srv/app && find . -name '*.py' | LC_ALL=C sort | xargs cat | sha256sum"
+            theirs = ask("docker", "exec", one["Id"], "sh", "-c", listed).stdout.split()
+            if theirs and theirs[0] != mine:
+                yield (
+                    f"{one['Name'].lstrip('/')} runs other code than app/ holds",
+                    "make up builds the image and starts it again",
+                )
+
+
+Check = Callable[[Scene], Found]
+MACHINE: tuple[Check, ...] = (engine, packages, ports, overcommit, disk, spool)
+STACK: tuple[Check, ...] = (
+    broker_answers, results_answer, servers, workers_live, workers_consume, queues_are_consumed, redelivery, clocks, one_beat,
+    memory, images,
+)  # fmt: skip
+
+
+def examine(scene: Scene) -> list[tuple[str, str]]:
+    """All that is wrong: what, and what mends it."""
+    checks = MACHINE + (STACK if scene.stack else ())
+    return [found for check in checks for found in check(scene)]
+
+
+def show(scene: Scene) -> int:
+    """Print it; gives the exit code, 1 where something is wrong."""
+    found = examine(scene)
+    for what, fix in found:
+        print(f"✗ {what}\n  → {fix}")
+    checks = len(MACHINE) + (len(STACK) if scene.stack else 0)
+    about = "the machine and the stack" if scene.stack else "the machine (no stack runs)"
+    if not found:
+        print(f"✓ {checks} checks of {about}: nothing found")
+    return 1 if found else 0
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _sorted(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"), key=lambda path: f"./{path.relative_to(folder)}".encode())
+
+
+def _beats_here() -> list[int]:
+    """Ids of the processes of this machine that are beat on the same broker."""
+    wanted = f"CELERY_BROKER_URL={os.environ.get('CELERY_BROKER_URL', '')}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"beat" in words and b"celery" in words and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def _memory_available() -> int:
+    """Of this machine, in bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1_024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _holder(port: int) -> str:
+    try:
+        return port_holder(port)
+    except EngineSilentError:
+        return ""
+
+
+def main() -> None:
+    raise SystemExit(show(Scene(stack=bool(os.environ.get("CELERY_BROKER_URL")))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What `make status` shows, as Prometheus' metrics on port 9808: queues by depth and age, workers, beat.
+
+`python -m celery_kit.operate.look.exporter`. Asked at each scrape, for a second at most; remembers nothing. A solo worker
+answers between tasks only: rules must be patient.
+"""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from celery_kit.base.facts import Server
+from celery_kit.operate.look.status import Snapshot, snapshot
+
+PORT = 9808
+
+
+def gauge(name: str, what: str, samples: Sequence[tuple[dict[str, str], float | None]]) -> Metric:
+    """One metric; samples that nobody tells are left out."""
+    labels = list(samples[0][0]) if samples else []
+    family = GaugeMetricFamily(f"celery_kit_{name}", what, labels=labels)
+    for named, value in samples:
+        if value is not None:
+            family.add_metric([named[label] for label in labels], value)
+    return family
+
+
+def metrics(found: Snapshot) -> Iterator[Metric]:
+    """All of them, from one look."""
+    yield gauge("broker_up", "1: the broker answers", [({}, float(isinstance(found.broker, Server)))])
+    unasked = isinstance(found.results, Server) and not found.results.version
+    results = None if unasked else float(not isinstance(found.results, str))
+    yield gauge("results_up", "1: the results server answers", [({}, results)])
+    queues = found.broker.queues if isinstance(found.broker, Server) else []
+    consumed = Counter(queue for answer in found.workers.values() for queue in answer["consuming"] or ())
+    for name, what in (("waiting", "Messages that wait"), ("unacknowledged", "Messages that workers hold")):
+        yield gauge(f"queue_{name}", what, [({"queue": queue.name}, getattr(queue, name)) for queue in queues])
+    yield gauge("queue_oldest_seconds", "Since the next message was sent", [({"queue": q.name}, q.oldest) for q in queues])
+    yield gauge("queue_workers", "Workers that consume it", [({"queue": q.name}, consumed[q.name]) for q in queues])
+    yield gauge("workers", "Workers that consume something", [({}, sum(bool(a["consuming"]) for a in found.workers.values()))])
+    for name, what in (
+        ("active", "Tasks that run"),
+        ("reserved", "Tasks taken and not begun"),
+        ("processed", "Tasks taken since its start"),
+        ("memory", "Memory, in bytes"),
+    ):
+        answers = [({"worker": node, "pool": answer["pool"] or ""}, answer[name]) for node, answer in found.workers.items()]
+        yield gauge(f"worker_{name}", what, answers)
+    if file := os.environ.get("BEAT_HEARTBEAT_FILE"):
+        path = Path(file)
+        silent = time.time() - path.stat().st_mtime if path.exists() else float("inf")
+        yield gauge("beat_silent_seconds", "Since beat's last round", [({}, silent)])
+
+
+class Look(Collector):
+    """A look at each scrape."""
+
+    def collect(self) -> Iterator[Metric]:
+        yield from metrics(snapshot())
+
+
+def main() -> None:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Look())
+    start_http_server(PORT, registry=registry)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Start Flower: `python -m celery_kit.operate.look.monitor [options of flower]`. Never open: it wants MONITOR_USER and a
+password from a file.
+
+The password goes by Flower's own variable, FLOWER_BASIC_AUTH, so that no list of processes shows it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from celery_kit.base.refusals import refuse
+
+
+def password() -> str:
+    """What MONITOR_PASSWORD_FILE holds. Refuses where there is none."""
+    file = os.environ.get("MONITOR_PASSWORD_FILE") or refuse("MONITOR_PASSWORD_FILE names no file: Flower is not started open")
+    try:
+        found = Path(file).read_text().strip()
+    except OSError as error:
+        refuse(f"MONITOR_PASSWORD_FILE={file} cannot be read: {error.strerror}")
+    return found or refuse(f"MONITOR_PASSWORD_FILE={file} is empty: Flower is not started open")
+
+
+def main() -> None:
+    os.environ["FLOWER_BASIC_AUTH"] = f"{os.environ.get('MONITOR_USER') or 'kit'}:{password()}"
+    argv = [sys.executable, "-m", "celery", "-A", "app", "flower", "--address=0.0.0.0", "--port=5555", *sys.argv[1:]]
+    os.execv(argv[0], argv)
+
+
+if __name__ == "__main__":
+    main()

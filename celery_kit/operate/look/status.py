@@ -1,0 +1,211 @@
+"""What a running stack does now: its broker, its queues, its workers, beat. `python -m celery_kit.operate.look.status` shows
+it.
+
+Nobody is waited for longer than a second: a server that is away, or a worker that does not answer, is what the table is for.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from kombu.utils.imports import symbol_by_name
+
+from app import app
+from celery_kit import brokers, results
+from celery_kit.base import facts
+from celery_kit.base.facts import PATIENCE, Member, Server, address, readable, told
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was found. `broker`, `results`: what the server said, or in words why it did not; None: there is none.
+
+    `unasked`: in words why the workers could not be asked.
+    """
+
+    broker: Server | str
+    results: Server | str | None
+    workers: dict[str, dict[str, Any]]
+    members: list[Member]
+    unasked: str = ""
+    broker_url: str = ""  # where they are, of one that does not say it itself
+    results_url: str = ""
+
+
+def ask_broker() -> Server | str:
+    """What the broker says, or one line on why it does not. Of several: the first that answers."""
+    broker = brokers.room(app.conf.broker_read_url)
+    options = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "max_retries": 0}
+    away: list[str] = []
+    try:
+        with app.connection_for_read(connect_timeout=PATIENCE, transport_options=options) as connection:
+
+            def gone(error: Exception, _: float) -> None:
+                away.append(f"{readable(connection.as_uri())} does not answer: {_first_line(error)}")
+
+            # Each once: connect() waits 2 s, and tries again.
+            others = max(0, len(connection.alt) - 1)
+            connection.ensure_connection(gone, others, interval_start=0, reraise_as_library_errors=False)
+            ask = symbol_by_name(broker.facts) if broker and broker.facts else facts.of_any_broker
+            found: Server = ask(app, connection, os.environ)
+            return replace(found, notes=[*away, *found.notes], url=readable(connection.as_uri()))
+    except Exception as error:  # whatever the room's client raises: it is shown, not handled
+        return f"does not answer: {_first_line(error)}"
+
+
+def ask_results() -> Server | str | None:
+    """What the results server says, or one line on why it does not; None where the backend has none."""
+    try:
+        backend = results.room(app.conf.result_backend)
+        if backend is None:
+            return Server(type(app.backend).__name__, "", notes=["the kit does not know how to look into it"])
+        found: Server | None = symbol_by_name(backend.facts)(app) if backend.facts else None
+        return found
+    except Exception as error:
+        return f"does not answer: {_first_line(error)}"
+
+
+def _results_url() -> str:
+    try:
+        return readable(app.backend.as_uri())
+    except Exception:  # a backend whose package is missing, or whose settings are: asking it says so
+        return str(app.conf.result_backend).partition(":")[0]
+
+
+def ask_workers(expected: int, patience: float) -> tuple[dict[str, dict[str, Any]], str]:
+    """What each worker answers, by node name, and why nobody could be asked: a broker that is full takes no question either.
+
+    Waits until `expected` have answered, `patience` seconds at most. Of a worker without the kit: what Celery's own command
+    tells.
+    """
+    app.conf.publish_timeout = patience  # this process sends nothing else
+    try:
+        inspect: Any = app.control.inspect(timeout=patience, limit=expected or None)
+        answers = {node: told(answer) for node, answer in (inspect._request("vitals") or {}).items()}
+        if others := [node for node, answer in answers.items() if answer["consuming"] is None]:
+            inspect = app.control.inspect(others, timeout=patience, limit=len(others))
+            for node, queues in (inspect.active_queues() or {}).items():
+                answers[node]["consuming"] = [queue["name"] for queue in queues]
+        return answers, ""
+    except Exception as error:
+        return {}, _first_line(error)
+
+
+def snapshot(tell: Callable[[], list[Member]] = list, patience: float = PATIENCE) -> Snapshot:
+    """Ask all of them, at the same time where that can be; `tell` is asked who should be there. `patience`, in seconds, is for
+    the workers.
+    """
+    with ThreadPoolExecutor() as asking:
+        told, broker, results = asking.submit(tell), asking.submit(ask_broker), asking.submit(ask_results)
+        found, members = broker.result(), told.result()
+        expected = sum(member.running for member in members if member.node)
+        ask = isinstance(found, Server) and (expected or not members)
+        workers, unasked = ask_workers(expected, patience) if ask else ({}, "")
+        return Snapshot(found, results.result(), workers, members, unasked, address(app), _results_url())
+
+
+def lines(found: Snapshot) -> list[str]:
+    """The table, ready to print."""
+    shown = [f"broker    {_server(found.broker, found.broker_url)}"]
+    shown += [f"          {note}" for note in (found.broker.notes if isinstance(found.broker, Server) else [])]
+    shown += [f"          workers cannot be asked: {found.unasked}"] if found.unasked else []
+    if found.results:
+        shown.append(f"results   {_server(found.results, found.results_url)}")
+        shown += [f"          {note}" for note in (found.results.notes if isinstance(found.results, Server) else [])]
+    else:
+        shown.append("results   as messages, to whoever sent the task; no server")
+    if isinstance(found.broker, Server):
+        queues = [
+            (one.name, *map(_number, (one.waiting, one.unacknowledged, one.consumers)), _age(one.oldest))
+            for one in found.broker.queues
+        ]
+        shown += ["", *_columns(("queue", "waiting", "unacknowledged", "consumers", "oldest"), queues)]
+    headings = ("worker", "pool", "at once", "state", "consumes", "active", "reserved", "processed", "memory")
+    rows = [_worker(node, found) for node in sorted({*found.workers, *(m.node for m in found.members if m.node)})]
+    shown += ["", *(_columns(headings, rows) if rows else ["worker    none answered"]), ""]
+    return shown + (_beats(found.members) or ["beat      none in this stack"])
+
+
+def state_of(node: str, found: Snapshot) -> str:
+    """A worker's state in words: `consuming` is what it should be."""
+    member = next((member for member in found.members if member.node == node), None)
+    if answer := found.workers.get(node):
+        if answer["consuming"] is None:
+            return "alive, does not tell what it consumes"
+        return "consuming" if answer["consuming"] else "ALIVE, CONSUMES NOTHING"
+    if member is None or not member.running:
+        return (member.state if member else "unknown").upper()
+    if isinstance(found.broker, str) or found.unasked:
+        return f"{member.state}, cannot be asked"
+    return f"{member.state}, NO ANSWER"
+
+
+def _worker(node: str, found: Snapshot) -> tuple[str, ...]:
+    answer = found.workers.get(node)
+    if not answer:
+        return (node, "", "", state_of(node, found), "", "", "", "", "")
+    numbers = (_number(answer[name]) for name in ("active", "reserved", "processed"))
+    memory = "-" if answer["memory"] is None else _bytes(answer["memory"])
+    queues, at_once = ",".join(answer["consuming"] or ()), _number(answer["concurrency"])
+    return (node, answer["pool"] or "-", at_once, state_of(node, found), queues, *numbers, memory)
+
+
+def _beats(members: list[Member]) -> list[str]:
+    shown = []
+    for member in members:
+        if member.role != "beat":
+            continue
+        shown.append(f"beat      {member.state if member.running else member.state.upper()}")
+        for name, entry in member.said.items() if member.running else []:
+            last = f"last run {_ago(entry['last'])} ago" if entry["last"] else "not run yet"
+            shown.append(f"          {name}: {last}, next in {_ago(entry['next'])}")
+    return shown
+
+
+def _server(server: Server | str, url: str) -> str:
+    if isinstance(server, str):
+        return f"{url}: DOES NOT ANSWER ({server.partition(': ')[2]})"
+    keys = f", {server.keys} keys" if server.keys is not None else ""
+    memory = f", {_bytes(server.memory)}" if server.memory else ""
+    return f"{server.product}{server.version and ' '}{server.version}{keys}{memory} at {server.url or url}"
+
+
+def _columns(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[place]) for row in [headings, *rows]) for place in range(len(headings))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in [headings, *rows]]
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _bytes(value: int) -> str:
+    return f"{value / 1e6:.0f} MB"
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _ago(moment: str) -> str:
+    return _age(abs((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def main() -> None:
+    print("\n".join(lines(snapshot())))
+
+
+if __name__ == "__main__":
+    main()

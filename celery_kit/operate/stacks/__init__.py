@@ -1,0 +1,1 @@
+"""The stacks: containers, the embedded one, the demo."""

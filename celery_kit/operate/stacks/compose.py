@@ -1,0 +1,377 @@
+"""The stacks of containers, as the command line handles them: `docker compose` on the files at the project's root.
+
+Nothing is remembered here: what runs is what the engine says runs. A stack belongs to the checkout that started it: its name
+is made from this folder's path, its containers carry the path in Compose's own label, its volumes in one of ours.
+"""
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import yaml
+
+from celery_kit.base.facts import Member
+from celery_kit.base.refusals import refuse
+from celery_kit.brokers import BROKERS
+from celery_kit.observe.beat import TIMETABLE
+from celery_kit.operate.stacks.docker import (
+    Container,
+    ask,
+    containers,
+    last_line,
+    make_volumes,
+    port_holder,
+    run,
+    told,
+    volumes,
+)
+from celery_kit.operate.stacks.pythons import STANDINS, Python, chosen
+from celery_kit.profile import Profile
+from celery_kit.results import BACKENDS
+
+ROOT = Path(__file__).resolve().parents[1]
+WAIT_SECONDS = "180"
+#: The name of every checkout's stack before each had its own.
+FORMER_NAME = "celery-kit"
+#: What all of a stack's processes have to agree on. Paths are each process' own.
+SHARED = (
+    "BROKER", "BACKEND", "POOL", "ENGINE", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TASK_SERIALIZER", "ACCEPT_CONTENT",
+    "TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT", "MAX_DELIVERIES", "DELIVERY", "RESULT_EXPIRES", "TIMEZONE", "SMTP_HOST",
+    "SMTP_PORT",
+)  # fmt: skip
+
+
+def prepare() -> None:
+    """Have an engine that answers, and base images to build on. Ends with their own line and exit code where it cannot."""
+    ask("docker", "info")  # an engine that hangs is not started again
+    row = python()
+    chooser = ("deploy/images/choose.sh", row.version, row.variable, row.debian, ", ".join(STANDINS))
+    for script in (("deploy/engine/start.sh",), chooser):
+        if code := run(*script).returncode:
+            raise SystemExit(code)
+
+
+def settings() -> dict[str, str]:
+    """The environment, and .env below it, as Compose reads them."""
+    from dotenv import dotenv_values  # of the machine that `make` runs on, not of an image
+
+    return {key: value for key, value in dotenv_values(ROOT / ".env").items() if value} | dict(os.environ)
+
+
+def project_name() -> str:
+    """What this checkout's stack is called: COMPOSE_PROJECT_NAME, or else its folder with a hash of where that is."""
+    if given := settings().get("COMPOSE_PROJECT_NAME"):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", given):
+            refuse(f"COMPOSE_PROJECT_NAME={given} is not allowed; small letters, digits, - and _, a letter or digit first")
+        return given
+    folder = _folder_name()
+    named = folder if folder.startswith(FORMER_NAME) else f"{FORMER_NAME}-{folder}".rstrip("-_")
+    return f"{named[:40]}-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+
+
+def _folder_name() -> str:
+    """This folder's, as Compose makes a stack's name of it."""
+    return re.sub(r"[^a-z0-9_-]", "", ROOT.name.lower()).lstrip("-_")
+
+
+def _names() -> list[str]:
+    """What this checkout's stack may be called: as `make` names it, as Compose by itself does, as it was before."""
+    own = project_name()
+    return [own] if settings().get("COMPOSE_PROJECT_NAME") else [own, _folder_name(), FORMER_NAME]
+
+
+def python() -> Python:
+    """The version of Python that images have, by PYTHON."""
+    return chosen(settings())
+
+
+def of_python() -> dict[str, str]:
+    """What Compose is told of it, once the base images are chosen."""
+    return python().environ(settings())
+
+
+def monitor_password() -> Path:
+    """The file that holds what Flower and Grafana ask for, user `kit`; made with a password of its own where there is none."""
+    file = ROOT / (os.environ.get("MONITOR_PASSWORD_FILE") or ".kit/monitor/password")
+    if not file.exists():
+        _make_secret(file)
+    print(f"Flower (and Grafana) asks for user kit and the password in {file}", file=sys.stderr)
+    return file
+
+
+def _make_secret(file: Path) -> None:
+    """Write a password into a folder that nobody else can enter: the file itself is read by the users of images."""
+    folder = file.parent
+    try:
+        if folder.is_dir() and folder.stat().st_mode & 0o077:
+            instead = "write a password into it, or name a file in a folder that is not there yet"
+            refuse(f"MONITOR_PASSWORD_FILE={file} is not there, and others can enter its folder: {instead}")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_text(secrets.token_urlsafe(18))
+        file.chmod(0o644)
+    except OSError as error:
+        refuse(f"MONITOR_PASSWORD_FILE={file} cannot be made: {error.strerror}")
+
+
+def build(pool: str) -> None:
+    """Build the worker image of a pool and the mail catcher, from the same files that the stacks use."""
+    file = next(broker.compose_file for broker in BROKERS.values() if broker.compose_file)  # they build the same
+    code = run(
+        "docker", "compose", "-f", file, "build", "--quiet", "worker", "mail", env={**os.environ, "POOL": pool, **of_python()}
+    ).returncode
+    if code:
+        refuse(f"the image of pool {pool} could not be built; the reason stands above")
+
+
+def image(tag: str) -> str:
+    """An image of this project: a pool's, or `mail`. IMAGE is the name before the tag, a registry's host included.
+
+    The tag tells a version of Python that is not the default.
+    """
+    return f"{os.environ.get('IMAGE') or 'celery-kit'}:{tag}{python().tag}"
+
+
+def image_size(image: str) -> int:
+    """The size of an image with its base, in bytes."""
+    return int(told(ask("docker", "image", "inspect", "--format", "{{.Size}}", image)))
+
+
+class Compose:
+    """This checkout's stack of one broker, or, with none named, whichever of its stacks there is."""
+
+    def __init__(self, broker: str | None = None) -> None:
+        self.file = BROKERS[broker].compose_file if broker else None
+
+    def _compose(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return run("docker", "compose", "-p", self.project, *argv, **options)
+
+    def _containers(self) -> list[dict[str, Any]]:
+        shown = ask("docker", "compose", "-p", self.project, "ps", "--all", "--format", "json").stdout
+        return [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
+
+    @cached_property
+    def project(self) -> str:
+        """Its name: that of its containers, the running ones first, or the one that they would get."""
+        order = _names()
+        mine = sorted(_own(), key=lambda one: (not one.runs, order.index(one.project)))
+        return mine[0].project if mine else order[0]
+
+    def _mine(self) -> list[Container]:
+        return [one for one in _own() if one.project == self.project and one.file == (self.file or one.file)]
+
+    def running(self) -> bool:
+        return any(one.runs for one in self._mine())
+
+    def exists(self) -> bool:
+        """Whether there is anything to take down, stopped containers too."""
+        return bool(self._mine())
+
+    def data(self) -> list[str]:
+        """The names of its volumes: its project's, of a named broker only those of that broker's file.
+
+        Refuses those of another checkout.
+        """
+        mine = volumes(self.project)
+        if theirs := [one.owner for one in mine if one.owner not in ("", str(ROOT)) and Path(one.owner).is_dir()]:
+            refuse(f"the data of the stack {self.project} is of the checkout in {theirs[0]}; give another COMPOSE_PROJECT_NAME")
+        file = yaml.safe_load((ROOT / self.file).read_text())["volumes"] if self.file else {one.key: {} for one in mine}
+        return [one.name for one in mine if one.key in file]
+
+    def up(self, pool: str, backend: str, scale: int, profiles: Sequence[str] = ()) -> list[str]:
+        """Build what is missing, start, wait until every service is healthy. Gives lines that say where things are."""
+        if profiles:
+            os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
+            monitor_password()
+        prepare()
+        former = not self.data() and any(not one.owner for one in volumes(FORMER_NAME))
+        own = _own()
+        if theirs := [one for one in containers() if one.project == self.project and one not in own]:
+            refuse(f"{theirs[0].owner} has the name {self.project}; give another COMPOSE_PROJECT_NAME")
+        environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python()}
+        files = ("--project-directory", str(ROOT), "-f", self.file or "")
+        shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
+        if shown.returncode:
+            refuse(f"the stack's settings cannot be used: {last_line(shown.stderr)}")
+        config = told(shown)
+        services = config["services"]
+        if not BACKENDS[backend].has_server and "results" in services:
+            del services["results"]
+        _check_ports(services, self._containers())
+        make_volumes(self.project, config)
+        started = self._compose(
+            *files,
+            "up",
+            "--detach",
+            "--build",
+            "--remove-orphans",
+            "--wait",
+            "--wait-timeout",
+            WAIT_SECONDS,
+            "--scale",
+            f"worker={scale}",
+            *services,
+            env=environ,
+        )
+        if started.returncode:
+            self._compose("logs", "--no-color", "--tail", "15")
+            ended = self._compose("down", capture_output=True)
+            end = f"could not be taken down: {last_line(ended.stderr)}" if ended.returncode else "was taken down again"
+            refuse(f"the stack did not become healthy; its last words stand above, and it {end}")
+        places = [
+            f"{name:<11}127.0.0.1:{port['published']} (port {port['target']} in the stack)"
+            for name, service in services.items()
+            for port in service.get("ports", [])
+            if "published" in port
+        ]
+        if former:
+            places.append(f"older data: of a stack {FORMER_NAME}; to go on with it, COMPOSE_PROJECT_NAME={FORMER_NAME} in .env")
+        return places
+
+    def down(self, volumes: bool) -> str:
+        """Take it down; gives in words what was done, and refuses where it was not."""
+        data, there = self.data() if volumes else [], self.exists()
+        if there and self._compose("down", "--remove-orphans").returncode:
+            refuse(f"the stack {self.project} could not be taken down; the reason stands above, and its data stays")
+        if data and run("docker", "volume", "rm", *data, stdout=subprocess.DEVNULL).returncode:
+            refuse(f"the data of the stack {self.project} could not be deleted; the reason stands above")
+        return f"stack {self.project}: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
+
+    def python(self, *argv: str) -> int:
+        """Run `python -m …` inside the stack, in a container of the task codebase; gives its exit code."""
+        mine = [c["Service"] for c in self._containers() if c["Service"] in ("worker", "beat") and c["State"] == "running"]
+        if not mine:
+            refuse("neither worker nor beat of the stack runs; 'make ps' shows what does, 'make up' starts it")
+        return self._compose("exec", *([] if sys.stdin.isatty() else ["-T"]), mine[0], "python", "-m", *argv).returncode
+
+    def inspected(self) -> list[dict[str, Any]]:
+        """The engine's description of each of the stack's containers, those that ended included."""
+        ids = [one.id for one in self._mine()]
+        return list(told(ask("docker", "inspect", *ids))) if ids else []
+
+    def environment(self, inspected: list[dict[str, Any]]) -> dict[str, str]:
+        """What a process of this machine needs to take part: a worker's own settings, servers by their published ports."""
+        ours = next((one for one in inspected if _service(one) in ("worker", "beat")), None)
+        if ours is None:
+            refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it anew")
+        theirs = dict(line.split("=", 1) for line in ours["Config"]["Env"] if "=" in line)
+        own = tuple(room.variables for room in BROKERS.values() if room.variables)
+        environ = {name: value for name, value in theirs.items() if value and (name in SHARED or name.startswith(own))}
+        ports = _published(inspected)
+        smtp = ports.get((theirs.get("SMTP_HOST", ""), int(theirs.get("SMTP_PORT") or 0)))
+        environ |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp)} if smtp else {}
+        environ["SMS_GATEWAY_URL"] = _from_here(theirs.get("SMS_GATEWAY_URL", ""), ports)
+        profile = Profile.from_environ(environ)
+        environ["CELERY_BROKER_URL"] = _from_here(profile.broker_url, ports)
+        environ["CELERY_RESULT_BACKEND"] = _from_here(profile.result_backend, ports)
+        named = {name: ports.get(("broker", port)) for port, name in profile.broker.ports.items()}
+        return environ | {name: str(published) for name, published in named.items() if published}
+
+    def members(self, inspected: list[dict[str, Any]]) -> list[Member]:
+        """Its containers, as the engine sees them."""
+        return [_member(one) for one in inspected]
+
+    def logs(self, follow: bool) -> None:
+        self._compose("logs", *(["--follow"] if follow else ["--tail", "100"]))
+
+    def ps(self) -> None:
+        self._compose("ps", "--all")
+
+
+def published_ports() -> dict[str, int]:
+    """The ports that the stacks would publish, by the variables that move them; empty where no engine can tell."""
+    found = {}
+    for broker in BROKERS.values():
+        shown = ask("docker", "compose", "-f", broker.compose_file or "", "config", "--format", "json")
+        services: dict[str, Any] = {}
+        with suppress(ValueError):
+            services = json.loads(shown.stdout)["services"]
+        for service in services.values():
+            for port in service.get("ports", []):
+                if variable := service.get("labels", {}).get(f"celery-kit.port.{port['target']}"):
+                    found[str(variable)] = int(port["published"])
+    return found
+
+
+def _own() -> list[Container]:
+    """This checkout's containers. A folder that is gone has moved here, if its stack's name is given."""
+    given, names = settings().get("COMPOSE_PROJECT_NAME"), _names()
+    found = [one for one in containers() if one.project in names]
+    return [one for one in found if one.folder == ROOT or (given and not one.folder.exists())]
+
+
+def _service(one: dict[str, Any]) -> str:
+    return str(one["Config"]["Labels"].get("com.docker.compose.service", ""))
+
+
+def _published(inspected: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
+    """By each name that a container answers to in the stack, and its port: the port of this machine."""
+    ports = {}
+    for one in inspected:
+        aliases = {alias for network in one["NetworkSettings"]["Networks"].values() for alias in network["Aliases"] or []}
+        bound = one["NetworkSettings"]["Ports"] or one["HostConfig"]["PortBindings"] or {}
+        for port, places in bound.items():
+            for place in places or []:
+                for name in aliases | {_service(one)}:
+                    ports[name, int(port.partition("/")[0])] = int(place["HostPort"])
+    return ports
+
+
+def _from_here(url: str, ports: dict[tuple[str, int], int]) -> str:
+    """A URL that names a role, with this machine's address of it; others stay as they are. Of several: each."""
+    return ";".join(_one_from_here(one, ports) for one in url.split(";"))
+
+
+def _one_from_here(url: str, ports: dict[tuple[str, int], int]) -> str:
+    parts = urlsplit(url)
+    try:
+        port = ports.get((parts.hostname or "", parts.port or 0))
+    except ValueError:  # no port: it is of a form that only its own client reads
+        port = None
+    if port is None:
+        return url
+    account = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return urlunsplit(parts._replace(netloc=f"{account}127.0.0.1:{port}"))
+
+
+def _member(one: dict[str, Any]) -> Member:
+    state, service = one["State"], _service(one)
+    health = state.get("Health", {}).get("Status")
+    words = f"{state['Status']}{f', {health}' if health and state['Running'] else ''}"
+    said: dict[str, Any] = {}
+    if service == "beat" and state["Running"]:
+        with suppress(ValueError):
+            said = json.loads(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)
+    if not state["Running"]:
+        words += f" ({state['ExitCode']})"
+    node = f"celery@{one['Config']['Hostname']}" if service == "worker" else None
+    return Member(service, words, state["Running"], node, said)
+
+
+def _check_ports(services: dict[str, Any], containers: list[dict[str, Any]]) -> None:
+    """Refuse before anything starts if a port is taken by somebody else."""
+    own = {publisher["PublishedPort"] for container in containers for publisher in container.get("Publishers") or []}
+    for name, service in services.items():
+        for port in service.get("ports", []):
+            number = int(port.get("published", 0))  # 0: any
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((port.get("host_ip") or "127.0.0.1", number))
+                except OSError:
+                    if number not in own:
+                        variable = service.get("labels", {}).get(f"celery-kit.port.{port['target']}", "its variable in .env")
+                        by = (holder := port_holder(number)) and f" by {holder}"
+                        refuse(
+                            f"port {number} for {name} is in use{by}; free it, or choose another: {variable}={number + 10_000}"
+                        )

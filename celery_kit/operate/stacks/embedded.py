@@ -1,0 +1,366 @@
+"""The embedded stack: Valkey, mail catcher, worker and beat as processes of this machine, without Docker.
+
+`python -m celery_kit.operate.stacks.embedded` runs it in the foreground until SIGTERM or Ctrl-C; :class:`Local` starts and
+stops it for the command line. One at a time: whoever runs it holds a lock, so that a killed one leaves nothing that looks
+alive. Each process is noted with the moment it began and the folder it belongs to, and no other is ever sent a signal.
+"""
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from celery_kit.base.facts import Member
+from celery_kit.base.refusals import Absent, refuse
+from celery_kit.brokers import BROKERS
+from celery_kit.brokers.embedded import DATA, HOME, PIDFILE, STATE, server
+from celery_kit.observe.beat import TIMETABLE
+from celery_kit.operate.stacks import pidfile
+from celery_kit.pools.table import POOLS
+from celery_kit.profile import stop_grace
+from celery_kit.results import BACKENDS
+
+try:
+    import fcntl
+except ImportError:
+    fcntl: Any = Absent("the embedded stack")  # type: ignore[no-redef]
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG = HOME / "stack.log"
+START_SECONDS = 60.0
+#: How long the lock may be held before its holder has noted itself: it does so first of all.
+NOTE_SECONDS = 5.0
+TAIL_LINES = 100
+
+
+@contextmanager
+def _lock(kind: int, patience: float = 0.0) -> Iterator[bool]:
+    """Hold the stack's lock: LOCK_EX, or LOCK_SH to look; gives False, and holds nothing, if it is not free in `patience` s."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with open(HOME / "lock", "a") as file:
+
+        def taken() -> bool:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        yield _until(taken, patience)
+
+
+def state() -> dict[str, Any] | None:
+    """What the running embedded stack noted about itself; None where none runs. Refuses where its process is not known.
+
+    It may not have an address yet, and not be ready.
+    """
+    found: list[dict[str, Any] | None] = []
+
+    def looked() -> bool:
+        with _lock(fcntl.LOCK_SH) as free:
+            about = None if free else pidfile.running(STATE)
+        found[:] = [about] if free or about else []
+        return bool(found)
+
+    if not _until(looked, NOTE_SECONDS):
+        refuse(
+            f"an embedded stack holds {HOME / 'lock'} and has not noted its process: it was started in another container, "
+            "or by an older version of the kit; stop it there, or by the ids in 'ps -ef'"
+        )
+    return found[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _leftovers() -> list[int]:
+    """The processes that a killed stack left behind."""
+    found = [about["pid"] for note in HOME.glob("*.pid") if (about := pidfile.running(note))]
+    with suppress(OSError, ValueError):  # a server that was just starting: its own note, and the folder that it works in
+        pid = int(PIDFILE.read_text())
+        found += [pid] if Path(f"/proc/{pid}/cwd").samefile(DATA) else []
+    return found
+
+
+def _end_leftovers() -> None:
+    """End them. Refuses where one does not end: what it works on must not be touched."""
+    for pid in _leftovers():
+        print(f"ending process {pid}, left over from a stack that was killed", flush=True)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if not _until(lambda: not _leftovers(), NOTE_SECONDS):
+        refuse(
+            f"process {_leftovers()[0]}, left over from an embedded stack that was killed, does not end; nothing was changed"
+        )
+    for note in HOME.glob("*.pid"):
+        note.unlink()
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+class _Processes:
+    """The stack's processes by name, each with a log file and a noted process id."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, argv: list[str], environ: Mapping[str, str]) -> Path:
+        """Start one; gives the file that its heartbeat will touch."""
+        beat = HOME / f"{name}.beat"
+        with open(HOME / f"{name}.log", "ab") as log:
+            self.running[name] = subprocess.Popen(
+                argv,
+                cwd=ROOT,
+                env={**os.environ, **environ, "HEARTBEAT_FILE": str(beat)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        pidfile.write(HOME / f"{name}.pid", self.running[name].pid)
+        return beat
+
+    def died(self) -> str | None:
+        return next((name for name, process in self.running.items() if process.poll() is not None), None)
+
+    def stop(self, grace: float) -> None:
+        """Stop them, the mail catcher last: tasks still use it. SIGKILL for what runs after `grace` seconds."""
+        first, *rest = self.running or [""]
+        for names in (rest, [first]):
+            mine = [self.running[name] for name in names if name]
+            for process in mine:
+                process.terminate()
+            for process in mine:
+                try:
+                    process.wait(grace)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            for name in names:
+                (HOME / f"{name}.pid").unlink(missing_ok=True)
+
+
+def run(pool: str, backend: str, scale: int, owner: str) -> None:
+    """Run the stack in the foreground until SIGTERM or SIGINT. `owner`: who will stop it, `up` or `demo`.
+
+    A signal is only noted: it must not come between a process' start and its note.
+    """
+    asked: list[int] = []
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    signal.set_wakeup_fd(there.fileno())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: asked.append(number))
+    with _lock(fcntl.LOCK_EX, patience=2.0) as mine:
+        if not mine:
+            refuse("an embedded stack runs already; 'make status' shows it, 'make down' stops it")
+        about: dict[str, Any] = {"owner": owner, "pool": pool, "backend": backend, "ready": False}
+        pidfile.write(STATE, os.getpid(), **about)
+        broker, processes, beats = server(), _Processes(), list[Path]()
+        try:
+            _end_leftovers()
+            for file in HOME.glob("*.beat*"):
+                file.unlink()
+            broker.start()
+            pidfile.write(HOME / "valkey.pid", int(PIDFILE.read_text()))
+            about |= {"address": broker.connection_url, "smtp": _free_port(), "http": _free_port()}
+            pidfile.write(STATE, os.getpid(), **about)
+            for name, argv in _commands(pool, scale).items():
+                beats += [] if asked else [processes.start(name, argv, environment(about))]
+            while not asked:
+                if died := processes.died():
+                    refuse(f"{died} of the embedded stack ended by itself; its log is {HOME / died}.log")
+                if not about["ready"] and all(beat.exists() for beat in beats[1:]):  # the mail catcher has none
+                    about["ready"] = True
+                    pidfile.write(STATE, os.getpid(), **about)
+                select.select([here], [], [], 0.5 if about["ready"] else 0.05)
+        finally:
+            processes.stop(grace=stop_grace())
+            if broker.is_running():
+                broker.stop()
+            (HOME / "valkey.pid").unlink(missing_ok=True)
+            STATE.unlink(missing_ok=True)
+
+
+def _commands(pool: str, scale: int) -> dict[str, list[str]]:
+    """The processes beside the broker, in the order of their start: name and command line."""
+    from celery_kit.worker.start import command  # Celery's own command line takes a tenth of a command's time to import
+
+    log = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO"]
+    workers = [f"worker{number}" for number in range(1, scale + 1)]
+    return {
+        "mail": [sys.executable, "deploy/mail/catcher.py"],
+        "beat": [sys.executable, "-m", "celery", "-A", "app", "beat", *log],
+        **{name: command(POOLS[pool], [*log, "--hostname", f"{name}@%h"]) for name in workers},
+    }
+
+
+def environment(about: Mapping[str, Any]) -> dict[str, str]:
+    """What a process needs to take part in the embedded stack."""
+    if "address" not in about:
+        refuse(f"the embedded stack is just starting (process {about['pid']}); try again in a moment")
+    return {
+        "BROKER": "embedded",
+        "CELERY_BROKER_URL": f"{about['address']}/0",
+        "CELERY_RESULT_BACKEND": BACKENDS[about["backend"]].url({}, BROKERS["embedded"]),
+        "POOL": about["pool"],
+        "SMTP_HOST": "127.0.0.1",
+        "SMTP_PORT": str(about["smtp"]),
+        "SMS_GATEWAY_URL": f"http://127.0.0.1:{about['http']}/sms",
+        "CATCHER_HOST": "127.0.0.1",
+        "CATCHER_SMTP_PORT": str(about["smtp"]),
+        "CATCHER_HTTP_PORT": str(about["http"]),
+    }
+
+
+def _member(one: dict[str, Any]) -> Member:
+    name, running = one["name"], one["running"]
+    role = name.rstrip("0123456789")
+    said: dict[str, Any] = {}
+    if role == "beat" and running:
+        with suppress(OSError, ValueError):
+            said = json.loads((HOME / f"{name}.beat{TIMETABLE}").read_text())
+    node = f"{name}@{socket.gethostname()}" if role == "worker" else None
+    return Member(role, f"{'running' if running else 'ended'}, process {one['pid']}", running, node, said)
+
+
+class Local:
+    """The embedded stack, as the command line handles it."""
+
+    def running(self) -> bool:
+        return state() is not None
+
+    def up(self, pool: str, backend: str, scale: int, owner: str = "up") -> list[str]:
+        """Start it and wait until its worker consumes. Gives lines that say where things are."""
+        if other := state():
+            where = f"pool {other['pool']}, process {other['pid']}"
+            refuse(f"an embedded stack runs already ({where}); use it, or stop it with 'make down'")
+        HOME.mkdir(parents=True, exist_ok=True)
+        with open(LOG, "wb") as log:
+            supervisor = subprocess.Popen(
+                [sys.executable, "-m", "celery_kit.operate.stacks.embedded", pool, backend, str(scale), owner],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            about = dict[str, Any]()
+
+            def settled() -> bool:
+                about.update(found if (found := state()) and found["pid"] == supervisor.pid else {})
+                return about.get("ready", False) or supervisor.poll() is not None
+
+            if not _until(settled, START_SECONDS):
+                refuse(
+                    f"the embedded stack was not ready within {START_SECONDS:g} s; its logs are {HOME.relative_to(ROOT)}/*.log"
+                )
+            if supervisor.poll() is not None:
+                said = LOG.read_text(errors="replace").strip().splitlines() or [
+                    "the embedded stack was stopped while it started"
+                ]
+                refuse(said[-1].removeprefix("celery-kit: "))
+        except BaseException:
+            supervisor.terminate()
+            supervisor.wait()
+            raise
+        return [
+            f"broker   {about['address']} (Valkey, data in {HOME.relative_to(ROOT)}/)",
+            f"mail     http://127.0.0.1:{about['http']}/ shows what was caught",
+            f"logs     {HOME.relative_to(ROOT)}/*.log",
+        ]
+
+    def exists(self) -> bool:
+        """Whether there is anything to stop, what a killed stack left behind too."""
+        return self.running() or bool(_leftovers())
+
+    def data(self) -> list[str]:
+        """The folder that it keeps its data in, where there is any."""
+        return [str(DATA.relative_to(ROOT))] if DATA.exists() else []
+
+    def down(self, volumes: bool) -> str:
+        """Stop it, and what a killed one left behind; gives in words what was done, and refuses where it was not.
+
+        Its data is deleted under the lock: what is deleted belongs to no server that runs, or starts meanwhile.
+        """
+        there, patience = self.exists(), stop_grace() + 15
+        if about := state():
+            with suppress(ProcessLookupError):
+                os.kill(about["pid"], signal.SIGTERM)
+            if not _until(lambda: not pidfile.running(STATE), patience):
+                refuse(f"the embedded stack (process {about['pid']}) has not stopped within {patience} s: {LOG} says more")
+        with _lock(fcntl.LOCK_EX, NOTE_SECONDS) as mine:
+            if not mine:
+                refuse("an embedded stack has been started again meanwhile; its data stays")
+            _end_leftovers()
+            if volumes and DATA.exists():
+                shutil.rmtree(DATA)
+        return f"embedded stack: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
+
+    def python(self, *argv: str) -> int:
+        """Run `python -m …` inside the stack; gives its exit code."""
+        about = state() or refuse("no embedded stack runs; start it with 'make up'")
+        return subprocess.run(
+            [sys.executable, "-m", *argv], cwd=ROOT, env={**os.environ, **environment(about)}, check=False
+        ).returncode
+
+    def inspected(self) -> list[dict[str, Any]]:
+        """A description of each of its processes: name, id, whether it runs."""
+        notes = sorted(HOME.glob("*.pid")) if self.running() else []
+        return [
+            {"name": note.stem, "pid": about["pid"], "running": bool(pidfile.running(note))}
+            for note in notes
+            if (about := pidfile.read(note))
+        ]
+
+    def environment(self, _: list[dict[str, Any]]) -> dict[str, str]:
+        """What a process of this machine needs to take part."""
+        return environment(state() or refuse("no embedded stack runs; start it with 'make up'"))
+
+    def members(self, inspected: list[dict[str, Any]]) -> list[Member]:
+        """Its processes, as this machine sees them."""
+        return [_member(one) for one in inspected]
+
+    def logs(self, follow: bool) -> None:
+        files = sorted(HOME.glob("*.log")) or refuse("the embedded stack has no logs yet")
+        ends = dict.fromkeys(files, 0)
+        while True:
+            for file in files:
+                with open(file, "rb") as log:
+                    log.seek(ends[file])
+                    lines = deque(log, TAIL_LINES if not ends[file] else None)
+                    ends[file] = log.tell()
+                if lines:
+                    print(f"==> {file.relative_to(ROOT)} <==\n{b''.join(lines).decode(errors='replace')}", flush=True)
+            if not follow:
+                return
+            time.sleep(0.5)
+
+    def ps(self) -> None:
+        for one in self.inspected():
+            print(f"{one['name']:<10}process {one['pid']}{'' if one['running'] else ', ended'}")
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])

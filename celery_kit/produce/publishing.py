@@ -1,0 +1,252 @@
+"""How a task gets to the broker: one bounded wait, one clear error, and a producer that keeps its channel.
+
+Celery's own waits can add up to minutes on a broker that does not answer, or have no end (celery #6911, #4627): each step has
+its own timeout and retries, and a confirm has none. Here PUBLISH_TIMEOUT bounds all of them together. And Celery's pool takes a
+producer's channel away after each message and gives it another for the next, which costs a third of a small `delay()`.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any, TypeVar
+
+from celery.app import amqp
+from kombu import Connection as KombusConnection
+from kombu import Producer as KombuProducer
+from kombu import Queue
+from kombu.connection import ConnectionPool as KombusConnectionPool
+from kombu.connection import PooledConnection as KombusPooledConnection
+from kombu.exceptions import OperationalError
+from kombu.pools import ProducerPool
+from kombu.resource import Resource
+from kombu.utils.collections import HashedSeq
+from kombu.utils.imports import symbol_by_name
+
+from celery_kit.base import correlation
+from celery_kit.brokers import Queues, room
+from celery_kit.brokers.contract import Part, RefusedError, UnroutedError
+from celery_kit.defaults import transport_options as own_options
+from celery_kit.engine import classes
+from celery_kit.fixes import broadcast
+
+T = TypeVar("T")
+PLAIN = (int, float, bool, type(None))
+
+
+def brief(arguments: Any) -> str | None:
+    """What saferepr makes of a task's arguments, where repr says the same five times as fast: of few, plain ones. Else None."""
+    if type(arguments) is dict:
+        fit = all(map(_reads_the_same, arguments)) and all(map(_reads_the_same, arguments.values()))
+    else:
+        fit = type(arguments) in (tuple, list) and all(map(_reads_the_same, arguments))
+    return text if fit and len(text := repr(arguments)) < 500 else None
+
+
+def _reads_the_same(value: Any) -> bool:
+    if type(value) is str:
+        return len(value) < 100 and value.isprintable() and "'" not in value and "\\" not in value
+    return type(value) in PLAIN
+
+
+def must_arrive(declared: Any, exchange: Any, key: str | None) -> bool:
+    """A message goes to one of the queues that are declared with it. One to an exchange of the user's own may find none."""
+    to = (getattr(exchange, "name", exchange) or "", key)
+    return any(
+        to in ((queue.exchange.name, queue.routing_key), ("", queue.name))
+        for queue in declared or ()
+        if isinstance(queue, Queue)
+    )
+
+
+class Producer(KombuProducer):
+    """Keeps trying for `patience` seconds, whatever the broker's answer or silence, and then raises OperationalError.
+
+    With `retry=False` it tries once. What is raised by then may have reached the broker all the same: a message whose
+    confirmation got lost. Sent again, it has the same task id.
+    """
+
+    patience = 10.0
+    #: How long one broker of several is waited for, so that some of the patience is left for the next.
+    share = 10.0
+    #: How a channel is made to give up waiting: the broker's room knows.
+    bound: Callable[[Any, float], None] | None = None
+    #: How a message like others is published, if there is a way: the same.
+    like: Callable[[Any, Part, float], None] | None = None
+    #: What a refused declaration means: the same.
+    explain: Callable[[BaseException], str | None] | None = None
+
+    def publish(  # type: ignore[override]  # kombu spells the options out
+        self, body: Any, retry: bool = False, retry_policy: Any = None, **options: Any
+    ) -> Any:
+        options["timeout"] = options.get("timeout") or self.share
+        options["confirm_timeout"] = options.get("confirm_timeout") or self.share
+        if options.get("mandatory") is None:
+            options["mandatory"] = must_arrive(options.get("declare"), options.get("exchange"), options.get("routing_key"))
+        publish = super().publish
+        if not retry:
+            return publish(body, **options)
+        return self.patiently(lambda: publish(body, **options), self.patience_of(retry_policy))
+
+    def patience_of(self, retry_policy: Any) -> float:
+        """The producer's own, or that of a policy which asks for more. In seconds."""
+        return max(self.patience, _seconds(retry_policy or {}))
+
+    def publish_like(self, part: Part, declare: Iterable[Any]) -> None:
+        """Publish one message that is like its sample, once."""
+        for entity in declare:
+            self.maybe_declare(entity)
+        if self.like:
+            self.like(self.channel, part, self.share)
+
+    def patiently(self, step: Callable[[], T], patience: float | None = None) -> T:
+        """Do a step on this producer's channel, again on a new connection if that fails, until `patience` is over.
+
+        Of several brokers the new connection is to the next, as kombu's own retry has it.
+        """
+        deadline = time.monotonic() + (patience or self.patience)
+        pause, failures = 0.05, 0
+        while True:
+            try:
+                return step()
+            except RefusedError:
+                raise
+            except Exception as error:
+                connection: Any = self.connection
+                errors = (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors, OperationalError)
+                if not isinstance(error, errors):
+                    if self.explain and (why := self.explain(error)):
+                        error.add_note(f"celery-kit: {why}")
+                    raise
+                connection.collect()
+                if not isinstance(error, (UnroutedError, *connection.recoverable_channel_errors)):
+                    connection.maybe_switch_next()
+                self.revive(connection)
+                if time.monotonic() + pause > deadline:
+                    raise OperationalError(str(error) or type(error).__name__) from error
+            if connection.completes_cycle(failures):
+                time.sleep(pause)
+                pause = min(2 * pause, 1.0)
+            failures += 1
+
+    def maybe_declare(self: Any, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
+        known = self.channel.connection.client.declared_entities  # kombu looks there too, but binds a copy of the queue first
+        if entity and entity.can_cache_declaration and hash(entity) in known:
+            return False
+        return KombuProducer.maybe_declare(self, entity, retry, **retry_policy)
+
+    def _get_channel(self: Any) -> Any:
+        fresh = callable(self._channel)  # a promise
+        channel = KombuProducer._get_channel(self)
+        if fresh and self.bound:
+            self.bound(channel, self.share)
+        return channel
+
+    channel = property(_get_channel, KombuProducer._set_channel)
+
+    def __exit__(self: Any, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        if exc_type and (connection := self.__connection__):
+            connection.collect()
+            self.revive(connection)
+        self.release()
+
+
+def _seconds(policy: dict[str, Any]) -> float:
+    """How long a retry policy asks to go on, at least: one that asks for more than the patience gets it."""
+    retries = policy.get("max_retries", 0)
+    return math.inf if retries is None else float(retries * policy.get("interval_max", 0))
+
+
+class Producers(ProducerPool):
+    """Producers that keep their connection and channel between messages."""
+
+    def release(self: Any, resource: Any) -> None:
+        Resource.release(self, resource)
+
+    def prepare(self, p: Any) -> Any:
+        producer: Any = super().prepare(p)
+        if not producer.connection.connected:  # known to be gone
+            producer.revive(producer.connection)
+        return producer
+
+
+class Connection(KombusConnection):
+    """kombu's, with the rooms' transports for their schemes. (The setting broker_transport would lose the `s` of rediss.)
+
+    What kombu itself knows by a scheme is left alone: it is every other app's of the process.
+    """
+
+    def get_transport_cls(self: Any) -> Any:
+        chosen = classes.transports(self.transport_options.get("engine", "plain"))
+        known = chosen.get(self.transport_cls) if isinstance(self.transport_cls, str) else None
+        return symbol_by_name(known) if known else KombusConnection.get_transport_cls(self)
+
+    def Pool(self, limit: int | None = None, **options: Any) -> "ConnectionPool":
+        return ConnectionPool(self, limit, **options)
+
+    def __eqhash__(self: Any) -> Any:
+        """kombu keeps a pool for all connections that are equal in this; a plain one must not get this one's transport."""
+        return HashedSeq(Connection, *KombusConnection.__eqhash__(self))
+
+
+class PooledConnection(Connection, KombusPooledConnection): ...
+
+
+class ConnectionPool(KombusConnectionPool):
+    def new(self: Any) -> Any:
+        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+
+
+CelerysAMQP: Any = amqp.AMQP  # its stubs know little of it
+
+
+class AMQP(CelerysAMQP):  # type: ignore[misc]
+    """Celery's, with these connections and producers, and queues that have what the brokers' rooms give them."""
+
+    queues_cls = Queues
+
+    def Connection(self, *args: Any, transport_options: Any = None, **options: Any) -> Connection:
+        """A connection of this app's, with what its broker's room gives it where the user names some options of their own."""
+        options["transport_options"] = {**own_options(self.app.conf), **(transport_options or {})}
+        return Connection(*args, **options)
+
+    BrokerConnection = Connection
+
+    @cached_property
+    def send_task_message(self) -> Callable[..., Any]:
+        """Celery's, with the headers of celery_kit/base/correlation.py, and the exchanges of celery_kit/fixes/broadcast.py."""
+        send = self._create_task_sender()
+
+        def send_task_message(producer: Any, name: str, message: Any, headers: Any = None, **options: Any) -> Any:
+            if options.get("declare") is None:
+                queue = options.get("queue")
+                queue = self.queues[queue] if isinstance(queue, str) else queue
+                if known := broadcast.exchanges(self.queues.values(), queue, options.get("exchange")):
+                    options["declare"] = known
+            return send(producer, name, message, headers=correlation.named(headers), **options)
+
+        return send_task_message
+
+    def as_task_v2(self, task_id: str, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        for header, arguments in (("argsrepr", args or ()), ("kwargsrepr", kwargs or {})):
+            if options.get(header) is None:
+                options[header] = brief(arguments)  # else Celery describes them letter by letter: a tenth of a `delay()`
+        return super().as_task_v2(task_id, name, args, kwargs, *more, **options)
+
+    @property
+    def producer_pool(self: Any) -> Any:
+        if self._producer_pool is None:
+            conf = self.app.conf
+            # Connecting is tried once at a time; the patience is the producer's.
+            connection = self.app.connection_for_write(transport_options={"max_retries": 0})
+            broker = room(conf.broker_write_url)
+            patience = float(conf.get("publish_timeout", Producer.patience))
+            more: dict[str, Any] = {"patience": patience, "share": patience / max(1, len(connection.alt))}
+            for name in ("bound", "like", "explain"):
+                if step := getattr(broker, name, None):
+                    more[name] = staticmethod(step)
+            limit = self.app.pool.limit  # asking for it also has Celery let go of this pool in a forked child
+            self._producer_pool = Producers(
+                connection.Pool(limit=limit), limit=limit, Producer=type("Producer", (Producer,), more)
+            )
+        return self._producer_pool

@@ -1,0 +1,37 @@
+"""The result backends: one product, one module. The contract is :class:`Backend`, the table is :data:`BACKENDS`."""
+
+from typing import Any
+
+from celery.app.backends import BACKEND_ALIASES
+from kombu.utils.compat import entrypoints
+
+from celery_kit.results import rpc
+from celery_kit.results.contract import Backend
+from celery_kit.results.redis import backend
+
+__all__ = ["BACKENDS", "Backend", "other_backend", "room"]
+
+BACKENDS: dict[str, Backend] = {room.backend.name: room.backend for room in (backend, rpc)}
+
+
+def room(url: Any) -> Backend | None:
+    """The room of the result backend at `url`, if it is one of the table's; it may also be a class, or the name of one."""
+    # redis+socket: as Celery, celery/app/backends.py
+    scheme = url.partition(":")[0].partition("+")[0] if isinstance(url, str) else ""
+    return next((backend for backend in BACKENDS.values() if scheme in backend.schemes), None)
+
+
+def other_backend(scheme: str) -> Backend | None:
+    """A result backend that Celery knows, or a package adds to it, and the kit has no room for: Celery's own class is used."""
+    if scheme not in {*BACKEND_ALIASES, *(one.name for one, _ in entrypoints("celery.result_backends"))}:
+        return None
+    return Backend(
+        name=scheme,
+        schemes=(scheme,),
+        url=lambda _environ, _broker: "",
+        settings=lambda _: {},
+        has_server=False,
+        read_elsewhere=True,
+        chords=True,
+        thread_safe=False,  # Celery's own default
+    )

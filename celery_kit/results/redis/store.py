@@ -1,0 +1,179 @@
+"""Celery's Redis result backend, with one round trip for a group of results in place of two or three for each.
+
+A success is never overwritten by a late state of the same task, as in Celery's own, which asks first and writes then; here the
+server does both in one step, so that two workers cannot get between each other's. Nor is an end overwritten by an earlier state
+that comes late (`Write.lasting`): its sender would wait without end, as plain Celery's does for a retry that ended before it
+was said to be one. It reads JSON only: where it finds a result in another serializer, or compressed, that one task is left to
+Celery's way.
+Source: celery/backends/redis.py, base.py (_store_result).
+"""
+
+from contextlib import suppress
+from datetime import datetime
+from functools import cached_property, partial
+from typing import Any
+
+from celery import states
+from celery.backends import redis
+from celery.exceptions import BackendStoreError
+from kombu.exceptions import EncodeError
+from kombu.utils.encoding import bytes_to_str
+from redis.exceptions import NoScriptError
+
+from celery_kit.engine.commit import Write, commit
+from celery_kit.engine.quick_json import kombus_writer, quoted, text_of
+
+#: ARGV: seconds until it expires, the states that it must not take the place of, and the value for each of KEYS.
+#: Gives the places of those whose key holds what is no JSON: they are not stored.
+STORE = """
+local expires, lasting, others = tonumber(ARGV[1]), ARGV[2], {}
+for i, key in ipairs(KEYS) do
+  local value, keep, old = ARGV[i + 2], false, redis.call('GET', key)
+  if old then
+    local ok, meta = pcall(cjson.decode, old)
+    if not ok or type(meta) ~= 'table' then
+      others[#others + 1], keep = i, true
+    else
+      keep = string.find(lasting, ' ' .. tostring(meta.status) .. ' ', 1, true)
+    end
+  end
+  if not keep then
+    if expires > 0 then
+      redis.call('SET', key, value, 'EX', expires)
+    else
+      redis.call('SET', key, value)
+    end
+    redis.call('PUBLISH', key, value)
+  end
+end
+return others
+"""
+
+
+def _made(write: Write) -> bytes | str:
+    return write.value() if callable(write.value) else write.value
+
+
+RedisBackend: Any = redis.RedisBackend  # celery-types know little of it
+
+
+class Backend(RedisBackend):  # type: ignore[misc]
+    """See the module."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sha = ""
+        extended = self.app.conf.find_value_for_key("extended", "result")
+        self._short = self.serializer == "json" and not self.compression and not extended
+
+    def store_group(self, writes: list[Write]) -> None:
+        """Store states, those that are alike in one round trip. Raises redis-py's errors; again with the same does no harm."""
+        alike: dict[tuple[int, tuple[str, ...]], list[Write]] = {}
+        for write in writes:
+            alike.setdefault((write.expires, write.lasting), []).append(write)
+        for (expires, lasting), group in alike.items():
+            keys, values = [self._key(write) for write in group], [_made(write) for write in group]
+            for place in self._evaluate(len(keys), *keys, expires, f" {' '.join(lasting)} ", *values):
+                self._store_by_hand(group[place - 1])
+
+    def _key(self, write: Write) -> Any:
+        """As get_key_for_task makes it, for an id that is text."""
+        return self.task_keyprefix + write.task_id.encode()
+
+    def _evaluate(self, *arguments: Any) -> list[int]:
+        # Not `evalsha`: redis-py 8 looks there at the name of each of its arguments.
+        run = self.client.execute_command
+        with suppress(NoScriptError):
+            if self._sha:
+                return list(run("EVALSHA", self._sha, *arguments))
+        self._sha = self.client.script_load(STORE)
+        return list(run("EVALSHA", self._sha, *arguments))
+
+    def _store_by_hand(self, write: Write) -> None:
+        key = self._key(write)
+        if self.decode_result(self.client.get(key))["status"] not in write.lasting:
+            self._set(key, _made(write), write.expires)
+
+    def store_result(
+        self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        if not commit.takes(self.app, task_id, state, request):
+            return super().store_result(task_id, result, state, traceback, request=request, **options)
+        result = self.encode_result(result, state)
+        make = partial(self._value, task_id, result, state, traceback, request)
+        value = make if state == states.STARTED else make()
+        commit.result(Write(task_id, value, self.expires or 0, state))
+        return result
+
+    def _store_result(
+        self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        value = self._value(task_id, result, state, traceback, request)
+        expires = self.failure_expires if state == states.FAILURE else self.expires
+        write = Write(self._id(self.get_key_for_task(task_id)), value, expires or 0, state)
+        if commit.running:
+            commit.store(write)
+        else:
+            self.store_group([write])
+        return result
+
+    def _value(self, task_id: Any, result: Any, state: str, traceback: Any, request: Any) -> bytes | str:
+        task_id = task_id.decode() if isinstance(task_id, bytes) else task_id
+        value: bytes | str
+        if self._short and kombus_writer():
+            try:
+                value = self._json(task_id, result, state, traceback, request)
+            except Exception as error:
+                raise EncodeError(error) from error  # as kombu does
+        else:
+            meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+            value = self.encode(meta | {"task_id": task_id})
+        if len(value) > self._MAX_STR_VALUE_SIZE:
+            raise BackendStoreError("value too large for Redis backend")
+        return value
+
+    def _json(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
+        """What Celery's _get_result_meta gives, as text: a meta that is made, and walked by an encoder, took twice as long."""
+        children = self.current_task_children(request)
+        done = quoted(datetime.now(self._timezone).isoformat()) if state in self.READY_STATES else "null"
+        more = "".join(
+            f', "{kept}": {text_of(value)}'
+            for name, kept in (("group", "group_id"), ("parent_id", "parent_id"))
+            if request and (value := getattr(request, name, None))
+        )
+        return (
+            f'{{"status": {quoted(state)}, "result": {text_of(result)}, "traceback": {text_of(traceback)}, '
+            f'"children": {"[]" if children == [] else text_of(children)}, "date_done": {done}{more}, '
+            f'"task_id": {text_of(task_id)}}}'
+        )
+
+    @cached_property
+    def _timezone(self) -> Any:
+        return self.app.timezone
+
+    # What this process has said is what it reads, by whichever way.
+
+    def _id(self, key: Any) -> str:
+        """The id of the task that a key belongs to."""
+        return bytes_to_str(key).removeprefix(bytes_to_str(self.task_keyprefix))
+
+    def get(self, key: Any) -> Any:
+        commit.look([self._id(key)])
+        return super().get(key)
+
+    def mget(self, keys: Any) -> Any:
+        commit.look([self._id(key) for key in keys])
+        return super().mget(keys)
+
+    def _wait_for_pending(self, result: Any, **options: Any) -> Any:
+        commit.try_flush()
+        return super()._wait_for_pending(result, **options)
+
+    @property
+    def client(self) -> Any:
+        commit.look_by_hand()
+        return self._client
+
+    @cached_property
+    def _client(self) -> Any:
+        return self._create_client(**self.connparams)

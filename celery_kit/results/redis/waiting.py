@@ -1,0 +1,186 @@
+"""How a producer waits for results on Redis: it subscribes, and asks for what there is already, in one write.
+
+Celery subscribes by one connection and looks by another, and the server reads its connections in no certain order: a task that
+ends after the look and before the server knows of the subscription is never heard of, and `get()` waits until its timeout.
+Celery is open to it where a result is read by its id; the kit would be wherever it waits, for it subscribes no sooner
+(`celery_kit/results/redis/backend.py`). One connection is read in order; since RESP3 it may ask for keys while it is
+subscribed. So a `get()` takes one round trip before its wait, and what it no longer listens to is said to the server with the
+next one's. Where many wait, or a URL says `protocol=2`, the look follows when the server has confirmed the subscription.
+Source: celery/backends/redis.py 5.7.0, ResultConsumer; redis 8.1.0, client.py, PubSub. Can go when
+tests/unit/test_redis_waiting.py says so.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from time import monotonic
+from typing import Any
+
+from celery.backends import redis
+from redis import client, exceptions
+from redis.utils import check_protocol_version
+
+from celery_kit.results.waits import Waits
+
+CelerysConsumer: Any = vars(redis)["ResultConsumer"]  # unknown to celery-types
+PubSub: Any = client.PubSub  # half typed
+
+#: Looks whose answers have not been read: a server cuts a subscriber off that lets too much wait for it.
+LOOKS = 8
+#: Channels that are no longer listened to, until the server is told.
+LEFT = 100
+
+
+class Ear(PubSub):  # type: ignore[misc]
+    """A connection that hears of results, and asks for those of before."""
+
+    def __init__(self, pool: Any, dispatcher: Any) -> None:
+        #: The keys that each unanswered look asks for; and those whose look is to follow their subscription.
+        self.looks: deque[Sequence[bytes]] = deque()
+        self.unseen: set[bytes] = set()
+        self._left: list[bytes] = []
+        self._asked = 0.0
+        #: The protocol lets a subscriber ask. What a channel says comes as a tuple then, and what was asked for as a list.
+        self._can_look = bool(check_protocol_version(pool.get_protocol(), 3))
+        super().__init__(pool, push_handler_func=tuple if self._can_look else None, event_dispatcher=dispatcher)
+
+    def reset(self) -> None:
+        self._forget()
+        super().reset()
+
+    def on_connect(self, connection: Any) -> None:
+        for key in self._left:
+            self.channels.pop(key, None)
+        self._forget()
+        super().on_connect(connection)
+
+    def _forget(self) -> None:
+        self.looks.clear()
+        self.unseen.clear()
+        self._left.clear()
+
+    def execute_command(self, name: str, *keys: bytes) -> None:
+        """Send what `subscribe` and `unsubscribe` ask for."""
+        if name == "UNSUBSCRIBE" and len(self._left) + len(keys) < LEFT:
+            self._left += keys
+            return
+        commands: list[Any] = []
+        if self.connection is None:
+            super().execute_command(name, *keys)  # connects
+        else:
+            commands += [("UNSUBSCRIBE", *self._left)] if self._left else []
+            commands.append((name, *keys))
+        looks = name == "SUBSCRIBE" and self._can_look and len(self.looks) + len(keys) <= LOOKS
+        if looks:
+            commands.append(("MGET", *keys))
+        if commands:
+            connection: Any = self.connection
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        self._left.clear()
+        if looks:  # now only: to send it may have taken a new connection, which has looks of its own
+            self._asked = self._asked if self.looks else monotonic()
+            self.looks.append(keys)
+        elif name == "SUBSCRIBE":
+            self.unseen.update(keys)
+
+    def seen(self) -> Sequence[bytes]:
+        """The keys of the look that has just been answered."""
+        self._asked = monotonic()
+        return self.looks.popleft()
+
+    def check_answers(self) -> None:
+        """Raises ConnectionError where the server owes one for longer than a command may take."""
+        patience = self.connection_pool.connection_kwargs.get("socket_timeout")
+        if self.looks and patience and monotonic() > self._asked + patience:
+            raise exceptions.ConnectionError(f"no answer from the results server within {patience:g} s")
+
+
+class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
+    """See the module."""
+
+    _pubsub: Ear | None = None
+
+    def _ear(self) -> Ear:
+        server = self.backend.client
+        return Ear(server.connection_pool, getattr(server, "_event_dispatcher", None))
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Wait for something to happen. Greenlets' drainer does before there is a subscription, which has to wake it: Celery's
+        sleeps a second then.
+        """
+        if self._pubsub is None:
+            with self._locked():
+                self._pubsub = self._pubsub or self._ear()
+        super().drain_events(timeout)
+
+    def start(self, initial_task_id: str, **options: Any) -> None:
+        with self._locked():
+            self._pubsub = self._ear()
+            self._consume_from(initial_task_id)
+
+    def cancel_for(self, task_id: str) -> None:
+        """Of what is not subscribed to there is nothing to say: the end of each result that nobody waited for comes here."""
+        if self.subscribed_to:
+            super().cancel_for(task_id)
+
+    def _reconnect_pubsub(self) -> None:
+        with self._locked():
+            self._pubsub = None
+            self.backend.client.connection_pool.reset()
+            self._look(self.subscribed_to)  # Celery's, too: a server that is away is noticed here
+            self.subscribed_to -= self._pending_unsubscribe
+            self._pending_unsubscribe.clear()
+            self._pubsub = self._ear()
+            if self.subscribed_to:
+                self._pubsub.subscribe(*self.subscribed_to)
+
+    def on_wait_for_pending(self, result: Any, timeout: float | None = None, **options: Any) -> None:
+        """Look whether it is there; where that has been asked with its subscription, the wait hears it."""
+        task_id = getattr(result, "id", None)  # a ResultSet has none
+        if not self._is_asked(task_id):
+            super().on_wait_for_pending(result, timeout=timeout, **options)
+        while timeout is not None and timeout < 1 and self._is_asked(task_id):
+            self.drain_events(timeout=1)
+
+    def _is_asked(self, task_id: str | None) -> bool:
+        key = self._get_key_for_task(task_id) if task_id else b""
+        with self._locked():
+            return self._pubsub is not None and any(key in keys for keys in self._pubsub.looks)
+
+    def _drain_one(self, pubsub: Any, timeout: float | None) -> bool:
+        """Read what is there, up to the first result; then look at those whose subscriptions the server has confirmed."""
+        drained, confirmed = False, []
+        with self.reconnect_on_error():
+            while pubsub.subscribed and pubsub.connection is not None and pubsub.connection.can_read(timeout=0):
+                drained = True
+                try:
+                    said = pubsub.parse_response(block=timeout is None, timeout=timeout)
+                except exceptions.ResponseError:  # it may not subscribe, or not look: which answer is whose is no longer known
+                    pubsub.connection.disconnect()
+                    raise
+                if type(said) is list and pubsub.looks:
+                    if self._heard(pubsub.seen(), said):
+                        break
+                    continue
+                message = pubsub.handle_message(said)
+                kind, key = (message["type"], pubsub.encoder.encode(message["channel"])) if message else ("", b"")
+                if kind == "message" and self._heard([key], [message["data"]]):
+                    break
+                if kind == "subscribe" and key in pubsub.unseen:
+                    pubsub.unseen.discard(key)
+                    confirmed.append(key)
+            pubsub.check_answers()
+            self._look(confirmed)
+        return drained
+
+    def _look(self, keys: Collection[bytes]) -> None:
+        awaited = self.subscribed_to.intersection(keys) - self._pending_unsubscribe
+        self._heard(list(awaited), self.backend.client.mget(list(awaited)) if awaited else [])
+
+    def _heard(self, keys: Iterable[bytes], values: Iterable[Any]) -> bool:
+        """Take what is the state of a task that somebody waits for; whether one was."""
+        was = False
+        for key, value in zip(keys, values, strict=True):
+            if value and key in self.subscribed_to and key not in self._pending_unsubscribe:
+                self.on_state_change(self._decode_result(value), None)
+                was = True
+        return was

@@ -1,0 +1,1 @@
+"""A worker's start, its loop, its dead letters, its end."""
