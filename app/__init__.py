@@ -9,9 +9,7 @@ from celery_kit.worker import early  # noqa: F401  # first of all
 
 from typing import Any
 
-from celery_kit.kit import Kit
-
-__all__ = ["Kit", "app"]
+from celery_kit import Kit
 
 
 class App(Kit):

@@ -7,7 +7,7 @@ All else that it has is in `celery_kit/defaults.py`; what is named here wins. Wh
 from pathlib import Path
 from pkgutil import iter_modules
 
-from celery_kit.observe import beat
+from app import schedule
 from celery_kit.profile import Profile
 
 # The underscore keeps it, and the passwords in its URLs, out of `celery inspect conf`.
@@ -21,6 +21,6 @@ imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__fil
 timezone = _profile.timezone
 enable_utc = True  # times in messages, whatever TIMEZONE
 
-# celery_kit/observe/beat.py: its timetable, and where beat keeps when each entry ran.
-beat_schedule = beat.timetable(_profile)
+# app/schedule.py: its timetable, and where beat keeps when each entry ran.
+beat_schedule = schedule.timetable(_profile)
 beat_schedule_filename = str(_profile.data_dir / "celerybeat-schedule.json")

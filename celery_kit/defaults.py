@@ -15,12 +15,12 @@ from celery import Celery
 
 from celery_kit import brokers, results
 from celery_kit.base import times
+from celery_kit.base.choices import ENGINES
+from celery_kit.base.conf import OPTIONS
 from celery_kit.base.refusals import choose
-from celery_kit.engine import classes
-from celery_kit.profile import ENGINES, Profile, of_an_app
+from celery_kit.profile import Profile, of_an_app
 
 logger = logging.getLogger(__name__)
-OPTIONS = "broker_transport_options"
 
 
 def general(profile: Profile) -> dict[str, Any]:
@@ -64,7 +64,16 @@ def general(profile: Profile) -> dict[str, Any]:
         "worker_send_task_events": profile.send_events,  # for Flower; MONITOR=1 turns it on
         "worker_proc_alive_timeout": 30.0,  # seconds; on a busy machine a new child takes longer than Celery's 4
         "log_format": profile.log_format,  # the kit's own, celery_kit/observe/logs.py
-        "engine": profile.engine,  # the kit's own, celery_kit/engine/classes.py
+        "engine": profile.engine,  # the kit's own, celery_kit/brokers/__init__.py
+    }
+
+
+def fast(profile: Profile) -> dict[str, Any]:
+    """The settings that go with the classes of ENGINE=fast."""
+    return {
+        # One client for all threads or greenlets of a process, where the backend is fit for it (not rpc): Celery's default is
+        # one each, and on green pools a connection for every task.
+        "result_backend_thread_safe": profile.backend.thread_safe,
     }
 
 
@@ -73,7 +82,7 @@ def _of_the_rooms() -> frozenset[str]:
     """The names of all that some room sets."""
     profile = of_an_app(None, None, {})
     of_all = [room.settings for rooms in (brokers.BROKERS, results.BACKENDS) for room in rooms.values()]
-    return frozenset(name for settings in (*of_all, classes.settings) for name in settings(profile))
+    return frozenset(name for settings in (*of_all, fast) for name in settings(profile))
 
 
 class Defaults(Mapping[str, Any]):
@@ -118,10 +127,10 @@ class Defaults(Mapping[str, Any]):
             profile = replace(profile, prefetch=prefetch)
         if limit != self.general["task_time_limit"]:
             profile = replace(profile, visibility_timeout=times.seconds(times.VISIBILITY_TIMEOUT, int(limit or 0), os.environ))
-        several = {OPTIONS: {"engine": chosen}} if brokers.schemes_of(broker_url) & classes.transports(chosen).keys() else {}
+        several = {OPTIONS: {"engine": chosen}} if brokers.schemes_of(broker_url) & brokers.transports(chosen).keys() else {}
         found = broker.settings(profile) if broker else several  # brokers of different rooms
         found |= backend.settings(profile) if backend else {}
-        return found | (classes.settings(profile) if chosen == "fast" and backend else {})
+        return found | (fast(profile) if chosen == "fast" and backend else {})
 
 
 def _warn(profile: Profile) -> None:
@@ -145,9 +154,3 @@ def _add(sender: Celery, **_: Any) -> None:
     found = Defaults(conf)
     conf.maps.insert(-1, found)  # Celery's own are the last
     conf.defaults.insert(-1, found)
-
-
-def transport_options(conf: Any) -> dict[str, Any]:
-    """The options for the broker's connections: those that the user names, and the room's for all others."""
-    rooms = next((one.rooms() for one in getattr(conf, "maps", ()) if isinstance(one, Defaults)), {})
-    return {**rooms.get(OPTIONS, {}), **(conf.broker_transport_options or {})}

@@ -1,65 +1,15 @@
-"""The folder that tasks read and write: DATA_DIR, a volume in the stacks. And files that nobody else may have written."""
+"""The folder that tasks read and write: DATA_DIR, a volume in the stacks."""
 
-import errno
-import os
-import stat
-from collections.abc import Collection
 from pathlib import Path
 
-from celery_kit.profile import of_an_app
+from celery_kit.base.choices import data_dir
 
 
 def inside(name: str) -> Path:
     """The path of `name` below DATA_DIR, its folder made. Raises ValueError for a path that leads out of it."""
-    folder = of_an_app(None, None).data_dir
+    folder = data_dir()
     path = (folder / name).resolve()
     if not path.is_relative_to(folder):
         raise ValueError(f"{name} leads out of DATA_DIR")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-class NotOursError(PermissionError):
-    """A file or a folder that others own or may write to: what stands there may be theirs."""
-
-    def __init__(self, why: str, path: Path) -> None:
-        super().__init__(errno.EPERM, why, str(path))
-
-
-def private(folder: Path, ours: Collection[str]) -> None:
-    """Make a folder that nobody else can look into, or take one that is there. Raises NotOursError, OSError.
-
-    `ours`: how the names of what we put there end. A folder that holds anything else is the user's, and keeps its mode.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    about = folder.lstat()
-    if not stat.S_ISDIR(about.st_mode):
-        raise NotOursError("it is no folder, or a link to one: name the folder itself", folder)
-    _check_ours(about, folder)
-    if about.st_mode & 0o077:
-        if other := next((one.name for one in os.scandir(folder) if not one.name.endswith(tuple(ours))), None):
-            raise NotOursError(f"others can look into it, and it holds {other}: name a folder of its own", folder)
-        folder.chmod(0o700)
-
-
-def read_ours(path: Path) -> bytes:
-    """What a file holds that this process's user alone can have written. Raises NotOursError, OSError."""
-    if path.is_symlink():
-        raise NotOursError("it is a link", path)
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))  # a FIFO would wait
-    with open(number, "rb") as file:
-        about = os.fstat(number)
-        if not stat.S_ISREG(about.st_mode):
-            raise NotOursError("it is no regular file", path)
-        _check_ours(about, path)
-        return file.read()
-
-
-def _check_ours(about: os.stat_result, path: Path) -> None:
-    mode = stat.S_IMODE(about.st_mode)
-    if not hasattr(os, "geteuid"):  # Windows has no such modes
-        return
-    if about.st_uid != os.geteuid():
-        raise NotOursError(f"it belongs to user {about.st_uid}, and this process to {os.geteuid()}", path)
-    if mode & 0o022:
-        raise NotOursError(f"others may write to it (mode {mode:04o}): chmod go-w", path)

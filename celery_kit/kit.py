@@ -10,9 +10,9 @@ from celery import Celery
 from celery import _state as state
 from celery.utils.imports import instantiate, symbol_by_name
 
-from celery_kit import defaults, results
+from celery_kit import defaults, forked, results
 from celery_kit.base import security, signals
-from celery_kit.engine import classes, pipes, prefetch
+from celery_kit.engine import pipes, prefetch
 from celery_kit.fixes import (
     add_consumer,
     beat_stop,
@@ -23,7 +23,6 @@ from celery_kit.fixes import (
     delayed_start,
     eventlet_dns,
     eventlet_timers,
-    forked,
     hub_stall,
     locked_mailbox,
     prefork_flush,
@@ -40,18 +39,12 @@ from celery_kit.worker import grace, green_loop, set_aside
 
 #: By name, for producers need no worker.
 STEPS = [
-    f"app.{module}:Step"
+    f"celery_kit.{module}:Step"
     for module in (
-        "brokers.rabbitmq_expired",
-        "commit_worker",
-        "lane",
-        "expiry",
-        "lifeline",
-        "terminate",
-        "time_limits",
-        "fixes.raised_in_process",
+        "brokers.rabbitmq.expired", "brokers.rabbitmq.lifeline", "engine.commit_worker", "engine.fast_path", "pools.expiry",
+        "pools.terminate", "pools.time_limits", "fixes.raised_in_process",
     )
-]
+]  # fmt: skip
 #: Each has the workers of the kit's apps, or their beat, begin in its way.
 AT_THE_BEGIN = (
     table, prefetch, pipes, add_consumer, time_limit, vitals, beat_stop, cancelled_timers, cold_shutdown, prefork_flush,
@@ -147,7 +140,7 @@ class Kit(Celery):
 
     def _get_backend(self) -> Any:
         # Celery's own table of an app; what the user has put there wins.
-        self.loader.override_backends = {**classes.result_backends(self.conf.engine), **self.loader.override_backends}
+        self.loader.override_backends = {**results.classes(self.conf.engine), **self.loader.override_backends}
         backend = super()._get_backend()  # type: ignore[misc]
         room = results.room(self.conf.result_backend)
         # Of one without a room it is not known.

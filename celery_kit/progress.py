@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from celery._state import get_current_worker_task
 
-STATE = "PROGRESS"
+from celery_kit.base.messages import PROGRESS
+
 EVERY = 0.5  # seconds
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ def report(current: float, total: float, **more: Any) -> None:
     """Say how far the running task is; `more` goes beside it, such as `text`. Outside of a task it does nothing."""
     task = get_current_worker_task()
     if task and not task.request.is_eager and not task.ignore_result:
-        task.update_state(state=STATE, meta={"current": current, "total": total, **more})
+        task.update_state(state=PROGRESS, meta={"current": current, "total": total, **more})
 
 
 def progress(items: Collection[T]) -> Iterator[T]:

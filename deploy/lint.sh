@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/lint-imports --no-cache >/dev/null || .venv/bin/lint-imports --no-cache
 .venv/bin/python -m docs.generate --check
 git ls-files -z '*.sh' .ci/run | xargs -0 .venv/bin/shellcheck
 git ls-files -z '*Dockerfile' | xargs -0 .venv/bin/hadolint

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from celery_kit.base.refusals import choose
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from docs.reference import table
 from tests.faults.servers import SERVERS

@@ -25,7 +25,6 @@ from celery.app.defaults import NAMESPACES, flatten
 
 from celery_kit import defaults
 from celery_kit.brokers import BROKERS, Broker
-from celery_kit.engine import classes
 from celery_kit.operate.cli import cli
 from celery_kit.operate.stacks.pythons import PYTHONS
 from celery_kit.pools.table import POOLS
@@ -134,7 +133,7 @@ def of_the_pools() -> str:
 
 def of_the_fast_engine() -> str:
     return table(
-        ("setting", "why"), *((f"`{name}`", _cell(why)) for name, why in whys(inspect.getsource(classes.settings)).items())
+        ("setting", "why"), *((f"`{name}`", _cell(why)) for name, why in whys(inspect.getsource(defaults.fast)).items())
     )
 
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from bench import report
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.integration.report import html, markdown
 from tests.unit.test_matrix_docs import features
 

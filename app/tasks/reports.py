@@ -23,9 +23,9 @@ from typing import Any
 from celery import Task, shared_task
 from celery.signals import task_postrun, task_prerun, worker_process_shutdown
 
+from celery_kit.base.choices import report_bytes
 from celery_kit.engine.quick_json import quoted
 from celery_kit.files import inside
-from celery_kit.profile import report_bytes
 
 logger = logging.getLogger(__name__)
 KEEP_DAYS = 7

@@ -1,19 +1,30 @@
 """The brokers: one product, one module. The contract is :class:`Broker`, the table is :data:`BROKERS`."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES
 
-from celery_kit.brokers import embedded
-from celery_kit.brokers.contract import Broker
-from celery_kit.brokers.rabbitmq import broker
+from celery_kit.brokers.contract import Broker, schemes_of
+from celery_kit.brokers.embedded import broker as embedded
+from celery_kit.brokers.rabbitmq.broker import broker as rabbitmq
 from celery_kit.brokers.rabbitmq.dead import Queues
-from celery_kit.brokers.redis import broker
+from celery_kit.brokers.redis.broker import broker as redis
 
-__all__ = ["BROKERS", "Broker", "Queues", "explained", "let_go", "other_broker", "room", "schemes_of"]
+__all__ = ["BROKERS", "Broker", "Queues", "explained", "let_go", "other_broker", "room", "schemes_of", "transports"]
 
-BROKERS: dict[str, Broker] = {room.broker.name: room.broker for room in (broker, broker, embedded)}
+BROKERS: dict[str, Broker] = {room.name: room for room in (rabbitmq, redis, embedded)}
+
+
+@cache
+def transports(engine: str) -> dict[str, str]:
+    """By scheme, the rooms' transports that take the place of kombu's on an engine."""
+    found: dict[str, str] = {}
+    for broker in BROKERS.values():
+        found |= dict.fromkeys(broker.schemes, broker.transport) if broker.transport else {}
+        found |= broker.fast_transports if engine == "fast" else {}
+    return found
 
 
 def room(url: str | Sequence[str] | None) -> Broker | None:
@@ -24,13 +35,6 @@ def room(url: str | Sequence[str] | None) -> Broker | None:
     """
     schemes = schemes_of(url)
     return next((broker for broker in BROKERS.values() if schemes and schemes <= {*broker.schemes, broker.name}), None)
-
-
-def schemes_of(url: str | Sequence[str] | None) -> set[str]:
-    """What the addresses of a setting begin with: one, several with a semicolon between them, or a list, as kombu has it."""
-    texts = [url] if isinstance(url, str) else url or []
-    each = [one for text in texts for one in text.split(";")]
-    return {one.partition(":")[0].partition("+")[0] for one in each if one == each[0] or "://" in one}
 
 
 def other_broker(scheme: str) -> Broker | None:

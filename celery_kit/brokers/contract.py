@@ -1,26 +1,17 @@
 """What every broker's room supplies."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-from kombu.exceptions import OperationalError
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from celery_kit.base.capabilities import Limits
-from celery_kit.base.correlation import SENT
+from celery_kit.base.messages import Part
 
 if TYPE_CHECKING:
-    from celery_kit.profile import Profile
+    from celery_kit.base.choices import Choices
 
 Environ = Mapping[str, str]
 
-
-#: The queue, or the key, that holds what was set aside.
-DEAD = "celery.dead"
-#: The header that counts how often a message came back; RabbitMQ's own name for it, which the kit uses on every broker.
-DELIVERIES = "x-delivery-count"
-#: Where the worker writes what it knows of a message that it sets aside, in its headers.
-NOTE = "celery-kit-dead"
 
 Action = Literal["keep", "retry", "drop"]
 
@@ -56,66 +47,6 @@ class DeadLetters(Protocol):
         """Show every letter to `decide` and do what it says. One that cannot be sent back stays, and its error is raised."""
 
 
-class RefusedError(OperationalError):
-    """The broker answered, and did not take the message: a full queue, or a server that has no room. Trying again is no use."""
-
-
-class UnroutedError(OperationalError):
-    """The broker has confirmed a message, and given it back: there is no queue for it, or none yet."""
-
-
-class UnconfirmedError(OperationalError):
-    """Messages that the broker has not confirmed: `ids`. Any of them may have arrived all the same."""
-
-    def __init__(self, why: str, ids: Collection[str]) -> None:
-        super().__init__(why)
-        self.ids = ids
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A message just as Celery publishes it, its body serialized, to make others like it from."""
-
-    id: str
-    body: bytes
-    priority: int | None
-    content_type: str
-    content_encoding: str
-    headers: dict[str, Any]
-    properties: dict[str, Any]
-    exchange: str
-    routing_key: str
-    mandatory: bool
-
-
-class Part(NamedTuple):
-    """What a message has of its own; all else is its sample's. An id that stands in the sample becomes this one.
-
-    `sent`: its header of that name, in seconds since the epoch.
-    """
-
-    sample: Sample
-    id: str
-    body: bytes
-    argsrepr: str
-    kwargsrepr: str
-    sent: float
-    reply_to: str
-
-
-def message_of(channel: Any, part: Part) -> Any:
-    """The message, as a channel of kombu's makes it."""
-    sample = part.sample
-    headers = {name: part.id if value == sample.id else value for name, value in sample.headers.items()}
-    headers["argsrepr"], headers["kwargsrepr"] = part.argsrepr, part.kwargsrepr
-    if SENT in headers:
-        headers[SENT] = part.sent
-    properties = {**sample.properties, "correlation_id": part.id, "reply_to": part.reply_to}
-    return channel.prepare_message(
-        part.body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
-    )
-
-
 class Bulk(Protocol):
     """How a broker takes many messages at once."""
 
@@ -138,7 +69,7 @@ class Broker:
     #: Where it is when CELERY_BROKER_URL does not say.
     url: Callable[[Environ], str]
     #: Celery settings that it alone needs.
-    settings: Callable[["Profile"], dict[str, Any]]
+    settings: Callable[["Choices"], dict[str, Any]]
     #: Where it keeps what was set aside; None: nowhere.
     dead_letters: DeadLetters | None
     #: Where the function stands that asks the server what it does now: facts(app, connection, environ) gives a `facts.Server`.
@@ -170,3 +101,10 @@ class Broker:
     #: What its own variables begin with, and by port of its container the one that says where that is published.
     variables: str | None = None
     ports: Mapping[int, str] = field(default_factory=dict)
+
+
+def schemes_of(url: str | Sequence[str] | None) -> set[str]:
+    """What the addresses of a setting begin with: one, several with a semicolon between them, or a list, as kombu has it."""
+    texts = [url] if isinstance(url, str) else url or []
+    each = [one for text in texts for one in text.split(";")]
+    return {one.partition(":")[0].partition("+")[0] for one in each if one == each[0] or "://" in one}

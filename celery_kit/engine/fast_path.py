@@ -23,7 +23,7 @@ from celery.exceptions import TaskRevokedError
 from celery.worker import state
 from celery.worker import strategy as celerys
 
-from celery_kit.brokers.contract import DELIVERIES
+from celery_kit.base.messages import DELIVERIES
 from celery_kit.engine.commit import REQUEST
 from celery_kit.engine.commit_worker import Request as GroupRequest
 from celery_kit.engine.quick_json import JSON, kombus_reader, parse

@@ -12,8 +12,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from celery_kit.base.conf import transport_options
 from celery_kit.base.signals import celeryd_init
-from celery_kit.defaults import transport_options
 
 #: Seconds of work that a worker may hold beyond its prefetch count.
 HORIZON = 0.1

@@ -1,4 +1,4 @@
-"""Beat's timetable, and a scheduler that shows that beat lives, and keeps as JSON what Celery's keeps as pickles."""
+"""Beat's scheduler: it shows that beat lives, and keeps as JSON what Celery's keeps as pickles."""
 
 import json
 import logging
@@ -7,34 +7,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.beat import PersistentScheduler, ScheduleEntry
-from celery.schedules import crontab
 
 from celery_kit.base.refusals import refuse, why_not_writable
 from celery_kit.observe import health
 
-if TYPE_CHECKING:
-    from celery_kit.profile import Profile
-
-
 logger = logging.getLogger(__name__)
 #: What the file with the timetable is called: HEARTBEAT_FILE and this.
 TIMETABLE = ".timetable"
-
-
-def timetable(profile: "Profile") -> dict[str, dict[str, Any]]:
-    """Celery's beat_schedule. Clock times are in the profile's time zone; REPORT_EVERY=seconds adds an entry to try it out."""
-    entries: dict[str, dict[str, Any]] = {
-        "daily statistics": {"task": "reports.daily_statistics", "schedule": crontab(hour=4, minute=0)},
-    }
-    if profile.report_every:
-        entries["daily statistics, for trying out"] = {
-            "task": "reports.daily_statistics",
-            "schedule": float(profile.report_every),
-        }
-    return entries
 
 
 class _Kept(dict[str, Any]):

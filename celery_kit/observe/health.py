@@ -21,10 +21,10 @@ from typing import Any
 from celery import Celery, bootsteps, signals
 from celery.utils.log import get_logger
 
+from celery_kit.base.choices import task_time_limit
 from celery_kit.base.refusals import whole_number
 from celery_kit.fixes import delayed_start
 from celery_kit.pools.table import row
-from celery_kit.profile import task_time_limit
 
 logger = get_logger(__name__)
 #: Folders in which nothing could be written at the last try: that is said once, not every two seconds.

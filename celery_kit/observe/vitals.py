@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from celery_kit.base.conf import transport_options
 from celery_kit.base.signals import celeryd_init
-from celery_kit.defaults import transport_options
 from celery_kit.pools.table import named
 
 clock = time.time

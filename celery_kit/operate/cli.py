@@ -10,8 +10,9 @@ import click
 from dotenv import dotenv_values, load_dotenv
 
 from celery_kit.base.refusals import choose, refuse
+from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
-from celery_kit.operate.stacks.compose import ROOT, Compose, build, image, image_size, prepare, published_ports
+from celery_kit.operate.stacks.compose import Compose, build, image, image_size, prepare, published_ports
 from celery_kit.operate.stacks.docker import EngineSilentError, others
 from celery_kit.operate.stacks.embedded import Local
 from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, chosen, on_this_machine
@@ -160,13 +161,13 @@ def send(task: str | None, args: str, kwargs: str, countdown: float | None, wait
         refuse('TASK is missing; for example: make send TASK=mail.send_email ARGS=\'["a@b.c", "hi"]\'')
     options = [("--countdown", countdown), ("--wait", wait)]
     flags = [f"{flag}={value}" for flag, value in options if value is not None]
-    sys.exit(running_stack().python("celery_kit.produce.send", *flags, "--", task, args, kwargs))
+    sys.exit(running_stack().python("celery_kit.operate.look.send", *flags, "--", task, args, kwargs))
 
 
 @cli.command()
 def forward() -> None:
     """Send what waits in the spool of the running stack (SPOOL)."""
-    sys.exit(running_stack().python("celery_kit.produce.send", "forward"))
+    sys.exit(running_stack().python("celery_kit.operate.look.send", "forward"))
 
 
 @cli.command()
@@ -185,7 +186,7 @@ def result(task_id: str | None, wait: float | None, forget: bool, watch: bool) -
         sys.argv[1:] = [task_id]
         watching.main()
     flags = [*([f"--wait={wait}"] if wait is not None else []), *(["--forget"] if forget else [])]
-    sys.exit(running_stack().python("celery_kit.results.outcome", *flags, "--", task_id))
+    sys.exit(running_stack().python("celery_kit.operate.look.result", *flags, "--", task_id))
 
 
 @cli.command()

@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 #: Celery's options that name a file which a worker writes.
 FILES = ("pidfile", "statedb")
-#: The largest concurrency that a worker may be given, in tasks at once.
-MOST_CONCURRENCY = 10_000
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,8 @@ POOLS: dict[str, Pool] = {
         ),
         Pool(
             "threads", "thread", "slow connections through libraries that cannot be patched", 16,
-            limits=THREADS, fast_prefetch=4, timeout="celery_kit.pools.interrupt:Interrupt", terminates="celery_kit.pools.interrupt:Interrupt",
+            limits=THREADS, fast_prefetch=4, timeout="celery_kit.pools.interrupt:Interrupt",
+            terminates="celery_kit.pools.interrupt:Interrupt",
         ),
         Pool(
             "solo", "solo", "one task at a time; scale by more workers", 1,

@@ -19,8 +19,9 @@ from kombu.exceptions import OperationalError
 
 from celery_kit.base.correlation import SENT
 from celery_kit.base.ids import ids
+from celery_kit.base.messages import Part, Sample, UnconfirmedError, message_of
 from celery_kit.brokers import room
-from celery_kit.brokers.contract import Bulk, Part, Sample, UnconfirmedError, message_of
+from celery_kit.brokers.contract import Bulk
 from celery_kit.engine.quick_json import JSON, kombus_writer, text_of
 from celery_kit.produce.publishing import brief, must_arrive
 

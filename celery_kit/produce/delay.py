@@ -20,7 +20,7 @@ from celery.app import task as celerys
 
 from celery_kit.base.correlation import given, now
 from celery_kit.base.ids import new_id
-from celery_kit.brokers.contract import Part
+from celery_kit.base.messages import Part
 from celery_kit.engine.quick_json import kombus_writer
 from celery_kit.produce.bulk import OWN_FILES, Call, Model, Sender, check_arguments, is_celerys, publishing_is_seen, way
 

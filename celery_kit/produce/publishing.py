@@ -24,10 +24,9 @@ from kombu.utils.collections import HashedSeq
 from kombu.utils.imports import symbol_by_name
 
 from celery_kit.base import correlation
-from celery_kit.brokers import Queues, room
-from celery_kit.brokers.contract import Part, RefusedError, UnroutedError
-from celery_kit.defaults import transport_options as own_options
-from celery_kit.engine import classes
+from celery_kit.base.conf import transport_options as own_options
+from celery_kit.base.messages import Part, RefusedError, UnroutedError
+from celery_kit.brokers import Queues, room, transports
 from celery_kit.fixes import broadcast
 
 T = TypeVar("T")
@@ -177,7 +176,7 @@ class Connection(KombusConnection):
     """
 
     def get_transport_cls(self: Any) -> Any:
-        chosen = classes.transports(self.transport_options.get("engine", "plain"))
+        chosen = transports(self.transport_options.get("engine", "plain"))
         known = chosen.get(self.transport_cls) if isinstance(self.transport_cls, str) else None
         return symbol_by_name(known) if known else KombusConnection.get_transport_cls(self)
 

@@ -26,9 +26,9 @@ from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.serialization import dumps, loads, prepare_accept_content
 from kombu.utils.uuid import uuid
 
+from celery_kit.base.files import NotOursError, private, read_ours
+from celery_kit.base.messages import RefusedError, UnroutedError
 from celery_kit.base.refusals import Absent
-from celery_kit.brokers.contract import RefusedError, UnroutedError
-from celery_kit.files import NotOursError, private, read_ours
 
 try:
     import fcntl

@@ -1,17 +1,25 @@
 """The result backends: one product, one module. The contract is :class:`Backend`, the table is :data:`BACKENDS`."""
 
+from functools import cache
 from typing import Any
 
 from celery.app.backends import BACKEND_ALIASES
 from kombu.utils.compat import entrypoints
 
-from celery_kit.results import rpc
 from celery_kit.results.contract import Backend
-from celery_kit.results.redis import backend
+from celery_kit.results.redis.backend import backend as redis
+from celery_kit.results.rpc import backend as rpc
 
-__all__ = ["BACKENDS", "Backend", "other_backend", "room"]
+__all__ = ["BACKENDS", "Backend", "classes", "other_backend", "room"]
 
-BACKENDS: dict[str, Backend] = {room.backend.name: room.backend for room in (backend, rpc)}
+BACKENDS: dict[str, Backend] = {room.name: room for room in (redis, rpc)}
+
+
+@cache
+def classes(engine: str) -> dict[str, str]:
+    """By scheme, the rooms' result backends that take the place of Celery's on an engine."""
+    rooms = [backend for backend in BACKENDS.values() if backend.fast_class and engine == "fast"]
+    return {scheme: str(backend.fast_class) for backend in rooms for scheme in backend.schemes}
 
 
 def room(url: Any) -> Backend | None:

@@ -10,7 +10,7 @@ from celery_kit.brokers.contract import Broker, Environ
 if TYPE_CHECKING:
     from celery import Celery
 
-    from celery_kit.profile import Profile
+    from celery_kit.base.choices import Choices
     from celery_kit.results.redis.claims import Claims
 
 
@@ -24,7 +24,7 @@ class Backend:
     #: Where it is when CELERY_RESULT_BACKEND does not say.
     url: Callable[[Environ, Broker], str]
     #: Celery settings that it alone needs.
-    settings: Callable[["Profile"], dict[str, Any]]
+    settings: Callable[["Choices"], dict[str, Any]]
     #: It needs the service `results`.
     has_server: bool
     #: Any process can read a result by its id, not the sender alone.

@@ -15,7 +15,7 @@ from celery_kit.results.contract import Backend
 from celery_kit.results.waits import Waits, listen, listen_anew
 
 if TYPE_CHECKING:
-    from celery_kit.profile import Profile
+    from celery_kit.base.choices import Choices
 
 CelerysConsumer: Any = vars(rpc)["ResultConsumer"]  # unknown to celery-types
 
@@ -92,7 +92,7 @@ def _bind(backend: Any, producer: Any) -> None:
         maybe_declare(backend.binding(producer.channel), retry=True, interval_start=0, interval_step=1, max_retries=3)
 
 
-def settings(_: "Profile") -> dict[str, Any]:
+def settings(_: "Choices") -> dict[str, Any]:
     return {
         # Durable, so that a restart of the broker does not lose an answer.
         "result_persistent": True,

@@ -12,8 +12,8 @@ from typing import Any
 
 from celery import signals
 
+from celery_kit.base.choices import stop_grace
 from celery_kit.base.signals import celeryd_init
-from celery_kit.profile import stop_grace
 
 #: Seconds before the end of the grace at which running tasks are handed back: what closing takes on a slow connection. Half of
 #: a grace that is shorter than twice that.

@@ -19,9 +19,10 @@ from celery.exceptions import WorkerLostError
 from celery.utils.log import get_logger
 
 from celery_kit import brokers
+from celery_kit.base.choices import max_deliveries
+from celery_kit.base.messages import DELIVERIES
 from celery_kit.base.refusals import refuse
-from celery_kit.brokers.contract import DELIVERIES, DeadLetter
-from celery_kit.profile import max_deliveries
+from celery_kit.brokers.contract import DeadLetter
 
 logger = get_logger(__name__)
 #: Answers to a declaration that can be another at the next try: a queue's node is down, somebody holds it alone. And for how

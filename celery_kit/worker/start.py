@@ -1,4 +1,4 @@
-"""Start a worker from the profile: `python -m app.worker [options of celery worker]`.
+"""Start a worker from what the environment chooses: `python -m app.worker [options of celery worker]`.
 
 This process becomes the worker: PID 1 of a container gets the worker's signals. `celery_kit/worker/early.py` has patched its
 sockets.
@@ -15,14 +15,14 @@ from celery.bin.base import CLIContext
 from celery.bin.worker import worker
 from celery.signals import celeryd_after_setup
 
-from app import app
-from celery_kit.pools.table import Pool
-from celery_kit.profile import Profile
+from celery_kit.base import target
+from celery_kit.base.refusals import choose
+from celery_kit.pools.table import POOLS, Pool
 
 
 def command(pool: Pool, options: list[str], banner: bool = True) -> list[str]:
     """The command line of a worker on `pool`. `options` come last and win."""
-    start = [sys.executable, "-m", "celery", "-A", "app", *([] if banner else ["--quiet"])]
+    start = [sys.executable, "-m", "celery", "-A", target.name(), *([] if banner else ["--quiet"])]
     return [*start, "worker", "--pool", pool.name, *pool.worker_flags, *options]
 
 
@@ -32,12 +32,13 @@ def _collect(**_: Any) -> None:
     gc.enable()
 
 
-def main() -> None:
+def main(app: Any) -> None:
+    """Become a worker of `app`, the one that :func:`celery_kit.base.target.name` names, on the pool of POOL."""
     celeryd_after_setup.connect(_collect, weak=False)
-    profile = Profile.from_environ()
+    pool = POOLS[choose("POOL", os.environ.get("POOL") or "prefork", POOLS)]
     options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]
-    banner = profile.log_format == "text"
-    argv = command(profile.pool, options, banner=banner)
+    banner = app.conf.log_format == "text"
+    argv = command(pool, options, banner=banner)
     sys.argv[:] = [celery.__file__, *argv[3:]]
     if app.user_options.get("preload"):  # options that go before the command's name: Celery's whole command line
         celery.main()
@@ -46,7 +47,3 @@ def main() -> None:
     worker.params.extend(app.user_options.get("worker", ()))
     context = CLIContext(app=app, no_color=False, workdir=None, quiet=not banner)
     worker.main(sys.argv[sys.argv.index("worker") + 1 :], "celery worker", obj=context, auto_envvar_prefix="CELERY_WORKER")
-
-
-if __name__ == "__main__":
-    main()

@@ -59,7 +59,7 @@ def test_whoever_sends_goes_on_to_the_broker_that_is_there(failing_over: dict[st
 def test_whoever_looks_goes_on_to_the_broker_that_is_there(failing_over: dict[str, Side], way: str) -> None:
     """What the tools show is of the broker that answers, with a word on the one that does not."""
     side = failing_over["fast"]
-    with side.python("-m", f"app.{way}") as process:
+    with side.python("-m", f"celery_kit.operate.look.{way}") as process:
         out, err = process.communicate(timeout=60)
     if way == "dead":
         assert (process.returncode, err) == (0, "") and out.endswith(" set aside\n")  # other tests' letters, too

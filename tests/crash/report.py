@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.crash.stand import ALL_ENGINES, BROKERS, QUIET, VISIBILITY
 from tests.crash.trials import (
     FEW,

@@ -15,9 +15,9 @@ from typing import IO, TYPE_CHECKING, Any
 import requests
 from redis import Redis
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.choices import ENGINES
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
-from celery_kit.profile import ENGINES
 from tests.engine.rig import CONCURRENCY, PLAIN_CELERY
 from tests.wait import until
 

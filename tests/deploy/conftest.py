@@ -12,7 +12,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 
 
 @dataclass

@@ -21,7 +21,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from playwright.sync_api import Browser, Error, Page
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from tests.browser.conftest import browser  # noqa: F401  # a fixture
 from tests.deploy.conftest import Checkout
@@ -145,7 +145,8 @@ def test_flower_metrics_and_an_alert_in_life(
 
     compose(checkout, broker, "stop", "worker")
     compose(
-        checkout, broker, "run", "--rm", "-T", "--no-deps", "worker", "python", "-m", "celery_kit.produce.send", "mail.send_email", "-",
+        checkout, broker, "run", "--rm", "-T", "--no-deps", "worker", "python", "-m",
+        "celery_kit.operate.look.send", "mail.send_email", "-",
         words='["a@b.c", "hi"]\n',
     )  # fmt: skip
     until("the alerts fire", lambda: {"NoConsumers", "WorkerDead"} <= firing(checkout), 240, every=1)

@@ -94,7 +94,7 @@ def test_a_compose_file_works_alone(checkout: Checkout, broker: str) -> None:
     assert checkout.run("docker", "compose", "-f", file, "up", "--detach", "--wait", "--wait-timeout", "180").returncode == 0
     sent = checkout.run(
         "docker", "compose", "-f", file, "exec", "-T", "worker",
-        "python", "-m", "celery_kit.produce.send", "mail.send_email", '["a@b.c", "hi"]', "--wait", "30",
+        "python", "-m", "celery_kit.operate.look.send", "mail.send_email", '["a@b.c", "hi"]', "--wait", "30",
     )  # fmt: skip
     assert "state     SUCCESS" in sent.stdout
     assert checkout.run("docker", "compose", "-f", file, "down").returncode == 0

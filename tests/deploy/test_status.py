@@ -57,7 +57,7 @@ def test_status_tells_each_state_of_a_stack(checkout: Checkout, broker: str) -> 
     words = '["a@b.c", "hi"]\n' * LONG
     compose(
         checkout, broker, "run", "--rm", "-T", "--no-deps", "worker",
-        "python", "-m", "celery_kit.produce.send", "mail.send_email", "-", words=words,
+        "python", "-m", "celery_kit.operate.look.send", "mail.send_email", "-", words=words,
     )  # fmt: skip
     assert int(queue(status(checkout))[0]) == before + LONG
 

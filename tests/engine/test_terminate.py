@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import pytest
 
+from celery_kit.base.choices import ENGINES
 from celery_kit.pools.table import POOLS
-from celery_kit.profile import ENGINES
 from tests.engine.rig import CONCURRENCY, Server, done, producer, send, worker
 from tests.wait import until
 

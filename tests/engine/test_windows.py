@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.choices import ENGINES
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
-from celery_kit.profile import ENGINES
 from tests.engine.rig import Server, Worker, done, producer, send
 from tests.wait import until
 

@@ -79,7 +79,7 @@ def become_windows() -> None:
     _hide(select)
     for package in PACKAGES:
         importlib.import_module(package)
-    assert not [name for name in sys.modules if name == "app" or name.startswith("app.")]
+    assert not [name for name in sys.modules if name.partition(".")[0] in ("app", "celery_kit")]
     for name in MODULES:
         sys.modules.pop(name, None)
     sys.meta_path.insert(0, Absent())

@@ -5,9 +5,10 @@ import pkgutil
 import sys
 
 import app
+import celery_kit
 
 if __name__ == "__main__":
-    for module in pkgutil.walk_packages(app.__path__, "app."):
+    for module in (*pkgutil.walk_packages(app.__path__, "app."), *pkgutil.walk_packages(celery_kit.__path__, "celery_kit.")):
         if module.name not in sys.argv[1:]:
             try:
                 importlib.import_module(module.name)

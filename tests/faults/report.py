@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from tests.faults.table import FAULTS
 from tests.faults.trial import QUIET, TASKS, Outcome

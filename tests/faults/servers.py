@@ -8,7 +8,7 @@ from urllib.parse import quote
 import requests
 from redis import Redis
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 
 Command = tuple[str, ...]
 Port = Callable[[int], int]

@@ -27,9 +27,10 @@ from testcontainers.compose import DockerCompose
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
+from celery_kit.base.choices import ENGINES
 from celery_kit.base.refusals import choose
-from celery_kit.operate.stacks.compose import ROOT, image, of_python
-from celery_kit.profile import ENGINES
+from celery_kit.base.target import ROOT
+from celery_kit.operate.stacks.compose import image, of_python
 from tests.kit import kit
 from tests.matrix import COMBINATIONS, SERVERS, Combination
 from tests.wait import until

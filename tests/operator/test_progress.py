@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from tests.operator.conftest import Bench
 from tests.wait import until
 
 
 def looked_up(bench: Bench, task_id: str) -> dict[str, Any]:
-    """What `python -m celery_kit.results.outcome` says, from a process of its own."""
+    """What `python -m celery_kit.operate.look.result` says, from a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "celery_kit.results.outcome", "--json", task_id],
+        [sys.executable, "-m", "celery_kit.operate.look.result", "--json", task_id],
         cwd=ROOT,
         env={**os.environ, **bench.environ},
         capture_output=True,

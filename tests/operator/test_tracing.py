@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from tests.operator.conftest import Bench
 

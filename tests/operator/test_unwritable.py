@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from tests.operator.conftest import Bench, Process
 from tests.wait import until

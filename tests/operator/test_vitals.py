@@ -12,8 +12,8 @@ import pytest
 from celery import Celery
 
 from celery_kit.base.facts import Member, Queue, Server
+from celery_kit.base.target import ROOT
 from celery_kit.operate.look.status import Snapshot, lines, state_of
-from celery_kit.operate.stacks.compose import ROOT
 from celery_kit.pools.table import POOLS
 from tests.operator.conftest import Bench
 from tests.wait import until

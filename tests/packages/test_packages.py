@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from bench.environments import PACKAGES
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.packages.collector import Collector, collector
 from tests.packages.conftest import Started, judge
 from tests.producer.conftest import free_port

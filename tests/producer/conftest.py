@@ -15,7 +15,7 @@ import pytest
 from celery import Celery
 from kombu.utils.uuid import uuid
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.integration.bench import Stack
 from tests.matrix import SERVERS
 from tests.wait import until
@@ -102,8 +102,10 @@ class Producer:
         )
 
     def run(self, *argv: str, **environ: str) -> tuple[int, list[str], list[str]]:
-        """Exit code, lines of output and of errors of `python -m celery_kit.produce.send …`, which has to end by itself."""
-        with self.python("-m", "celery_kit.produce.send", *argv, **environ) as process:
+        """Exit code, lines of output and of errors of `python -m celery_kit.operate.look.send …`, which has to end by
+        itself.
+        """
+        with self.python("-m", "celery_kit.operate.look.send", *argv, **environ) as process:
             try:
                 out, err = process.communicate(timeout=GIVE_UP)
             except subprocess.TimeoutExpired:

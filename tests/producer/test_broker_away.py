@@ -6,7 +6,7 @@ import pytest
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from celery_kit.brokers.contract import RefusedError
+from celery_kit.base.messages import RefusedError
 from tests.producer.conftest import Broker, Producer
 
 SEND = ("mail.send_email", '["a@b.c", "hi"]')

@@ -59,7 +59,7 @@ def test_what_a_killed_producer_had_accepted_is_sent_in_its_order(
             if len(accepted) == 150:
                 sender.send_signal(signal.SIGKILL)
     assert len(accepted) >= 150
-    with producer.python("-m", "celery_kit.produce.send", "forward", SPOOL=str(spool)) as forwarder:
+    with producer.python("-m", "celery_kit.operate.look.send", "forward", SPOOL=str(spool)) as forwarder:
         assert forwarder.stdout
         for number, _ in enumerate(forwarder.stdout):
             if number == 20:

@@ -24,7 +24,7 @@ from kombu.transport import redis
 
 from celery_kit import Kit
 from celery_kit.base import correlation
-from celery_kit.brokers.contract import Part, RefusedError, message_of
+from celery_kit.base.messages import Part, RefusedError, message_of
 from celery_kit.brokers.rabbitmq.frames_in import properties as read_properties
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
 from celery_kit.brokers.redis.bulk import like as redis_like

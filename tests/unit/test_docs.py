@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from docs.conf import PAGES, root_doc
 from docs.generate import TABLES, renewed
 from docs.reference import variables, whys
@@ -111,7 +111,7 @@ def test_every_variable_of_the_pages_is_one_of_the_code() -> None:
     """Words in capitals that are given a value or have an underscore."""
     sources = [
         ROOT / "Makefile",
-        *(path for folder in ("app", "deploy", "tests", "bench") for path in (ROOT / folder).rglob("*")),
+        *(path for folder in ("app", "celery_kit", "deploy", "tests", "bench") for path in (ROOT / folder).rglob("*")),
     ]
     sources += [ROOT / ".env.example", *ROOT.glob("compose.*.yaml")]
     skip = {".pyc", ".png", ".html", ".md", ".json"}
@@ -136,7 +136,12 @@ def test_every_variable_that_the_code_reads_is_on_the_page_of_settings() -> None
         "BEAT_HEARTBEAT_FILE",
     }
     read = re.compile(r"""environ(?:\.get\(|\[|\.setdefault\()"([A-Z_]+)"|\b(?:value|choose|whole_number)\("([A-Z_]+)\"""")
-    found = {one or two for path in (ROOT / "app").rglob("*.py") for one, two in read.findall(path.read_text())}
+    found = {
+        one or two
+        for folder in ("app", "celery_kit")
+        for path in (ROOT / folder).rglob("*.py")
+        for one, two in read.findall(path.read_text())
+    }
     for file in [
         *ROOT.glob("compose.*.yaml"),
         *(ROOT / "deploy").rglob("compose*/*.yaml"),
@@ -219,7 +224,9 @@ def test_every_fault_of_the_suite_is_in_the_handbook() -> None:
 def test_what_the_handbook_says_that_you_see_is_said_by_the_code() -> None:
     """The first column of its first table: words of commands, and the names of alerts."""
     text = (ROOT / "docs/failures.md").read_text()
-    said = "\n".join(path.read_text() for path in (*(ROOT / "app").rglob("*.py"), ROOT / "deploy/observability/alerts.yml"))
+    said = "\n".join(
+        path.read_text() for path in (*(ROOT / "celery_kit").rglob("*.py"), ROOT / "deploy/observability/alerts.yml")
+    )
     rows = text.partition("## By what you see")[2].partition("\n## ")[0].splitlines()[4:]
     seen = {words for row in rows for words in re.findall(r"`([^`]+)`", row.split("|")[1] if "|" in row else "")}
     celerys = {"EXITED", "PENDING", "PRECONDITION_FAILED", "OperationalError", "unhealthy"}  # Docker's, Celery's, RabbitMQ's

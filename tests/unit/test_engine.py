@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from celery_kit.base.target import ROOT
 from celery_kit.brokers.redis.broker import engine
-from celery_kit.operate.stacks.compose import ROOT
 from celery_kit.pools.table import POOLS
 
 #: In a process of its own: which classes serve a scheme is known to a whole process.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 
 #: Prints what three questions in a row are answered. The server names another address each time, to be kept for ten minutes.
 LOOK = """

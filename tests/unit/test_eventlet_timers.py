@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 
 #: Prints how often the loop waits in half a second, in which fifty timers would be due that are cancelled.
 LOOK = """

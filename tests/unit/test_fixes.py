@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from celery_kit import fixes
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 
 FIXES = sorted(path for path in Path(fixes.__path__[0]).glob("*.py") if path.stem != "__init__")
 
@@ -25,7 +25,7 @@ def test_the_test_that_says_when_it_can_go(path: Path) -> None:
 
 
 def test_every_test_that_the_code_names_is_there() -> None:
-    seen = [(path, *test) for path in sorted((ROOT / "app").rglob("*.py")) for test in named(path.read_text())]
+    seen = [(path, *test) for path in sorted((ROOT / "celery_kit").rglob("*.py")) for test in named(path.read_text())]
     assert len(seen) > len(FIXES)
     for path, file, test in seen:
         assert (ROOT / file).exists(), f"{path.name}: {file} is not there"

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from celery_kit.base.target import ROOT
 from celery_kit.observe import health
-from celery_kit.operate.stacks.compose import ROOT
 from tests.wait import until
 
 
@@ -62,7 +62,13 @@ def test_the_file_is_written_in_one_piece(tmp_path: Path) -> None:
     """A reader never sees half of it: another process writes it without a pause."""
     file = tmp_path / "heartbeat"
     health.write(file, 1)
-    code = "import sys; from pathlib import Path; from app import health\nwhile True: health.write(Path(sys.argv[1]), 123456)"
+    code = """
+import sys
+from pathlib import Path
+from celery_kit.observe import health
+while True:
+    health.write(Path(sys.argv[1]), 123456)
+"""
     with subprocess.Popen([sys.executable, "-c", code, str(file)], cwd=ROOT) as writer:
         try:
             until("it writes", lambda: file.read_text() == f"{writer.pid} 123456\n", 30)

@@ -22,7 +22,7 @@ from celery.app.task import Task
 from celery.loaders.app import AppLoader
 
 from celery_kit import Kit
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.produce.delay import Task as KitsTask
 
 REDIS = {"broker": "redis://127.0.0.1:1/0", "backend": "redis://127.0.0.1:1/1"}
@@ -349,7 +349,7 @@ def test_and_the_kits_own_is_in_it(part: str) -> None:
     theirs, found = PARTS[part]
     mine, without = found(_by_argument(Kit, part, theirs)), found(Kit("x", set_as_current=False))
     mro = (without if isinstance(without, type) else type(without)).__mro__
-    kits = [one for one in mro if one.__module__.startswith("app.")][-1]
+    kits = [one for one in mro if one.__module__.startswith("celery_kit.")][-1]
     assert issubclass(mine if isinstance(mine, type) else type(mine), kits)
 
 

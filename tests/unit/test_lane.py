@@ -94,10 +94,10 @@ def ends(how: str) -> Any:
 def test_a_run_ends_as_celerys_trace_would_have_it(app: Celery, seen: list[Any], how: str, ignored: bool) -> None:
     task = app.task(name=f"ends.{how}.{ignored}", bind=True)(ends(how))
     found = []
-    for trace in (build_tracer(task.name, task, app.loader, HOST, app=app), trace.quick(task, app, HOST)):
+    for traced in (build_tracer(task.name, task, app.loader, HOST, app=app), trace.quick(task, app, HOST)):
         seen.clear()
         task.backend.forget("id-1")
-        result, info, runtime, text = trace("id-1", [7], {}, request(task.name, ignore_result=ignored))
+        result, info, runtime, text = traced("id-1", [7], {}, request(task.name, ignore_result=ignored))
         assert (runtime is None) == (how != "succeeds" and not (ignored and how == "cannot be written"))
         found.append((type(result), type(info), info and info.state, text, list(seen), app.AsyncResult("id-1").state))
         assert not task.request_stack.stack

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.matrix import COMBINATIONS
 
 

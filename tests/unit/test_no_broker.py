@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 
 #: What Celery's eager mode covers. Prints `right`.
 EAGER = """
@@ -82,7 +82,8 @@ class Clone:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shutil.copytree(ROOT / "app", folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+        for package in ("app", "celery_kit"):
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
         ours = ("BROKER", "BACKEND", "POOL", "ENGINE", "CELERY", "TASK_", "SPOOL", "ONCE_")
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith(ours)} | {"DATA_DIR": str(folder / "data")}
 
@@ -116,7 +117,7 @@ def test_an_eager_task_asks_no_broker(clone: Clone, engine: str, backend: str, h
         ("-c", "from app import app; app.tasks; app.amqp.queues; app.conf.broker_url; app.backend"),
         ("-m", "celery", "-A", "app", "--help"),
         ("-m", "celery", "-A", "app", "report"),
-        ("-m", "celery_kit.produce.send", "--help"),
+        ("-m", "celery_kit.operate.look.send", "--help"),
         ("-m", "celery_kit.operate.cli", "--help"),
     ],
     ids=" ".join,
@@ -130,13 +131,13 @@ def test_what_only_looks_asks_no_broker(clone: Clone, argv: tuple[str, ...]) -> 
 @pytest.mark.parametrize(
     "argv",
     [
-        ("-c", "from celery_kit.produce.send import send; send('mail.send_email', ('a@b.c', 'hi'))"),
+        ("-c", "import app; from celery_kit import send; send('mail.send_email', ('a@b.c', 'hi'))"),
         ("-c", "from app import app; app.send_task('mail.send_email')"),
-        ("-c", "from celery_kit.produce.send import send_many; send_many('mail.send_email', [('a@b.c', 'hi')])"),
+        ("-c", "import app; from celery_kit import send_many; send_many('mail.send_email', [('a@b.c', 'hi')])"),
         ("-c", "from app import app; app.AsyncResult('1').get()"),
         ("-c", "from app import app; app.AsyncResult('1').state"),
         ("-c", "from app import app; app.control.ping()"),
-        ("-m", "celery_kit.produce.send", "mail.send_email", '["a@b.c", "hi"]'),
+        ("-m", "celery_kit.operate.look.send", "mail.send_email", '["a@b.c", "hi"]'),
         ("-m", "celery_kit.operate.look.dead"),
         ("-m", "app.worker"),
         ("-m", "app.worker", "--pool", "gevent"),

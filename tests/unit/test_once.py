@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 
 from celery_kit import once as module
+from celery_kit.base.target import ROOT
 from celery_kit.once import once
-from celery_kit.operate.stacks.compose import ROOT
 from celery_kit.profile import Profile
 
 

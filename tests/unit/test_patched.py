@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.worker.early import pool
 
 #: Prints which modules there are, in the order in which they came to be; how often the packages' plugins were read.

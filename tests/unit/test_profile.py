@@ -4,7 +4,8 @@ import pytest
 from kombu.compression import compress, decompress
 from kombu.serialization import dumps, loads
 
-from celery_kit.profile import COMPRESSIONS, SERIALIZERS, Profile
+from celery_kit.base.choices import COMPRESSIONS, SERIALIZERS
+from celery_kit.profile import Profile
 
 
 def profile(**environ: str) -> Profile:

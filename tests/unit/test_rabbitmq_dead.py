@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-from celery_kit.brokers.contract import DEAD
+from celery_kit.base.messages import DEAD
 from celery_kit.brokers.rabbitmq.dead import EXPIRED, QUEUES, RabbitmqDeadLetters
 
 

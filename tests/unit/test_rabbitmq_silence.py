@@ -13,7 +13,7 @@ from amqp import Connection as AmqpConnection
 from amqp import Message, spec
 from amqp.exceptions import NotFound, RecoverableConnectionError
 
-from celery_kit.brokers.contract import RefusedError
+from celery_kit.base.messages import RefusedError
 from celery_kit.brokers.rabbitmq import transport
 from celery_kit.brokers.rabbitmq.bound import bound
 from celery_kit.brokers.rabbitmq.transport import Connection

@@ -14,7 +14,7 @@ from celery.security.key import PrivateKey
 from celery.security.serialization import SecureSerializer
 
 from celery_kit.base.security import Signing
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.certificates import certificate
 from tests.wait import until
 

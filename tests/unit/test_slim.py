@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgpack
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 
 slim = runpy.run_path(str(ROOT / "deploy" / "slim.py"))["slim"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from celery.concurrency import get_available_pool_names, get_implementation
 
+from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
-from celery_kit.operate.stacks.compose import ROOT
 from celery_kit.pools.table import POOLS
 from tests.matrix import SERVERS
 from tests.packages.table import TABLE, versions
@@ -44,7 +44,8 @@ def test_products_are_named_in_their_own_rooms_only() -> None:
     """The rooms, the tables that name them, and sentences for people; no branch anywhere."""
     products = "|".join(SERVERS)
     branch = re.compile(rf"""(==|!=|\bin\b)\s*[("'\[]*({products})["']""")
-    code = [path for path in (ROOT / "app").rglob("*.py") if path.parent.name not in ("brokers", "backends")]
+    rooms = {ROOT / "celery_kit/brokers", ROOT / "celery_kit/results"}
+    code = [path for path in (ROOT / "celery_kit").rglob("*.py") if not rooms & {*path.parents}]
     assert code and not [f"{path}: {line}" for path in code for line in path.read_text().splitlines() if branch.search(line)]
 
 

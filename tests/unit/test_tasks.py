@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from app.tasks import media, reports
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.wait import until
 
 

@@ -8,8 +8,8 @@ from unittest.mock import patch
 import pytest
 
 from celery_kit.base import times
-from celery_kit.operate.stacks.compose import ROOT
-from celery_kit.profile import stop_grace
+from celery_kit.base.choices import stop_grace
+from celery_kit.base.target import ROOT
 from tests.unit.test_config import settings
 from tests.unit.test_profile import profile
 
@@ -32,9 +32,9 @@ def test_a_time_that_fits_is_taken() -> None:
 #: A process of its own, for whoever runs the tests may have an alarm set.
 ALARMS = """
 import os, signal
-from app import shutdown
-from celery_kit.profile import stop_grace
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.worker import grace as shutdown
+from celery_kit.base.choices import stop_grace
+from celery_kit.base.target import ROOT
 for os.environ["STOP_GRACE_PERIOD"] in ("2s", "5s", "9s999ms", "10s", "11s", "1h", "8760h"):
     shutdown._limit("SIGTERM", "Warm")
     left = signal.setitimer(signal.ITIMER_REAL, 0)[0]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from filelock import FileLock
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.upstream.reasons import REASONS
 
 HOME = ROOT / ".kit" / "upstream"

@@ -26,7 +26,7 @@ import docker
 from dotenv import dotenv_values
 
 from bench.environments import UPSTREAM
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from tests.integration.bench import LABEL, SESSION, Stack
 from tests.upstream.report import CELERY, HOME, Outcomes, Run, write
 from tests.wait import until

@@ -12,7 +12,7 @@ from typing import Any
 
 from amqp.exceptions import MessageNacked, RecoverableConnectionError
 
-from celery_kit.brokers.contract import RefusedError, UnroutedError
+from celery_kit.base.messages import RefusedError, UnroutedError
 
 
 def bound(channel: Any, seconds: float) -> None:

@@ -10,7 +10,7 @@ from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
 
 if TYPE_CHECKING:
-    from celery_kit.profile import Profile
+    from celery_kit.base.choices import Choices
 
 
 def url(environ: Environ) -> str:
@@ -21,7 +21,7 @@ def url(environ: Environ) -> str:
     return f"amqp://{user}:{password}@broker:5672/{vhost}"
 
 
-def settings(profile: "Profile") -> dict[str, Any]:
+def settings(profile: "Choices") -> dict[str, Any]:
     return {
         # From RabbitMQ 4 on, tasks with an ETA block classic queues and quorum queues on a direct exchange; quorum and topic
         # together are delayed by the broker itself (kombu #2481, rabbitmq-server #11948).

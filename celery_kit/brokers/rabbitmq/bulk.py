@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from celery_kit.brokers.contract import Part, UnconfirmedError, message_of
+from celery_kit.base.messages import Part, UnconfirmedError, message_of
 
 #: Seconds until a message for which there is no queue is tried again.
 PAUSE = 0.05

@@ -6,7 +6,7 @@ The queues' arguments say so, not a policy: that needs an administrator's rights
 dropped silently. Arguments cannot change once a queue is there (406), so none of these follows from what a user can set.
 
 Tasks that expired are not dead: the exchange looks at the reason, and their copy goes to those that tell who waits for them
-(`rabbitmq_expired.py`). Reason of the last death, not the first: a delayed task has "expired" before, in the queues that delay
+(`expired.py`). Reason of the last death, not the first: a delayed task has "expired" before, in the queues that delay
 it.
 """
 
@@ -21,7 +21,8 @@ from celery.app import amqp
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from celery_kit.brokers.contract import DEAD, DELIVERIES, NOTE, Action, DeadLetter
+from celery_kit.base.messages import DEAD, DELIVERIES, NOTE
+from celery_kit.brokers.contract import Action, DeadLetter
 from celery_kit.fixes.retry_queue import DELAY
 
 #: RabbitMQ 4's own limit. Written down, so that one that has another default counts the same.

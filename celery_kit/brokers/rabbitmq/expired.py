@@ -1,6 +1,6 @@
 """A task that expires in its queue on RabbitMQ is REVOKED, as it is elsewhere: whoever waits for it hears of its end.
 
-The broker drops such a message itself, and no worker sees it. It goes to the dead-letter exchange (`rabbitmq_dead.py`), and
+The broker drops such a message itself, and no worker sees it. It goes to the dead-letter exchange (`dead.py`), and
 from there into a queue from which workers take it, to store the state. That queue holds the latest so many and no more: where
 no worker runs, the oldest are dropped, and stay PENDING.
 """
@@ -12,8 +12,9 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 from kombu.common import ignore_errors
 
-from celery_kit import brokers
-from celery_kit.brokers.rabbitmq.dead import REVOKED, RabbitmqDeadLetters
+from celery_kit.brokers.contract import schemes_of
+from celery_kit.brokers.rabbitmq.broker import broker
+from celery_kit.brokers.rabbitmq.dead import REVOKED
 
 logger = get_logger(__name__)
 #: That a worker holds at once: to store one takes the loop as long as any state that it stores itself.
@@ -26,8 +27,8 @@ class Step(bootsteps.StartStopStep):
     requires = ("celery_kit.worker.set_aside:SetAside", "celery.worker.consumer.events:Events")
 
     def include_if(self, parent: Any) -> bool:
-        room = brokers.room(parent.app.conf.broker_read_url)
-        return room is not None and isinstance(room.dead_letters, RabbitmqDeadLetters)
+        schemes = schemes_of(parent.app.conf.broker_read_url)
+        return bool(schemes) and schemes <= {*broker.schemes}
 
     def start(self, parent: Any) -> None:
         channel = parent.connection.channel()

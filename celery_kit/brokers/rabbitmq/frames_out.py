@@ -19,7 +19,7 @@ from amqp.basic_message import Message
 from amqp.exceptions import MessageNacked, RecoverableConnectionError
 
 from celery_kit.base.correlation import SENT
-from celery_kit.brokers.contract import Part, Sample
+from celery_kit.base.messages import Part, Sample
 from celery_kit.brokers.rabbitmq.frames_in import BODY, END, HEADER, METHOD, OVERHEAD
 
 CONFIRMS = [spec.Basic.Ack, spec.Basic.Nack]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import kombu
 
 from celery_kit.base.capabilities import DOCS, Limit
+from celery_kit.base.choices import MOST_CONCURRENCY
 from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.redis.bulk import Bulk, like
 from celery_kit.brokers.redis.dead import RedisDeadLetters
-from celery_kit.pools.table import MOST_CONCURRENCY
 
 #: kombu's transport, with priorities as AMQP means them, and the fast engine's fetch.
 TRANSPORT = "celery_kit.brokers.redis.transport:Transport"
@@ -18,7 +18,7 @@ TRANSPORT = "celery_kit.brokers.redis.transport:Transport"
 KOMBU = "5.7."
 
 if TYPE_CHECKING:
-    from celery_kit.profile import Profile
+    from celery_kit.base.choices import Choices
 
 
 def url(_: Environ) -> str:
@@ -35,7 +35,7 @@ def engine(chosen: str, version: str = vars(kombu)["__version__"]) -> str:
     return chosen
 
 
-def settings(profile: "Profile") -> dict[str, Any]:
+def settings(profile: "Choices") -> dict[str, Any]:
     return {
         "broker_transport_options": {
             "engine": engine(

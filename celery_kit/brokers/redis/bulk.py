@@ -11,7 +11,7 @@ from kombu.utils.uuid import uuid
 
 from celery_kit.base.correlation import SENT
 from celery_kit.base.ids import ids, new_id
-from celery_kit.brokers.contract import Part, Sample, UnconfirmedError
+from celery_kit.base.messages import Part, Sample, UnconfirmedError
 from celery_kit.engine.quick_json import quoted
 
 #: What stands in a sample's envelope where each message has its own.

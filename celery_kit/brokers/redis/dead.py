@@ -22,7 +22,8 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
-from celery_kit.brokers.contract import DEAD, DELIVERIES, Action, DeadLetter
+from celery_kit.base.messages import DEAD, DELIVERIES
+from celery_kit.brokers.contract import Action, DeadLetter
 
 redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
 

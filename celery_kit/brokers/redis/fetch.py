@@ -21,7 +21,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import ResponseError
 
-from celery_kit.brokers.contract import DEAD
+from celery_kit.base.messages import DEAD
 from celery_kit.brokers.redis import dead
 from celery_kit.engine.prefetch import MOST, STALLED, Pace
 from celery_kit.engine.quick_json import parse

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from celery import Celery
 from celery.exceptions import OperationalError
 
-from app import app
 from celery_kit import brokers
 from celery_kit.base.facts import address
 from celery_kit.base.refusals import refuse
 from celery_kit.brokers.contract import Action, DeadLetter
+from celery_kit.operate.target import app
 
 
 def each(app: Celery, decide: Callable[[DeadLetter], Action]) -> None:

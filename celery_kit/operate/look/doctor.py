@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from celery_kit.base.facts import Member, Server
-from celery_kit.files import private
+from celery_kit.base.files import private
+from celery_kit.base.target import ROOT
 from celery_kit.operate.look.status import Snapshot, snapshot
 from celery_kit.operate.stacks.docker import EngineSilentError, ask, last_line, port_holder
 from celery_kit.produce.spool import OURS
 
-ROOT = Path(__file__).resolve().parents[1]
 Found = Iterator[tuple[str, str]]  # what is wrong; what mends it
 
 PATIENCE = 3.0  # seconds: a verdict may take longer than a look
@@ -32,6 +32,8 @@ DISK_BYTES = 1_000_000_000
 #: Of the engine, as the client agrees on it: a health check with a start interval needs Docker 25.
 API = (1, 44)
 MEMORY_SHARE = 0.9
+#: The folders whose code an image holds.
+CODE = ("app", "celery_kit")
 
 
 @dataclass
@@ -225,14 +227,14 @@ def memory_used(container: str) -> int:
 
 def images(scene: Scene) -> Found:
     """By content, not by date: a clone's files are as new as the clone."""
-    mine = hashlib.sha256(b"".join(path.read_bytes() for path in _sorted(ROOT / "app"))).hexdigest()
+    mine = hashlib.sha256(b"".join(path.read_bytes() for folder in CODE for path in _sorted(ROOT / folder))).hexdigest()
     for one in scene.inspected:
         if one["Config"]["Labels"].get("com.docker.compose.service") == "worker" and one["State"]["Running"]:
-            listed = "cd /srv/app && find . -name '*.py' | LC_ALL=C sort | xargs cat | sha256sum"
+            listed = f"cd /srv && find {' '.join(CODE)} -name '*.py' | LC_ALL=C sort | xargs cat | sha256sum"
             theirs = ask("docker", "exec", one["Id"], "sh", "-c", listed).stdout.split()
             if theirs and theirs[0] != mine:
                 yield (
-                    f"{one['Name'].lstrip('/')} runs other code than app/ holds",
+                    f"{one['Name'].lstrip('/')} runs other code than {'/ and '.join(CODE)}/ hold",
                     "make up builds the image and starts it again",
                 )
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from kombu.utils.imports import symbol_by_name
 
-from app import app
 from celery_kit import brokers, results
 from celery_kit.base import facts
 from celery_kit.base.facts import PATIENCE, Member, Server, address, readable, told
+from celery_kit.operate.target import app
 
 
 @dataclass(frozen=True)

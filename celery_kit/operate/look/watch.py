@@ -8,7 +8,8 @@ import time
 from celery import states
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from celery_kit.results.outcome import Outcome, look_up, refuse_where_unreadable, show_outcome
+from celery_kit.operate.look.result import refuse_where_unreadable, show_outcome
+from celery_kit.results.outcome import Outcome, look_up
 
 EVERY = 0.2  # seconds
 WORDS = {states.PENDING: "waits, or is not known", states.STARTED: "runs", states.RETRY: "will be tried again"}

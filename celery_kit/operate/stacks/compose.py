@@ -23,6 +23,7 @@ import yaml
 
 from celery_kit.base.facts import Member
 from celery_kit.base.refusals import refuse
+from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.observe.beat import TIMETABLE
 from celery_kit.operate.stacks.docker import (
@@ -40,7 +41,6 @@ from celery_kit.operate.stacks.pythons import STANDINS, Python, chosen
 from celery_kit.profile import Profile
 from celery_kit.results import BACKENDS
 
-ROOT = Path(__file__).resolve().parents[1]
 WAIT_SECONDS = "180"
 #: The name of every checkout's stack before each had its own.
 FORMER_NAME = "celery-kit"

@@ -6,6 +6,7 @@ import struct
 import time
 import urllib.request
 import wave
+from importlib import import_module
 from math import pi, sin
 from typing import Any
 
@@ -45,7 +46,8 @@ def samples() -> tuple[str, str]:
 
 def work(chords: bool) -> list[tuple[str, str, AsyncResult[Any]]]:
     """Send the sample work. Gives (task, what it is asked for, its result) for each."""
-    from celery_kit.produce.send import send, send_many  # not before the environment names the stack
+    import_module("celery_kit.operate.target")  # this process has its app, but not before the environment names the stack
+    from celery_kit.produce.send import send, send_many
 
     picture, sound = samples()
     sent = [
@@ -64,9 +66,10 @@ def work(chords: bool) -> list[tuple[str, str, AsyncResult[Any]]]:
 
 
 def _by_id(task_id: str) -> AsyncResult[Any]:
-    from app import app
+    from celery_kit.operate.target import app
 
-    return app.AsyncResult(task_id)
+    result: AsyncResult[Any] = app.AsyncResult(task_id)
+    return result
 
 
 def show(pool: str, backend: str) -> None:

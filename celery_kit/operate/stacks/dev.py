@@ -6,21 +6,21 @@ task has the terminal. Source: watchfiles, "run_process".
 
 import os
 import sys
-from pathlib import Path
 
 from watchfiles import PythonFilter, run_process
 
-from celery_kit.profile import stop_grace
+from celery_kit.base.choices import stop_grace
+from celery_kit.base.target import ROOT
 
-APP = Path(__file__).parent
+WATCHED = (ROOT / "app", ROOT / "celery_kit")
 
 
 def main(*options: str) -> None:
     """Run it until Ctrl-C."""
-    print(f"watching {APP}; Ctrl-C ends it", file=sys.stderr, flush=True)
+    print(f"watching {' and '.join(map(str, WATCHED))}; Ctrl-C ends it", file=sys.stderr, flush=True)
     os.environ.setdefault("WORKER_REDIRECT_STDOUTS", "0")  # Celery would make a log line of each answer of a debugger
     words = f"{sys.executable} -m app.worker --hostname dev@%h {' '.join(options)}"
-    run_process(APP, target=words, target_type="command", watch_filter=PythonFilter(), sigint_timeout=stop_grace())
+    run_process(*WATCHED, target=words, target_type="command", watch_filter=PythonFilter(), sigint_timeout=stop_grace())
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from celery_kit.base.refusals import refuse
+from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 
-ROOT = Path(__file__).resolve().parents[1]
 #: How long the engine is waited for where it has nothing to do but answer.
 ENGINE_SECONDS = 20.0
 #: A volume's label: the path of the checkout that it belongs to. Of a container Compose's own label says it.

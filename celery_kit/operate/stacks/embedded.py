@@ -20,14 +20,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from celery_kit.base import target
+from celery_kit.base.choices import stop_grace
 from celery_kit.base.facts import Member
 from celery_kit.base.refusals import Absent, refuse
+from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.brokers.embedded import DATA, HOME, PIDFILE, STATE, server
 from celery_kit.observe.beat import TIMETABLE
 from celery_kit.operate.stacks import pidfile
 from celery_kit.pools.table import POOLS
-from celery_kit.profile import stop_grace
 from celery_kit.results import BACKENDS
 
 try:
@@ -35,7 +37,6 @@ try:
 except ImportError:
     fcntl: Any = Absent("the embedded stack")  # type: ignore[no-redef]
 
-ROOT = Path(__file__).resolve().parents[1]
 LOG = HOME / "stack.log"
 START_SECONDS = 60.0
 #: How long the lock may be held before its holder has noted itself: it does so first of all.
@@ -210,7 +211,7 @@ def _commands(pool: str, scale: int) -> dict[str, list[str]]:
     workers = [f"worker{number}" for number in range(1, scale + 1)]
     return {
         "mail": [sys.executable, "deploy/mail/catcher.py"],
-        "beat": [sys.executable, "-m", "celery", "-A", "app", "beat", *log],
+        "beat": [sys.executable, "-m", "celery", "-A", target.name(), "beat", *log],
         **{name: command(POOLS[pool], [*log, "--hostname", f"{name}@%h"]) for name in workers},
     }
 

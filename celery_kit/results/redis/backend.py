@@ -9,7 +9,7 @@ from celery_kit.results.waits import listen, listen_anew
 if TYPE_CHECKING:
     from celery import Celery
 
-    from celery_kit.profile import Profile
+    from celery_kit.base.choices import Choices
     from celery_kit.results.redis.claims import Claims
 
 
@@ -17,7 +17,7 @@ def url(environ: Environ, broker: Broker) -> str:
     return broker.results_url(environ) if broker.results_url else "redis://results:6379/1"
 
 
-def settings(_: "Profile") -> dict[str, Any]:
+def settings(_: "Choices") -> dict[str, Any]:
     return {
         # A server that is frozen, or a connection that a firewall forgot, is noticed. In seconds.
         "redis_socket_timeout": 5.0,

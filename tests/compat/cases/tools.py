@@ -5,4 +5,4 @@ from importlib import import_module
 
 if __name__ == "__main__":
     import_module("tests.compat.side")
-    import_module(f"app.{sys.argv.pop(1)}").main()
+    import_module(f"celery_kit.operate.look.{sys.argv.pop(1)}").main()

@@ -9,7 +9,8 @@ from kombu import Queue
 from kombu.exceptions import OperationalError
 
 from celery_kit import Kit
-from celery_kit.brokers.contract import DEAD, NOTE, DeadLetter
+from celery_kit.base.messages import DEAD, NOTE
+from celery_kit.brokers.contract import DeadLetter
 from celery_kit.brokers.rabbitmq.dead import RabbitmqDeadLetters
 from celery_kit.operate.look.dead import each, letters
 from tests.engine.rabbitmq.conftest import Urls

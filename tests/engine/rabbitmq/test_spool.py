@@ -37,12 +37,12 @@ def test_a_queue_that_takes_nothing_keeps_its_own_tasks_alone(urls: Urls, enviro
                     channel.basic_publish_confirm(Message("fills it"), routing_key=full.name)
             places = [{"exchange": "", "routing_key": queue.name} for queue in (full, free, full, free)]
             first, second, _, fourth = spooled(environ, *places)
-            code, out, err = run(environ, "-m", "celery_kit.produce.send", "forward")
+            code, out, err = run(environ, "-m", "celery_kit.operate.look.send", "forward")
             assert (code, out) == (2, [second, fourth])
             assert err[-1].startswith("celery-kit: ") and not any("Traceback" in line for line in err)
             assert sum("waits: " in line and "its queue is full" in line for line in err) == 1
             full.purge()
-            assert first in run(environ, "-m", "celery_kit.produce.send", "forward")[1]
+            assert first in run(environ, "-m", "celery_kit.operate.look.send", "forward")[1]
         finally:
             for queue in (full, free):
                 queue.delete()

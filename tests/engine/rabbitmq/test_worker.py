@@ -15,7 +15,7 @@ from celery import Celery, chord
 from celery.result import AsyncResult
 from redis import Redis
 
-from celery_kit.operate.stacks.compose import ROOT
+from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from tests.engine.rabbitmq.conftest import Urls
 from tests.engine.rabbitmq.proxy import Proxy

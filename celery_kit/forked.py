@@ -72,7 +72,7 @@ def _renew_locks() -> None:
     # Those of modules that are being imported: kombu looks for librabbitmq with each new connection.
     vars(vars(importlib)["_bootstrap"]).get("_module_locks", {}).clear()
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] not in ("celery", "kombu", "app"):
+        if name.partition(".")[0] not in ("celery", "kombu", "celery_kit"):
             continue
         for one in list(vars(module).values()):
             if isinstance(one, Signal):

@@ -1,0 +1,147 @@
+"""What the user chose, beside the rooms: the environment, read and checked in one place.
+
+Names are Celery's own settings in capitals (TIMEZONE, TASK_TIME_LIMIT …).
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
+
+from celery_kit.base import times
+from celery_kit.base.refusals import choose, refuse, whole_number
+from celery_kit.base.security import Signing
+
+SERIALIZERS = ("json", "yaml", "msgpack", "pickle")
+DELIVERIES = ("at-least-once", "at-most-once")
+#: By the names that kombu.compression knows; gzip is its other name for zlib.
+COMPRESSIONS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
+#: fast: the kit's own transports and result writes; plain: Celery's and kombu's. Both understand each other's messages.
+ENGINES = ("fast", "plain")
+LOG_FORMATS = ("json", "text")
+#: The largest concurrency that a worker may be given, in tasks at once.
+MOST_CONCURRENCY = 10_000
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What goes with every combination. Times are in seconds."""
+
+    engine: str
+    timezone: str
+    task_time_limit: int
+    max_deliveries: int
+    visibility_timeout: int
+    delivery: str
+    result_expires: int
+    serializer: str
+    accept_content: tuple[str, ...]
+    task_compression: str | None
+    result_compression: str | None
+    signing: Signing | None
+    concurrency: int | str
+    prefetch: int | None
+    report_every: int
+    send_events: bool
+    always_eager: bool
+    redirect_stdouts: bool
+    log_format: str
+    data_dir: Path
+    publish_timeout: int
+    spool: Path | None
+    spool_most: int
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Choices":
+        """Read the environment. Refuses (one line, exit code 2) whatever it cannot use."""
+
+        def value(name: str, default: str) -> str:
+            return environ.get(name) or default
+
+        serializer = choose("TASK_SERIALIZER", value("TASK_SERIALIZER", "json"), SERIALIZERS)
+        accepted = value("ACCEPT_CONTENT", serializer).replace(" ", "").split(",")
+        prefetch = value("WORKER_PREFETCH_MULTIPLIER", "")
+        limit = task_time_limit(environ)
+        for derived in (times.STOP_GRACE_PERIOD, times.CONSUMER_TIMEOUT):
+            times.seconds(derived, limit, environ)
+        held = times.seconds(times.VISIBILITY_TIMEOUT, limit, environ)
+        return cls(
+            engine=choose("ENGINE", value("ENGINE", "fast"), ENGINES),
+            timezone=_timezone(value("TIMEZONE", "UTC")),
+            task_time_limit=limit,
+            max_deliveries=max_deliveries(environ),
+            visibility_timeout=held,
+            delivery=choose("DELIVERY", value("DELIVERY", DELIVERIES[0]), DELIVERIES),
+            result_expires=whole_number("RESULT_EXPIRES", value("RESULT_EXPIRES", "86400"), 0, 31_536_000, "seconds"),
+            serializer=serializer,
+            accept_content=tuple(choose("ACCEPT_CONTENT", name, SERIALIZERS) for name in accepted),
+            task_compression=_compression("TASK_COMPRESSION", environ),
+            result_compression=_compression("RESULT_COMPRESSION", environ),
+            signing=Signing.from_environ(environ),
+            concurrency=_concurrency(value("WORKER_CONCURRENCY", AUTO_CONCURRENCY)),
+            prefetch=whole_number("WORKER_PREFETCH_MULTIPLIER", prefetch, 1, MOST_CONCURRENCY) if prefetch else None,
+            report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
+            send_events=choose("WORKER_SEND_TASK_EVENTS", value("WORKER_SEND_TASK_EVENTS", "0"), ("0", "1")) == "1",
+            always_eager=choose("TASK_ALWAYS_EAGER", value("TASK_ALWAYS_EAGER", "0"), ("0", "1")) == "1",
+            redirect_stdouts=choose("WORKER_REDIRECT_STDOUTS", value("WORKER_REDIRECT_STDOUTS", "1"), ("0", "1")) == "1",
+            log_format=choose("LOG_FORMAT", value("LOG_FORMAT", "text"), LOG_FORMATS),
+            data_dir=data_dir(environ),
+            publish_timeout=whole_number("PUBLISH_TIMEOUT", value("PUBLISH_TIMEOUT", "10"), 1, 3_600, "seconds"),
+            spool=_spool(value("SPOOL", "")),
+            spool_most=whole_number("SPOOL_MOST", value("SPOOL_MOST", "10000"), 1, 10_000_000, "tasks"),
+        )
+
+
+def task_time_limit(environ: Mapping[str, str] = os.environ) -> int:
+    """The one number that bounds a task, in seconds."""
+    return whole_number("TASK_TIME_LIMIT", environ.get("TASK_TIME_LIMIT") or "300", 1, 86_400, "seconds")
+
+
+def stop_grace(environ: Mapping[str, str] = os.environ) -> int:
+    """How long a stopping worker may take, in seconds: longer than the longest task, so that it ends what it has begun."""
+    return times.seconds(times.STOP_GRACE_PERIOD, task_time_limit(environ), environ)
+
+
+def data_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder that tasks read and write."""
+    return Path(environ.get("DATA_DIR") or ".kit/data").resolve()
+
+
+def max_deliveries(environ: Mapping[str, str] = os.environ) -> int:
+    """How often a message may be handed to a worker that does not end it. Not more than RabbitMQ 4 itself would allow."""
+    return whole_number("MAX_DELIVERIES", environ.get("MAX_DELIVERIES") or "20", 1, 20)
+
+
+def report_bytes(environ: Mapping[str, str] = os.environ) -> int:
+    """What the sample task's notes of runs (app/tasks/reports.py) may take on a day; 0: there are none."""
+    return 1_000_000 * whole_number("REPORT_MEGABYTES", environ.get("REPORT_MEGABYTES") or "0", 0, 1_000_000, "megabytes a day")
+
+
+def _concurrency(given: str) -> int | str:
+    """A number of tasks, or Celery's word for the pool's own (celery_kit/pools/table.py)."""
+    if is_auto_concurrency(given):
+        return str(AUTO_CONCURRENCY)
+    return whole_number("WORKER_CONCURRENCY", given, 1, MOST_CONCURRENCY, f"tasks, or {AUTO_CONCURRENCY}")
+
+
+def _compression(name: str, environ: Mapping[str, str]) -> str | None:
+    given = environ.get(name)
+    return choose(name, given, COMPRESSIONS) if given else None
+
+
+def _spool(given: str) -> Path | None:
+    if given and sys.platform == "win32":
+        refuse("SPOOL cannot be had on Windows: its file locks are those of Linux and macOS (docs/pools.md); leave it out")
+    return Path(given).resolve() if given else None
+
+
+def _timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError):
+        refuse(f"TIMEZONE={name} is not known; allowed: names of the tz database, such as UTC or Europe/Berlin")
+    return name

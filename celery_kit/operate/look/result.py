@@ -1,0 +1,77 @@
+"""Show a task's state and result: `python -m celery_kit.operate.look.result ID`, `make result`."""
+
+import argparse
+import json
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from celery.exceptions import TimeoutError as ResultTimeout
+from celery.result import AsyncResult
+
+from celery_kit.base.refusals import refuse
+from celery_kit.operate.target import app
+from celery_kit.results import room
+from celery_kit.results.outcome import Outcome, forget, outcome
+
+
+def show(result: AsyncResult[Any], wait: float | None = None, as_json: bool = False) -> None:
+    """Print an outcome, after waiting up to `wait` seconds for it."""
+    if wait is not None:
+        with suppress(ResultTimeout):
+            result.get(timeout=wait, propagate=False)
+    found = outcome(result)
+    if as_json:
+        print(json.dumps(asdict(found), default=repr))
+    else:
+        show_outcome(found)
+
+
+def show_outcome(found: Outcome) -> None:
+    """Print one for people."""
+    fields = {"state": found.state, "value": json.dumps(found.value, default=repr, ensure_ascii=False)}
+    if found.state != "SUCCESS":
+        del fields["value"]
+    if found.progress:
+        fields["progress"] = " ".join(f"{name}={value}" for name, value in found.progress.items())
+    for name, text in (fields | {"error": found.error, "done": found.done, "traceback": found.traceback}).items():
+        if text:
+            print(f"{name:<10}{text}")
+    if found.state == "PENDING":
+        print("          waiting for a worker, or not known: never sent, expired, or forgotten")
+
+
+def refuse_where_unreadable() -> None:
+    """End with one line where this process could never see a result."""
+    backend = room(app.conf.result_backend)
+    if backend and not backend.read_elsewhere:
+        refuse(
+            f"BACKEND={backend.name} gives a result only to the process that sent the task: "
+            "send it with WAIT=10, or use BACKEND=redis"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m celery_kit.operate.look.result", description="Show a task's state and result."
+    )
+    parser.add_argument("id")
+    parser.add_argument("--wait", type=float, metavar="SECONDS", help="wait this long for the task to end")
+    parser.add_argument("--forget", action="store_true", help="delete the result")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    given = parser.parse_args()
+
+    refuse_where_unreadable()
+    app.conf.result_backend_always_retry = False  # a person waits: say at once that the server is away
+    try:
+        if given.forget:
+            forget(given.id)
+        show(app.AsyncResult(given.id), given.wait, given.json)
+    except (*getattr(app.backend, "connection_errors", ()), ConnectionError) as error:
+        refuse(f"the results server cannot be reached ({error}); 'make ps' shows what runs")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Send a task from a shell: `python -m celery_kit.operate.look.send TASK [ARGS] [KWARGS]`, `make send`."""
+
+import argparse
+import json
+import sys
+from typing import Any, NoReturn
+
+from celery.exceptions import OperationalError
+
+from celery_kit.base.facts import address
+from celery_kit.base.refusals import choose, refuse
+from celery_kit.brokers import explained
+from celery_kit.operate.target import app
+from celery_kit.produce.send import send, tasks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m celery_kit.operate.look.send", description="Send a task; prints its id.")
+    parser.add_argument("task", help="its name; or `forward`, to send what waits in the spool (docs/spool.md)")
+    parser.add_argument("args", nargs="?", default="[]", help="a JSON array; or -, to read one JSON array a line")
+    parser.add_argument("kwargs", nargs="?", default="{}", help="a JSON object")
+    parser.add_argument("--countdown", type=float, help="seconds from now")
+    parser.add_argument("--wait", type=float, metavar="SECONDS", help="wait this long for the result, and print it")
+    given = parser.parse_args()
+    if given.task == "forward":
+        forward()
+    else:
+        _send(given)
+
+
+def _send(given: argparse.Namespace) -> None:
+    choose("TASK", given.task, sorted(name for name in tasks() if not name.startswith("celery.")))
+    kwargs = _json("KWARGS", given.kwargs, dict)
+    lines = sys.stdin if given.args == "-" else [given.args]
+    calls = [_json("ARGS", line, list) for line in lines if line.strip()]
+    for args in calls:
+        _check_arguments(given.task, args, kwargs)
+
+    try:
+        for args in calls:
+            result = send(given.task, args, kwargs, countdown=given.countdown)
+            print(result.id, flush=True)
+            if given.wait is not None:
+                from celery_kit.operate.look.result import show  # only here: a producer need not know how results look
+
+                show(result, given.wait)
+    except (OperationalError, ConnectionError) as error:
+        _away(error)
+    except app.connection().channel_errors as error:
+        refuse(explained(app, error) or f"the broker refuses the task: {error}")
+    except OSError as error:
+        _unusable(error)
+    if app.spooled and app.spooled.spool.names():
+        print(f"celery-kit: the broker is away; tasks wait in {app.conf.spool}: 'make forward' sends them", file=sys.stderr)
+
+
+def forward() -> None:
+    """Send what waits in the spool; prints the ids."""
+    tasks()
+    try:
+        if not app.spooled:
+            refuse("SPOOL is not set: there is no directory to forward tasks from")
+        for task_id in app.spooled.forward():
+            print(task_id, flush=True)
+    except (OperationalError, ConnectionError) as error:
+        _away(error)
+    except OSError as error:
+        _unusable(error)
+    if rest := len([*app.spooled.spool.names(), *app.spooled.spool.bad()]):
+        refuse(f"{rest} tasks stay in {app.conf.spool}: another process is sending them, or a line above says why not")
+
+
+def _unusable(error: OSError) -> NoReturn:
+    refuse(f"SPOOL={app.conf.spool} cannot be used: {error.strerror}")
+
+
+def _away(error: Exception) -> NoReturn:
+    refuse(f"the broker at {address(app)} cannot be reached ({error}); 'make ps' shows what runs")
+
+
+def _json(what: str, text: str, kind: type) -> Any:
+    shapes: dict[type, str] = {list: 'an array, such as \'["a@b.c", "hi"]\'', dict: "an object, such as '{\"size\": 128}'"}
+    shape = shapes[kind]
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        refuse(f"{what}={text.strip()} is not JSON ({error}); allowed: {shape}")
+    if not isinstance(value, kind):
+        refuse(f"{what}={text.strip()} is not {shape}")
+    return value
+
+
+def _check_arguments(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+    try:
+        tasks()[task].__header__(*args, **kwargs)
+    except TypeError as error:
+        reason = str(error).replace(f"{task.rpartition('.')[2]}()", "").strip()
+        refuse(f"these arguments do not fit {task}: {reason}")
+
+
+if __name__ == "__main__":
+    main()
