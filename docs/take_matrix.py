@@ -6,7 +6,7 @@ from typing import Any
 
 from celery_kit.base.target import ROOT
 from tests.integration.report import html, markdown
-from tests.unit.test_matrix_docs import features
+from tests.unit.house.test_matrix_docs import features
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ kombu/asynchronous/timer.py, Timer.cancel; celery/concurrency/asynpool.py, _crea
 https://github.com/celery/celery/issues/5200
 
 Closed by taking the cancelled entries out whenever there are twice as many entries as were left the last time. Can go when
-tests/unit/test_cancelled_timers.py passes without it.
+tests/unit/fixes/test_cancelled_timers.py passes without it.
 """
 
 from heapq import heappop, heappush

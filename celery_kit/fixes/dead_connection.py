@@ -9,7 +9,7 @@ Closed by counting what waits to be read, and by asking a broker that says nothi
 which it has to answer at once. Not while it has blocked the connection: it reads nothing from it then. Nor on one that only
 sends, as the one for events: nobody waits there, and TCP gives it up within seconds of what it has sent in vain. And one that
 does not answer is not told goodbye: py-amqp waits for its answer to that without an end. Can go when
-tests/unit/test_dead_connection.py passes without it.
+tests/unit/fixes/test_dead_connection.py passes without it.
 """
 
 from importlib import import_module

@@ -9,7 +9,7 @@ It also binds each queue that the application knows, not those alone that the wo
 of the others yet, it says CRITICAL, and that there will be no delayed delivery, though there is.
 
 Closed by having a thread of its own do it, while the worker consumes, for the queues that it consumes; each other one's worker
-and producers look after it. Can go when tests/unit/test_delayed_start.py::test_celery_still_makes_them_first fails.
+and producers look after it. Can go when tests/unit/fixes/test_delayed_start.py::test_celery_still_makes_them_first fails.
 """
 
 import threading

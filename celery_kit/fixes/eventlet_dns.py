@@ -6,7 +6,7 @@ Source: eventlet/support/greendns.py, ResolverProxy.clear. Closed by keeping no 
 
 And the resolver is imported with the sockets, 60 modules and 0.1 s of a start, also where every server is given by its address.
 Source: eventlet/green/socket.py. Closed by importing it for the first name that is looked up.
-Both can go when tests/unit/test_eventlet_dns.py passes without it.
+Both can go when tests/unit/fixes/test_eventlet_dns.py passes without it.
 """
 
 import os

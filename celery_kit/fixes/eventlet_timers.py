@@ -4,7 +4,7 @@ Each wait for a socket has a timer for its time limit. eventlet 0.41.3 leaves on
 time has come, or until they are more than a thousand, and sleeps no longer than until the first of them: ten seconds after a
 burst of 500 tasks the loop wakes 500 times, for nothing.
 Source: eventlet/hubs/hub.py, BaseHub.sleep_until, timer_canceled. Closed by taking those that are first away before the loop
-sleeps. Can go when tests/unit/test_eventlet_timers.py passes without it.
+sleeps. Can go when tests/unit/fixes/test_eventlet_timers.py passes without it.
 """
 
 import sys

@@ -6,7 +6,7 @@ acknowledgement for one, so a worker drops at random to a fraction of its rate. 
 kombu PR #1587.
 
 Closed by polling without a wait while callbacks are ready. Can go when
-tests/unit/test_hub_stall.py passes without it.
+tests/unit/fixes/test_hub_stall.py passes without it.
 """
 
 from typing import Any

@@ -5,7 +5,7 @@ would tell of. It waits up to 0.1 s for something to come, and nothing does wher
 empty; meanwhile nobody hands the messages to prefork's children. Source: celery/worker/loops.py, asynloop, _quick_drain.
 
 Closed by taking what there is, and not waiting for more: the poll that follows does that. Can go when
-tests/unit/test_quick_drain.py passes without it.
+tests/unit/fixes/test_quick_drain.py passes without it.
 """
 
 from importlib import import_module

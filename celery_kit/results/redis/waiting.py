@@ -7,7 +7,7 @@ Celery is open to it where a result is read by its id; the kit would be wherever
 subscribed. So a `get()` takes one round trip before its wait, and what it no longer listens to is said to the server with the
 next one's. Where many wait, or a URL says `protocol=2`, the look follows when the server has confirmed the subscription.
 Source: celery/backends/redis.py 5.7.0, ResultConsumer; redis 8.1.0, client.py, PubSub. Can go when
-tests/unit/test_redis_waiting.py says so.
+tests/unit/results/redis/test_waiting.py says so.
 """
 
 from collections import deque

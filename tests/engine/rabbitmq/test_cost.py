@@ -1,6 +1,6 @@
 """What a task costs RabbitMQ and its worker, which no noise changes: the guard of what ENGINE=fast is for.
 
-Redis' own is tests/unit/test_round_trips.py.
+Redis' own is tests/unit/brokers/redis/test_round_trips.py.
 """
 
 from collections import Counter

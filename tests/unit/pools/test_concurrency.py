@@ -9,7 +9,7 @@ from celery.utils import sysinfo
 
 from celery_kit import Kit
 from celery_kit.pools.table import POOLS
-from tests.unit.test_config import settings
+from tests.unit.app.test_config import settings
 
 #: By where it is set: the settings of the app, and the options of app.Worker, which the command line hands on.
 SET: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -10,7 +10,7 @@ import pytest
 from celery_kit.base import times
 from celery_kit.base.choices import stop_grace
 from celery_kit.base.target import ROOT
-from tests.unit.test_config import settings
+from tests.unit.app.test_config import settings
 from tests.unit.test_profile import profile
 
 LIMITS = (1, 300, 7_200, 86_400)

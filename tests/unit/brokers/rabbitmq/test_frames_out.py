@@ -9,7 +9,7 @@ from amqp.method_framing import frame_writer
 from amqp.serialization import dumps
 
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
-from tests.unit.test_rabbitmq_frames import KINDS
+from tests.unit.brokers.rabbitmq.test_frames_in import KINDS
 
 as_sent: Any = Message
 LARGEST = 131_072

@@ -12,7 +12,7 @@ from celery.bin.worker import worker
 from celery_kit.base.signals import celeryd_init
 from celery_kit.engine import prefetch
 from celery_kit.engine.prefetch import HORIZON, MOST, Pace
-from tests.unit.test_config import settings
+from tests.unit.app.test_config import settings
 
 
 def takes_ahead(**environ: str) -> bool:

@@ -209,7 +209,7 @@ import sys
 from {module} import {patch}
 {patch}()
 from concurrent.futures import ThreadPoolExecutor  # greenlets, from here on
-from tests.unit.test_redis_waiting import kits, producer
+from tests.unit.results.redis.test_waiting import kits, producer
 
 app, results = kits(sys.argv[1]), producer(sys.argv[1]).backend
 ids = [f"{library}-{{number}}" for number in range(100)]
