@@ -32,7 +32,7 @@ from celery_kit.fixes import (
     solo_stop,
     time_limit,
 )
-from celery_kit.observe import health, tracing, vitals
+from celery_kit.observe import health, runs, tracing, vitals
 from celery_kit.pools import table
 from celery_kit.produce import delay, spool
 from celery_kit.worker import grace, green_loop, set_aside
@@ -183,5 +183,6 @@ def install(app: Celery) -> None:
 def _prepare_the_process() -> None:
     """What a process has once, and not an app."""
     tracing.connect()
+    runs.connect()
     eventlet_dns.connect()
     eventlet_timers.connect()

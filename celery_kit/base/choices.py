@@ -117,7 +117,7 @@ def max_deliveries(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def report_bytes(environ: Mapping[str, str] = os.environ) -> int:
-    """What the sample task's notes of runs (app/tasks/reports.py) may take on a day; 0: there are none."""
+    """What the lines of all runs (celery_kit/observe/runs.py) may take on a day, in bytes; 0: none are written."""
     return 1_000_000 * whole_number("REPORT_MEGABYTES", environ.get("REPORT_MEGABYTES") or "0", 0, 1_000_000, "megabytes a day")
 
 

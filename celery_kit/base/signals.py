@@ -23,19 +23,20 @@ def connect(app: Celery) -> None:
 
 
 def _worker(sender: Any, instance: Any, **given: Any) -> None:
-    if _is_the_kits(instance.app):
+    if is_the_kits(instance.app):
         celeryd_init.send(sender=sender, instance=instance, conf=given["conf"], options=given["options"])
 
 
 def _before_its_pool(sender: Any, **_: Any) -> None:
-    if _is_the_kits(sender.app):
+    if is_the_kits(sender.app):
         worker_init.send(sender=sender)
 
 
 def _beat(sender: Any, **_: Any) -> None:
-    if _is_the_kits(sender.app):
+    if is_the_kits(sender.app):
         beat_init.send(sender=sender)
 
 
-def _is_the_kits(app: Any) -> bool:
-    return any(app == one for one in _apps)  # `app` may be a proxy for it
+def is_the_kits(app: Any) -> bool:
+    """Whether this process has made `app`, or what it is a proxy for, an app of the kit."""
+    return any(app == one for one in _apps)

@@ -1,7 +1,7 @@
-"""What the workers did: with REPORT_MEGABYTES each run is noted as a line in DATA_DIR/runs, and summed up once a day.
+"""What the workers ran: with REPORT_MEGABYTES each run is a line in DATA_DIR/runs, and :func:`statistics` sums them up.
 
-Lines are appended by one write for those of a moment, so that any number of workers and threads share a day's file without a
-lock. A worker that is killed loses its last moment's notes. A day's file that is full takes no more; a week of them is kept.
+Lines are appended in one write for all of a moment, so that any number of workers and threads share a day's file without a
+lock. A worker that is killed loses the lines of its last moment. A file that is full takes no more; a week of files is kept.
 """
 
 import atexit
@@ -20,16 +20,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from celery import Task, shared_task
+from celery import Task
 from celery.signals import task_postrun, task_prerun, worker_process_shutdown
 
-from celery_kit.base.choices import report_bytes
+from celery_kit.base.choices import data_dir, report_bytes
+from celery_kit.base.signals import is_the_kits
 from celery_kit.engine.quick_json import quoted
-from celery_kit.files import inside
 
 logger = logging.getLogger(__name__)
 KEEP_DAYS = 7
-STARTED = "reports_started"  # on the task's request, in seconds of the monotonic clock
+STARTED = "run_started"  # on the task's request, in seconds of the monotonic clock
 DAY = 86_400  # seconds
 #: Lines that are written together at most, and the seconds that one waits for others at most. On a disk that servers make sync
 #: all the time, a write for each task took a tenth of what a quick task costs.
@@ -42,11 +42,22 @@ _file = (-1, -1)  # a day, and its file's number
 _full = -1  # the last day whose file was
 
 
+@cache
+def connect() -> None:
+    """Write down the runs of this process's tasks, where REPORT_MEGABYTES asks for it: every task pays for it."""
+    if report_bytes():
+        task_prerun.connect(_started, weak=False)
+        task_postrun.connect(_ended, weak=False)
+        worker_process_shutdown.connect(_write_last, weak=False)
+
+
 def _started(task: Task[Any, Any], **_: Any) -> None:
     setattr(task.request, STARTED, time.monotonic())
 
 
 def _ended(task: Task[Any, Any], task_id: str, state: str | None = None, **_: Any) -> None:
+    if not is_the_kits(task.app):
+        return
     seconds = time.monotonic() - getattr(task.request, STARTED, time.monotonic())
     now = time.time()
     # JSON by hand: every task pays for this line.
@@ -78,7 +89,7 @@ def _append(day: int, lines: bytes) -> None:
         os.write(file, lines)
     elif _full != day:
         _full = day
-        logger.warning("no more of what tasks do is noted today: REPORT_MEGABYTES=%d are full", report_bytes() // 1_000_000)
+        logger.warning("no more runs are written down today: REPORT_MEGABYTES=%d are full", report_bytes() // 1_000_000)
 
 
 def _write_last(**_: Any) -> None:
@@ -96,9 +107,9 @@ def _writer() -> None:
             try:
                 write()
             except Exception as error:  # the next lines have no other thread
-                logger.error("what tasks did is not noted: %s", error)
+                logger.error("runs are not written down: %s", error)
 
-    threading.Thread(target=work, name="reports", daemon=True).start()
+    threading.Thread(target=work, name="runs", daemon=True).start()
 
 
 def _begin_anew() -> None:
@@ -133,37 +144,28 @@ def _delete_old(now: datetime) -> None:
 
 @cache
 def _runs() -> Path:
-    return inside("runs/today").parent
+    folder = data_dir() / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-@shared_task
-def daily_statistics() -> dict[str, Any]:
-    """Sum up the last 24 hours, task by task: how often it ended in which state, how long it took (seconds).
+def statistics(since: datetime, until: datetime) -> dict[str, Any]:
+    """Sum up the runs between two moments, by task: how many, in which states they ended, how long they took (seconds).
 
-    The sum is also kept as DATA_DIR/reports/<date>.json. Of runs that were not noted - REPORT_MEGABYTES is 0, or was full -
-    nothing is known.
+    Gives {"since": …, "until": …, "tasks": {name: {"runs": …, "states": {…}, "median_seconds": …, "longest_seconds": …}}}.
+    It knows the runs alone that were written down: with REPORT_MEGABYTES, and until a day's file was full.
     """
     write()
-    until = datetime.now(UTC)
     _delete_old(until)
-    since = until - timedelta(days=1)
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(_runs().glob("*.jsonl")):
         if path.stem >= f"{since:%Y-%m-%d}":
             for line in path.read_bytes().splitlines():
                 with suppress(LookupError, TypeError, ValueError):  # half of one: its worker was killed, or the disk full
-                    if (run := json.loads(line))["at"] >= since.timestamp():
+                    if since.timestamp() <= (run := json.loads(line))["at"] <= until.timestamp():
                         runs[run["task"]].append(run)
-    report = {
-        "since": since.isoformat(),
-        "until": until.isoformat(),
-        "tasks": {name: _sum_up(runs[name]) for name in sorted(runs)},
-    }
-    target = inside(f"reports/{until:%Y-%m-%d}.json")
-    draft = target.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps(report, indent=2))
-    draft.replace(target)  # a reader never sees half a report
-    return report
+    tasks = {name: _sum_up(runs[name]) for name in sorted(runs)}
+    return {"since": since.isoformat(), "until": until.isoformat(), "tasks": tasks}
 
 
 def _sum_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -177,9 +179,3 @@ def _sum_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "median_seconds": round(median(seconds), 4),
         "longest_seconds": round(max(seconds), 4),
     }
-
-
-if report_bytes():  # every task of every worker pays for it
-    task_prerun.connect(_started, weak=False)
-    task_postrun.connect(_ended, weak=False)
-    worker_process_shutdown.connect(_write_last, weak=False)

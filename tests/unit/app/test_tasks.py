@@ -1,33 +1,23 @@
 """The sample tasks on real files, without a broker."""
 
 import json
-import os
-import subprocess
-import sys
 import wave
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
 
 from app.tasks import media, reports
-from celery_kit.base.target import ROOT
-from tests.wait import until
+from celery_kit.observe import runs as noted
 
 
 @pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1")
-    monkeypatch.setenv("REPORT_MEGABYTES", "1")
-    monkeypatch.setattr(reports, "_file", (-1, -1))
-    reports._runs.cache_clear()
-    yield tmp_path
-    reports._lines.clear()
-    reports._some.clear()
+    noted._runs.cache_clear()
+    return tmp_path
 
 
 def test_a_thumbnail_keeps_the_pictures_shape(data: Path) -> None:
@@ -80,70 +70,3 @@ def test_statistics_count_the_last_day_only(data: Path) -> None:
     assert report["tasks"]["b"]["runs"] == 1
     assert json.loads((data / "reports" / f"{now:%Y-%m-%d}.json").read_text()) == report
     assert not (folder / "2020-01-01.jsonl").exists()
-
-
-def test_the_notes_of_a_moment_are_one_write(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "_writer", lambda: None)  # nothing but their number has them written
-    monkeypatch.setattr(os, "write", written := MagicMock(side_effect=os.write))
-    for number in range(reports.LINES):
-        assert not written.called
-        reports._ended(reports.daily_statistics, f"id-{number}", "SUCCESS")
-    assert written.call_count == 1
-    assert reports.daily_statistics()["tasks"]["reports.daily_statistics"]["runs"] == reports.LINES
-
-
-def test_a_note_that_no_other_follows_is_written(data: Path) -> None:
-    reports._ended(reports.daily_statistics, "id", "SUCCESS")
-    until("the note is there", lambda: any('"id": "id"' in path.read_text() for path in (data / "runs").glob("*.jsonl")))
-
-
-def test_a_child_process_writes_its_own_notes_alone_and_all_of_them(data: Path) -> None:
-    """It ends as a pool's child does: Python's own end of a process has no part in it."""
-    reports._some.set()  # the parent's thread is about to write
-    reports._lines.append((0, b"its parent's"))
-    if not (child := os.fork()):
-        reports._ended(reports.daily_statistics, "child", "SUCCESS")
-        reports._write_last()
-        os._exit(0)
-    os.waitpid(child, 0)
-    (note,) = (data / "runs" / f"{datetime.now(UTC):%Y-%m-%d}.jsonl").read_text().splitlines()
-    assert '"id": "child"' in note
-
-
-def test_without_being_asked_nothing_is_written_for_a_task(data: Path) -> None:
-    """What costs every task something, on the disk too, is off until somebody wants it."""
-    code = "from celery import signals; from app.tasks import reports; print(len(signals.task_postrun.receivers))"
-    for given, receivers in (("0", "0"), ("1", "1")):
-        environ = {**os.environ, "REPORT_MEGABYTES": given}
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
-        assert done.stdout.strip() == receivers, done.stderr
-
-
-def test_the_notes_of_a_day_take_no_more_than_they_may(data: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What is written for every task has a limit; that it is reached is said once."""
-    for number in range(10_000):
-        reports._ended(reports.daily_statistics, f"id-{number}-{'x' * 200}", "SUCCESS")
-    reports.write()
-    (path,) = (data / "runs").glob("*.jsonl")
-    assert 900_000 < path.stat().st_size <= 1_000_000
-    assert [record.message for record in caplog.records].count(
-        "no more of what tasks do is noted today: REPORT_MEGABYTES=1 are full"
-    ) == 1
-
-
-def test_one_days_file_is_open_at_a_time_and_old_ones_go_without_beat(data: Path) -> None:
-    """What a process opens day by day it closes, and what it leaves on the disk is bounded whoever else runs."""
-    (data / "runs").mkdir()
-    (data / "runs/2020-01-01.jsonl").touch()
-    numbers = [reports._of_day(20_000 + day) for day in range(5)]
-    assert len(set(numbers)) <= 2
-    assert not (data / "runs/2020-01-01.jsonl").exists()
-
-
-def test_half_a_line_keeps_no_other_from_being_counted(data: Path) -> None:
-    """Whatever stands in a file that was being written, the rest of it counts."""
-    reports._ended(reports.daily_statistics, "id", "SUCCESS")
-    reports.write()
-    (path,) = (data / "runs").glob("*.jsonl")
-    path.write_bytes(b'{"at": 1\n[]\n\xff\n' + path.read_bytes() + b'{"at": 17')
-    assert reports.daily_statistics()["tasks"]["reports.daily_statistics"]["runs"] == 1
