@@ -22,16 +22,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import report
 from bench.contenders import CELERYS, CORES, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender
-from bench.environments import PEERS, WORKERS
 from bench.idle import side_by_side
 from bench.publish import WAYS
 from bench.rounds import ROOT, Case, NothingDoneError, consume, environment
-from bench.servers import Place, Servers
 from bench.soak import soak
 from celery_kit.base.refusals import choose, refuse, whole_number
 from celery_kit.brokers import BROKERS
 from celery_kit.pools.table import POOLS
-from tests.matrix import SERVERS
+from testbed.environments import PEERS, WORKERS
+from testbed.places import Place, Servers
+from testbed.servers import SERVERS
 
 REPORTS = Path("reports")
 #: Of an idle stack, and of a quick look at one: tasks, of which ten are beyond the 99th percentile, and seconds of nothing.

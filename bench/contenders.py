@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bench.environments import PEERS, WORKERS
-from bench.servers import Place
 from celery_kit.pools.table import POOLS
+from testbed.environments import PEERS, WORKERS
+from testbed.places import Place
 
 #: The interpreter of the workers, and of what sends to them.
 PYTHON = WORKERS.command("python")

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.contenders import PLAIN, PYTHON, Contender
 from bench.rounds import ROOT, Case, NothingDoneError, environment, starting, used
-from bench.servers import Place, Servers
+from testbed.places import Place, Servers
 
 #: Tasks of a turn; its first ones are not counted: while the other had its turn, this side's memory has got cold.
 TURN, FIRST = 50, 10

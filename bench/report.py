@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.environments import PEERS, ROOT
+from testbed.environments import PEERS, ROOT
 
 #: What a user may set, in the order in which the report repeats it.
 KNOBS = ("QUICK", "ONLY", "BROKER", "POOL", "ROUNDS", "SECONDS", "TASKS")

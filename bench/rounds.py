@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.contenders import Contender
-from bench.servers import Place, Servers
+from testbed.places import Place, Servers
 
 ROOT = Path(__file__).parents[1]
 #: Tasks that are not counted, or seconds: what a worker does first - its first window of prefetched messages - is not its pace.

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.contenders import Contender
 from bench.rounds import LONGEST, ROOT, Case, NothingDoneError, environment, members, running
-from bench.servers import Place, Servers
+from testbed.places import Place, Servers
 
 PARTS = 10
 #: Seconds in which a part's last acknowledgements reach the broker: they are gathered, and RabbitMQ counts every 5 s.

@@ -21,9 +21,10 @@ from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from docs.reference import table
 from tests.faults.servers import SERVERS
-from tests.faults.stand import Pair, Stand, clean
+from tests.faults.stand import Pair, Stand
+from tests.harness.containers import clean
+from tests.harness.waiting import until
 from tests.integration.report import SIGNS
-from tests.wait import until
 
 #: Probes in the container, and by the engine, whose health check runs them.
 RUNS, ENGINE_RUNS = 200, 20

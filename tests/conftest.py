@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.matrix import COMBINATIONS, marks
+from tests.harness.combinations import COMBINATIONS, marks
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,18 +2,15 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from celery_kit.pools.table import POOLS
-from tests.compat.rig import SIDES, Place, Side
-from tests.engine.rig import Server
-from tests.integration.bench import Stack
-from tests.matrix import SERVERS, virtual_host
-from tests.wait import until
+from testbed.servers import SERVERS
+from tests.compat.rig import SIDES, Place, Side, workers
+from tests.harness.servers import Server, rabbitmq
 
 QUICK = (
     ("redis", "prefork"), ("rabbitmq", "prefork"), ("redis", "threads"), ("rabbitmq", "solo"),
@@ -29,39 +26,18 @@ PAIRS = [
 
 @pytest.fixture(scope="session")
 def places() -> Iterator[Callable[[str], Place]]:
-    """place(broker's name): a server of the tests' own, started when it is first asked for.
+    """place(broker's name): a server of the tests' own, started when it is first asked for."""
+    with ExitStack() as started:
+        redis = started.enter_context(Server())
+        known = {"redis": Place("redis", *redis.urls.values())}
 
-    COMPAT_RABBITMQ="amqp-port management-port" takes a RabbitMQ that runs, with the stacks' account.
-    """
-    redis = Server()
-    stack: list[Stack] = []
-    known = {"redis": Place("redis", f"redis://127.0.0.1:{redis.port}/0", f"redis://127.0.0.1:{redis.port}/1")}
+        def place(name: str) -> Place:
+            if name not in known:
+                url, _ = started.enter_context(rabbitmq())
+                known[name] = Place(name, url, known["redis"].results)
+            return known[name]
 
-    def rabbitmq() -> Place:
-        if given := os.environ.get("COMPAT_RABBITMQ"):
-            port, management = given.split()
-        else:
-            one = Stack("rabbitmq")
-            stack.append(one)
-            one.compose.services = one.services = ["broker"]
-            one.start()
-            one.wait()
-            until("the broker takes connections", lambda: SERVERS["rabbitmq"].version(one.port))
-            port, management = str(one.port(5672)), str(one.port(15672))
-        space = virtual_host(f"http://127.0.0.1:{management}/api", f"compat-{uuid4().hex[:8]}")
-        return Place("rabbitmq", f"amqp://kit:kit@127.0.0.1:{port}/{space}", known["redis"].results)
-
-    def place(name: str) -> Place:
-        if name not in known:
-            known[name] = rabbitmq()
-        return known[name]
-
-    try:
         yield place
-    finally:
-        for one in stack:
-            one.run("down", "--volumes", "--timeout", "1")
-        redis.stop()
 
 
 @pytest.fixture(scope="session", params=list(SERVERS))
@@ -74,14 +50,8 @@ def place(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Pla
 def sides(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Iterator[dict[str, Side]]:
     """A worker of each side on one broker and pool, for all tests that leave it as it is; `sides["fast"].client(…)`."""
     broker, pool = request.param
-    started: dict[str, Side] = {}
-    try:
-        for name in SIDES:
-            started[name] = Side(name, places(broker)).start(pool)
+    with workers(*(Side(name, places(broker)) for name in SIDES), pool=pool) as started:
         yield started
-    finally:
-        for side in started.values():
-            side.stop()
 
 
 #: A broker, and where results are: None for a Redis server.
@@ -95,16 +65,5 @@ def served(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> It
     """A worker of each side on threads, for tests of what a client does; `request.param` is of SERVED."""
     place = places(request.param.partition("-")[0])
     place = replace(place, results=SERVED[request.param] or place.results)
-    started: dict[str, Side] = {}
-    try:
-        for name in SIDES:
-            started[name] = Side(name, place).start("threads")
+    with workers(*(Side(name, place) for name in SIDES)) as started:
         yield started
-    finally:
-        for side in started.values():
-            side.stop()
-
-
-def outcomes(sides: dict[str, Side], where: str, *arguments: Any, **options: Any) -> dict[str, Any]:
-    """What a client of each side gives."""
-    return {name: side.client(where, *arguments, **options) for name, side in sides.items()}

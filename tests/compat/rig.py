@@ -2,28 +2,24 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from celery_kit.base.target import ROOT
-from celery_kit.pools.table import POOLS
-from tests.wait import until
+from tests.harness.workers import PLAIN_CELERY, Process, wait_for_worker, worker_argv
 
 #: Celery without the kit, and the kit's engines.
-CELERY = "celery"
-SIDES = (CELERY, "plain", "fast")
+SIDES = (PLAIN_CELERY, "plain", "fast")
 KIT = SIDES[1:]
-#: Tasks at once that a pool's worker runs here.
-CONCURRENCY = {name: min(pool.concurrency or 2, 20 if pool.sockets_patched else 4) for name, pool in POOLS.items()}
-#: In seconds; a client that has not ended by then hangs.
+#: In seconds; a client that has not exited by then hangs.
 CLIENT_SECONDS = 60
 
 
@@ -48,14 +44,13 @@ class Side:
     environ: dict[str, str] = field(default_factory=dict)
     queue: str = ""
     interpreter: str = sys.executable
-    log: Path | None = None
-    process: "subprocess.Popen[bytes] | None" = None
+    running: Process | None = None
 
     def __post_init__(self) -> None:
         self.queue = self.queue or f"compat-{self.name}-{uuid4().hex[:8]}"
 
     def environment(self, **more: str) -> dict[str, str]:
-        engine = {} if self.name == CELERY else {"ENGINE": self.name}
+        engine = {} if self.name == PLAIN_CELERY else {"ENGINE": self.name}
         servers = {"CELERY_BROKER_URL": self.place.broker, "CELERY_RESULT_BACKEND": self.place.results}
         return {**os.environ, **servers, **engine, "SIDE": self.name, "QUEUE": self.queue, **self.environ, **more}
 
@@ -82,41 +77,28 @@ class Side:
         outcome = json.loads(out.strip().splitlines()[-1])
         return outcome.get("gave", outcome)
 
-    def start(self, pool: str, *options: str, **environ: str) -> "Side":
+    def start(self, pool: str, *options: str, app: str = "tests.compat.side", **environ: str) -> "Side":
         """Start a worker of this side, and wait until it consumes."""
-        self.log = Path(tempfile.gettempdir()) / f"{self.queue}.log"
-        argv = [self.interpreter, "-m", "celery", "-A", "tests.compat.side", "worker", "--pool", pool, "-Q", self.queue]
-        argv += ["-n", f"{uuid4().hex[:6]}@compat", "-l", "INFO", "-c", str(CONCURRENCY[pool]), *POOLS[pool].worker_flags]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*argv, *options],
-                cwd=ROOT,
-                env=self.environment(POOL=pool, **environ),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # prefork's children die with it
-            )
-        until(f"{self.name}'s worker on {pool} consumes", self._consumes, 120)
+        argv = worker_argv(app, pool, self.queue, *options)
+        log = Path(tempfile.gettempdir()) / f"{self.queue}.log"
+        self.running = Process(argv, log, self.environment(POOL=pool, **environ), self.interpreter)
+        wait_for_worker(self.running)
         return self
 
-    def _consumes(self) -> bool:
-        assert self.log and self.process and self.process.poll() is None, self.said()
-        return "ready." in self.said()
-
+    @property
     def said(self) -> str:
         """The worker's log."""
-        return self.log.read_text() if self.log else ""
+        return self.running.said if self.running else ""
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.running is not None and self.running.alive
 
     def stop(self) -> None:
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        if self.log:
-            self.log.unlink(missing_ok=True)
+        """Kill the worker."""
+        if self.running:
+            self.running.kill()
+            self.running.log.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -129,3 +111,20 @@ def worker(
         yield side.start(pool, *options)
     finally:
         side.stop()
+
+
+@contextmanager
+def workers(*sides: Side, pool: str = "threads", **environ: str) -> Iterator[dict[str, Side]]:
+    """A worker for each of these sides, all started at once; by the side's name."""
+    with ExitStack() as stack, ThreadPoolExecutor() as at_once:
+        for side in sides:
+            stack.callback(side.stop)
+        list(at_once.map(lambda side: side.start(pool, **environ), sides))
+        yield {side.name: side for side in sides}
+
+
+def outcomes(sides: dict[str, Side], where: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """What a client of each side gives, all of them at once."""
+    with ThreadPoolExecutor() as at_once:
+        given = {name: at_once.submit(side.client, where, *arguments, **options) for name, side in sides.items()}
+    return {name: one.result() for name, one in given.items()}

@@ -1,7 +1,6 @@
 """The rig itself: a task of each side comes to its end."""
 
-from tests.compat.conftest import outcomes
-from tests.compat.rig import SIDES, Side
+from tests.compat.rig import SIDES, Side, outcomes
 
 
 def test_a_task_gives_the_same_on_every_side(sides: dict[str, Side]) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.compat.conftest import outcomes
-from tests.compat.rig import CELERY, KIT, Place, Side, worker
+from tests.compat.rig import KIT, Place, Side, outcomes, worker
+from tests.harness.workers import PLAIN_CELERY
 
 #: One of so many canvases: prefork's children have a way of their own for results.
 EVERY = {"prefork": 5 if os.environ.get("QUICK") else 1}
@@ -18,7 +18,7 @@ def test_a_canvas_in_a_canvas_gives_what_celery_gives(sides: dict[str, Side], re
     _, pool = request.node.callspec.params["sides"]
     given = outcomes(sides, "canvas:gives", EVERY.get(pool, ELSEWHERE))
     for engine in KIT:
-        assert given[engine] == given[CELERY]
+        assert given[engine] == given[PLAIN_CELERY]
 
 
 def test_one_child_gives_what_two_do(places: Callable[[str], Place]) -> None:

@@ -5,7 +5,6 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -19,10 +18,10 @@ from celery_kit import Kit
 from celery_kit.brokers.redis.bulk import Bulk
 from celery_kit.observe.health import Progress
 from celery_kit.produce.bulk import Call, Sender
-from tests.certificates import certificate
-from tests.compat.conftest import outcomes
-from tests.compat.rig import CELERY, KIT, SIDES, Place, Side, worker
-from tests.engine.rig import Server
+from tests.compat.rig import KIT, SIDES, Place, Side, outcomes, worker, workers
+from tests.harness.certificates import certificate
+from tests.harness.servers import Server
+from tests.harness.workers import PLAIN_CELERY
 
 WAYS = ("sent", "sent_together", "sent_by_beat")
 GIVE = {"sent": [2, 3, 4, 5, 6, 7], "sent_together": [2, 3, 4], "sent_by_beat": 6, "workers_answer": ["pong"]}
@@ -39,14 +38,8 @@ def failing_over(request: pytest.FixtureRequest, places: Callable[[str], Place])
     """A worker of each side whose first broker is away."""
     there = places(request.param)
     place = Place(there.name, f"{dead(there.broker)};{there.broker}", there.results)
-    started: dict[str, Side] = {}
-    try:
-        for name in SIDES:
-            started[name] = Side(name, place, {"PUBLISH_TIMEOUT": "5"}).start("threads")
+    with workers(*(Side(name, place, {"PUBLISH_TIMEOUT": "5"}) for name in SIDES)) as started:
         yield started
-    finally:
-        for side in started.values():
-            side.stop()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -163,14 +156,9 @@ def form(request: pytest.FixtureRequest, addresses: dict[str, dict[str, Any]]) -
     given = addresses[request.param]
     environ = {"SETTINGS": json.dumps(given.get("settings", {})), "CLAIMS": "1", **given.get("environ", {})}
     place = Place("redis", given["broker"], given["results"])
-    sides = {name: Side(name, place, {**environ, **({"CLAIMS": ""} if name not in KIT else {})}) for name in SIDES}
-    try:
-        with ThreadPoolExecutor() as starting:
-            list(starting.map(lambda side: side.start("threads"), sides.values()))
-        yield request.param, sides
-    finally:
-        for side in sides.values():
-            side.stop()
+    sides = [Side(name, place, {**environ, **({"CLAIMS": ""} if name not in KIT else {})}) for name in SIDES]
+    with workers(*sides) as started:
+        yield request.param, started
 
 
 def test_tasks_run_and_give_results_by_every_form_of_address(form: tuple[str, dict[str, Side]]) -> None:
@@ -217,7 +205,7 @@ def plain_celery(places: Callable[[str], Place]) -> Iterator[Side]:
     """A worker of plain Celery on a database of its own, that no other worker is on."""
     redis = places("redis")
     place = Place("redis", redis.broker.rpartition("/")[0] + "/11", redis.results)
-    with worker(CELERY, place, "threads") as side:
+    with worker(PLAIN_CELERY, place, "threads") as side:
         yield side
 
 

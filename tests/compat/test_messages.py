@@ -13,8 +13,9 @@ from kombu import Connection
 from redis import Redis
 
 from tests.compat.messages import ANYWHERE, ASIDE, DROPPED, REDIS, RUNS, Shape, envelope, message
-from tests.compat.rig import CELERY, KIT, Place, Side, worker
-from tests.wait import until
+from tests.compat.rig import KIT, Place, Side, worker
+from tests.harness.waiting import until
+from tests.harness.workers import PLAIN_CELERY
 
 SECONDS = 30
 
@@ -69,7 +70,7 @@ def letters(side: Side) -> int:
 
 def test_celery_runs_what_the_table_says(place: Place) -> None:
     """The table's column of plain Celery is what that does."""
-    with worker(CELERY, place, "solo") as side:
+    with worker(PLAIN_CELERY, place, "solo") as side:
         words = {put(side, shape) for shape in shapes(place) if shape.celery == RUNS}
         until("all have run", lambda: words <= ran(side), SECONDS)
 
@@ -80,7 +81,7 @@ def test_celery_runs_nothing_else(place: Place) -> None:
     """What Celery drops it never runs, however its worker ends."""
     waiting = [shape for shape in shapes(place) if shape.celery == DROPPED]
     while waiting:
-        with worker(CELERY, place, "solo") as side:
+        with worker(PLAIN_CELERY, place, "solo") as side:
             while waiting and side.alive:
                 word, after = put(side, waiting.pop()), put(side, ANYWHERE[0])
                 with suppress(AssertionError):  # it hangs

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from kombu import Connection, Exchange, Queue
 
-from tests.compat.conftest import outcomes
-from tests.compat.rig import KIT, SIDES, Place, Side, worker
-from tests.wait import until
+from tests.compat.rig import KIT, SIDES, Place, Side, outcomes, worker
+from tests.harness.waiting import until
 
 SECONDS = 60
 
@@ -58,7 +57,7 @@ def test_a_queue_that_a_worker_is_told_to_consume_does_not_end_it(rabbitmq: Plac
         declare(rabbitmq, Queue(other, Exchange(other, "direct"), other))
         with side.python("-m", "celery", "-A", "tests.compat.side", "control", "add_consumer", other) as process:
             process.communicate(timeout=SECONDS)
-        until("the worker has said so", lambda: f"{other} is not consumed" in side.said(), 30)
+        until("the worker has said so", lambda: f"{other} is not consumed" in side.said, 30)
         assert side.client("connections:sent") == [2, 3, 4, 5, 6, 7] and side.alive
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from celery_kit.pools.table import POOLS
 from tests.compat.conftest import PAIRS
-from tests.compat.rig import CELERY, KIT, Place, worker
+from tests.compat.rig import KIT, Place, worker
+from tests.harness.workers import PLAIN_CELERY
 
 #: By what a task raises, as what it fails.
 FAILS = {
@@ -18,7 +19,10 @@ FAILS = {
 IN_A_THREAD = {"memory": "MemoryError", "greenlet": "GreenletExit"}
 IN_A_GREENLET = {"memory": "MemoryError", "timeout": "Timeout"}
 MORE = {"threads": IN_A_THREAD, "gevent": IN_A_GREENLET}
-RUNS = [(CELERY, "prefork"), *((engine, pool) for engine in KIT for pool in POOLS if any(pool == one for _, one in PAIRS))]
+RUNS = [
+    (PLAIN_CELERY, "prefork"),
+    *((engine, pool) for engine in KIT for pool in POOLS if any(pool == one for _, one in PAIRS)),
+]
 
 
 @pytest.mark.parametrize(("side", "pool"), RUNS, ids=map("-".join, RUNS))
@@ -27,6 +31,6 @@ def test_whatever_a_task_raises_is_its_end(places: Callable[[str], Place], side:
     fails = FAILS | MORE.get(pool, {})
     with worker(side, places("redis"), pool) as one:
         found = one.client("raised:ends", *fails)
-        assert found == {**{what: {f"FAILURE {name}": 40} for what, name in fails.items()}, "then": 3}, one.said()[-3_000:]
+        assert found == {**{what: {f"FAILURE {name}": 40} for what, name in fails.items()}, "then": 3}, one.said[-3_000:]
         assert one.client("raised:callbacks", "cancelled") == ["'CancelledError'", "CancelledError"]
         assert one.alive

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.compat.conftest import BY_RPC, EVERYWHERE, outcomes
-from tests.compat.rig import CELERY, KIT, SIDES, Side
+from tests.compat.conftest import BY_RPC, EVERYWHERE
+from tests.compat.rig import KIT, SIDES, Side, outcomes
+from tests.harness.workers import PLAIN_CELERY
 
 GREEN = pytest.mark.parametrize("patched", ["gevent", "eventlet"])
 
@@ -46,7 +47,7 @@ def test_who_gives_up_leaves_nothing_behind(served: dict[str, Side], tmp_path: P
     value: Any = list(range(members)) if members else 0
     found = {name: side.client("results:gives_up", str(tmp_path / name), how, members) for name, side in served.items()}
     assert {name: found[name] for name in KIT} == {name: {"left": 0, "value": value, "then": 0} for name in KIT}
-    assert found[CELERY]["left"] and found[CELERY]["value"] == value
+    assert found[PLAIN_CELERY]["left"] and found[PLAIN_CELERY]["value"] == value
 
 
 @pytest.mark.parametrize("function", ["gives_up_beside_another", "gives_up_what_is_to_be_called"])
@@ -61,7 +62,7 @@ def test_who_gives_up_takes_nothing_from_others(served: dict[str, Side], tmp_pat
 def test_who_waits_for_an_expired_task_hears_of_it(served: dict[str, Side]) -> None:
     """What the broker drops by itself has an end, too, where plain Celery's `get()` without a timeout never ends."""
     assert outcomes(served, "results:expired") == {
-        CELERY: ["TimeoutError", "PENDING"],
+        PLAIN_CELERY: ["TimeoutError", "PENDING"],
         **{name: ["TaskRevokedError", "REVOKED"] for name in KIT},
     }
 

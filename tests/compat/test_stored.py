@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.compat.conftest import outcomes
-from tests.compat.rig import CELERY, KIT, Place, Side, worker
+from tests.compat.rig import KIT, Place, Side, outcomes, worker
+from tests.harness.workers import PLAIN_CELERY
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_a_state_is_stored_as_celery_stores_it(sides: dict[str, Side], what: str
     """A state that is not the end itself is nobody's to hold back; the end is there for whoever looks in its process."""
     given = outcomes(sides, f"stored:{what}")
     for engine in KIT:
-        assert given[engine] == given[CELERY]
+        assert given[engine] == given[PLAIN_CELERY]
 
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])

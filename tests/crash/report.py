@@ -31,7 +31,7 @@ from tests.crash.trials import (
     WATCHED_SECONDS,
     trials,
 )
-from tests.engine.rig import PLAIN_CELERY
+from tests.harness.workers import PLAIN_CELERY
 
 NOTES = ROOT / "reports/crash.jsonl"
 HERE = ROOT / "docs/reports"

@@ -9,16 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from celery_kit.base.refusals import choose
 from celery_kit.pools.table import POOLS
+from testbed.places import Servers
 from tests.crash import report
 from tests.crash.stand import ALL_ENGINES, BROKERS, Stand
 from tests.crash.trials import PARTS, Figures, trials
-
-if TYPE_CHECKING:
-    from bench.servers import Servers
 
 AXES: tuple[tuple[str, Iterable[str]], ...] = (("BROKER", BROKERS), ("PART", PARTS), ("POOL", POOLS), ("ENGINE", ALL_ENGINES))
 
@@ -35,9 +32,6 @@ def lane(broker: str) -> None:
     wanted = [(part, pool, engine) for part in parts for pool, engine in trials(part, broker, pools, engines)]
     if not wanted:
         return
-    os.environ.pop("ENGINE", None)  # there are more of them here than the app knows
-    from bench.servers import Servers  # reads the environment
-
     with Servers(broker) as servers:
         for part, pool, engine in wanted:
             name = {"part": part, "broker": broker, "pool": pool, "engine": engine}
@@ -46,7 +40,7 @@ def lane(broker: str) -> None:
             print({key: value for key, value in outcome.items() if key not in {"marks", "cpu", "last_words"}}, flush=True)
 
 
-def trial(servers: "Servers", part: str, broker: str, pool: str, engine: str) -> Figures:
+def trial(servers: Servers, part: str, broker: str, pool: str, engine: str) -> Figures:
     """Run one; an error is a figure like others, and never raised."""
     began, figures = time.monotonic(), {"server": servers.version()}
     with servers.place() as place, Stand(place, broker, pool, engine, PARTS[part].concurrency) as stand:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -10,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import requests
 from redis import Redis
@@ -18,11 +17,9 @@ from redis import Redis
 from celery_kit.base.choices import ENGINES
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
-from tests.engine.rig import CONCURRENCY, PLAIN_CELERY
-from tests.wait import until
-
-if TYPE_CHECKING:
-    from bench.servers import Place
+from testbed.places import Place
+from tests.harness.waiting import until
+from tests.harness.workers import CONCURRENCY, PLAIN_CELERY, kill
 
 QUEUE = "crash"
 #: The kit's, and plain Celery, which gets acks_late, the kit's visibility timeout and sweeps, and nothing else.
@@ -41,7 +38,7 @@ QUIET = {"redis": VISIBILITY + 25.0, "rabbitmq": 20.0}
 class Stand:
     """Use it in a `with`; at its end no process of it is left. `concurrency`: tasks at once, where not the rig's."""
 
-    def __init__(self, place: "Place", broker: str, pool: str, engine: str, concurrency: int | None = None) -> None:
+    def __init__(self, place: Place, broker: str, pool: str, engine: str, concurrency: int | None = None) -> None:
         self.place, self.broker, self.pool, self.engine = place, broker, pool, engine
         self.concurrency = concurrency or CONCURRENCY[pool]
         self.results: Any = Redis.from_url(place.results_url)
@@ -71,7 +68,7 @@ class Stand:
             kill(process)
         self.folder.cleanup()
 
-    def _start(self, argv: list[str], log: "IO[Any] | None" = None, **options: Any) -> "subprocess.Popen[Any]":
+    def _start(self, argv: list[str], log: IO[Any] | None = None, **options: Any) -> subprocess.Popen[Any]:
         options = {"stdout": log, **options}
         process = subprocess.Popen(
             argv,
@@ -94,7 +91,7 @@ class Stand:
         assert stdout.readline(), "the producer ended"
         self.sent += count
 
-    def worker(self, *options: str) -> "subprocess.Popen[Any]":
+    def worker(self, *options: str) -> subprocess.Popen[Any]:
         argv = [sys.executable, "-m", "celery", "-A", "tests.crash.work", "worker", "--pool", self.pool, "-Q", QUEUE]
         argv += ["-n", f"{time.monotonic_ns()}@crash", "-l", "WARNING", "-c", str(self.concurrency), *options]
         flags = () if self.engine == PLAIN_CELERY else POOLS[self.pool].worker_flags
@@ -151,13 +148,3 @@ class Stand:
             yield url
         finally:
             kill(flower)
-
-
-def kill(process: "subprocess.Popen[Any]") -> None:
-    """SIGKILL, to its children too."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe:
-            pipe.close()

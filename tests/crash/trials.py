@@ -12,9 +12,9 @@ from typing import Any
 import requests
 
 from celery_kit.pools.table import POOLS
-from tests.crash.stand import ALL_ENGINES, BROKERS, QUIET, Stand, kill
-from tests.engine.rig import PLAIN_CELERY
-from tests.wait import until
+from tests.crash.stand import ALL_ENGINES, BROKERS, QUIET, Stand
+from tests.harness.waiting import until
+from tests.harness.workers import PLAIN_CELERY, kill
 
 TASKS = 3_000
 KILLS = 20

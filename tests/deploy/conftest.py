@@ -2,10 +2,9 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import docker
 import pytest
 
 from celery_kit.base.target import ROOT
+from tests.harness.ports import free_ports
 
 
 @dataclass
@@ -41,14 +41,6 @@ class Checkout:
         return lines[0]
 
 
-def free_ports(number: int) -> list[str]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [str(one.getsockname()[1]) for one in sockets]
-
-
 def clone(folder: Path) -> Checkout:
     """Every file that git would give a clone, the environment borrowed; names and ports as they are without a choice."""
     names = subprocess.run(
@@ -72,12 +64,12 @@ def clone(folder: Path) -> Checkout:
 
 
 def of_its_own(name: str) -> dict[str, str]:
-    """Ports that are free, and a stack's name."""
+    """The environment of a stack with that name, on ports that are free."""
     variables = (
         "RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT",
         "FLOWER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT",
     )  # fmt: skip
-    return {**dict(zip(variables, free_ports(len(variables)), strict=True)), "COMPOSE_PROJECT_NAME": name}
+    return {**dict(zip(variables, map(str, free_ports(len(variables))), strict=True)), "COMPOSE_PROJECT_NAME": name}
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +86,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
 
 
 def kill(project: str) -> None:
-    """End a stack's containers at once: what a failed test left frozen, or out of memory, would take its whole grace."""
+    """Kill a stack's containers: one that a failed test left frozen, or out of memory, would take its whole grace."""
     with suppress(docker.errors.DockerException):  # no engine
         for container in docker.from_env().containers.list(filters={"label": f"com.docker.compose.project={project}"}):
-            with suppress(docker.errors.APIError):  # it has just ended
+            with suppress(docker.errors.APIError):  # it has just exited
                 container.kill()

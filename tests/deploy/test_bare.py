@@ -14,8 +14,8 @@ import pytest
 
 from celery_kit.operate.stacks.compose import settings
 from tests.deploy.conftest import Checkout
-from tests.terminal import Terminal
-from tests.wait import until
+from tests.harness.terminal import Terminal
+from tests.harness.waiting import until
 
 #: What README names; git is for the clone.
 NEEDED = ("make", "sh", "python3", "git")

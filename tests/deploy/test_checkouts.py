@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import Checkout, clone, free_ports, kill
-from tests.terminal import Terminal
+from tests.deploy.conftest import Checkout, clone, kill
+from tests.harness.ports import free_ports
+from tests.harness.terminal import Terminal
 
 PORTS = ("REDIS_PORT", "MAIL_PORT")
 
@@ -30,7 +31,7 @@ def listed(kind: str, project: str) -> list[str]:
 def checkout_in(folder: Path) -> Iterator[Checkout]:
     """A clone whose stack has no name but its own, and nothing left of it at the end."""
     checkout = clone(folder)
-    checkout.environ |= dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    checkout.environ |= dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     project = asked(checkout, "project_name()")
     yield checkout
     kill(project)

@@ -6,7 +6,7 @@ import subprocess
 from celery_kit.operate.look.doctor import memory_used
 from tests.deploy.conftest import Checkout
 from tests.deploy.test_status import compose
-from tests.wait import until
+from tests.harness.waiting import until
 
 
 def found(checkout: Checkout, **environ: str) -> list[str]:

@@ -14,8 +14,8 @@ from redis import Redis
 from celery_kit.operate.stacks.pythons import PYTHONS
 from celery_kit.pools.table import POOLS
 from tests.deploy.conftest import Checkout
-from tests.terminal import Terminal
-from tests.wait import until
+from tests.harness.terminal import Terminal
+from tests.harness.waiting import until
 
 NO_DOCKER = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 

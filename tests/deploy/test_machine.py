@@ -13,8 +13,8 @@ import pytest
 from celery_kit.operate.stacks.compose import image, python, settings
 from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS
 from celery_kit.pools.table import POOLS
+from testbed.servers import SERVERS
 from tests.deploy.conftest import Checkout
-from tests.matrix import SERVERS
 
 #: The worker image's own weight beside its base (MB); with the official base of some 120 MB it stays below 200 MB.
 OWN_MEGABYTES = 75

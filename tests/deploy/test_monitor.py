@@ -23,11 +23,11 @@ from playwright.sync_api import Browser, Error, Page
 
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
+from testbed.servers import SERVERS
 from tests.browser.conftest import browser  # noqa: F401  # a fixture
 from tests.deploy.conftest import Checkout
 from tests.deploy.test_status import compose
-from tests.matrix import SERVERS
-from tests.wait import until
+from tests.harness.waiting import until
 
 PAIRS = [("rabbitmq", "prefork"), ("redis", "gevent")]
 GRAFANA = ROOT / "deploy/observability/grafana"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.conftest import Checkout, clone
-from tests.wait import until
+from tests.harness.waiting import until
 
 NO_DOCKER = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
 

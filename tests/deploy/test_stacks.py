@@ -13,10 +13,10 @@ import pytest
 
 from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
+from testbed.servers import SERVERS
 from tests.deploy.conftest import Checkout
-from tests.matrix import SERVERS
-from tests.terminal import Terminal
-from tests.wait import until
+from tests.harness.terminal import Terminal
+from tests.harness.waiting import until
 
 FRESH = """
 from celery import shared_task

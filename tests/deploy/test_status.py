@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
+from testbed.servers import SERVERS
 from tests.deploy.conftest import Checkout
-from tests.matrix import SERVERS
-from tests.wait import until
+from tests.harness.waiting import until
 
 LONG = 10_000
 

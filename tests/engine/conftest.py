@@ -2,13 +2,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.rig import Server
+from tests.harness.servers import Server
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    server = Server()
-    try:
+    with Server() as server:
         yield server
-    finally:
-        server.stop()

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.engine.rig import Server
 from tests.engine.test_fetch import Taken, connection, publish
+from tests.harness.servers import Server
 
 wrong = pytest.mark.parametrize("wrong", [3_600, -3_600], ids=["ahead", "behind"])
 engines = pytest.mark.parametrize("engine", ["fast", "plain"])

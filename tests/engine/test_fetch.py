@@ -20,8 +20,8 @@ from celery_kit.brokers.redis.fetch import BYTES
 from celery_kit.brokers.redis.transport import Transport
 from celery_kit.engine.prefetch import MOST
 from celery_kit.produce.publishing import Connection
-from tests.engine.rig import Server
-from tests.wait import until
+from tests.harness.servers import Server
+from tests.harness.waiting import until
 
 
 def names(count: int = 1) -> list[str]:

@@ -15,8 +15,9 @@ from celery_kit import once as module
 from celery_kit.once import _Run
 from celery_kit.pools.table import POOLS
 from celery_kit.results.redis.claims import Claims
-from tests.engine.rig import Server, producer, worker
-from tests.wait import until
+from tests.engine.rig import producer, worker
+from tests.harness.servers import Server
+from tests.harness.waiting import until
 
 #: Renewals of a short lease, by which it would have run out but for them.
 SEEN = 8

@@ -7,7 +7,7 @@ from uuid import uuid4
 from celery.app.task import Context
 
 from celery_kit import Kit
-from tests.engine.rig import Server
+from tests.harness.servers import Server
 
 
 def test_a_task_that_ends_while_its_state_is_looked_at(server: Server) -> None:

@@ -5,8 +5,10 @@ from uuid import uuid4
 import pytest
 
 from celery_kit.base.choices import ENGINES
-from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
-from tests.wait import until
+from tests.engine.rig import done, producer, send, worker
+from tests.harness.servers import Server
+from tests.harness.waiting import until
+from tests.harness.workers import PLAIN_CELERY
 
 TASKS, BEFORE = 300, 40
 #: Stops until one of plain Celery's has been seen to forget something.

@@ -12,8 +12,10 @@ from kombu.utils.imports import symbol_by_name
 from celery_kit import Kit
 from celery_kit.base.choices import ENGINES
 from celery_kit.pools.table import POOLS
-from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
-from tests.wait import until
+from tests.engine.rig import done, producer, send, worker
+from tests.harness.servers import Server
+from tests.harness.waiting import until
+from tests.harness.workers import PLAIN_CELERY
 
 
 @pytest.mark.parametrize("engine", ENGINES)

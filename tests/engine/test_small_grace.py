@@ -6,8 +6,9 @@ from uuid import uuid4
 import pytest
 
 from celery_kit.pools.table import POOLS
-from tests.engine.rig import Server, producer, send, worker
-from tests.wait import until
+from tests.engine.rig import producer, send, worker
+from tests.harness.servers import Server
+from tests.harness.waiting import until
 
 
 @pytest.mark.parametrize(("pool", "grace"), [*((pool, "2s") for pool in POOLS), ("prefork", "10s")])

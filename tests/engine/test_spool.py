@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 
 from celery_kit.base.target import ROOT
-from tests.certificates import certificate
-from tests.engine.rig import Server
+from tests.harness.certificates import certificate
+from tests.harness.servers import Server
 
 #: Accepts a task for each place that is named, without asking the broker; says their ids.
 ACCEPT = """

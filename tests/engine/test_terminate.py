@@ -12,8 +12,10 @@ import pytest
 
 from celery_kit.base.choices import ENGINES
 from celery_kit.pools.table import POOLS
-from tests.engine.rig import CONCURRENCY, Server, done, producer, send, worker
-from tests.wait import until
+from tests.engine.rig import done, producer, send, worker
+from tests.harness.servers import Server
+from tests.harness.waiting import until
+from tests.harness.workers import CONCURRENCY
 
 #: Tasks that are terminated, and as many that run between them and are not.
 COUNT = 500

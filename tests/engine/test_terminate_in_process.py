@@ -23,7 +23,7 @@ from celery.worker import state
 from celery_kit.pools.interrupt import Interrupt, watch
 from celery_kit.pools.terminate import Terminated, interruptible, terminable
 from celery_kit.pools.time_limits import limiting
-from tests.wait import until
+from tests.harness.waiting import until
 
 # Of what the stubs know little.
 celerys: Any = import_module("celery.worker.request")

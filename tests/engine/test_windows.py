@@ -15,8 +15,9 @@ import pytest
 from celery_kit.base.choices import ENGINES
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
-from tests.engine.rig import Server, Worker, done, producer, send
-from tests.wait import until
+from tests.engine.rig import Worker, done, producer, send
+from tests.harness.servers import Server
+from tests.harness.waiting import until
 
 WINDOWS = (sys.executable, "-m", "tests.engine.windows")
 POOLS_THERE = ("solo", "threads")

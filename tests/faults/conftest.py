@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-import docker
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.faults.stand import Pair, Stand, clean
-from tests.matrix import COMBINATIONS
+from tests.faults.stand import Pair, Stand
+from tests.harness.combinations import COMBINATIONS
+from tests.harness.containers import clean, require_engine
 
 PAIRS = [Pair(one.broker.name, one.pool) for one in COMBINATIONS if one.backend.name == "redis"]
 
@@ -34,10 +34,7 @@ class Stands:
 
 @pytest.fixture(scope="session")
 def stands() -> Iterator[Stands]:
-    try:
-        docker.from_env().ping()
-    except docker.errors.DockerException:
-        pytest.exit("no Docker engine answers, and these tests need one: run 'make engine' first", returncode=2)
+    require_engine()
     stands = Stands()
     try:
         yield stands

@@ -9,9 +9,10 @@ import sys
 from itertools import groupby
 
 from tests.faults import report
-from tests.faults.stand import Stand, clean
+from tests.faults.stand import Stand
 from tests.faults.test_faults import TRIALS, some
 from tests.faults.trial import trial
+from tests.harness.containers import clean
 
 
 def main() -> None:

@@ -25,8 +25,6 @@ class Server:
     """
 
     image: tuple[str, str]
-    port: int
-    url: str
     data: str
     uid: int
     files: dict[str, str]
@@ -65,8 +63,6 @@ def _rabbitmq_refuses(port: Port) -> Callable[[], Any]:
 SERVERS: dict[str, Server] = {
     "redis": Server(
         image=("REDIS_IMAGE", "redis:8"),
-        port=6379,
-        url="redis://{host}:{port}/0",
         data="/data",
         uid=999,
         files={str(ROOT / "deploy/brokers/redis/redis.conf"): "/usr/local/etc/redis/redis.conf"},
@@ -80,8 +76,6 @@ SERVERS: dict[str, Server] = {
     ),
     "rabbitmq": Server(
         image=("RABBITMQ_IMAGE", "rabbitmq:4-management"),
-        port=5672,
-        url="amqp://kit:kit@{host}:{port}/kit",
         data="/var/lib/rabbitmq",
         uid=999,
         files={

@@ -3,13 +3,11 @@
 Everything carries the label of the run, and is taken away by it, on Ctrl-C too.
 """
 
-import os
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +22,15 @@ from redis import Redis
 
 from celery_kit.operate.stacks.compose import image, of_python, settings
 from celery_kit.pools.table import Pool
+from testbed import servers as reached
+from testbed.stack import SESSION
 from tests.faults.ledger import Ledger
 from tests.faults.servers import SERVERS
-from tests.kit import kit
-from tests.wait import until
+from tests.harness.containers import LABELS
+from tests.harness.kit import kit
+from tests.harness.ports import free_port
+from tests.harness.waiting import until
 
-LABEL = "celery-kit.fault-run"
-RUN = os.environ.setdefault("CELERY_KIT_FAULT_RUN", f"ck-faults-{os.getpid()}")
 INSIDE = Path(__file__).with_name("inside")
 CLOCK = Path(__file__).with_name("clock")
 
@@ -57,27 +57,6 @@ class Pair:
         return min(self.pool.concurrency or CHILDREN, AT_ONCE)
 
 
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def clean(run: str = RUN) -> None:
-    """Take down all that a run started, whichever of its processes did."""
-    client = docker.from_env()
-    found = {"filters": {"label": f"{LABEL}={run}"}}
-    for container in client.containers.list(all=True, **found):
-        with suppress(docker.errors.APIError):
-            container.remove(force=True, v=True)
-    for network in client.networks.list(**found):
-        with suppress(docker.errors.APIError):
-            network.remove()
-    for volume in client.volumes.list(**found):
-        with suppress(docker.errors.APIError):
-            volume.remove(force=True)
-
-
 def clocked(worker: str, base: str) -> str:
     """The image of a worker whose wall clock `Stand.set_clock` sets, made of the image under test."""
     given = ("--tag", f"{worker}-clock", "--build-arg", f"WORKER={worker}", "--build-arg", f"BASE={base}")
@@ -90,7 +69,7 @@ class Stand:
 
     def __init__(self, pair: Pair, engine: str = "kit") -> None:
         self.pair, self.engine, self.server = pair, engine, SERVERS[pair.broker]
-        self.name = f"{RUN}-{engine}-{pair}-{uuid()[:4]}"
+        self.name = f"{SESSION}-{engine}-{pair}-{uuid()[:4]}"
         self.folder = Path("/tmp") / self.name
         self.folder.mkdir()
         self.folder.chmod(0o777)  # the image's user is not this one
@@ -114,26 +93,27 @@ class Stand:
     # Containers
 
     def _network(self, role: str) -> Any:
-        return self.client.networks.create(f"{self.name}-{role}", driver="bridge", labels={LABEL: RUN})
+        return self.client.networks.create(f"{self.name}-{role}", driver="bridge", labels=LABELS)
 
     def _container(self, role: str, image: str, command: Any = None, **options: Any) -> Any:
         return self.client.containers.create(
             image,
             command,
             name=f"{self.name}-{role}",
-            labels={LABEL: RUN},
+            labels=LABELS,
             healthcheck={"test": ["NONE"]},
             **options,
         )
 
     def _server(self, role: str, name: str, network: Any, mounts: list[Mount]) -> Any:
         server = SERVERS[name]
-        ports = (server.port, *server.ports) if role == "broker" else (server.port,)
-        published = {f"{port}/tcp": ("127.0.0.1", _free_port()) for port in ports}
+        port = reached.SERVERS[name].port
+        ports = (port, *server.ports) if role == "broker" else (port,)
+        published = {f"{number}/tcp": ("127.0.0.1", free_port()) for number in ports}
         if role == "broker":
-            self.host_ports = {int(port.split("/")[0]): host for port, (_, host) in published.items()}
+            self.host_ports = {int(inside.split("/")[0]): host for inside, (_, host) in published.items()}
         else:
-            self.results_port = published[f"{server.port}/tcp"][1]
+            self.results_port = published[f"{port}/tcp"][1]
         variable, default = server.image
         container = self._container(
             role,
@@ -158,10 +138,10 @@ class Stand:
         disk = self.client.volumes.create(
             f"{self.name}-disk",
             driver_opts={"type": "tmpfs", "device": "tmpfs", "o": f"size=400m,uid={self.server.uid},gid={self.server.uid}"},
-            labels={LABEL: RUN},
+            labels=LABELS,
         )
-        port = self.server.port
-        self.link_port = _free_port()
+        port = self.broker_port
+        self.link_port = free_port()
         self.link = self._container(
             "link",
             self.python,
@@ -189,7 +169,7 @@ class Stand:
 
     def wait_for_servers(self) -> None:
         """Until both answer."""
-        url = self.server.url.format(host="127.0.0.1", port=self.host_ports[self.server.port])
+        url = self.url("127.0.0.1", self.host_ports[self.broker_port])
 
         def answers() -> bool:
             with suppress(Exception), Connection(url, connect_timeout=2) as connection:
@@ -197,6 +177,16 @@ class Stand:
             return False
 
         until("the servers answer", answers, 120)
+
+    @property
+    def broker_port(self) -> int:
+        """The port that the broker listens on, inside its container."""
+        return reached.SERVERS[self.pair.broker].port
+
+    def url(self, host: str, port: int) -> str:
+        """The broker's, as somebody has it for whom it is at this host and port."""
+        server = reached.SERVERS[self.pair.broker]
+        return server.url.format(host=host, port=port, namespace=server.default)
 
     def port(self, number: int) -> int:
         """The host's port for one of the broker's."""
@@ -219,7 +209,7 @@ class Stand:
             old.reload()
             self._past_restarts += int(old.attrs["RestartCount"])
             old.remove(force=True, v=True)
-        url = self.server.url.format(host="link" if linked else "broker", port=self.server.port)
+        url = self.url("link" if linked else "broker", self.broker_port)
         node = f"{hostname or name}@%h"
         module = "/srv/fault_probe.py" if self.engine == "plain" else "/srv/app/tasks/fault_probe.py"
         worker = ["python", "-m", "app.worker"]
@@ -398,7 +388,7 @@ class Stand:
             "BROKER": self.pair.broker,
             "BACKEND": "redis",
             "POOL": self.pair.pool.name,
-            "CELERY_BROKER_URL": self.server.url.format(host="127.0.0.1", port=self.link_port),
+            "CELERY_BROKER_URL": self.url("127.0.0.1", self.link_port),
             "CELERY_RESULT_BACKEND": f"redis://127.0.0.1:{self.results_port}/0",
         }
         if self.engine == "plain":

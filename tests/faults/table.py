@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.faults import malformed
 from tests.faults.stand import GRACE, Stand
-from tests.wait import until
+from tests.harness.waiting import until
 
 #: Reasons for which at-least-once runs a task again that was done.
 DELIVERED_AGAIN = "the broker gives to another worker what it believes lost: a connection ended before the acknowledgement"
@@ -215,7 +215,7 @@ def beat_sigkill(stand: Stand) -> Iterator[None]:
 
 @contextmanager
 def malformed_messages(stand: Stand) -> Iterator[None]:
-    url = stand.server.url.format(host="127.0.0.1", port=stand.link_port)
+    url = stand.url("127.0.0.1", stand.link_port)
     malformed.send(url, 200)
     yield
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.conftest import PAIRS, Stands
 from tests.faults.stand import Pair, Stand
-from tests.wait import until
+from tests.harness.waiting import until
 
 LONG = 3.0  # seconds
 #: Pools whose time limit does not end a call that waits.

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.faults.stand import VISIBILITY_TIMEOUT, Stand
 from tests.faults.table import Fault
-from tests.wait import until
+from tests.harness.waiting import until
 
 #: Tasks that are accepted and not done when the fault begins, and the seconds in which two workers would do them.
 TASKS = 600

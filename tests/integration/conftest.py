@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import docker
 import pytest
 from celery import Celery
 from xdist.scheduler import LoadScopeScheduling
@@ -18,9 +17,10 @@ from celery_kit.base.capabilities import Limit
 from celery_kit.brokers import BROKERS
 from celery_kit.profile import limits
 from celery_kit.results import BACKENDS
+from tests.harness.combinations import COMBINATIONS, Combination, parameters
+from tests.harness.containers import require_engine
 from tests.integration import report
-from tests.integration.bench import Running, clean, servers, versions
-from tests.matrix import COMBINATIONS, Combination, parameters
+from tests.integration.containers import Running, clean, servers, versions
 
 #: `make test-limits`: each row of the limits is taken away where it stands, and put where it does not. Every test must notice.
 INVERTED = bool(os.environ.get("INVERT_LIMITS"))
@@ -96,10 +96,7 @@ def combination(request: pytest.FixtureRequest) -> Combination:
 
 @pytest.fixture(scope="session")
 def engine() -> None:
-    try:
-        docker.from_env().ping()
-    except docker.errors.DockerException:
-        pytest.exit("no Docker engine answers, and these tests need one: run 'make engine' first", returncode=2)
+    require_engine()
 
 
 @pytest.fixture(scope="session")

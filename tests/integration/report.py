@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.matrix import COMBINATIONS, Combination
+from tests.harness.combinations import COMBINATIONS, Combination
 
 PACKAGES = ("celery", "kombu", "amqp", "redis", "eventlet", "gevent")
 NOT_TRIED = "·"  # by a run of some cells alone

@@ -10,8 +10,8 @@ from celery.exceptions import ChordError
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import GroupResult, result_from_tuple
 
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
-from tests.wait import until
 
 
 def add(cell: Cell, *args: int) -> Any:

@@ -2,8 +2,8 @@
 
 from celery.utils.sysinfo import available_cpu_count  # type: ignore[attr-defined]  # its stubs lack it
 
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
-from tests.wait import until
 
 
 def promised(cell: Cell) -> int:

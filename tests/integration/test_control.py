@@ -10,9 +10,9 @@ import pytest
 from celery.events.state import State
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
+from tests.harness.combinations import COMBINATIONS
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
-from tests.matrix import COMBINATIONS
-from tests.wait import until
 
 #: Where queues have types, and all but the default one would be classic.
 TYPED_QUEUES = [one for one in COMBINATIONS if not one.limit("quorum_queues")]

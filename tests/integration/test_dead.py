@@ -11,11 +11,11 @@ from kombu.utils.uuid import uuid
 
 from celery_kit.brokers.contract import DeadLetter
 from celery_kit.operate.look.dead import letters
-from tests.integration.bench import Worker
+from tests.harness.combinations import COMBINATIONS
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
+from tests.integration.containers import Worker
 from tests.integration.test_control import consumed
-from tests.matrix import COMBINATIONS
-from tests.wait import until
 
 #: As few as show it: on most pools every one of them ends a worker.
 TRIES = 2

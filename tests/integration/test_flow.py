@@ -9,9 +9,9 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import ResultSet
 from kombu.utils.uuid import uuid
 
-from tests.integration.bench import PROBES
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
-from tests.wait import until
+from tests.integration.containers import PROBES
 
 
 def _known_to_the_producer(name: str) -> Any:

@@ -9,10 +9,12 @@ import docker
 from kombu.utils.uuid import uuid
 
 from celery_kit.operate.stacks.compose import image
-from tests.integration.bench import LABEL, ROLES, SESSION, Worker
+from testbed.stack import SESSION
+from tests.harness.containers import LABEL
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
+from tests.integration.containers import ROLES, Worker
 from tests.integration.test_control import command
-from tests.wait import until
 
 SECONDS = int(ROLES["probed"]["HEARTBEAT_SECONDS"])
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from kombu.utils.uuid import uuid
 
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
-from tests.wait import until
 
 
 def effects(cell: Cell, file: str) -> int:

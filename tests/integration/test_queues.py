@@ -10,10 +10,10 @@ from celery.exceptions import NotRegistered
 from kombu import Exchange
 from kombu.utils.uuid import uuid
 
+from tests.harness.combinations import COMBINATIONS
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_control import TYPED_QUEUES, command, consume, consumed, held, leave, node, running
-from tests.matrix import COMBINATIONS
-from tests.wait import until
 
 #: Where kombu's own transport means the opposite.
 OTHERWISE = [one for one in COMBINATIONS if one.broker.transport]

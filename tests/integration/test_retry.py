@@ -8,10 +8,10 @@ from celery.exceptions import MaxRetriesExceededError, Reject
 from kombu.utils.uuid import uuid
 from redis import Redis
 
+from tests.harness.combinations import COMBINATIONS
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_time import EARLY
-from tests.matrix import COMBINATIONS
-from tests.wait import until
 
 #: The broker itself holds back a task with an ETA.
 DELAYED_BY_BROKER = [one for one in COMBINATIONS if one.broker.delays_tasks]

@@ -14,10 +14,12 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from testcontainers.core.container import DockerContainer
 
 from celery_kit.operate.stacks.compose import image
-from tests.integration.bench import LABEL, PROBES, SESSION, Running
+from testbed.stack import SESSION
+from tests.harness.combinations import COMBINATIONS
+from tests.harness.containers import LABEL
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
-from tests.matrix import COMBINATIONS
-from tests.wait import until
+from tests.integration.containers import PROBES, Running
 
 #: Neither UTC nor a whole number of hours from it.
 KATHMANDU = "Asia/Kathmandu"

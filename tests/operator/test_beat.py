@@ -4,28 +4,32 @@ import json
 import os
 import signal
 
-from tests.operator.conftest import Bench
-from tests.wait import until
+from tests.harness.waiting import until
+from tests.operator.conftest import Machine
+
+BEAT = ("celery", "-A", "app", "beat", "-l", "INFO")
 
 
-def test_stop_while_it_sends(bench: Bench) -> None:
+def test_stop_while_it_sends(machine: Machine) -> None:
     """A beat that is stopped in the middle of sending sends to the end, keeps its timetable, and exits with 0."""
-    beat = bench.start("celery", "-A", "tests.operator.stopped_beat", "beat", REPORT_EVERY="1")
-    assert beat.process.wait(30) == 0, beat.log.read_text()
-    kept = json.loads((bench.folder / "data" / "celerybeat-schedule.json").read_text())
+    beat = machine.start("celery", "-A", "tests.operator.stopped_beat", "beat", REPORT_EVERY="1")
+    assert beat.process.wait(30) == 0, beat.said
+    kept = json.loads((machine.folder / "data" / "celerybeat-schedule.json").read_text())
     assert kept["entries"]["daily statistics, for trying out"]["total_run_count"] == 1
 
 
-def test_stop_while_the_broker_is_away(bench: Bench) -> None:
+def test_stop_while_the_broker_is_away(machine: Machine) -> None:
     """A beat that has no broker to send to ends within its grace."""
-    beat = bench.start("celery", "-A", "app", "beat", "-l", "INFO", CELERY_BROKER_URL="redis://127.0.0.1:1/0", REPORT_EVERY="1")
-    until("it tries", lambda: "beat: Connection error" in beat.log.read_text())
+    beat = machine.start(
+        "celery", "-A", "app", "beat", "-l", "INFO", CELERY_BROKER_URL="redis://127.0.0.1:1/0", REPORT_EVERY="1"
+    )
+    until("it tries", lambda: "beat: Connection error" in beat.said)
     os.kill(beat.process.pid, signal.SIGTERM)
-    assert beat.process.wait(10) == 0, beat.log.read_text()
+    assert beat.process.wait(10) == 0, beat.said
 
 
-def test_sign_of_life_that_cannot_be_left(bench: Bench) -> None:
+def test_sign_of_life_that_cannot_be_left(machine: Machine) -> None:
     """A beat that cannot write its heartbeat - a full disk - says so and goes on sending."""
-    beat = bench.start("celery", "-A", "app", "beat", "-l", "INFO", HEARTBEAT_FILE="/proc/none/beat", REPORT_EVERY="1")
-    until("it sends again and again", lambda: beat.log.read_text().count("Sending due task") > 2)
-    assert "no sign of life can be left in /proc/none/beat" in beat.log.read_text()
+    beat = machine.start(*BEAT, HEARTBEAT_FILE="/proc/none/beat", REPORT_EVERY="1")
+    until("it sends again and again", lambda: beat.said.count("Sending due task") > 2)
+    assert "no sign of life can be left in /proc/none/beat" in beat.said

@@ -6,15 +6,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from celery import Celery
 
 from celery_kit.base.target import ROOT
-from tests.operator.conftest import Bench, Process
-from tests.terminal import Terminal
-from tests.wait import until
+from tests.harness.terminal import Terminal
+from tests.harness.waiting import until
+from tests.operator.conftest import Machine
 
 TASK = """
 from celery import shared_task
@@ -35,31 +34,34 @@ for sent in count.delay(["one"], "picture"), send("workflows.count", [["one", "t
 """
 
 
-def test_a_breakpoint_has_the_terminal(bench: Bench, app: Celery) -> None:
+def test_a_breakpoint_has_the_terminal(machine: Machine, app: Celery) -> None:
     """On the solo pool the task stops at breakpoint(), answers what is typed, and goes on."""
-    folder = bench.folder / "code"
+    folder = machine.folder / "code"
     for package in ("app", "celery_kit"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "app/tasks/debug.py").write_text(TASK)
-    environ = {**os.environ, **bench.environ, "POOL": "solo", "LOG_FORMAT": "text"}
+    environ = {**os.environ, **machine.environ, "POOL": "solo", "LOG_FORMAT": "text"}
     terminal = Terminal(sys.executable, "-m", "celery_kit.operate.stacks.dev", cwd=folder, environ=environ)
-    bench.processes.append(Process(terminal.process, Path(os.devnull), Path(os.devnull)))
-    terminal.shows("ready.")
-    result = app.send_task("debug.stop", [6])
-    terminal.shows("(Pdb) ")
-    terminal.type("print(number * 7)")
-    terminal.shows("42\r\n")
-    terminal.type("continue")
-    assert result.get(timeout=30) == 7
+    try:
+        terminal.shows("ready.")
+        result = app.send_task("debug.stop", [6])
+        terminal.shows("(Pdb) ")
+        terminal.type("print(number * 7)")
+        terminal.shows("42\r\n")
+        terminal.type("continue")
+        assert result.get(timeout=30) == 7
+    finally:
+        terminal.process.terminate()  # `dev` stops its worker
+        terminal.process.wait(20)
 
 
-def test_a_remote_breakpoint_is_reached_by_telnet(bench: Bench, app: Celery) -> None:
+def test_a_remote_breakpoint_is_reached_by_telnet(machine: Machine, app: Celery) -> None:
     """celery.contrib.rdb, Celery's own, for a pool whose tasks have no terminal: it waits on a port of this machine."""
-    worker = bench.worker("prefork")
+    worker = machine.worker("prefork")
     result = app.send_task("tests.operator.probes.stop", [6])
 
     def port() -> str | None:
-        found = re.search(r"telnet 127\.0\.0\.1 (\d+)", worker.log.read_text())
+        found = re.search(r"telnet 127\.0\.0\.1 (\d+)", worker.said)
         return found and found[1]
 
     with socket.create_connection(("127.0.0.1", int(until("it names its port", port, 30) or 0)), 30) as telnet:

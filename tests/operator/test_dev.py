@@ -5,15 +5,15 @@ import shutil
 from celery import Celery
 
 from celery_kit.base.target import ROOT
-from tests.operator.conftest import Bench
-from tests.wait import until
+from tests.harness.waiting import until
+from tests.operator.conftest import Machine
 
 
-def test_a_new_and_a_changed_task_run_without_a_restart_by_hand(bench: Bench, app: Celery) -> None:
-    folder = bench.folder / "code"
+def test_a_new_and_a_changed_task_run_without_a_restart_by_hand(machine: Machine, app: Celery) -> None:
+    folder = machine.folder / "code"
     for package in ("app", "celery_kit"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    dev = bench.start("celery_kit.operate.stacks.dev", "-c", "2", cwd=folder, POOL="threads")
+    dev = machine.start("celery_kit.operate.stacks.dev", "-c", "2", cwd=folder, POOL="threads")
     until("it consumes", dev.beat.exists, 60)
     task = folder / "app/tasks/new.py"
 

@@ -9,8 +9,8 @@ from celery import Celery, chain, chord, group
 
 from celery_kit.base.correlation import correlation
 from celery_kit.pools.table import POOLS
-from tests.operator.conftest import Bench, Process
-from tests.wait import until
+from tests.harness.waiting import until
+from tests.operator.conftest import Machine, Process
 
 PROBES = "tests.operator.probes"
 
@@ -26,8 +26,8 @@ def seen(worker: Process, number: int, **fields: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_each_line_of_a_task_says_which_task_where_and_how_long(bench: Bench, app: Celery, pool: str) -> None:
-    worker = bench.worker(pool)
+def test_each_line_of_a_task_says_which_task_where_and_how_long(machine: Machine, app: Celery, pool: str) -> None:
+    worker = machine.worker(pool)
     sent = task(app, "say").apply_async()
     arrived, said, ended = seen(worker, 3, task_id=sent.id)
     for line in (arrived, said, ended):
@@ -40,9 +40,9 @@ def test_each_line_of_a_task_says_which_task_where_and_how_long(bench: Bench, ap
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_correlation_follows_into_all_that_comes_of_a_task(bench: Bench, app: Celery, pool: str) -> None:
+def test_a_correlation_follows_into_all_that_comes_of_a_task(machine: Machine, app: Celery, pool: str) -> None:
     """A chain, a group, a chord, a retry, and a task sent by a task."""
-    worker = bench.worker(pool)
+    worker = machine.worker(pool)
     say, send_on = task(app, "say"), task(app, "send_on")
     with correlation("order-7"):
         chain(say, say).apply_async()  # 2
@@ -58,8 +58,8 @@ def test_a_correlation_follows_into_all_that_comes_of_a_task(bench: Bench, app: 
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_retry_counts_its_attempts_and_a_failure_has_its_traceback(bench: Bench, app: Celery, pool: str) -> None:
-    worker = bench.worker(pool)
+def test_a_retry_counts_its_attempts_and_a_failure_has_its_traceback(machine: Machine, app: Celery, pool: str) -> None:
+    worker = machine.worker(pool)
     sent = task(app, "again").apply_async()
     ended = until("its end", lambda: [line for line in worker.of(task_id=sent.id) if "succeeded in" in line["message"]], 30)
     assert ended[0]["attempt"] == 2
@@ -70,8 +70,8 @@ def test_a_retry_counts_its_attempts_and_a_failure_has_its_traceback(bench: Benc
 
 
 @pytest.mark.parametrize("pool", [name for name, pool in POOLS.items() if "tasks_overlap" not in pool.limits])
-def test_tasks_that_overlap_do_not_take_each_others_names(bench: Bench, app: Celery, pool: str) -> None:
-    worker = bench.worker(pool)
+def test_tasks_that_overlap_do_not_take_each_others_names(machine: Machine, app: Celery, pool: str) -> None:
+    worker = machine.worker(pool)
     ids = {task(app, "meet", number).apply_async().id: number for number in range(4)}
     until("all said", lambda: len(_meetings(worker)) == 8, 30)
     lines = _meetings(worker)
@@ -83,33 +83,33 @@ def _meetings(worker: Process) -> list[dict[str, Any]]:
     return [line for line in worker.lines() if line["message"].startswith(("begin ", "end "))]
 
 
-def test_a_killed_tasks_line_is_the_parents_and_names_the_task(bench: Bench, app: Celery) -> None:
+def test_a_killed_tasks_line_is_the_parents_and_names_the_task(machine: Machine, app: Celery) -> None:
     """Prefork's parent says that a time limit was exceeded; the task is none of its own."""
-    worker = bench.worker("prefork")
+    worker = machine.worker("prefork")
     sent = task(app, "wait", 60).apply_async(time_limit=1)
     (line,) = seen(worker, 1, task_id=sent.id, level="ERROR")
     assert "Hard time limit" in line["message"] and line["process"] == worker.process.pid
     assert line["task"] == f"{PROBES}.wait"
 
 
-def test_every_line_of_a_container_is_an_object(bench: Bench, app: Celery) -> None:
+def test_every_line_of_a_container_is_an_object(machine: Machine, app: Celery) -> None:
     """From the first to the last word, the banner included."""
-    worker = bench.worker("threads")
+    worker = machine.worker("threads")
     task(app, "say").apply_async()
     seen(worker, 1, message="said by a task")
     worker.stop()
-    words = [line for line in worker.log.read_text().splitlines() if line and not line.startswith("worker: ")]
+    words = [line for line in worker.said.splitlines() if line and not line.startswith("worker: ")]
     assert words and all(json.loads(line)["time"] for line in words)
 
 
-def test_in_a_terminal_lines_are_for_people(bench: Bench, app: Celery) -> None:
-    worker = bench.worker("threads", LOG_FORMAT="text")
+def test_in_a_terminal_lines_are_for_people(machine: Machine, app: Celery) -> None:
+    worker = machine.worker("threads", LOG_FORMAT="text")
     task(app, "say").apply_async()
-    until("it is said", lambda: "said by a task  queue=celery attempt=1" in worker.log.read_text(), 30)
+    until("it is said", lambda: "said by a task  queue=celery attempt=1" in worker.said, 30)
     assert not worker.lines()
 
 
-def test_a_form_that_is_not_known_is_refused_in_one_line(bench: Bench) -> None:
-    process = bench.start("app.worker", LOG_FORMAT="xml")
+def test_a_form_that_is_not_known_is_refused_in_one_line(machine: Machine) -> None:
+    process = machine.start("app.worker", LOG_FORMAT="xml")
     assert process.process.wait(60) == 2
-    assert process.log.read_text().splitlines() == ["celery-kit: LOG_FORMAT=xml is not known; allowed: json, text"]
+    assert process.said.splitlines() == ["celery-kit: LOG_FORMAT=xml is not known; allowed: json, text"]

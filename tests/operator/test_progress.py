@@ -11,16 +11,16 @@ from celery import Celery
 
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
-from tests.operator.conftest import Bench
-from tests.wait import until
+from tests.harness.waiting import until
+from tests.operator.conftest import Machine
 
 
-def looked_up(bench: Bench, task_id: str) -> dict[str, Any]:
+def looked_up(machine: Machine, task_id: str) -> dict[str, Any]:
     """What `python -m celery_kit.operate.look.result` says, from a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "celery_kit.operate.look.result", "--json", task_id],
         cwd=ROOT,
-        env={**os.environ, **bench.environ},
+        env={**os.environ, **machine.environ},
         capture_output=True,
         text=True,
         check=True,
@@ -29,19 +29,19 @@ def looked_up(bench: Bench, task_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_another_process_sees_how_far_a_task_is_and_follows_it(bench: Bench, app: Celery, pool: str) -> None:
-    bench.worker(pool)
-    gate = bench.folder / "gate"
+def test_another_process_sees_how_far_a_task_is_and_follows_it(machine: Machine, app: Celery, pool: str) -> None:
+    machine.worker(pool)
+    gate = machine.folder / "gate"
     sent = app.send_task("tests.operator.probes.count", [10, str(gate)])
     until("it is half way", lambda: str(sent.state) == "PROGRESS" and sent.info.get("current") == 5, 30)
-    found = looked_up(bench, sent.id)
+    found = looked_up(machine, sent.id)
     assert (found["state"], found["value"]) == ("PROGRESS", None)
     assert found["progress"] == {"current": 5, "total": 10, "text": "half way"}
 
     follower = subprocess.Popen(
         [sys.executable, "-m", "celery_kit.operate.look.watch", sent.id],
         cwd=ROOT,
-        env={**os.environ, **bench.environ, "TTY_COMPATIBLE": "1", "COLUMNS": "100"},
+        env={**os.environ, **machine.environ, "TTY_COMPATIBLE": "1", "COLUMNS": "100"},
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -9,7 +9,7 @@ import pytest
 
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
-from tests.operator.conftest import Bench
+from tests.operator.conftest import Machine
 
 PRODUCER = """
 import json
@@ -17,7 +17,7 @@ from app import app
 from tests.operator import traces
 for task in ("send_on", "fail"):
     app.signature(f"tests.operator.probes.{task}").apply_async().get(timeout=30, propagate=False)
-from tests.wait import until
+from tests.harness.waiting import until
 ended = "run/tests.operator.probes.say"
 def worker():
     found = app.send_task("tests.operator.traces.spans").get(timeout=30)
@@ -27,10 +27,10 @@ print(json.dumps([traces.told(), until("all tasks ran", worker, 30)]))
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_the_span_of_a_run_belongs_to_the_span_that_sent_it(bench: Bench, pool: str) -> None:
+def test_the_span_of_a_run_belongs_to_the_span_that_sent_it(machine: Machine, pool: str) -> None:
     """And what a task sends belongs to its run."""
-    bench.worker(pool, "-I", "tests.operator.traces,tests.operator.probes", "-c", "1")
-    environ = {**os.environ, **bench.environ}
+    machine.worker(pool, "-I", "tests.operator.traces,tests.operator.probes", "-c", "1")
+    environ = {**os.environ, **machine.environ}
     done = subprocess.run([sys.executable, "-c", PRODUCER], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     sent, ran = json.loads(done.stdout)
@@ -45,9 +45,9 @@ def test_the_span_of_a_run_belongs_to_the_span_that_sent_it(bench: Bench, pool: 
     assert by_name[f"run/{probes}.fail"]["trace"] != first["trace"]
 
 
-def test_an_exporter_that_is_not_known_is_refused_in_one_line(bench: Bench) -> None:
-    process = bench.start("app.worker", OTEL_TRACES_EXPORTER="carrier-pigeon")
+def test_an_exporter_that_is_not_known_is_refused_in_one_line(machine: Machine) -> None:
+    process = machine.start("app.worker", OTEL_TRACES_EXPORTER="carrier-pigeon")
     assert process.process.wait(60) == 2
-    assert process.log.read_text().splitlines() == [
+    assert process.said.splitlines() == [
         "celery-kit: OTEL_TRACES_EXPORTER=carrier-pigeon is not known; allowed: none, otlp, console"
     ]

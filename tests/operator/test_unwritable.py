@@ -9,16 +9,16 @@ import pytest
 
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
-from tests.operator.conftest import Bench, Process
-from tests.wait import until
+from tests.harness.waiting import until
+from tests.operator.conftest import Machine, Process
 
 #: A folder that nobody can make, root included, and a folder that is a file.
 NOWHERE = "/proc/none"
 
 
-def refusal(bench: Bench, *argv: str, **environ: str) -> str:
+def refusal(machine: Machine, *argv: str, **environ: str) -> str:
     """The last line of a process that does not start, which has no traceback."""
-    environ = {**os.environ, **bench.environ, "LOG_FORMAT": "text", **environ}
+    environ = {**os.environ, **machine.environ, "LOG_FORMAT": "text", **environ}
     done = subprocess.run(
         [sys.executable, *argv], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False
     )
@@ -27,14 +27,14 @@ def refusal(bench: Bench, *argv: str, **environ: str) -> str:
 
 
 def ready(worker: Process) -> bool:
-    assert worker.process.poll() is None, worker.log.read_text()
-    return " ready." in worker.log.read_text()
+    assert worker.process.poll() is None, worker.said
+    return " ready." in worker.said
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_worker_whose_sign_of_life_cannot_be_left_works_and_says_that_it_is_unhealthy(bench: Bench, pool: str) -> None:
+def test_a_worker_whose_sign_of_life_cannot_be_left_works_and_says_that_it_is_unhealthy(machine: Machine, pool: str) -> None:
     """At its start as later: the file is for the probe alone. One line, not one every two seconds; a clean end."""
-    worker = bench.start(
+    worker = machine.start(
         "celery",
         "-A",
         "app",
@@ -53,28 +53,28 @@ def test_a_worker_whose_sign_of_life_cannot_be_left_works_and_says_that_it_is_un
     assert worker.process.wait(20) == 0
     (line,) = (line["message"] for line in worker.lines() if "sign of life" in line["message"])
     assert "/proc/none/beat" in line and "unhealthy" in line and "HEARTBEAT_FILE" in line
-    assert "Traceback" not in worker.log.read_text()
+    assert "Traceback" not in worker.said
 
 
-def test_prefork_without_a_folder_for_temporary_files_says_what_it_needs(bench: Bench) -> None:
-    line = refusal(bench, "-m", "tests.operator.no_temporary", "-A", "app", "worker", "-P", "prefork")
+def test_prefork_without_a_folder_for_temporary_files_says_what_it_needs(machine: Machine) -> None:
+    line = refusal(machine, "-m", "tests.operator.no_temporary", "-A", "app", "worker", "-P", "prefork")
     assert "pool prefork needs a folder for temporary files" in line and "TMPDIR" in line and "tmpfs" in line
 
 
 @pytest.mark.parametrize("pool", [name for name, pool in POOLS.items() if not pool.has_children])
-def test_the_other_pools_need_no_folder_for_temporary_files(bench: Bench, pool: str) -> None:
-    worker = bench.start("tests.operator.no_temporary", "-A", "app", "worker", "-P", pool, "-l", "INFO", LOG_FORMAT="text")
+def test_the_other_pools_need_no_folder_for_temporary_files(machine: Machine, pool: str) -> None:
+    worker = machine.start("tests.operator.no_temporary", "-A", "app", "worker", "-P", pool, "-l", "INFO", LOG_FORMAT="text")
     until("it is ready", lambda: ready(worker))
-    assert "Traceback" not in worker.log.read_text()
+    assert "Traceback" not in worker.said
 
 
 @pytest.mark.parametrize("blocked", [NOWHERE, "file"])
-def test_beat_whose_timetable_cannot_be_kept_says_so(bench: Bench, tmp_path: Path, blocked: str) -> None:
+def test_beat_whose_timetable_cannot_be_kept_says_so(machine: Machine, tmp_path: Path, blocked: str) -> None:
     """It would forget what ran, and send it again or not at all."""
     if blocked == "file":
         (tmp_path / "file").touch()
         blocked = str(tmp_path / "file")
-    line = refusal(bench, "-m", "celery", "-A", "app", "beat", DATA_DIR=blocked)
+    line = refusal(machine, "-m", "celery", "-A", "app", "beat", DATA_DIR=blocked)
     assert f"the timetable cannot be kept in {blocked}/celerybeat-schedule" in line
     assert "DATA_DIR" in line and "--schedule" in line
 
@@ -82,7 +82,7 @@ def test_beat_whose_timetable_cannot_be_kept_says_so(bench: Bench, tmp_path: Pat
 @pytest.mark.parametrize(
     ("command", "option"), [("worker", "--pidfile"), ("worker", "--statedb"), ("worker", "--logfile"), ("beat", "--logfile")]
 )
-def test_a_file_that_celerys_options_name_is_refused_in_one_line(bench: Bench, command: str, option: str) -> None:
+def test_a_file_that_celerys_options_name_is_refused_in_one_line(machine: Machine, command: str, option: str) -> None:
     pool = ["-P", "solo"] if command == "worker" else []
-    line = refusal(bench, "-m", "celery", "-A", "app", command, *pool, option, f"{NOWHERE}/file")
+    line = refusal(machine, "-m", "celery", "-A", "app", command, *pool, option, f"{NOWHERE}/file")
     assert line.endswith(f"celery-kit: {option} {NOWHERE}/file cannot be written: No such file or directory")

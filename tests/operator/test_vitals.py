@@ -15,8 +15,8 @@ from celery_kit.base.facts import Member, Queue, Server
 from celery_kit.base.target import ROOT
 from celery_kit.operate.look.status import Snapshot, lines, state_of
 from celery_kit.pools.table import POOLS
-from tests.operator.conftest import Bench
-from tests.wait import until
+from tests.harness.waiting import until
+from tests.operator.conftest import Machine
 
 
 def vitals(app: Celery) -> dict[str, Any]:
@@ -24,11 +24,11 @@ def vitals(app: Celery) -> dict[str, Any]:
     return dict(next(iter(inspect._request("vitals").values())))
 
 
-def table(bench: Bench, **environ: str) -> str:
+def table(machine: Machine, **environ: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", "celery_kit.operate.look.status"],
         cwd=ROOT,
-        env={**os.environ, **bench.environ, **environ},
+        env={**os.environ, **machine.environ, **environ},
         capture_output=True,
         text=True,
         check=True,
@@ -36,8 +36,8 @@ def table(bench: Bench, **environ: str) -> str:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_worker_tells_its_pool_its_queues_and_its_tasks(bench: Bench, app: Celery, pool: str) -> None:
-    bench.worker(pool)
+def test_a_worker_tells_its_pool_its_queues_and_its_tasks(machine: Machine, app: Celery, pool: str) -> None:
+    machine.worker(pool)
     app.send_task("tests.operator.probes.say").get(timeout=30)
     told = vitals(app)
     assert (told["pool"], told["consuming"], told["processed"]) == (pool, ["celery"], 1)
@@ -47,16 +47,16 @@ def test_a_worker_tells_its_pool_its_queues_and_its_tasks(bench: Bench, app: Cel
         for _ in range(4):
             app.send_task("tests.operator.probes.wait", [5])
         until("two run", lambda: vitals(app)["active"] == 2, 20)
-        assert pool in table(bench)
+        assert pool in table(machine)
 
 
-def test_a_queue_shows_what_waits_what_is_held_and_for_how_long(bench: Bench, app: Celery) -> None:
+def test_a_queue_shows_what_waits_what_is_held_and_for_how_long(machine: Machine, app: Celery) -> None:
     for priority in (0, 5, 9):
         app.send_task("tests.operator.probes.wait", [30], priority=priority)
-    row = next(line for line in table(bench).splitlines() if line.startswith("celery ")).split()
+    row = next(line for line in table(machine).splitlines() if line.startswith("celery ")).split()
     assert row[1:4] == ["3", "0", "-"] and int(row[4]) >= 0 and row[5] == "s"
-    bench.worker("threads")
-    until("two are held", lambda: "celery  0        3" in table(bench) or "celery  1        2" in table(bench), 20)
+    machine.worker("threads")
+    until("two are held", lambda: "celery  0        3" in table(machine) or "celery  1        2" in table(machine), 20)
 
 
 def test_a_worker_that_should_be_there_is_shown_by_its_state() -> None:
@@ -82,7 +82,7 @@ def test_a_worker_that_should_be_there_is_shown_by_its_state() -> None:
     }
 
 
-def test_a_broker_that_hangs_up_is_called_once(bench: Bench) -> None:
+def test_a_broker_that_hangs_up_is_called_once(machine: Machine) -> None:
     """Whoever looks at a broker that is away does not wait for a second try."""
     calls = 0
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -96,7 +96,7 @@ def test_a_broker_that_hangs_up_is_called_once(bench: Bench) -> None:
 
         Thread(target=hang_up, daemon=True).start()
         url = f"amqp://kit:kit@127.0.0.1:{server.getsockname()[1]}/kit"
-        shown = table(bench, BROKER="rabbitmq", CELERY_BROKER_URL=url)
+        shown = table(machine, BROKER="rabbitmq", CELERY_BROKER_URL=url)
     assert "DOES NOT ANSWER" in shown and calls == 1
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.environments import PACKAGES
+from testbed.environments import PACKAGES
 from tests.compat.conftest import place, places  # noqa: F401
 from tests.compat.rig import SIDES, Place, Side, worker
 from tests.packages.table import TABLE
@@ -35,7 +35,7 @@ def outcomes(place: Place) -> Callable[..., dict[str, Any]]:  # noqa: F811
                     try:
                         yield one
                     except BaseException as error:
-                        error.add_note(f"{side}'s worker on {place} said:\n{one.said()[-4000:]}")
+                        error.add_note(f"{side}'s worker on {place} said:\n{one.said[-4000:]}")
                         raise
 
             found[name] = scenario(start)

@@ -10,12 +10,12 @@ from uuid import uuid4
 
 import pytest
 
-from bench.environments import PACKAGES
 from celery_kit.base.target import ROOT
+from testbed.environments import PACKAGES
+from tests.harness.ports import free_port
+from tests.harness.waiting import until
 from tests.packages.collector import Collector, collector
 from tests.packages.conftest import Started, judge
-from tests.producer.conftest import free_port
-from tests.wait import until
 
 Outcomes = Callable[..., dict[str, Any]]
 #: What each scenario sends: two calls of a task, one by its name, one that fails.
@@ -273,7 +273,7 @@ def _project(folder: Path) -> dict[str, str]:
     return environ
 
 
-def _page(port: str) -> str:
+def _page(port: int) -> str:
     try:
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
             return str(page.read().decode())
@@ -281,13 +281,13 @@ def _page(port: str) -> str:
         return ""
 
 
-def _sum(port: str, *words: str) -> float:
+def _sum(port: int, *words: str) -> float:
     """What all series of a page of metrics say together whose line has these words."""
     lines = [line for line in _page(port).splitlines() if all(word in line for word in words)]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-def _events(side: Any, port: str, counted: Callable[[str, str], float]) -> dict[str, float]:
+def _events(side: Any, port: int, counted: Callable[[str, str], float]) -> dict[str, float]:
     """Once the listener has heard of the worker, what it counts of a client's tasks."""
     until("the listener answers", lambda: _page(port), 40)
 

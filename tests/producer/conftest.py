@@ -1,7 +1,6 @@
 """The producer's side of a broker that is away: brokers of these tests' own, to be stopped, frozen and alarmed."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,43 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import docker
 import pytest
 from celery import Celery
 from kombu.utils.uuid import uuid
 
 from celery_kit.base.target import ROOT
-from tests.integration.bench import Stack
-from tests.matrix import SERVERS
-from tests.wait import until
+from testbed.servers import SERVERS
+from testbed.stack import Stack
+from tests.harness.kit import kit
+from tests.harness.ports import free_port
+from tests.harness.waiting import until
 
 #: How long a broker may take to be back, and a producer to give up: deadlines, never expectations. In seconds.
 BACK, GIVE_UP = 90, 45
-
-
-def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
 
 
 class Broker:
     """A broker that a test may do anything to; it listens on the same port again when it is back."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.stack, self.port = name, Stack(name), free_port()
-        self.stack.project = f"celery-kit-producer-{os.getpid()}-{name}"
-        ports = dict.fromkeys(("RABBITMQ_PORT", "REDIS_PORT"), self.port)
-        self.stack.environ |= {**ports, "COMPOSE_PROJECT_NAME": self.stack.project, "RABBITMQ_MANAGEMENT_PORT": "0"}
-        self.stack.services = ["broker"]
-        self.url = SERVERS[name].url.format(host="127.0.0.1", port=self.port, namespace={"rabbitmq": "kit"}.get(name, "0"))
-
-    def start(self) -> None:
-        self.stack.run("up", "--detach", "--wait", "--wait-timeout", str(BACK), "broker")
+        self.name, self.stack = name, Stack(name, "-producer", ["broker"])
+        port, server = str(free_port()), SERVERS[name]
+        self.stack.environ |= dict.fromkeys(("RABBITMQ_PORT", "REDIS_PORT"), port)
+        self.url = server.url.format(host="127.0.0.1", port=port, namespace=server.default)
 
     @property
     def container(self) -> Any:
-        return docker.from_env().containers.get(f"{self.stack.project}-broker-1")
+        return self.stack.container("broker")
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -54,7 +43,7 @@ class Broker:
         try:
             yield
         finally:
-            self.start()
+            self.stack.start()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -89,8 +78,6 @@ class Producer:
 
     def app(self, **environ: str) -> Celery:
         """An app like that of another process."""
-        from tests.kit import kit
-
         made: Celery = kit({**self.environ, **environ})
         return made
 
@@ -134,11 +121,8 @@ def results() -> str:
 @pytest.fixture(scope="session", params=list(SERVERS))
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     broker = Broker(request.param)
-    try:
-        broker.start()
+    with broker.stack:
         yield broker
-    finally:
-        broker.stack.run("down", "--volumes", "--timeout", "1")
 
 
 @pytest.fixture

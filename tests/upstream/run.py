@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from threading import Lock
 from typing import Any
 from xml.etree import ElementTree
 
 import docker
 from dotenv import dotenv_values
 
-from bench.environments import UPSTREAM
 from celery_kit.base.target import ROOT
-from tests.integration.bench import LABEL, SESSION, Stack
+from testbed.environments import UPSTREAM
+from testbed.stack import Stack
+from tests.harness.containers import LABELS
+from tests.harness.waiting import until
 from tests.upstream.report import CELERY, HOME, Outcomes, Run, write
-from tests.wait import until
 
 MODULE_SECONDS = 3_600
 #: Broker and result backend, as the suite's environment names them: host and port of each come from the servers.
@@ -42,8 +42,6 @@ PAIRS = {
 #: pool, and on the one that celery.contrib.pytest starts where nobody chooses.
 WORKERS = ("process", "prefork", "solo")
 Ports = dict[str, int]
-#: A stack is chosen by this process' environment.
-ONE_AT_A_TIME = Lock()
 
 
 def fetch() -> Path:
@@ -61,16 +59,8 @@ def fetch() -> Path:
 @contextmanager
 def as_our_stack(which: str) -> Iterator[Ports]:
     """The servers of compose.rabbitmq.yaml."""
-    stack = Stack("rabbitmq", which)
-    stack.compose.services = stack.services = ["broker", stack.results]
-    try:
-        with ONE_AT_A_TIME:
-            stack.start()
-            ports = {"rabbitmq": stack.port(5672), "redis": stack.port(6379, stack.results)}
-        stack.wait()
-        yield ports
-    finally:
-        stack.run("down", "--volumes", "--timeout", "1")
+    with Stack("rabbitmq", which, ("broker", "results")) as stack:
+        yield {"rabbitmq": stack.port(5672), "redis": stack.port(6379, "results")}
 
 
 @contextmanager
@@ -87,7 +77,7 @@ def plain(_: str) -> Iterator[Ports]:
         ports = {}
         for name, (image, port, environ) in wanted.items():
             container = client.containers.run(
-                image, detach=True, environment=environ, labels={LABEL: SESSION}, ports={f"{port}/tcp": ("127.0.0.1", None)}
+                image, detach=True, environment=environ, labels=LABELS, ports={f"{port}/tcp": ("127.0.0.1", None)}
             )
             started.callback(container.remove, force=True, v=True)
             container.reload()

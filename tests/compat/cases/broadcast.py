@@ -8,7 +8,7 @@ from celery.backends.redis import RedisBackend
 from kombu.common import Broadcast
 
 from tests.compat.side import SIDE, app
-from tests.wait import settled
+from tests.harness.waiting import settled
 
 if name := os.environ.get("BROADCAST"):
     app.conf.task_queues = (Broadcast(name),)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.compat.cases.basics import add
 from tests.compat.side import app
-from tests.wait import settled
+from tests.harness.waiting import settled
 
 #: More than a worker's places, so that none of them may stay taken.
 MANY = 40

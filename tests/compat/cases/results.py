@@ -14,7 +14,7 @@ from celery.exceptions import TimeoutError as NoResult
 
 from tests.compat.cases.basics import add
 from tests.compat.side import app
-from tests.wait import until
+from tests.harness.waiting import until
 
 #: Seconds after which all that has not come counts as lost.
 PATIENCE = 20.0

@@ -12,7 +12,7 @@ from celery.exceptions import Ignore, Reject
 from celery.result import allow_join_result
 
 from tests.compat.side import app
-from tests.wait import settled
+from tests.harness.waiting import settled
 
 #: So many at once: a worker that has one task stores its result otherwise than one that is busy.
 MANY = 8

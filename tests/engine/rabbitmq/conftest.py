@@ -3,13 +3,10 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import pytest
 
-from tests.integration.bench import Stack
-from tests.matrix import SERVERS
-from tests.wait import until
+from tests.harness.servers import rabbitmq
 
 
 @dataclass(frozen=True)
@@ -24,16 +21,6 @@ def urls() -> Iterator[Urls]:
     if broker and results:
         yield Urls(broker, results)
         return
-    stack = Stack("rabbitmq")
-    stack.compose.services = stack.services = ["broker", "results"]
-    try:
-        stack.start()
-        stack.wait()
-        port = stack.port(5672)
-        until("the broker takes connections", lambda: SERVERS["rabbitmq"].version(stack.port))
-        space = SERVERS["rabbitmq"].namespace(0, stack.port)
-        broker = SERVERS["rabbitmq"].url.format(host="127.0.0.1", port=port, namespace=space)
-        yield Urls(broker, f"redis://127.0.0.1:{stack.port(6379, 'results')}/3")
-    finally:
-        with patch.dict(os.environ, stack.environ):
-            stack.run("down", "--volumes", "--timeout", "1")
+    with rabbitmq("results") as (url, stack):
+        assert stack
+        yield Urls(url, f"redis://127.0.0.1:{stack.port(6379, 'results')}/3")

@@ -14,7 +14,7 @@ from tests.engine.calls import total
 from tests.engine.rabbitmq.proxy import Proxy
 from tests.engine.rabbitmq.test_worker import Fast
 from tests.engine.rabbitmq.test_worker import fast as fast
-from tests.engine.rig import CONCURRENCY
+from tests.harness.workers import CONCURRENCY
 
 TASKS = 2_000
 #: Frames a task that a worker sends and gets, at most: a delivery is three, and one acknowledgement speaks for several. If each

@@ -14,7 +14,7 @@ from celery_kit.brokers.contract import DeadLetter
 from celery_kit.brokers.rabbitmq.dead import RabbitmqDeadLetters
 from celery_kit.operate.look.dead import each, letters
 from tests.engine.rabbitmq.conftest import Urls
-from tests.wait import until
+from tests.harness.waiting import until
 
 LETTER = DeadLetter(id="1", task="t", queue="q", reason="a test", when="2000-01-01T00:00:00+00:00", deliveries=1)
 

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from celery_kit.produce.bulk import NotAllSentError, Sender, calls
 from tests.engine.rabbitmq.conftest import Urls
-from tests.kit import kit as kit_of
+from tests.harness.kit import kit as kit_of
 
 
 def kit(urls: Urls, **environ: str) -> Any:

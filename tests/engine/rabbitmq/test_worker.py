@@ -19,8 +19,8 @@ from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from tests.engine.rabbitmq.conftest import Urls
 from tests.engine.rabbitmq.proxy import Proxy
-from tests.kit import kit
-from tests.wait import until
+from tests.harness.kit import kit
+from tests.harness.waiting import until
 
 
 class Fast:

@@ -13,7 +13,7 @@ from django_celery_results.models import TaskResult  # noqa: E402
 from redis import Redis  # noqa: E402
 
 from tests.compat.side import app  # noqa: E402
-from tests.wait import until  # noqa: E402
+from tests.harness.waiting import until  # noqa: E402
 
 NOTES = Redis.from_url(os.environ["LOCKS"], decode_responses=True)
 KEY = f"{os.environ['QUEUE']}:notes"

@@ -7,7 +7,7 @@ from typing import Any
 from celery_once import AlreadyQueued, QueueOnce
 
 from tests.compat.side import app
-from tests.wait import until
+from tests.harness.waiting import until
 
 app.conf.ONCE = {"backend": "celery_once.backends.Redis", "settings": {"url": os.environ["LOCKS"], "default_timeout": 60}}
 

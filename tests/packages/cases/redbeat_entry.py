@@ -8,7 +8,7 @@ from redbeat import RedBeatSchedulerEntry
 from redis import Redis
 
 from tests.compat.side import app
-from tests.wait import until
+from tests.harness.waiting import until
 
 NOTES = Redis.from_url(os.environ["LOCKS"], decode_responses=True)
 KEY = f"{os.environ['QUEUE']}:ran"

@@ -7,7 +7,7 @@ from typing import Any
 from celery_singleton import Singleton
 
 from tests.compat.side import app
-from tests.wait import until
+from tests.harness.waiting import until
 
 app.conf.singleton_backend_url = os.environ["LOCKS"]
 app.conf.singleton_key_prefix = os.environ["QUEUE"]

@@ -8,8 +8,8 @@ import pytest
 from celery.app.defaults import NAMESPACES, flatten
 
 from celery_kit.profile import Profile
-from tests.kit import kit
-from tests.matrix import COMBINATIONS, Combination, parameters
+from tests.harness.combinations import COMBINATIONS, Combination, parameters
+from tests.harness.kit import kit
 
 
 def settings(combination: Combination | None = None, **environ: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from celery.security.serialization import SecureSerializer
 
 from celery_kit.base.security import Signing
 from celery_kit.base.target import ROOT
-from tests.certificates import certificate
-from tests.wait import until
+from tests.harness.certificates import certificate
+from tests.harness.waiting import until
 
 Environ = dict[str, str]
 

@@ -16,7 +16,7 @@ from celery_kit.engine import commit, commit_child, commit_worker
 from celery_kit.engine.commit import COUNT, Commit, Write
 from celery_kit.pools.interrupt import Interrupt, watch
 from celery_kit.pools.time_limits import Late
-from tests.wait import until
+from tests.harness.waiting import until
 
 
 class Server:

@@ -13,7 +13,7 @@ from kombu import Queue
 
 from celery_kit.fixes import delayed_start
 from celery_kit.observe.health import Heartbeat
-from tests.wait import until
+from tests.harness.waiting import until
 
 #: Celery's own, taken while no test has made a worker of the kit yet, which patches them.
 START, BIND = DelayedDelivery.start, vars(DelayedDelivery)["_bind_queues"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_kit.base.target import ROOT
-from tests.matrix import COMBINATIONS
+from tests.harness.combinations import COMBINATIONS
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from celery.concurrency import get_available_pool_names, get_implementation
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.pools.table import POOLS
-from tests.matrix import SERVERS
+from testbed.servers import SERVERS
 from tests.packages.table import TABLE, versions
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from celery_kit.base.target import ROOT
 from celery_kit.observe import health
-from tests.wait import until
+from tests.harness.waiting import until
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_kit.pools.interrupt import SIGNAL, Interrupt, watch
 from celery_kit.pools.time_limits import Late, limiting
-from tests.wait import until
+from tests.harness.waiting import until
 
 SOON = 0.05  # seconds
 

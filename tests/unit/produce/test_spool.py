@@ -16,7 +16,7 @@ from kombu.utils.uuid import uuid
 
 from celery_kit import Kit
 from celery_kit.produce.spool import Spooled
-from tests.wait import until
+from tests.harness.waiting import until
 
 
 @pytest.fixture

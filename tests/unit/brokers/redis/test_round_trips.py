@@ -8,8 +8,10 @@ import pytest
 from celery_kit.pools.table import POOLS
 from tests.engine.calls import total
 from tests.engine.conftest import server as server
-from tests.engine.rig import PLAIN_CELERY, Server, done, producer, send, worker
-from tests.wait import until
+from tests.engine.rig import done, producer, send, worker
+from tests.harness.servers import Server
+from tests.harness.waiting import until
+from tests.harness.workers import PLAIN_CELERY
 
 TASKS = 1_000
 #: Requests a task that a worker stays below, with all that its start and end ask; plain Celery makes more than four. One that

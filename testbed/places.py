@@ -1,4 +1,4 @@
-"""The servers of a benchmark: each broker once, as its compose file starts it, reached inside the engine's network.
+"""Servers that are reached inside the engine's network: each broker once, as its compose file starts it.
 
 Docker's published ports distort: plain Celery on Redis gets 0.6 of its rate through one.
 """
@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import docker
 import requests
 from redis import Redis
 
-from tests.integration.bench import Stack
-from tests.matrix import SERVERS, virtual_host
+from testbed.servers import SERVERS, virtual_host
+from testbed.stack import Stack
 
 
 @dataclass
@@ -62,19 +61,18 @@ class Servers:
 
     def __enter__(self) -> "Servers":
         self.stack.services = sorted({"broker", self.stack.results})
-        self.stack.compose.services = self.stack.services
         self.stack.start()
-        self.stack.wait()
         self.broker = self.address("broker")
         self.results = self.address(self.stack.results)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stack.run("down", "--volumes", "--remove-orphans", "--timeout", "1")
+        self.stack.stop()
 
     def address(self, service: str) -> str:
-        found = docker.from_env().api.inspect_container(f"{self.stack.project}-{service}-1")
-        return str(next(iter(found["NetworkSettings"]["Networks"].values()))["IPAddress"])
+        """The service's address in the engine's network."""
+        networks = self.stack.container(service).attrs["NetworkSettings"]["Networks"]
+        return str(next(iter(networks.values()))["IPAddress"])
 
     def version(self) -> str:
         return self.server.version(self.stack.port)

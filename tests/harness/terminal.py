@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from threading import Thread
 
-from tests.wait import until
+from tests.harness.waiting import until
 
 
 def _hears_ctrl_c() -> None:

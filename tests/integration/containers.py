@@ -11,38 +11,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import docker
-import requests
 from celery import Celery
-from dotenv import dotenv_values
 from filelock import FileLock
-from testcontainers.compose import DockerCompose
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
 from celery_kit.base.choices import ENGINES
 from celery_kit.base.refusals import choose
 from celery_kit.base.target import ROOT
-from celery_kit.operate.stacks.compose import image, of_python
-from tests.kit import kit
-from tests.matrix import COMBINATIONS, SERVERS, Combination
-from tests.wait import until
+from celery_kit.operate.stacks.compose import image
+from testbed.servers import SERVERS
+from testbed.stack import SESSION, Stack
+from tests.harness.combinations import COMBINATIONS, Combination
+from tests.harness.containers import LABELS
+from tests.harness.containers import clean as clean_containers
+from tests.harness.kit import kit
+from tests.harness.waiting import until
 
-# The reaper is an image that a closed network cannot pull; the session takes down what it started, on Ctrl-C too.
-testcontainers_config.ryuk_disabled = True
-
-#: One test session, however many processes it runs in; everything that it starts carries this name.
-SESSION = os.environ.setdefault("CELERY_KIT_TEST_SESSION", f"celery-kit-test-{os.getpid()}")
+testcontainers_config.ryuk_disabled = True  # the reaper is an image that a closed network cannot pull
 FOLDER = Path("/tmp") / SESSION
 PROBES = Path(__file__).with_name("probes")
-LABEL = "celery-kit.test-session"
 #: The engine that the workers and the producer run on.
 ENGINE = choose("ENGINE", os.environ.get("ENGINE") or ENGINES[0], ENGINES)
 ROLES: dict[str, dict[str, str]] = {
@@ -68,63 +64,6 @@ ROLES: dict[str, dict[str, str]] = {
 }
 
 
-class Stack:
-    """The servers of one broker's compose file - broker, results, mail catcher - on ports that were free.
-
-    `which`: one of several of the same file.
-    """
-
-    def __init__(self, name: str, which: str = "") -> None:
-        self.name = name
-        self.project = f"{SESSION}-{name}{which}"
-        self.file = f"compose.{name}.yaml"
-        self.environ = {
-            **{key: value for key, value in dotenv_values(ROOT / ".env").items() if value},
-            **of_python(),
-            "COMPOSE_PROJECT_NAME": self.project,
-            **dict.fromkeys(("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT"), "0"),
-        }
-        # The results server has a service of its own, or the broker answers to that name.
-        self.results = "results" if "results" in self.run("config", "--services").split() else "broker"
-        self.services = sorted({"broker", "mail", self.results})
-        self.compose = DockerCompose(str(ROOT), self.file, services=self.services, wait=False)
-
-    def start(self) -> None:
-        with patch.dict(os.environ, self.environ):
-            self.compose.start()
-
-    def wait(self) -> None:
-        """Until every server is healthy."""
-        client = docker.from_env()
-        for service in self.services:
-
-            def healthy(name: str = f"{self.project}-{service}-1") -> bool:
-                return str(client.api.inspect_container(name)["State"]["Health"]["Status"]) == "healthy"
-
-            until(f"{service} of {self.name} is healthy", healthy, 180)
-
-    @cache  # noqa: B019  # a handful of stacks, each as long as the session
-    def port(self, number: int, service: str = "broker") -> int:
-        """The host's port for one of a service."""
-        with patch.dict(os.environ, self.environ):
-            return int(self.compose.get_service_port(service, number) or 0)
-
-    def run(self, *argv: str) -> str:
-        """A `docker compose` command on this stack, such as `stop mail`; gives what it printed."""
-        return subprocess.run(
-            ["docker", "compose", "-f", self.file, *argv],
-            cwd=ROOT,
-            env={**os.environ, **self.environ},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-
-    def messages(self) -> list[dict[str, Any]]:
-        """What the mail catcher took."""
-        return list(requests.get(f"http://127.0.0.1:{self.port(8025, 'mail')}/messages", timeout=5).json())
-
-
 @cache
 def stack(name: str) -> Stack:
     return Stack(name)
@@ -138,10 +77,8 @@ def servers() -> None:
         if done.exists():
             return
         stacks = [stack(name) for name in dict.fromkeys(one.broker.name for one in COMBINATIONS)]
-        for one in stacks:
-            one.start()
-        for one in stacks:
-            one.wait()
+        with ThreadPoolExecutor() as at_once:
+            list(at_once.map(Stack.start, stacks))
         for number, combination in enumerate(COMBINATIONS):
             server, its_stack = SERVERS[combination.broker.name], stack(combination.broker.name)
             (FOLDER / f"{combination}.namespace").write_text(server.namespace(number % 10, its_stack.port))
@@ -164,11 +101,9 @@ def clean() -> None:
     """Take down all that this session started, whichever process did."""
     if not FOLDER.exists():
         return
-    client = docker.from_env()
-    for container in client.containers.list(all=True, filters={"label": f"{LABEL}={SESSION}"}):
-        container.remove(force=True, v=True)
+    clean_containers()
     for name in dict.fromkeys(one.broker.name for one in COMBINATIONS):
-        stack(name).run("down", "--volumes", "--remove-orphans", "--timeout", "1")
+        stack(name).stop()
     shutil.rmtree(FOLDER, ignore_errors=True)
 
 
@@ -251,7 +186,7 @@ class Running:
                 **{"CELERY_BROKER_URL": url, "ENGINE": ENGINE, "REPORT_MEGABYTES": "1", **given},
             )
             .with_volume_mapping(str(self.data), "/data", "rw")
-            .with_kwargs(network=f"{self.stack.project}_default", labels={LABEL: SESSION}, healthcheck={"test": ["NONE"]})
+            .with_kwargs(network=f"{self.stack.project}_default", labels=LABELS, healthcheck={"test": ["NONE"]})
             .with_command(["python", "-m", "app.worker", "--hostname", f"{role}@%h", *options])
         )
         for probe in PROBES.glob("*.py"):

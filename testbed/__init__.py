@@ -1,0 +1,1 @@
+"""Servers and environments that the tests and the benchmark run on."""

@@ -1,0 +1,81 @@
+"""The servers of a stack, as its compose file starts them."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import docker
+import requests
+from dotenv import dotenv_values
+
+from celery_kit.base.target import ROOT
+from celery_kit.operate.stacks.compose import of_python
+
+#: One session, however many processes it runs in; everything that it starts carries this name.
+SESSION = os.environ.setdefault("CELERY_KIT_TEST_SESSION", f"celery-kit-test-{os.getpid()}")
+#: Seconds until all servers of a stack are healthy.
+HEALTHY = 180
+
+
+class Stack:
+    """The servers of one broker's compose file - broker, results, mail catcher - on ports that were free.
+
+    `which`: one of several of the same file. `services`: those that it starts, where not all of these. It starts and stops
+    in a `with`.
+    """
+
+    def __init__(self, name: str, which: str = "", services: Sequence[str] = ()) -> None:
+        self.name = name
+        self.project = f"{SESSION}-{name}{which}"
+        self.file = f"compose.{name}.yaml"
+        self.environ = {
+            **{key: value for key, value in dotenv_values(ROOT / ".env").items() if value},
+            **of_python(),
+            "COMPOSE_PROJECT_NAME": self.project,
+            **dict.fromkeys(("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT"), "0"),
+        }
+        # The results server has a service of its own, or the broker answers to that name.
+        self.results = "results" if "results" in self.run("config", "--services").split() else "broker"
+        self.services = sorted(set(services) or {"broker", "mail", self.results})
+
+    def __enter__(self) -> "Stack":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the servers; returns once all are healthy. Raises RuntimeError."""
+        self.run("up", "--detach", "--wait", "--wait-timeout", str(HEALTHY), *self.services)
+
+    def stop(self) -> None:
+        """Remove the servers and what they keep."""
+        self.run("down", "--volumes", "--remove-orphans", "--timeout", "1")
+
+    @cache  # noqa: B019  # a handful of stacks, each as long as the session
+    def port(self, number: int, service: str = "broker") -> int:
+        """The host's port for one of a service."""
+        return int(self.run("port", service, str(number)).rpartition(":")[2])
+
+    def container(self, service: str) -> Any:
+        """A service's container, as the Docker client has it."""
+        return docker.from_env().containers.get(f"{self.project}-{service}-1")
+
+    def run(self, *argv: str) -> str:
+        """A `docker compose` command on this stack, such as `stop mail`; gives what it printed. Raises RuntimeError."""
+        command, environ = ["docker", "compose", "-f", self.file, *argv], {**os.environ, **self.environ}
+        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
+        return done.stdout
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What the mail catcher received."""
+        return list(requests.get(f"http://127.0.0.1:{self.port(8025, 'mail')}/messages", timeout=5).json())

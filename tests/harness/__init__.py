@@ -1,0 +1,1 @@
+"""What starts servers, workers and other processes, and waits for them: shared by all suites."""

@@ -1,0 +1,55 @@
+"""THE table of combinations. Test bodies name no product: they take a combination, or a capability of its rows."""
+
+import os
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pytest
+
+from celery_kit.base.capabilities import Limit
+from celery_kit.base.refusals import choose
+from celery_kit.brokers import BROKERS, Broker
+from celery_kit.pools.table import POOLS, Pool
+from celery_kit.profile import limits
+from celery_kit.results import BACKENDS, Backend
+from testbed.servers import SERVERS
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A broker, a result backend and a pool."""
+
+    broker: Broker
+    backend: Backend
+    pool: Pool
+
+    def __str__(self) -> str:
+        return f"{self.broker.name}-{self.backend.name}-{self.pool.name}"
+
+    def limit(self, feature: str) -> Limit | None:
+        """What the rooms say about a feature here; None: it works."""
+        return limits(self.broker, self.backend, self.pool).get(feature)
+
+
+def _chosen(axis: str, rows: dict[str, Any]) -> list[Any]:
+    """All rows of an axis, or those that BROKER=, BACKEND= or POOL= names."""
+    given = os.environ.get(axis)
+    return [rows[choose(axis, name, rows)] for name in given.split(",")] if given else list(rows.values())
+
+
+COMBINATIONS: list[Combination] = [
+    Combination(*rows)
+    for rows in product(
+        _chosen("BROKER", {name: BROKERS[name] for name in SERVERS}), _chosen("BACKEND", BACKENDS), _chosen("POOL", POOLS)
+    )
+]
+
+
+def marks(combination: Combination) -> list[str]:
+    """A mark for each axis: `-m "redis and gevent"`, `-m "rabbitmq and backend_rpc"`."""
+    return [combination.broker.name, f"backend_{combination.backend.name}", combination.pool.name]
+
+
+def parameters(combinations: list[Combination]) -> list[Any]:
+    return [pytest.param(one, id=str(one), marks=[getattr(pytest.mark, name) for name in marks(one)]) for one in combinations]
