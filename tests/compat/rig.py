@@ -19,6 +19,8 @@ from tests.harness.workers import PLAIN_CELERY, Process, wait_for_worker, worker
 #: Celery without the kit, and the kit's engines.
 SIDES = (PLAIN_CELERY, "plain", "fast")
 KIT = SIDES[1:]
+#: The app of each side, as `celery -A` names it.
+APP = "tests.compat.side"
 #: In seconds; a client that has not exited by then hangs.
 CLIENT_SECONDS = 60
 
@@ -49,10 +51,15 @@ class Side:
     def __post_init__(self) -> None:
         self.queue = self.queue or f"compat-{self.name}-{uuid4().hex[:8]}"
 
-    def environment(self, **more: str) -> dict[str, str]:
+    @property
+    def own(self) -> dict[str, str]:
+        """The environment that makes a process one of this side."""
         engine = {} if self.name == PLAIN_CELERY else {"ENGINE": self.name}
         servers = {"CELERY_BROKER_URL": self.place.broker, "CELERY_RESULT_BACKEND": self.place.results}
-        return {**os.environ, **servers, **engine, "SIDE": self.name, "QUEUE": self.queue, **self.environ, **more}
+        return {**servers, **engine, "SIDE": self.name, "QUEUE": self.queue, **self.environ}
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {**os.environ, **self.own, **more}
 
     def python(self, *argv: str, **environ: str) -> "subprocess.Popen[str]":
         """A process of this side, whose output is read back."""
@@ -77,9 +84,9 @@ class Side:
         outcome = json.loads(out.strip().splitlines()[-1])
         return outcome.get("gave", outcome)
 
-    def start(self, pool: str, *options: str, app: str = "tests.compat.side", **environ: str) -> "Side":
+    def start(self, pool: str, *options: str, concurrency: str = "", **environ: str) -> "Side":
         """Start a worker of this side, and wait until it consumes."""
-        argv = worker_argv(app, pool, self.queue, *options)
+        argv = worker_argv(APP, pool, self.queue, *options, concurrency=concurrency)
         log = Path(tempfile.gettempdir()) / f"{self.queue}.log"
         self.running = Process(argv, log, self.environment(POOL=pool, **environ), self.interpreter)
         wait_for_worker(self.running)
@@ -89,6 +96,12 @@ class Side:
     def said(self) -> str:
         """The worker's log."""
         return self.running.said if self.running else ""
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        assert self.running
+        return self.running.process.pid
 
     @property
     def alive(self) -> bool:
@@ -114,12 +127,12 @@ def worker(
 
 
 @contextmanager
-def workers(*sides: Side, pool: str = "threads", **environ: str) -> Iterator[dict[str, Side]]:
-    """A worker for each of these sides, all started at once; by the side's name."""
+def workers(*sides: Side, pool: str = "threads", concurrency: str = "") -> Iterator[dict[str, Side]]:
+    """A worker for each of these sides, all started at once; by the side's name. `concurrency`: as in `worker_argv`."""
     with ExitStack() as stack, ThreadPoolExecutor() as at_once:
         for side in sides:
             stack.callback(side.stop)
-        list(at_once.map(lambda side: side.start(pool, **environ), sides))
+        list(at_once.map(lambda side: side.start(pool, concurrency=concurrency), sides))
         yield {side.name: side for side in sides}
 
 

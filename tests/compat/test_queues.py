@@ -71,7 +71,7 @@ def test_whoever_sends_to_a_queue_that_is_another_is_told_so(rabbitmq: Place) ->
     for name in KIT:
         (note,) = gave[name]["notes"]
         assert f"the exchange {other!r} is there already" in note
-    command = ("-m", "tests.compat.cases.tools", "producer", "compat.add", "[1, 2]")
+    command = ("-m", "tests.compat.cases.tools", "send", "compat.add", "[1, 2]")
     with sides["fast"].python(*command, QUEUE=other) as process:
         _, err = process.communicate(timeout=SECONDS)
     (line,) = err.splitlines()

@@ -74,10 +74,14 @@ class Process:
         return "ready." in said
 
 
-def worker_argv(app: str, pool: str, queue: str, *options: str, concurrency: int | None = None) -> list[str]:
-    """The arguments of `python` for a worker of an app on a queue; its node name is its own."""
+def worker_argv(app: str, pool: str, queue: str, *options: str, concurrency: str = "") -> list[str]:
+    """The arguments of `python` for a worker of an app on a queue, with a node name that no other worker has.
+
+    `concurrency`: a number, `auto`, or `none` for a worker that is given none; by default :data:`CONCURRENCY`.
+    """
     argv = ["-m", "celery", "-A", app, "worker", "--pool", pool, "-Q", queue, "-n", f"{uuid4().hex[:6]}@test", "-l", "INFO"]
-    return [*argv, "-c", str(concurrency or CONCURRENCY[pool]), *POOLS[pool].worker_flags, *options]
+    size = [] if concurrency == "none" else ["-c", concurrency or str(CONCURRENCY[pool])]
+    return [*argv, *size, *POOLS[pool].worker_flags, *options]
 
 
 def wait_for_worker(process: Process) -> None:

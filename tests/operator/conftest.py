@@ -24,7 +24,7 @@ class Process(harness.Process):
 
     def __init__(self, argv: Sequence[str], log: Path, beat: Path, environ: dict[str, str], cwd: Path = ROOT) -> None:
         self.beat = beat
-        super().__init__(argv, log, {**environ, "HEARTBEAT_FILE": str(beat)}, cwd=cwd)
+        super().__init__(argv, log, {"HEARTBEAT_FILE": str(beat), **environ}, cwd=cwd)
 
     def lines(self) -> list[dict[str, Any]]:
         """What it logged as JSON, whole lines alone."""

@@ -20,9 +20,7 @@ def test_stop_while_it_sends(machine: Machine) -> None:
 
 def test_stop_while_the_broker_is_away(machine: Machine) -> None:
     """A beat that has no broker to send to ends within its grace."""
-    beat = machine.start(
-        "celery", "-A", "app", "beat", "-l", "INFO", CELERY_BROKER_URL="redis://127.0.0.1:1/0", REPORT_EVERY="1"
-    )
+    beat = machine.start(*BEAT, CELERY_BROKER_URL="redis://127.0.0.1:1/0", REPORT_EVERY="1")
     until("it tries", lambda: "beat: Connection error" in beat.said)
     os.kill(beat.process.pid, signal.SIGTERM)
     assert beat.process.wait(10) == 0, beat.said

@@ -123,7 +123,7 @@ def test_elastic_apm(outcomes: Outcomes) -> None:
                 "errors": [(one["exception"]["type"], one["trace_id"] == trace) for one in errors()],
             }
 
-    module = "tests.packages.cases.apm"
+    module = "tests.packages.cases.tasks"
     good = (f"{module}.works", "SUCCESS", "success", True)
     expected = {"runs": [(f"{module}.fails", "FAILURE", "failure", True), good, good, good], "errors": [("ValueError", True)]}
     judge("elastic-apm", outcomes(scenario), expected)

@@ -6,7 +6,7 @@ from typing import Any
 import elasticapm
 from elasticapm.contrib.celery import register_exception_tracking, register_instrumentation
 
-from tests.compat.side import app
+from tests.packages.cases.tasks import send_each_way
 
 client = elasticapm.Client(
     {
@@ -22,22 +22,10 @@ register_exception_tracking(client)
 register_instrumentation(client)
 
 
-@app.task(name="packages.works")
-def works(word: str) -> str:
-    return word
-
-
-@app.task(name="packages.fails")
-def fails(word: str) -> None:
-    raise ValueError(word)
-
-
 def sent() -> Any:
     """Tasks within a transaction, each way that they can be sent; gives the transaction's trace."""
     transaction = client.begin_transaction("test")
-    results = [works.delay("first"), works.delay("second"), app.send_task("packages.works", ("named",)), fails.delay("x")]
-    for result in results:
-        result.get(timeout=20, propagate=False)
+    send_each_way()
     client.end_transaction("producer", "done")
     client.close()
     return transaction.trace_parent.trace_id

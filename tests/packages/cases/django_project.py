@@ -10,32 +10,14 @@ django.setup()
 from django.db import transaction  # noqa: E402
 from django_celery_beat.models import IntervalSchedule, PeriodicTask  # noqa: E402
 from django_celery_results.models import TaskResult  # noqa: E402
-from redis import Redis  # noqa: E402
 
 from tests.compat.side import app  # noqa: E402
 from tests.harness.waiting import until  # noqa: E402
-
-NOTES = Redis.from_url(os.environ["LOCKS"], decode_responses=True)
-KEY = f"{os.environ['QUEUE']}:notes"
+from tests.packages.cases.tasks import KEY, NOTES, fails, note, works  # noqa: E402
 
 if backend := os.environ.get("DJANGO_BACKEND"):
     app.conf.result_backend = backend
     app.conf.result_extended = True
-
-
-@app.task(name="packages.works")
-def works(word: str) -> str:
-    return word
-
-
-@app.task(name="packages.fails")
-def fails(word: str) -> None:
-    raise ValueError(word)
-
-
-@app.task(name="packages.note")
-def note(word: str) -> None:
-    NOTES.rpush(KEY, word)
 
 
 def on_commit() -> Any:
@@ -63,7 +45,7 @@ def kept() -> Any:
 def scheduled() -> Any:
     """An entry that is written into the database is sent by beat."""
     every, _ = IntervalSchedule.objects.get_or_create(every=1, period=IntervalSchedule.SECONDS)
-    PeriodicTask.objects.create(interval=every, name="often", task="packages.works", args='["by beat"]')
-    rows = TaskResult.objects.filter(task_name="packages.works", status="SUCCESS", periodic_task_name="often")
+    PeriodicTask.objects.create(interval=every, name="often", task=works.name, args='["by beat"]')
+    rows = TaskResult.objects.filter(task_name=works.name, status="SUCCESS", periodic_task_name="often")
     until("beat has sent it twice, and a worker has run it", lambda: rows.count() >= 2, 40)
     return {"value": rows[0].result}

@@ -1,18 +1,7 @@
 """Tasks for those that listen to events."""
 
-from typing import Any
-
 from tests.compat.side import app
-
-
-@app.task(name="packages.works")
-def works(word: str) -> str:
-    return word
-
-
-@app.task(name="packages.fails")
-def fails(word: str) -> None:
-    raise ValueError(word)
+from tests.packages.cases.tasks import send_each_way
 
 
 @app.task(name="packages.warm")
@@ -24,6 +13,5 @@ def warm() -> None:
     warm_up.delay().get(timeout=20)
 
 
-def sent() -> Any:
-    for result in [works.delay("first"), works.delay("second"), app.send_task("packages.works", ("named",)), fails.delay("x")]:
-        result.get(timeout=20, propagate=False)
+def sent() -> None:
+    send_each_way()

@@ -10,7 +10,7 @@ from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
-from tests.compat.side import app
+from tests.packages.cases.tasks import send_each_way
 
 
 class Exporter(SpanExporter):
@@ -28,20 +28,8 @@ instrumentor: Any = CeleryInstrumentor
 instrumentor().instrument(tracer_provider=provider)
 
 
-@app.task(name="packages.works")
-def works(word: str) -> str:
-    return word
-
-
-@app.task(name="packages.fails")
-def fails(word: str) -> None:
-    raise ValueError(word)
-
-
 def sent() -> Any:
     """Tasks within a span, each way that they can be sent; gives the span's trace."""
     with trace.get_tracer(__name__).start_as_current_span("producer") as span:
-        results = [works.delay("first"), works.delay("second"), app.send_task("packages.works", ("named",)), fails.delay("x")]
-        for result in results:
-            result.get(timeout=20, propagate=False)
+        send_each_way()
     return f"0x{span.get_span_context().trace_id:032x}"

@@ -8,6 +8,7 @@ from celery.schedules import schedule
 from sentry_sdk.integrations.celery import CeleryIntegration
 
 from tests.compat.side import app
+from tests.packages.cases.tasks import send_each_way, works
 
 sentry_sdk.init(
     dsn=f"http://key@{os.environ['COLLECTOR']}/1",
@@ -23,24 +24,12 @@ class AtOnce(schedule):
         return True, 60
 
 
-app.conf.beat_schedule = {"often": {"task": "packages.works", "schedule": AtOnce(60.0), "args": ("beat",)}}
-
-
-@app.task(name="packages.works")
-def works(word: str) -> str:
-    return word
-
-
-@app.task(name="packages.fails")
-def fails(word: str) -> None:
-    raise ValueError(word)
+app.conf.beat_schedule = {"often": {"task": works.name, "schedule": AtOnce(60.0), "args": ("beat",)}}
 
 
 def sent() -> Any:
     """Tasks within a transaction, each way that they can be sent; gives the transaction's trace."""
     with sentry_sdk.start_transaction(op="test", name="producer") as transaction:
-        results = [works.delay("first"), works.delay("second"), app.send_task("packages.works", ("named",)), fails.delay("x")]
-        for result in results:
-            result.get(timeout=20, propagate=False)
+        send_each_way()
     sentry_sdk.flush(10)
     return transaction.trace_id
