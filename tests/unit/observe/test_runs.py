@@ -14,7 +14,7 @@ import pytest
 from app.tasks.reports import daily_statistics
 from celery_kit.base.target import ROOT
 from celery_kit.observe import runs
-from tests.wait import until
+from tests.harness.waiting import until
 
 
 @pytest.fixture(autouse=True)
