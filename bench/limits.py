@@ -19,31 +19,11 @@ from typing import Any
 import amqp
 from redis import Redis
 
+from celery_kit.base.lua import script
+
 BATCH, ACKNOWLEDGED = 64, 32
 BODY = json.dumps([["x" * 100], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
 QUEUE = "bench"
-
-#: Acknowledges a batch, takes the next and records it as unacknowledged. ARGV: how many, its number, the last one's tags.
-TAKE = {
-    "lean": """
-if #ARGV > 2 then redis.call('HDEL', KEYS[2], unpack(ARGV, 3)) end
-local taken = redis.call('RPOP', KEYS[1], ARGV[1]) or {}
-for number, message in ipairs(taken) do redis.call('HSET', KEYS[2], ARGV[2] .. '-' .. number, message) end
-return taken
-""",
-    "celerys": """
-if #ARGV > 2 then
-  redis.call('HDEL', KEYS[2], unpack(ARGV, 3))
-  redis.call('ZREM', KEYS[3], unpack(ARGV, 3))
-end
-local taken, now = redis.call('RPOP', KEYS[1], ARGV[1]) or {}, redis.call('TIME')[1]
-for number, message in ipairs(taken) do
-  redis.call('HSET', KEYS[2], ARGV[2] .. '-' .. number, message)
-  redis.call('ZADD', KEYS[3], now, ARGV[2] .. '-' .. number)
-end
-return taken
-""",
-}
 
 
 def lean(writes: Any, number: int, value: int, _: str = "") -> None:
@@ -72,7 +52,7 @@ def redis(loop: str, number: int) -> float:
     else:
         for start in range(0, number, 1_000):
             client.lpush(QUEUE, *[BODY] * min(1_000, number - start))
-    take, store, done, batches = client.register_script(TAKE[loop]), STORE[loop], 0, 0
+    take, store, done, batches = client.register_script(script("bench.limits", loop)), STORE[loop], 0, 0
     acks: list[str] = []
     began = time.perf_counter()
     while batch := take(keys=[QUEUE, "limit.unacked", "limit.unacked_index"], args=[BATCH, batches, *acks]):

@@ -21,6 +21,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import ResponseError
 
+from celery_kit.base.lua import script
 from celery_kit.base.messages import DEAD
 from celery_kit.brokers.redis import dead
 from celery_kit.engine.prefetch import MOST, STALLED, Pace
@@ -43,74 +44,7 @@ YIELD, MOST_YIELD = 0.001, 0.016
 #: Seconds that messages are handed over before the loop gets a turn: a task on solo runs while it is handed over.
 SLICE = 0.01
 
-#: KEYS: the unacknowledged messages' hash and index, the dead letters' hash, then the lists, `width` of each priority.
-#: ARGV: room (messages), bytes, width, then the acknowledged tags.
-#: Gives pairs of a list's place and a message; the place is negative where it is no whole message, and was set aside.
-#: Where even that fails it waits beside its list: celery_kit/brokers/redis/dead.py, collect.
-#: A message is recorded with the server's time, as in celery_kit/fixes/server_clock.py.
-#: Its tag stands in its properties, at its end: decoding one of 1 MB would hold the server up for 10 ms.
-FETCH = """
-local unacked, index, dead = KEYS[1], KEYS[2], KEYS[3]
-local room, bytes, width = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-if #ARGV > 3 then
-  redis.call('ZREM', index, unpack(ARGV, 4))
-  redis.call('HDEL', unacked, unpack(ARGV, 4))
-end
-local time = redis.call('TIME')
-local now = time[1] .. '.' .. string.format('%06d', time[2])
-local function decode(text)
-  local fine, found = pcall(cjson.decode, text)
-  if fine and type(found) == 'table' then return found end
-end
-local function properties(message)
-  local tail, from, start = string.sub(message, -4096), 1, nil
-  repeat
-    local _, last = string.find(tail, '"properties": ', from, true)
-    if last then start, from = last + 1, last + 1 end
-  until not last
-  local found = start and decode(string.sub(tail, start, -2))
-  if not found or not found.delivery_tag then found = (decode(message) or {}).properties end
-  local to = type(found) == 'table' and type(found.delivery_tag) == 'string' and found.delivery_info
-  return type(to) == 'table' and type(to.exchange) == 'string' and type(to.routing_key) == 'string' and found
-end
-local found, records, scores = {}, {}, {}
-local function take(place)
-  local message = redis.call('RPOP', KEYS[place])
-  if not message then return false end
-  local its = properties(message)
-  if its then
-    local to = its.delivery_info
-    records[#records + 1] = its.delivery_tag
-    records[#records + 1] = '[' .. message .. ', ' .. cjson.encode(to.exchange) .. ', ' .. cjson.encode(to.routing_key) .. ']'
-    scores[#scores + 1] = now
-    scores[#scores + 1] = its.delivery_tag
-  else
-    local record = cjson.encode({list = KEYS[place], item = message, at = time[1]})
-    local kept = redis.pcall('HSET', dead, string.sub(redis.sha1hex(message), 1, 12), record)
-    if type(kept) == 'table' and kept.err then redis.call('LPUSH', KEYS[place] .. '.malformed', message) end
-  end
-  found[#found + 1] = its and place - 3 or 3 - place
-  found[#found + 1] = message
-  room, bytes = room - 1, bytes - #message
-  return true
-end
-for first = 4, #KEYS, width do
-  repeat
-    local more = false
-    for place = first, first + width - 1 do
-      if room > 0 and bytes > 0 and take(place) then more = true end
-    end
-  until not more
-end
-if #records > 0 then
-  redis.call('HSET', unacked, unpack(records))
-  redis.call('ZADD', index, unpack(scores))
-end
-if room > 0 and bytes > 0 then redis.call('EXISTS', unpack(KEYS, 4)) end
-return found
-"""
-
-
+FETCH = script(__name__, "fetch")
 #: Acknowledgements that the server has not got yet, by its address and their hash: they outlive the connection that a message
 #: came by, so that a server which froze, or a connection that died, has no task run again.
 ACKS: defaultdict[tuple[str, str], deque[str]] = defaultdict(deque)

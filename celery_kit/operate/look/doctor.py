@@ -230,7 +230,7 @@ def images(scene: Scene) -> Found:
     mine = hashlib.sha256(b"".join(path.read_bytes() for folder in CODE for path in _sorted(ROOT / folder))).hexdigest()
     for one in scene.inspected:
         if one["Config"]["Labels"].get("com.docker.compose.service") == "worker" and one["State"]["Running"]:
-            listed = f"cd /srv && find {' '.join(CODE)} -name '*.py' | LC_ALL=C sort | xargs cat | sha256sum"
+            listed = f"cd /srv && find {' '.join(CODE)} -name '*.py' -o -name '*.lua' | LC_ALL=C sort | xargs cat | sha256sum"
             theirs = ask("docker", "exec", one["Id"], "sh", "-c", listed).stdout.split()
             if theirs and theirs[0] != mine:
                 yield (
@@ -273,7 +273,8 @@ def _installed(name: str) -> str | None:
 
 
 def _sorted(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.py"), key=lambda path: f"./{path.relative_to(folder)}".encode())
+    code = (path for path in folder.rglob("*") if path.suffix in (".py", ".lua"))
+    return sorted(code, key=lambda path: f"./{path.relative_to(folder)}".encode())
 
 
 def _beats_here() -> list[int]:

@@ -20,7 +20,13 @@ def main(*options: str) -> None:
     print(f"watching {' and '.join(map(str, WATCHED))}; Ctrl-C ends it", file=sys.stderr, flush=True)
     os.environ.setdefault("WORKER_REDIRECT_STDOUTS", "0")  # Celery would make a log line of each answer of a debugger
     words = f"{sys.executable} -m app.worker --hostname dev@%h {' '.join(options)}"
-    run_process(*WATCHED, target=words, target_type="command", watch_filter=PythonFilter(), sigint_timeout=stop_grace())
+    run_process(
+        *WATCHED,
+        target=words,
+        target_type="command",
+        watch_filter=PythonFilter(extra_extensions=(".lua",)),
+        sigint_timeout=stop_grace(),
+    )
 
 
 if __name__ == "__main__":

@@ -9,26 +9,7 @@ from typing import Any
 
 from redis import Redis, exceptions
 
-#: KEYS: the key. ARGV: my claim, milliseconds, the claim of a dead run that may be taken over. Gives nil, or what stands there.
-CLAIM = """
-local found = redis.call('GET', KEYS[1])
-if found and found ~= ARGV[3] then return found end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return nil
-"""
-#: KEYS: the key. ARGV: my claim, what to put in its place, milliseconds. Where the claim has run out meanwhile, the place is
-#: free; where another run has it, nothing is written. Gives 1 if written.
-REPLACE = """
-local found = redis.call('GET', KEYS[1])
-if found and found ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return 1
-"""
-#: KEYS: the key. ARGV: my claim.
-RELEASE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-return nil
-"""
+from celery_kit.base.lua import script
 
 
 class Claims:
@@ -38,7 +19,9 @@ class Claims:
 
     def __init__(self, client: Redis, prefix: str = "") -> None:
         self._client, self._prefix = client, prefix
-        self._claim, self._replace, self._release = map(client.register_script, (CLAIM, REPLACE, RELEASE))
+        self._claim, self._replace, self._release = (
+            client.register_script(script(__name__, name)) for name in ("claim", "replace", "release")
+        )
 
     def claim(self, key: str, mine: bytes, seconds: float, dead: bytes = b"") -> bytes | None:
         """Take the key, if it is free or `dead` stands there: None. Otherwise what stands there."""

@@ -20,34 +20,11 @@ from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoScriptError
 
+from celery_kit.base.lua import script
 from celery_kit.engine.commit import Write, commit
 from celery_kit.engine.quick_json import kombus_writer, quoted, text_of
 
-#: ARGV: seconds until it expires, the states that it must not take the place of, and the value for each of KEYS.
-#: Gives the places of those whose key holds what is no JSON: they are not stored.
-STORE = """
-local expires, lasting, others = tonumber(ARGV[1]), ARGV[2], {}
-for i, key in ipairs(KEYS) do
-  local value, keep, old = ARGV[i + 2], false, redis.call('GET', key)
-  if old then
-    local ok, meta = pcall(cjson.decode, old)
-    if not ok or type(meta) ~= 'table' then
-      others[#others + 1], keep = i, true
-    else
-      keep = string.find(lasting, ' ' .. tostring(meta.status) .. ' ', 1, true)
-    end
-  end
-  if not keep then
-    if expires > 0 then
-      redis.call('SET', key, value, 'EX', expires)
-    else
-      redis.call('SET', key, value)
-    end
-    redis.call('PUBLISH', key, value)
-  end
-end
-return others
-"""
+STORE = script(__name__, "store")
 
 
 def _made(write: Write) -> bytes | str:

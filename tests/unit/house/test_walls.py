@@ -1,6 +1,7 @@
 """The walls of the house: each module stands by itself, and importing the kit changes nothing."""
 
 import json
+import re
 import subprocess
 import sys
 from pkgutil import walk_packages
@@ -70,3 +71,10 @@ def test_no_module_is_longer_than_one_idea() -> None:
 
 def test_the_users_part_is_small() -> None:
     assert sum(len(path.read_text().splitlines()) for path in (ROOT / "app").rglob("*.py")) < 500
+
+
+def test_lua_stands_in_files_of_its_own() -> None:
+    """Beside the module that uses it, where an editor knows what it is."""
+    code = [path for folder in ("celery_kit", "bench") for path in (ROOT / folder).rglob("*.py")]
+    assert not [path for path in code if re.search(r"redis\.p?call\(", path.read_text())]
+    assert all("redis.call(" in path.read_text() for path in (ROOT / "celery_kit").rglob("*.lua"))
