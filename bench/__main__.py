@@ -21,13 +21,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import report
-from bench.contenders import CELERYS, CORES, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender
+from bench.contenders import CELERYS, CORES, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender, otherwise
 from bench.idle import side_by_side
+from bench.parts import ROWS, SIDES, contender, lines, without
 from bench.publish import WAYS
 from bench.rounds import ROOT, Case, NothingDoneError, consume, environment
 from bench.soak import soak
 from celery_kit.base.refusals import choose, refuse, whole_number
 from celery_kit.brokers import BROKERS
+from celery_kit.engine.parts import WORKER, Part
 from celery_kit.pools.table import POOLS
 from testbed.environments import PEERS, WORKERS
 from testbed.places import Place, Servers
@@ -127,11 +129,13 @@ def publish(plan: Plan) -> Iterator[Trial]:
     for broker in plan.brokers:
         case = Case(broker, "solo")
         for way, times in WAYS.items():
-            yield Trial("publish", f"publish {broker}", way, case, _publish(way, (500 if plan.quick else 2_000) * times, case))
+            yield Trial(
+                "publish", f"publish {broker}", way, case, _publish(way, (500 if plan.quick else 2_000) * times, case, {})
+            )
 
 
-def _publish(way: str, number: int, case: Case) -> Measure:
-    engine = SETTINGS if way == "plain delay" else FAST  # plain: no engine of the kit's is in its process
+def _publish(way: str, number: int, case: Case, environ: dict[str, str]) -> Measure:
+    engine = SETTINGS if way == "plain delay" else otherwise(way, environ)  # plain: no engine of the kit's is in its process
 
     def measure(servers: Servers) -> dict[str, Any]:
         with servers.place() as place:
@@ -159,6 +163,39 @@ def choices(plan: Plan) -> Iterator[Trial]:
     for broker in plan.brokers:
         for pool in plan.pools:
             yield from plan.consumed("choices", (FAST, *OTHERWISE), Case(broker, pool))
+
+
+def parts(plan: Plan) -> Iterator[Trial]:
+    """The fast engine with one of its parts left out at a time, each beside the whole engine: workers, and producers."""
+    for broker in plan.brokers:
+        for side, way in SIDES.items():
+            for pool in plan.pools if side == WORKER else [side]:
+                for part in ROWS.values():
+                    if part.works(side, broker, pool if side == WORKER else ""):
+                        case = Case(broker, pool)
+                        measure = (
+                            _worker_without(part, case, plan) if side == WORKER else _producer_without(part, way, case, plan)
+                        )
+                        yield Trial("parts", f"parts {case} {part.name}", part.name, case, measure)
+
+
+def _worker_without(part: Part, case: Case, plan: Plan) -> Measure:
+    other = contender(part)
+    return _in_turn(*(_consume(one, case, plan.seconds) for one in (FAST, other)))
+
+
+def _producer_without(part: Part, way: str, case: Case, plan: Plan) -> Measure:
+    number = (500 if plan.quick else 2_000) * WAYS[way]
+    return _in_turn(*(_publish(way, number, Case(case.broker, "solo"), environ) for environ in ({}, without(part))))
+
+
+def _in_turn(whole: Measure, other: Measure) -> Measure:
+    """One after the other; gives the figures of `other`, and the whole engine's as `whole_…`."""
+
+    def measure(servers: Servers) -> dict[str, Any]:
+        return {f"whole_{name}": value for name, value in whole(servers).items()} | other(servers)
+
+    return measure
 
 
 def idle(plan: Plan) -> Iterator[Trial]:
@@ -196,8 +233,12 @@ def _soak(contender: Contender, case: Case, tasks: int) -> Measure:
 
 
 SECTIONS: dict[str, Callable[[Plan], Iterator[Trial]]] = {
-    one.__name__: one for one in (pools, peers, limits, publish, work, choices, idle, lasting)
+    one.__name__: one for one in (pools, peers, limits, publish, work, choices, parts, idle, lasting)
 }
+
+
+#: Sections that take their time, and are measured where ONLY names them.
+BY_NAME = ("parts", "lasting")
 
 
 def about(plan: Plan) -> dict[str, Any]:
@@ -217,6 +258,7 @@ def about(plan: Plan) -> dict[str, Any]:
         "servers": [],
         "rounds": plan.rounds,
         "seconds": plan.seconds,
+        "lines": lines(),
     }
 
 
@@ -276,7 +318,7 @@ def main() -> None:
     )
     sections = chosen("ONLY", SECTIONS)
     if not os.environ.get("ONLY"):
-        sections = ["pools"] if quick else [name for name in sections if name != "lasting"]
+        sections = ["pools"] if quick else [name for name in sections if name not in BY_NAME]
     earlier = Path(os.environ["COMPARE"]) if os.environ.get("COMPARE") else None
     if earlier and not earlier.is_file():
         refuse(f"COMPARE={earlier}: there is no such file; allowed: a bench.json of an earlier run")

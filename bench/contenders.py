@@ -120,7 +120,7 @@ def _peers() -> list[Contender]:
     ]  # fmt: skip
 
 
-def _otherwise(name: str, environ: Mapping[str, str], *options: str) -> Contender:
+def otherwise(name: str, environ: Mapping[str, str], *options: str) -> Contender:
     """The kit's worker with one choice made otherwise."""
     settings = {**FAST.settings, **environ}
     return replace(FAST, name=name, settings=settings, worker=lambda pool, number: [*FAST.worker(pool, number), *options])
@@ -132,11 +132,11 @@ FAST = _kit("fast", 30_000)
 CELERYS = (PLAIN, SETTINGS, FAST)
 #: One choice each that the kit makes for speed, or against it, made otherwise; by the name that a user would write.
 OTHERWISE = (
-    _otherwise("WORKER_PREFETCH_MULTIPLIER=1", {"WORKER_PREFETCH_MULTIPLIER": "1"}),
-    _otherwise("DELIVERY=at-most-once", {"DELIVERY": "at-most-once"}),
-    _otherwise("task_track_started=False", {}, "--", "task.track_started=0"),
-    _otherwise("WORKER_SEND_TASK_EVENTS=1", {"WORKER_SEND_TASK_EVENTS": "1"}),
-    _otherwise("LOGLEVEL=INFO", {}, "--loglevel", "INFO"),
-    _otherwise("USE_FAST_LOCALS off", {"USE_FAST_LOCALS": ""}),
+    otherwise("WORKER_PREFETCH_MULTIPLIER=1", {"WORKER_PREFETCH_MULTIPLIER": "1"}),
+    otherwise("DELIVERY=at-most-once", {"DELIVERY": "at-most-once"}),
+    otherwise("task_track_started=False", {}, "--", "task.track_started=0"),
+    otherwise("WORKER_SEND_TASK_EVENTS=1", {"WORKER_SEND_TASK_EVENTS": "1"}),
+    otherwise("LOGLEVEL=INFO", {}, "--loglevel", "INFO"),
+    otherwise("USE_FAST_LOCALS off", {"USE_FAST_LOCALS": ""}),
 )
 PEER_ROWS = tuple(_peers())

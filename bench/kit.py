@@ -2,7 +2,7 @@
 
 import sys
 
-import app  # noqa: F401  # whose producer it is
+import app  # noqa: F401  # the app of this process
 import bench.celerys  # noqa: F401  # its tasks
 from celery_kit.produce.send import send_many
 

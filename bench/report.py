@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from celery_kit.engine.parts import PARTS
 from testbed.environments import PEERS, ROOT
 
 #: What a user may set, in the order in which the report repeats it.
@@ -51,11 +52,15 @@ def ratios(ours: Trial, theirs: Trial, figure: str = "rate") -> list[float]:
 
 def times(ours: Trial | None, theirs: Trial | None, figure: str = "rate") -> str:
     """The median ratio, and its spread: `4.1 (3.9-4.4)`; nothing where one of them was not measured."""
-    found = ratios(ours, theirs, figure) if ours and theirs else []
+    return spread(ratios(ours, theirs, figure) if ours and theirs else [])
+
+
+def spread(found: list[float]) -> str:
+    """The median of some ratios, the smallest first, and their spread; nothing where there are none."""
     if not found:
         return ""
-    spread = f" ({_short(found[0])}-{_short(found[-1])})" if len(found) > 1 else ""
-    return f"{_short(statistics.median(found))}{spread}"
+    ends = f" ({_short(found[0])}-{_short(found[-1])})" if len(found) > 1 else ""
+    return f"{_short(statistics.median(found))}{ends}"
 
 
 def _short(ratio: float) -> str:
@@ -154,6 +159,26 @@ def choices(found: dict[str, Any]) -> str:
     return table(["one choice otherwise: x as it is", *heads], rows)
 
 
+def parts(found: dict[str, Any]) -> str:
+    trials = {(one["name"], one["case"]["broker"], one["case"]["pool"]): one for one in of(found, "parts")}
+    cases = list(dict.fromkeys((broker, pool) for _, broker, pool in trials))
+    rows = []
+    for name in dict.fromkeys(name for name, *_ in trials):
+        said = f"`{name}`: {PARTS[name].what}" if name in PARTS else f"`{name}`"
+        rows.append([said, *(_without(trials.get((name, *case))) for case in cases)])
+    text = table(["without this part: x the whole engine", *map(" ".join, cases)], rows)
+    said = "tasks/s; CPU a task. Of `delay` and `send_many`: one producer."
+    lines = found.get("runs", {}).get("parts", found["about"]).get("lines", 0)
+    return f"{text}\n\n{said} The fast path has {lines:,} lines (bench/parts.py, FILES)." if rows else ""
+
+
+def _without(trial: Trial | None) -> str:
+    if not trial:
+        return ""
+    rate, cpu = (sorted(one[what] / one[f"whole_{what}"] for one in trial["rounds"]) for what in ("rate", "cpu"))
+    return f"{spread(rate)}; {_short(statistics.median(cpu))}"
+
+
 def _at_rest(trial: Trial, figure: str) -> str:
     _, by, digits = AT_REST[figure]
     return f"{median(trial, figure) * by:.{digits}f}"
@@ -230,13 +255,14 @@ def _idle_behind(ours: Trial, plain: Trial) -> Iterator[list[str]]:
 
 
 #: The tables, and the sections that each is made from.
-PARTS: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
+TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "One worker of each pool": (pools, ("pools",)),
     "All cores, beside the peers": (peers, ("peers",)),
     "Beside the bare client library": (limits, ("limits",)),
     "Publishing, one producer": (publish, ("publish",)),
     "Other work": (other, WORK),
     "What a choice gains or costs": (choices, ("choices",)),
+    "What a part of the fast engine is worth": (parts, ("parts",)),
     "Idle": (idle, ("idle",)),
     "Where plain Celery is ahead": (slower, ("pools", *WORK, "idle")),
     "A worker that goes on": (lasting, ("lasting",)),
@@ -287,7 +313,7 @@ def compared(found: dict[str, Any], earlier: dict[str, Any]) -> str:
 def markdown(found: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
     runs = runs_of(found)
     parts = ["# Benchmark" if "runs" in found else f"# Benchmark\n\n{made_by(found)}"]
-    for title, (make, sections) in PARTS.items():
+    for title, (make, sections) in TABLES.items():
         if text := make(found):
             its = ", ".join(str(runs.index(run) + 1) for run in runs_of(found, *sections))
             parts.append(f"## {title}\n\n{text}" + (f"\n\nRun {its}." if "runs" in found else ""))

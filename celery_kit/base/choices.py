@@ -116,6 +116,11 @@ def max_deliveries(environ: Mapping[str, str] = os.environ) -> int:
     return whole_number("MAX_DELIVERIES", environ.get("MAX_DELIVERIES") or "20", 1, 20)
 
 
+def engine_without(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The parts that the fast engine is to leave out, by name (celery_kit/engine/parts.py)."""
+    return tuple((environ.get("ENGINE_WITHOUT") or "").replace(",", " ").split())
+
+
 def report_bytes(environ: Mapping[str, str] = os.environ) -> int:
     """What the lines of all runs (celery_kit/observe/runs.py) may take on a day, in bytes; 0: none are written."""
     return 1_000_000 * whole_number("REPORT_MEGABYTES", environ.get("REPORT_MEGABYTES") or "0", 0, 1_000_000, "megabytes a day")

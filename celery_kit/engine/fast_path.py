@@ -15,7 +15,6 @@ from time import monotonic, time
 from typing import Any
 from weakref import ref
 
-import celery
 from celery import bootsteps, signals
 from celery.app import trace
 from celery.app.trace import fast_trace_task, trace_task_ret
@@ -26,11 +25,10 @@ from celery.worker import strategy as celerys
 from celery_kit.base.messages import DELIVERIES
 from celery_kit.engine.commit import REQUEST
 from celery_kit.engine.commit_worker import Request as GroupRequest
+from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import JSON, kombus_reader, parse
 from celery_kit.engine.trace import quick
 
-#: The Celery that it was written for; with another one every message goes Celery's way.
-CELERY = "5.7."
 STRATEGY, CELERYS_STRATEGY = "celery_kit.engine.fast_path:strategy", "celery.worker.strategy:default"
 #: What asks for more than the short way has.
 ASKS = ("eta", "expires", "stamped_headers", DELIVERIES)
@@ -218,7 +216,7 @@ class Lane:
 def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
     """Celery's default strategy of a task; its short way beside it, where the task is fit for that."""
     handle: Any = celerys.default(task, app, consumer, **options)
-    if task.acks_late and task.Request == REQUEST and kombus_reader() and celery.__version__.startswith(CELERY):
+    if task.acks_late and task.Request == REQUEST and kombus_reader():
         handle.lane = Lane(task, app, consumer)
     return handle  # type: ignore[no-any-return]
 
@@ -232,7 +230,7 @@ class Step(bootsteps.StartStopStep):
     requires = ("celery_kit.engine.commit_worker:Step",)
 
     def include_if(self, parent: Any) -> bool:
-        return hasattr(parent.app.backend, "store_group")
+        return hasattr(parent.app.backend, "store_group") and on("fast_path")
 
     def create(self, parent: Any) -> None:
         for task in parent.app.tasks.values():

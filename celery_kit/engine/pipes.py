@@ -15,13 +15,10 @@ from importlib import import_module
 from struct import unpack_from
 from typing import Any
 
-import celery
-
 from celery_kit.base.signals import celeryd_init
+from celery_kit.engine.parts import on
 from celery_kit.pools.table import chosen
 
-#: The Celery that it was written for; with another one its own pipes are used.
-CELERY = "5.7."
 UNAVAIL = (errno.EAGAIN, errno.EINTR)
 #: Read at once, in bytes.
 AHEAD = 65_536
@@ -120,5 +117,5 @@ def _install(conf: Any, options: dict[str, Any], **_: Any) -> None:
     if conf.engine != "fast" or not pool.__module__.endswith(".prefork"):
         return
     asynpool: Any = import_module("celery.concurrency.asynpool")
-    if pool.Pool is asynpool.AsynPool and celery.__version__.startswith(CELERY):
+    if pool.Pool is asynpool.AsynPool and on("pipes"):
         pool.Pool = type("Pool", (asynpool.AsynPool,), {"ResultHandler": result_handler(asynpool.ResultHandler)})

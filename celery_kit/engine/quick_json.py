@@ -10,7 +10,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from celery_kit.engine.parts import on
+
 JSON = "application/json"
+_QUICK = on("quick_json")
 
 # kombu-stubs are those of an older one.
 kombus: Any = import_module("kombu.utils.json")
@@ -43,7 +46,7 @@ def kombus_writer() -> bool:
 
 def parse(text: str) -> Any:
     """What a text says. Raises ValueError."""
-    if "__type__" in text:
+    if not _QUICK or "__type__" in text:
         return kombus.loads(text)
     try:
         found, end = _scan(text, 0)
@@ -55,4 +58,4 @@ def parse(text: str) -> Any:
 def text_of(value: Any) -> str:
     """A value as JSON. Raises TypeError, ValueError."""
     write = _WRITERS.get(type(value), _any)
-    return write(value)
+    return write(value) if _QUICK else str(kombus.dumps(value))

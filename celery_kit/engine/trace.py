@@ -25,6 +25,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import loads
 
 from celery_kit.engine.commit import commit
+from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import JSON, kombus_reader, parse
 
 #: What a trace must have for its short form.
@@ -91,6 +92,8 @@ def sending(signal: Any, task: Any) -> Callable[..., None]:
 def quick(task: Any, app: Any, hostname: str) -> Trace:
     """A trace of `task`, for a worker; Celery's own where the task or a setting asks for more than the short one has."""
     celerys: Trace = trace.build_tracer(task.name, task, app.loader, hostname, app=app)
+    if not on("trace"):
+        return celerys
     parts = getclosurevars(celerys).nonlocals
     loader = type(app.loader)
     hooked = (

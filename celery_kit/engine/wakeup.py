@@ -3,6 +3,8 @@
 import socket
 from contextlib import suppress
 
+from celery_kit.engine.parts import on
+
 
 class Bell:
     """The loop polls it as it does a socket, and `hear`s it once it is readable."""
@@ -16,8 +18,9 @@ class Bell:
         return self._heard.fileno()
 
     def ring(self) -> None:
-        with suppress(OSError):  # it rings already, or its loop is gone
-            self._rung.send(b"!")
+        if on("wake_up"):
+            with suppress(OSError):  # it rings already, or its loop is gone
+                self._rung.send(b"!")
 
     def hear(self) -> None:
         with suppress(BlockingIOError):

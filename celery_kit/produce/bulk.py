@@ -16,12 +16,14 @@ from celery.app.routes import MapRoute
 from celery.utils.saferepr import saferepr
 from kombu import Producer as KombuProducer
 from kombu.exceptions import OperationalError
+from kombu.utils.uuid import uuid
 
 from celery_kit.base.correlation import SENT
 from celery_kit.base.ids import ids
 from celery_kit.base.messages import Part, Sample, UnconfirmedError, message_of
 from celery_kit.brokers import room
 from celery_kit.brokers.contract import Bulk
+from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import JSON, kombus_writer, text_of
 from celery_kit.produce.publishing import brief, must_arrive
 
@@ -129,7 +131,7 @@ class Sender:
         self.recorder = _Recorder(producer)
         self.declared: dict[int, Any] = {}
         self.bulk_class: type[Bulk] = getattr(room(app.conf.broker_write_url), "bulk", None) or OneByOne
-        self.ids = ids()
+        self.ids = ids() if on("quick_ids") else iter(uuid, "")
         self.each_is_seen = self._each_is_seen()
         self._model: Model | None = None
 
@@ -222,7 +224,8 @@ class Sender:
         """Something on a message's way has to see each of them, or its body is more than JSON."""
         conf = self.app.conf
         return bool(
-            publishing_is_seen()
+            not on("many_alike")
+            or publishing_is_seen()
             or not kombus_writer()
             or not all(isinstance(route, MapRoute) for route in self.app.amqp.routes)
             or not all(map(is_celerys, way(self.task)))

@@ -27,6 +27,7 @@ from celery_kit.base import correlation
 from celery_kit.base.conf import transport_options as own_options
 from celery_kit.base.messages import Part, RefusedError, UnroutedError
 from celery_kit.brokers import Queues, room, transports
+from celery_kit.engine.parts import on
 from celery_kit.fixes import broadcast
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ PLAIN = (int, float, bool, type(None))
 
 def brief(arguments: Any) -> str | None:
     """What saferepr makes of a task's arguments, where repr says the same five times as fast: of few, plain ones. Else None."""
+    if not on("brief"):
+        return None
     if type(arguments) is dict:
         fit = all(map(_reads_the_same, arguments)) and all(map(_reads_the_same, arguments.values()))
     else:
@@ -160,7 +163,8 @@ class Producers(ProducerPool):
     """Producers that keep their connection and channel between messages."""
 
     def release(self: Any, resource: Any) -> None:
-        Resource.release(self, resource)
+        release = Resource if on("kept_channel") else ProducerPool
+        release.release(self, resource)
 
     def prepare(self, p: Any) -> Any:
         producer: Any = super().prepare(p)

@@ -6,6 +6,7 @@ from typing import Any
 from celery.app.backends import BACKEND_ALIASES
 from kombu.utils.compat import entrypoints
 
+from celery_kit.engine.parts import on
 from celery_kit.results.contract import Backend
 from celery_kit.results.redis.backend import backend as redis
 from celery_kit.results.rpc import backend as rpc
@@ -18,7 +19,7 @@ BACKENDS: dict[str, Backend] = {room.name: room for room in (redis, rpc)}
 @cache
 def classes(engine: str) -> dict[str, str]:
     """By scheme, the rooms' result backends that take the place of Celery's on an engine."""
-    rooms = [backend for backend in BACKENDS.values() if backend.fast_class and engine == "fast"]
+    rooms = [backend for backend in BACKENDS.values() if backend.fast_class and engine == "fast" and on("commit")]
     return {scheme: str(backend.fast_class) for backend in rooms for scheme in backend.schemes}
 
 

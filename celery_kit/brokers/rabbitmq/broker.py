@@ -8,6 +8,7 @@ from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.rabbitmq.bound import bound
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
+from celery_kit.engine.parts import engine, on
 
 if TYPE_CHECKING:
     from celery_kit.base.choices import Choices
@@ -31,10 +32,10 @@ def settings(profile: "Choices") -> dict[str, Any]:
         "task_create_missing_queue_type": "quorum",
         "task_create_missing_queue_exchange_type": "topic",
         "broker_transport_options": {
-            "engine": profile.engine,  # read by celery_kit/produce/publishing.py
+            "engine": engine(profile.engine, "read_ahead"),  # read by celery_kit/produce/publishing.py
             "confirm_publish": True,  # sent is what the broker says that it has
             # ENGINE=fast's, celery_kit/brokers/rabbitmq/window.py: what is sent ahead and goes back counts as delivered.
-            "take_ahead": not profile.prefetch and profile.max_deliveries == BROKER_LIMIT,
+            "take_ahead": not profile.prefetch and profile.max_deliveries == BROKER_LIMIT and on("take_ahead"),
         },
         # Seconds; the broker notices a dead connection after two to three times that, with Celery's 120 after four minutes and
         # more. A worker notices sooner: it looks five times in an interval, and asks (celery_kit/fixes/dead_connection.py).

@@ -14,6 +14,8 @@ from amqp.basic_message import Message
 from amqp.exceptions import UnexpectedFrame
 from amqp.method_framing import frame_handler as amqps_frame_handler
 
+from celery_kit.engine.parts import on
+
 DELIVER = (60, 60)
 _DELIVER = bytes((0, 60, 0, 60))
 METHOD, HEADER, BODY, _HEARTBEAT = 1, 2, 3, 8
@@ -116,6 +118,8 @@ def arguments(data: bytes) -> tuple[str, int, bool, str, str]:
 def frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[tuple[int, int, bytes]], bool]:
     """py-amqp's handler of frames, with deliveries put together here. It says whether a frame was a whole method's last."""
     others = amqps_frame_handler(connection, callback)
+    if not on("frames_in"):
+        return others
     begun: dict[int, Delivery] = {}
 
     def on_frame(frame: tuple[int, int, bytes]) -> bool:

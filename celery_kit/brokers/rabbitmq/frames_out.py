@@ -21,6 +21,7 @@ from amqp.exceptions import MessageNacked, RecoverableConnectionError
 from celery_kit.base.correlation import SENT
 from celery_kit.base.messages import Part, Sample
 from celery_kit.brokers.rabbitmq.frames_in import BODY, END, HEADER, METHOD, OVERHEAD
+from celery_kit.engine.parts import on
 
 CONFIRMS = [spec.Basic.Ack, spec.Basic.Nack]
 _CONFIRMED = {bytes((0, 60, 0, 80)): spec.Basic.Ack, bytes((0, 60, 0, 120)): spec.Basic.Nack}
@@ -188,9 +189,10 @@ class Publishing:
     channel_id: int
     events: dict[str, Any]
     _confirm_selected: bool
+    _quick = False
 
     def confirm_select(self, nowait: bool = False) -> Any:
-        self._confirm_selected = True
+        self._confirm_selected, self._quick = True, on("frames_out")
         return super().confirm_select(nowait)  # type: ignore[misc]
 
     def publish_like(self, part: Part, timeout: float) -> bool:
@@ -199,7 +201,7 @@ class Publishing:
         Raises as its basic_publish_confirm.
         """
         sample, connection = part.sample, self.connection
-        if connection is None or not self._confirm_selected or len(part.body) > connection.frame_max - OVERHEAD:
+        if connection is None or not self._quick or len(part.body) > connection.frame_max - OVERHEAD:
             return False
         to = (sample.exchange, sample.routing_key, int(sample.mandatory))
         try:
@@ -222,7 +224,7 @@ class Publishing:
     ) -> Any:
         connection = self.connection
         frames = None
-        if connection is not None and self._confirm_selected:
+        if connection is not None and self._quick:
             frames = self._frames(msg, exchange, routing_key, bool(mandatory) + 2 * bool(immediate), connection.frame_max)
         if frames is None:
             publish = super()._basic_publish  # type: ignore[misc]
@@ -255,7 +257,7 @@ class Publishing:
         return [*frames, _whole(BODY, channel, body)] if body else frames
 
     def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
-        if method != CONFIRMS or self.events.get("basic_ack"):
+        if method != CONFIRMS or not self._quick or self.events.get("basic_ack"):
             return super().wait(method, callback, timeout, returns_tuple)  # type: ignore[misc]
         connection = self.connection
         if connection is None:

@@ -1,21 +1,16 @@
 """Redis as the broker: a server that keeps its data (append-only file), database 0."""
 
-import logging
 from typing import TYPE_CHECKING, Any
-
-import kombu
 
 from celery_kit.base.capabilities import DOCS, Limit
 from celery_kit.base.choices import MOST_CONCURRENCY
 from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.redis.bulk import Bulk, like
 from celery_kit.brokers.redis.dead import RedisDeadLetters
+from celery_kit.engine.parts import engine, on
 
 #: kombu's transport, with priorities as AMQP means them, and the fast engine's fetch.
 TRANSPORT = "celery_kit.brokers.redis.transport:Transport"
-
-#: The kombu that the fast engine was written for.
-KOMBU = "5.7."
 
 if TYPE_CHECKING:
     from celery_kit.base.choices import Choices
@@ -25,23 +20,12 @@ def url(_: Environ) -> str:
     return "redis://broker:6379/0"
 
 
-def engine(chosen: str, version: str = vars(kombu)["__version__"]) -> str:
-    """The engine that can be used with kombu's `version`; says so where it is not the chosen one."""
-    if chosen == "fast" and not version.startswith(KOMBU):
-        logging.getLogger(__name__).warning(
-            "celery-kit: ENGINE=fast is for kombu %sx, and this is %s: plain it is", KOMBU, version
-        )
-        return "plain"
-    return chosen
-
-
 def settings(profile: "Choices") -> dict[str, Any]:
     return {
         "broker_transport_options": {
-            "engine": engine(
-                profile.engine
-            ),  # read by celery_kit/produce/publishing.py and celery_kit/brokers/redis/transport.py
-            "take_ahead": not profile.prefetch,  # ENGINE=fast's: celery_kit/engine/prefetch.py
+            # Read by celery_kit/produce/publishing.py and celery_kit/brokers/redis/transport.py
+            "engine": engine(profile.engine, "fetch"),
+            "take_ahead": not profile.prefetch and on("take_ahead"),  # ENGINE=fast's: celery_kit/engine/prefetch.py
             # An unacknowledged message runs again after this long: longer than any task, and any ETA's wait (celery #5935).
             "visibility_timeout": profile.visibility_timeout,
             # How often that is looked after, in seconds, and on every look; kombu's 10 and every tenth add 100 s. Whoever dies

@@ -12,6 +12,7 @@ from kombu.utils.uuid import uuid
 from celery_kit.base.correlation import SENT
 from celery_kit.base.ids import ids, new_id
 from celery_kit.base.messages import Part, Sample, UnconfirmedError
+from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import quoted
 
 #: What stands in a sample's envelope where each message has its own.
@@ -110,7 +111,7 @@ class Bulk:
         self.errors = (*connection.connection_errors, *connection.channel_errors)
         self.client = self.channel._create_client()
         self.envelopes = Envelopes()
-        self.tags = ids()
+        self.tags = ids() if on("quick_ids") else iter(uuid, "")
 
     def send(self, parts: Sequence[Part]) -> None:
         commands = [command for part in parts for command in self.envelopes.commands(self.channel, part, next(self.tags))]

@@ -22,6 +22,7 @@ from redis.exceptions import NoScriptError
 
 from celery_kit.base.lua import script
 from celery_kit.engine.commit import Write, commit
+from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import kombus_writer, quoted, text_of
 
 STORE = script(__name__, "store")
@@ -41,7 +42,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._sha = ""
         extended = self.app.conf.find_value_for_key("extended", "result")
-        self._short = self.serializer == "json" and not self.compression and not extended
+        self._short = on("result_text") and self.serializer == "json" and not self.compression and not extended
 
     def store_group(self, writes: list[Write]) -> None:
         """Store states, those that are alike in one round trip. Raises redis-py's errors; again with the same does no harm."""

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from bench import report
+from bench.__main__ import Plan, parts
 from bench.idle import FIRST, Side
+from bench.parts import ROWS, without
 from bench.rounds import NothingDoneError, used
+from celery_kit.engine.parts import PARTS
+from celery_kit.pools.table import POOLS
 from docs.take_bench import merged
 
 
@@ -138,3 +142,20 @@ def test_processor_time_is_exact_and_that_of_all_threads_and_children() -> None:
     assert min(said) >= 0.02 and max(said) >= 0.03
     assert sum(said) <= cpu, "ticks are rounded down"
     assert memory > 1_000_000
+
+
+def test_a_part_is_set_beside_the_whole_engine_of_its_own_round() -> None:
+    """A machine that gets slower from round to round changes neither ratio."""
+    rounds = [{"rate": 80 / n, "cpu": 12 * n, "whole_rate": 100 / n, "whole_cpu": 10 * n} for n in (1, 2, 5)]
+    run = found({**trial("trace", []), "section": "parts", "rounds": rounds})
+    run["about"]["lines"] = 1_234
+    text = report.markdown(run)
+    assert "| redis solo |" in text and "`trace`: a shorter trace of a task that succeeds | 0.8 (0.8-0.8); 1.2 |" in text
+    assert "1,234 lines" in text
+
+
+def test_every_part_is_measured_somewhere_and_has_a_way_to_be_left_out() -> None:
+    plan = Plan(["redis", "rabbitmq"], list(POOLS), 1, 1, quick=True)
+    measured = {trial.name for trial in parts(plan)}
+    assert measured == ROWS.keys() >= PARTS.keys()
+    assert all(without(part) for part in ROWS.values())

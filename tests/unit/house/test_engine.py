@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from celery_kit.base.target import ROOT
-from celery_kit.brokers.redis.broker import engine
 from celery_kit.pools.table import POOLS
 
 #: In a process of its own: which classes serve a scheme is known to a whole process.
@@ -44,17 +43,6 @@ PLAIN = "kombu.transport.pyamqp"
 )
 def test_the_engine_chooses_the_classes(engine: str, scheme: str, found: list[str]) -> None:
     assert look(engine, scheme) == found
-
-
-def test_another_kombu_means_the_plain_engine_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    assert engine("fast", "5.8.0") == "plain"
-    assert "5.8.0" in caplog.text
-
-
-@pytest.mark.parametrize("chosen", ["plain", "fast"])
-def test_the_chosen_engine_is_used_with_its_kombu(chosen: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert engine(chosen, "5.7.9") == chosen
-    assert not caplog.text
 
 
 STACKS = """

@@ -1,0 +1,32 @@
+"""What each part of the fast engine is worth: the engine without it, beside the whole one, in turn."""
+
+from bench.contenders import Contender, otherwise
+from celery_kit.engine.parts import DELAY, PARTS, SEND_MANY, WORKER, Part
+from testbed.environments import ROOT
+
+#: The fast path, below celery_kit/.
+FILES = (
+    "engine/*.py", "brokers/*/transport.py", "brokers/*/fetch.*", "brokers/*/frames_*.py", "brokers/*/window.py",
+    "brokers/*/bulk.py", "brokers/*/bound.py", "produce/delay.py", "produce/bulk.py", "produce/publishing.py",
+    "produce/alike.py", "results/redis/store.*", "results/redis/waiting.py", "base/ids.py",
+)  # fmt: skip
+#: A choice of Celery's own that the kit makes on some pools, measured as a part is.
+LOCALS = Part("USE_FAST_LOCALS", "Celery's quicker stacks of tasks and requests", {}, (WORKER,), pools=("prefork", "solo"))
+SIDES = {WORKER: "", DELAY: "kit delay", SEND_MANY: "kit send_many"}
+ROWS = PARTS | {LOCALS.name: LOCALS}
+
+
+def without(part: Part) -> dict[str, str]:
+    """The environment in which a part is left out."""
+    return {part.name: ""} if part is LOCALS else {"ENGINE_WITHOUT": part.name}
+
+
+def contender(part: Part) -> Contender:
+    """The kit's worker without this part."""
+    return otherwise(part.name, without(part))
+
+
+def lines() -> int:
+    """How many lines the fast path has, its comments among them."""
+    files = {path for pattern in FILES for path in (ROOT / "celery_kit").glob(pattern)}
+    return sum(len(path.read_text().splitlines()) for path in files)
