@@ -10,16 +10,18 @@ from celery_kit.base.messages import Part, UnconfirmedError, message_of
 PAUSE = 0.05
 
 
+def _written(channel: Any, write: str, part: Part, seconds: float) -> bool:
+    """Whether a channel of ENGINE=fast has written a message: celery_kit/brokers/rabbitmq/frames_out.py."""
+    return bool((way := getattr(channel, write, None)) and way(part, seconds))
+
+
 def like(channel: Any, part: Part, seconds: float) -> None:
     """Publish one message, and wait for its confirm. Raises as a channel does that is bound:
     celery_kit/brokers/rabbitmq/bound.py.
     """
-    sample, publish = (
-        part.sample,
-        getattr(channel, "publish_like", None),
-    )  # ENGINE=fast: celery_kit/brokers/rabbitmq/frames_out.py
-    if publish and publish(part, seconds):
+    if _written(channel, "publish_like", part, seconds):
         return
+    sample = part.sample
     channel.basic_publish(
         message_of(channel, part),
         exchange=sample.exchange,
@@ -71,9 +73,9 @@ class Bulk:
             for part in parts:
                 self._tag += 1
                 self._ids[self._tag] = part.id
-                message, sample = message_of(self.channel, part), part.sample
-                to = (sample.exchange, sample.routing_key, sample.mandatory)
-                self.channel._basic_publish(message, *to, timeout=self.patience)
+                if not _written(self.channel, "write_like", part, self.patience):
+                    to = (part.sample.exchange, part.sample.routing_key, part.sample.mandatory)
+                    self.channel._basic_publish(message_of(self.channel, part), *to, timeout=self.patience)
             while self._waiting:
                 self.connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
         except (*self.connection.connection_errors, *self.connection.channel_errors) as error:

@@ -1,59 +1,70 @@
-"""A message's frames are what py-amqp makes of it; what is not written here is left to py-amqp."""
+"""The frames of a message that is like its sample are what py-amqp makes of it; what cannot be written is left to py-amqp."""
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from amqp.basic_message import Message
-from amqp.method_framing import frame_writer
-from amqp.serialization import dumps
+from amqp.serialization import decode_properties_basic, dumps
 
-from celery_kit.brokers.rabbitmq.frames_out import Publishing
+from celery_kit.base.messages import Part, Sample, message_of
+from celery_kit.brokers.rabbitmq.frames_out import _UNKNOWN, frames
 from tests.unit.brokers.rabbitmq.test_frames_in import KINDS
 
-as_sent: Any = Message
-LARGEST = 131_072
-OPTIONS = {
-    "content_type": "application/json", "delivery_mode": 2, "priority": 0, "correlation_id": "é", "expiration": "5",
-    "application_headers": {"ends": [2**31 - 1, -(2**31) + 1, 2**31, -(2**31)], "yes": True, "raw": b"\0", "none": {"": ()}},
+HEADERS = {
+    "ends": [2**31 - 1, -(2**31) + 1, 2**31, -(2**31)], "yes": True, "raw": b"\0", "none": {"": ()}, "id": "@", "root_id": "@",
+    "argsrepr": "", "sent": 0.0, "kwargsrepr": "",
 }  # fmt: skip
+SAMPLE = Sample(
+    "@", b"", 0, "application/json", "utf-8", HEADERS, {"delivery_mode": 2, "expiration": "5"}, "exchange", "a.key", True
+)
+PART = Part(SAMPLE, "é" * 18, b"{}", "(\udc80,)", "{'é': 1}", 1.5, "reply")
+as_sent: Any = Message
+channel: Any = SimpleNamespace(
+    prepare_message=lambda body, priority, content_type, content_encoding, headers, properties: as_sent(
+        body,
+        priority=priority,
+        content_type=content_type,
+        content_encoding=content_encoding,
+        application_headers=headers,
+        **properties,
+    )
+)
 
 
-def channel() -> Any:
-    one: Any = Publishing()
-    one.channel_id = 7
-    return one
+def decoded(data: bytes) -> dict[str, Any]:
+    return dict(decode_properties_basic(data, 0)[0])
 
 
-def by_amqp(message: Any, exchange: str, routing_key: str, mandatory: bool, immediate: bool) -> bytes:
-    written: list[bytes] = []
-    connection: Any = SimpleNamespace(frame_max=LARGEST, bytes_sent=0)
-    transport: Any = SimpleNamespace(write=lambda data: written.append(bytes(data)))
-    arguments = dumps("Bssbb", (0, exchange, routing_key, mandatory, immediate))
-    frame_writer(connection, transport)(1, 7, (60, 40), arguments, message)
-    return b"".join(written)
-
-
-@pytest.mark.parametrize("body", ["té", b"\0\xce", "", b"x" * (LARGEST - 4_000), b"x" * (LARGEST - 8)])
-@pytest.mark.parametrize("properties", [KINDS["Celery's"], KINDS["with none"], OPTIONS])
-@pytest.mark.parametrize("bits", range(4))
-def test_a_messages_frames_are_py_amqps(properties: dict[str, Any], body: str | bytes, bits: int) -> None:
-    frames = channel()._frames(as_sent(body, **properties), "exchange", "a.key", bits, LARGEST)
-    assert b"".join(frames) == by_amqp(as_sent(body, **properties), "exchange", "a.key", bool(bits & 1), bool(bits & 2))
+@pytest.mark.parametrize("body", [b"\0\xce", b"", b"x" * 130_000])
+@pytest.mark.parametrize("headers", [HEADERS, KINDS["Celery's"].get("application_headers", {}), {}])
+@pytest.mark.parametrize("priority", [None, 9])
+@pytest.mark.parametrize("mandatory", [True, False])
+def test_a_messages_frames_say_what_py_amqps_say(headers: Any, body: bytes, priority: int | None, mandatory: bool) -> None:
+    """The order of a table's names means nothing."""
+    part = PART._replace(body=body, sample=replace(SAMPLE, headers=headers, priority=priority, mandatory=mandatory))
+    method, header, *bodies = frames(7, part)
+    assert method[7:-1] == bytes((0, 60, 0, 40)) + dumps("Bssbb", (0, "exchange", "a.key", mandatory, False))
+    assert bodies == ([bytes((3, 0, 7)) + len(body).to_bytes(4, "big") + body + b"\xce"] if body else [])
+    for frame, kind in ((method, 1), (header, 2)):
+        assert frame[:7] == bytes((kind, 0, 7)) + (len(frame) - 8).to_bytes(4, "big") and frame[-1] == 0xCE
+    assert header[7:19] == bytes((0, 60, 0, 0)) + len(body).to_bytes(8, "big")
+    assert decoded(header[19:-1]) == decoded(message_of(channel, part)._serialize_properties())
 
 
 @pytest.mark.parametrize(
-    ("properties", "body", "key"),
+    "part",
     [
-        (KINDS["with what Celery has not"], "", "key"),
-        ({"application_headers": {"a": object()}}, "", "key"),
-        ({"application_headers": {"x" * 256: 1}}, "", "key"),
-        ({"correlation_id": 5}, "", "key"),
-        ({"priority": 256}, "", "key"),
-        ({}, "", "k" * 256),
-        ({}, b"x" * (LARGEST - 7), "key"),
+        PART._replace(sample=replace(SAMPLE, headers={"a": object()})),
+        PART._replace(sample=replace(SAMPLE, headers={"x" * 256: 1})),
+        PART._replace(sample=replace(SAMPLE, priority=256)),
+        PART._replace(sample=replace(SAMPLE, routing_key="k" * 256)),
+        PART._replace(id="i" * 256),
+        PART._replace(reply_to=cast(Any, None)),
     ],
-    ids=["a property", "a kind", "a long name", "no text", "a large number", "a long key", "a large body"],
+    ids=["a kind", "a long name", "a large number", "a long key", "a long id", "no text"],
 )
-def test_what_is_not_celerys_is_left_to_py_amqp(properties: dict[str, Any], body: str | bytes, key: str) -> None:
-    assert channel()._frames(as_sent(body, **properties), "", key, 0, LARGEST) is None
+def test_what_cannot_be_written_is_left_to_py_amqp(part: Part) -> None:
+    with pytest.raises(_UNKNOWN):
+        frames(7, part)
