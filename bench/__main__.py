@@ -69,6 +69,7 @@ class Plan:
     rounds: int
     seconds: float
     quick: bool
+    parts: tuple[str, ...] = tuple(ROWS)
 
     def consumed(self, section: str, contenders: Iterable[Contender], case: Case) -> Iterator[Trial]:
         for one in contenders:
@@ -166,11 +167,11 @@ def choices(plan: Plan) -> Iterator[Trial]:
 
 
 def parts(plan: Plan) -> Iterator[Trial]:
-    """The fast engine with one of its parts left out at a time, each beside the whole engine: workers, and producers."""
+    """The fast engine with one part left out at a time, each beside the whole: workers, and producers. PART names some."""
     for broker in plan.brokers:
         for side, way in SIDES.items():
             for pool in plan.pools if side == WORKER else [side]:
-                for part in ROWS.values():
+                for part in (ROWS[name] for name in plan.parts):
                     if part.works(side, broker, pool if side == WORKER else ""):
                         case = Case(broker, pool)
                         measure = (
@@ -315,6 +316,7 @@ def main() -> None:
         rounds=whole_number("ROUNDS", os.environ.get("ROUNDS") or ("1" if quick else "3"), 1, 100),
         seconds=whole_number("SECONDS", os.environ.get("SECONDS") or ("2" if quick else "4"), 1, 3_600, "seconds"),
         quick=quick,
+        parts=tuple(chosen("PART", ROWS)),
     )
     sections = chosen("ONLY", SECTIONS)
     if not os.environ.get("ONLY"):

@@ -10,7 +10,7 @@ from celery_kit.engine.parts import PARTS
 from testbed.environments import PEERS, ROOT
 
 #: What a user may set, in the order in which the report repeats it.
-KNOBS = ("QUICK", "ONLY", "BROKER", "POOL", "ROUNDS", "SECONDS", "TASKS")
+KNOBS = ("QUICK", "ONLY", "BROKER", "POOL", "ROUNDS", "SECONDS", "TASKS", "PART")
 #: What a worker that goes on is seen to hold, beside memory.
 HELD = {
     "files": "open files",
