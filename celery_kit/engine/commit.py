@@ -1,13 +1,13 @@
-"""Results first, then their acknowledgements, in groups: a round trip for a group in place of several for a task.
+"""Group commit: results are stored, then their messages are acknowledged, with one round trip for a group of tasks.
 
-A task that ends leaves its result and its acknowledgement here, and its place in the pool to the next one. The group is written
-when it is full or old, and when the worker has nothing else to do; a message is acknowledged once its task's result is stored,
-never before. So a crash, or a results server that is away, can make a task run again, but cannot lose it.
+A task that ends leaves its result and its acknowledgement here and frees its slot in the pool. The group is written when it is
+full or old, or when the worker is idle; a message is acknowledged after its task's result is stored, never before. So a crash,
+or a results server that is unavailable, can make a task run again, but cannot lose it.
 
-It is for late acknowledgement; a pool of processes brings its results to the parent for it
-(`celery_kit/engine/commit_child.py`). A result whose acknowledgement does not come by here is stored at once: of a task that is
-acknowledged early, or has a Request class of its own. So is every state but STARTED and SUCCESS, and the part of a chord; each
-takes what waits before it along. Signals and events are sent when a task ends, up to SECONDS before its result can be read.
+Only late acknowledgements are grouped. On a pool of processes the children pass their results to the parent
+(`celery_kit/engine/commit_child.py`). A result is stored at once, with all that waits before it, if it belongs to a chord, if
+its state is neither STARTED nor SUCCESS, or if its message is not acknowledged here: of a task that is acknowledged early, or
+has a Request class of its own. Signals and events are sent when a task ends, up to SECONDS before its result can be read.
 """
 
 import logging
@@ -30,23 +30,23 @@ COUNT = 64
 SECONDS = 0.008
 #: … or when its results are this large together, in bytes.
 BYTES = 1_000_000
-#: A result that a child process hands to its parent is at most this large, in bytes, unless it cannot be stored.
+#: The largest result that a child process passes to its parent, in bytes, unless it cannot store it.
 CARRIED = 65_536
-#: Successes that a child process remembers to have handed over: as many as its parent may have in a group, and in one before.
+#: Results that a child process remembers after it has passed them on: those of the parent's group, and of the one before.
 HANDED = 2 * COUNT
-#: Looks in vain, SECONDS apart, after which the thread that writes what has grown old has to be woken: that costs each task.
+#: Checks, SECONDS apart, that find nothing before the writing thread sleeps. To wake it then costs each task some time.
 IDLE = 25
-#: Between two tries while the results server is away, in seconds.
+#: Seconds between two tries while the results server is unavailable.
 PATIENCE = 0.5
 
-#: The states that one of these must not take the place of; every other one gives way to a success alone.
+#: States that a late RETRY or STARTED must not overwrite. Any other state must not overwrite a SUCCESS.
 LASTING = {states.RETRY: (states.SUCCESS, states.FAILURE, states.REVOKED), states.STARTED: (states.SUCCESS, states.REVOKED)}
 
 
 class Write(NamedTuple):
-    """A task's state, as the results server keeps it. `task_id`: whose it is; `expires`: seconds, 0 for never.
+    """A task's state, as the results server stores it. `expires`: seconds, 0 for never.
 
-    `value` may be a function that makes it: a STARTED is seldom written, for the task has ended by then.
+    `value` may be a function that returns it: a STARTED is rarely written, because the task has usually ended by then.
     """
 
     task_id: str
@@ -60,24 +60,24 @@ class Write(NamedTuple):
 
     @property
     def lasting(self) -> tuple[str, ...]:
-        """The states that it must not take the place of.
+        """The states that it must not overwrite.
 
-        A task sends its retry first and says RETRY then; a retry without delay may have ended by that time. And a child process
-        says a little late that a task has started: its parent may have ended it meanwhile.
+        A task sends its retry before it reports RETRY, and a retry without delay may have ended by then. A child process
+        reports STARTED a little late, and its parent may have ended the task meanwhile.
         """
         return LASTING.get(self.state, (states.SUCCESS,))
 
     def of(self, task_id: str) -> "Write":
-        """Itself. Raises RuntimeError where it is another task's: no result may go by under a name that is not its own."""
+        """Itself. Raises RuntimeError if it belongs to another task: no result may be stored under another task's id."""
         if self.task_id != task_id:
             raise RuntimeError(f"the result of task {self.task_id} was carried as that of task {task_id}")
         return self
 
 
-#: The Request class of the tasks whose acknowledgements come by here.
+#: The Request class of the tasks whose acknowledgements are grouped.
 REQUEST = "celery_kit.engine.commit_worker:Request"
 
-#: Stores a group; raises where it could not, and may then be called with the same again.
+#: Stores a group. Raises if it cannot, and may be called again with the same group.
 Store = Callable[[list[Write]], None]
 
 
@@ -88,19 +88,18 @@ class Commit:
         self._forget()
 
     def _forget(self) -> None:
-        """Begin anew; a child process does, which must not wait for a lock that a thread of its parent held."""
+        """Reset. A forked child does so, because a thread of its parent may have held a lock."""
         self._grouping = False
-        #: Tasks of this process leave their results and acknowledgements here; a child process's do not.
         self.running = False
-        #: In a pool's child process: that it is one, its task, that the task's code has ended and its success is about to come,
-        #: and that success, which goes to the parent unless somebody looks before.
+        #: In a child process of a pool: its task, whether the task's code has returned, and the task's result, which is passed
+        #: to the parent unless somebody in the child reads it before.
         self.child = False
         self.task_id: str | None = None
         self.ending = False
         self.carried: Write | None = None
-        #: The last ones that went to the parent: it may not have stored them yet.
+        #: The last results passed to the parent, which may not have stored them yet.
         self._handed: dict[str, Write] = {}
-        #: That the parent has nothing to put it together with: this process stores it itself.
+        #: The parent has no other result to batch with this one: the child stores it.
         self.alone = False
         self._store: Store | None = None
         self._busy: Callable[[], int] = int
@@ -116,16 +115,16 @@ class Commit:
         self._away = False
         self._loop: int | None = None
         self._in_loop = False
-        self._late: dict[str, bool] = {}  # by a task's name, whether its acknowledgements come by here
+        self._late: dict[str, bool] = {}  # by a task's name, whether its acknowledgements are grouped
         self._lazy = False
         self._sending = False
         self._after: set[Callable[[], None]] = set()
 
     def start(self, store: Store, busy: Callable[[], int], lazy: bool = False, more: Callable[[], None] = lambda: None) -> None:
-        """Make groups from now on, and write them by `store`. `busy()`: how many tasks it has that have not ended.
+        """Group results from now on, and write a group by `store`. `busy()`: how many of the worker's tasks have not ended.
 
-        `lazy`: the loop's rounds are short - it hands tasks to other processes -, and a group gathers over many of them.
-        `more()`: a task has ended, its place is free, and its acknowledgement, which would say so, waits for others.
+        `lazy`: a group is collected over many rounds of the loop, which are short where other processes run the tasks.
+        `more()` is called when a task has freed its slot but its acknowledgement waits for others.
         """
         self._store, self._busy, self._grouping, self._lazy, self._more = store, busy, True, lazy, more
         self._late = {}
@@ -136,15 +135,15 @@ class Commit:
             threading.Thread(target=self._watch, name="commit", daemon=True).start()
 
     def stop(self) -> None:
-        """Write what there is; whatever comes later is written as it comes."""
+        """Write the group. Later results are written one by one."""
         self._grouping = False
         self._try()
 
     def takes(self, app: Celery, task_id: str, state: str, request: Any) -> bool:
-        """A state of this task may wait for its group: the acknowledgement that must not come before it does so, too.
+        """Whether a state of this task may wait for its group: the acknowledgement that must follow it waits as well.
 
-        A child process holds back the success alone that a task ends with: what follows on it - a callback, a chain - may look
-        for it elsewhere, and what the task itself says before its end is for others to see at once.
+        A child process holds back a final SUCCESS only, and only if nothing follows it: a callback or a chain may read it in
+        another process, and what a task reports before its end must be readable at once.
         """
         if not self._grouping or not self.running or state not in (states.STARTED, states.SUCCESS) or request is None:
             return False
@@ -155,7 +154,7 @@ class Commit:
             if self.child:  # the parent has looked at what follows; what it acknowledges itself must be stored by then
                 return task_id == self.task_id and (not success or (self.ending and not (request.callbacks or request.chain)))
             name = request.task
-        except AttributeError:  # a request of somebody else's, such as celery-batches': it has what Celery's backends look at
+        except AttributeError:  # a package's own request, such as celery-batches', has only what Celery's backends read
             return False
         if (late := self._late.get(name)) is None:
             task = app.tasks.get(name)
@@ -163,10 +162,7 @@ class Commit:
         return late
 
     def result(self, write: Write) -> None:
-        """Take a state into the group. A task's later state takes the place of its earlier one, unless that is to last.
-
-        Only what :meth:`takes` has said may wait; :meth:`store` is for every other state.
-        """
+        """Add a state that :meth:`takes` allows to the group. It replaces the task's earlier state, unless that must last."""
         if self.child and write.state == states.SUCCESS:
             if not self._stored_here(write):
                 self._carry(write)
@@ -176,7 +172,7 @@ class Commit:
             self.try_flush()
 
     def store(self, write: Write) -> None:
-        """Store a state at once, and what came before it. Raises, and keeps it, where it cannot be stored."""
+        """Store a state at once, with those before it. Raises, and keeps all of them, if the server is unavailable."""
         self._take(write)
         self.flush()
 
@@ -190,18 +186,18 @@ class Commit:
             self._begin()
 
     def _stored_here(self, write: Write) -> bool:
-        """Whether this child process has stored its task's success: one that is large, or that others would not go with."""
+        """Whether this child process has stored its task's result itself, because it is large or alone."""
         if not self.alone and write.bytes <= CARRIED:
             return False
         self._take(write)
         try:
             self.flush()
         except Exception:
-            return False  # its parent goes on trying, and acknowledges the task after that
+            return False  # the parent retries, and acknowledges the task after that
         return True
 
     def _carry(self, write: Write) -> None:
-        """Hold a success back for the parent process; that the task has started needs no word any more."""
+        """Hold a result for the parent process. The task's STARTED is not needed any more."""
         with self._lock:
             self._writes.pop(write.task_id, None)
             self._bytes = sum(one.bytes for one in self._writes.values())
@@ -210,7 +206,7 @@ class Commit:
             self.carried = write
 
     def hand_over(self, task_id: str) -> Write | None:
-        """The success of this task, which the parent stores; None where this process has stored it."""
+        """The result of this task, for the parent to store; None if this process has stored it."""
         if write := self.carried:
             self._handed[task_id] = write.of(task_id)
             self.carried = None
@@ -219,42 +215,42 @@ class Commit:
         return write
 
     def end(self) -> None:
-        """The child's task has ended: store what is left of it, before the parent hears of that."""
+        """The child's task has ended: store what is left of it before the parent is notified."""
         self.task_id, self.ending = None, False
         if self._since is not None or self.carried:
             self.try_flush()
             self.carried = None
 
     def look(self, task_ids: Iterable[str]) -> None:
-        """Somebody in this process is about to look at these tasks: what it has said of them is stored first."""
+        """Store what this process has reported of these tasks: somebody in it is about to read their results."""
         if self._handed:
             for write in [self._handed.pop(one) for one in task_ids if one in self._handed]:
                 self._take(write)
         self.try_flush()
 
     def look_by_hand(self) -> None:
-        """Somebody takes the results server's client itself; it may be the garbage collector, within :meth:`_take`."""
+        """The same for whoever takes the server's client; that may be the garbage collector, within :meth:`_take`."""
         if not self._lock.locked():
             self.try_flush()
 
     @property
     def done(self) -> int:
-        """Tasks that have ended and wait for their group: they take no place in the worker any more."""
+        """How many tasks have ended and wait for their group: they occupy no slot of the worker any more."""
         return 0 if self._away else len(self._acks)
 
     @property
     def lone(self) -> bool:
-        """The task that is about to begin is the only one that this worker has."""
+        """Whether the task that is about to begin is the worker's only one."""
         return self._busy() <= 1
 
     def ack(self, send: Callable[[], None]) -> None:
-        """Call `send` when every result that came before it is stored."""
+        """Call `send` after every result before it is stored."""
         with self._lock:
             self._acks.append(send)
             full = len(self._acks) >= COUNT
             self._begin()
         if not full and self._grouping:
-            if threading.get_ident() == self._loop:  # a pool that runs its tasks in the loop: its next tick is near
+            if threading.get_ident() == self._loop:  # the pool runs its tasks in the loop, which ticks soon
                 self._in_loop = True
                 return
             if self._busy():
@@ -263,19 +259,19 @@ class Commit:
         self.try_flush()
 
     def tick(self) -> None:
-        """The worker's loop has handled what was there, and is about to wait."""
+        """Called when the worker's loop is about to wait."""
         self._loop = threading.get_ident()
         if self._in_loop and not (self._lazy and self._gathers()):
             self._in_loop = False
             self.try_flush()
 
     def _gathers(self) -> bool:
-        """More tasks are about to end than have ended, and these can wait for them."""
+        """Whether more tasks are running than have ended, so that the group can wait for them."""
         young = self._since is not None and time.monotonic() - self._since < SECONDS
         return young and len(self._acks) < min(COUNT, self._busy())
 
     def gather(self, send: Callable[[], None]) -> bool:
-        """True, and `send` is called after the last of them, while this thread sends a group's acknowledgements; else False."""
+        """While this thread sends a group's acknowledgements: have `send` called after the last one, and return True."""
         gathers = self._sending and self._flusher == threading.get_ident()
         if gathers:
             self._after.add(send)
@@ -283,7 +279,7 @@ class Commit:
 
     @unbroken
     def flush(self) -> None:
-        """Write the group, then send its acknowledgements. Raises, and keeps both, where it cannot be written."""
+        """Store the group, then send its acknowledgements. Raises, and keeps both, if it cannot be stored."""
         me = threading.get_ident()
         if self._flusher == me or (self._since is None and self.carried is None and not self._flushing.locked()):
             return
@@ -293,13 +289,13 @@ class Commit:
                 if held := self.carried:
                     self._take(held)
                 self._flush()
-                if self.carried is held:  # else its parent goes on trying
+                if self.carried is held:  # else the parent retries
                     self.carried = None
             finally:
                 self._flusher = None
 
     def try_flush(self) -> None:
-        """Write the group, unless the results server is away: then the group waits for it, and tasks go on."""
+        """Write the group, unless the results server is unavailable: then the group waits, and tasks continue."""
         if not self._away:
             self._try()
 
@@ -350,7 +346,7 @@ class Commit:
             _call_all(after)
 
     def _watch(self) -> None:
-        """Write what has grown old: whoever else would may be busy with a long task."""
+        """Write old groups: every other thread may be busy with a long task."""
         idle = 0
         while True:
             since = self._since
@@ -372,18 +368,18 @@ class Commit:
 
 
 def _call_all(sends: Iterable[Callable[[], None]]) -> None:
-    """Call each of them, whatever one raises: the others are other tasks'. Raises what is no Exception, in the end."""
+    """Call each of them, whatever one raises, because each is another task's. Raises what is no Exception at the end."""
     struck: list[Callable[[], None]] = []
     raised: BaseException | None = None
     for send in sends:
         try:
             send()
-        except Exception:  # its connection is gone, and the broker delivers the message again
+        except Exception:  # the connection is lost, and the broker delivers the message again
             logger.exception("A message could not be acknowledged")
-        except BaseException as error:  # such as a time limit's, of the task that runs in this greenlet
+        except BaseException as error:  # such as the time limit of the task that runs in this greenlet
             struck.append(send)
             raised = error
-    for send in struck:  # it acknowledges once, and may have come to that
+    for send in struck:  # it acknowledges once, and may have done so
         with suppress(BaseException):
             send()
     if raised:

@@ -1,10 +1,10 @@
-"""The short way of a message through a worker of ENGINE=fast: from its transport to the pool, for what most tasks are.
+"""The fast path of a message through a worker of ENGINE=fast, from its transport to the pool.
 
-Celery's way has room for everything that a message may ask for, and each task pays for it: two promises for an acknowledgement,
-a body that is decoded three times, dates, rate limits, signals that nobody listens to. Here a message that asks for none of it
-- of a task that is acknowledged late and has Celery's Strategy and Request classes, in JSON, without ETA, expiry or stamps,
-while no events are sent, and delivered for the first time - is handed to the pool in one function. Every other goes Celery's
-way, as it came. Source: celery/worker/strategy.py, request.py, consumer/consumer.py (create_task_handler) 5.7.0.
+Celery's path serves everything that a message may ask for, and each task pays for it: two promises for an acknowledgement, a
+body that is decoded three times, dates, rate limits, signals without receivers. Here a plain message - JSON, delivered for the
+first time, without ETA, expiry or stamps, of a task that is acknowledged late and has Celery's Strategy and Request classes,
+while no events are sent - goes to the pool in one function. Every other message takes Celery's path unchanged.
+Source: celery/worker/strategy.py, request.py, consumer/consumer.py (create_task_handler) 5.7.0.
 """
 
 import logging
@@ -30,13 +30,13 @@ from celery_kit.engine.quick_json import JSON, kombus_reader, parse
 from celery_kit.engine.trace import quick
 
 STRATEGY, CELERYS_STRATEGY = "celery_kit.engine.fast_path:strategy", "celery.worker.strategy:default"
-#: What asks for more than the short way has.
+#: Headers that only Celery's path handles.
 ASKS = ("eta", "expires", "stamped_headers", DELIVERIES)
 SECONDS = (int, float, type(None))
 
 
 def decoded(message: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """A body's arguments, keyword arguments and the rest; None for what is not fit for the short way."""
+    """A body's arguments, keyword arguments and the rest; None if only Celery's path can handle it."""
     accept, body = message.accept, message.body
     if message.content_type != JSON or (accept is not None and JSON not in accept) or message.errors:
         return None
@@ -44,7 +44,7 @@ def decoded(message: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | 
         payload = parse(body if type(body) is str else body.decode())
         args, kwargs, embed = payload
     except (AttributeError, RecursionError, TypeError, ValueError):
-        return None  # Celery's way says what is wrong
+        return None  # Celery's path reports what is wrong
     if type(payload) is not list or type(args) is not list or type(kwargs) is not dict or type(embed) is not dict:
         return None
     message._decoded_cache = payload
@@ -56,15 +56,15 @@ Base: Any = GroupRequest
 
 
 class Request(Base):  # type: ignore[misc]
-    """Celery's, made of what is there, with nothing looked up. `lane`: what all requests of its task share."""
+    """Celery's, without its look-ups. `path`: what all requests of its task share."""
 
-    def __init__(self, message: Any, payload: tuple[list[Any], dict[str, Any], dict[str, Any]], lane: "Lane") -> None:
+    def __init__(self, message: Any, payload: tuple[list[Any], dict[str, Any], dict[str, Any]], path: "FastPath") -> None:
         headers = message.headers
-        self._lane = lane
-        self._message, self._task, self._app = message, lane.task, lane.app
-        self._hostname, self._eventer, self._connection_errors = lane.hostname, lane.eventer, lane.connection_errors
+        self._path = path
+        self._message, self._task, self._app = message, path.task, path.app
+        self._hostname, self._eventer, self._connection_errors = path.hostname, path.eventer, path.connection_errors
         self._body, self._content_type, self._content_encoding = message.body, JSON, message.content_encoding
-        self._decoded, self._utc, self._eta, self._expires = False, lane.utc, None, None
+        self._decoded, self._utc, self._eta, self._expires = False, path.utc, None, None
         self._on_ack, self._on_reject = message.ack_log_error, message.reject_log_error
         self._Request__payload = payload
         self._args, self._kwargs, _ = payload
@@ -76,7 +76,7 @@ class Request(Base):  # type: ignore[misc]
         if limits := headers.get("timelimit"):
             self.time_limits = limits
         ignored = headers.get("ignore_result")
-        self._ignore_result = lane.task.ignore_result if ignored is None else ignored
+        self._ignore_result = path.task.ignore_result if ignored is None else ignored
         about, properties = message.delivery_info, message.properties
         self._delivery_info = {
             "exchange": about.get("exchange"),
@@ -88,7 +88,7 @@ class Request(Base):  # type: ignore[misc]
             "properties": properties,
             "reply_to": properties.get("reply_to"),
             "correlation_id": properties.get("correlation_id"),
-            "hostname": lane.hostname,
+            "hostname": path.hostname,
             "delivery_info": self._delivery_info,
             "args": self._args,
             "kwargs": self._kwargs,
@@ -102,23 +102,23 @@ class Request(Base):  # type: ignore[misc]
     def execute_using_pool(self, pool: Any, **_: Any) -> Any:
         if self.revoked():
             raise TaskRevokedError(self.id)
-        lane, (time_limit, soft_time_limit) = self._lane, self.time_limits
-        result = lane.apply_async(
-            lane.target,
-            args=lane.arguments(self),
+        path, (time_limit, soft_time_limit) = self._path, self.time_limits
+        result = path.apply_async(
+            path.target,
+            args=path.arguments(self),
             accept_callback=self.on_accepted,
             timeout_callback=self.on_timeout,
             callback=self.on_success,
             error_callback=self.on_failure,
-            soft_timeout=soft_time_limit or lane.soft_time_limit,
-            timeout=time_limit or lane.time_limit,
+            soft_timeout=soft_time_limit or path.soft_time_limit,
+            timeout=time_limit or path.time_limit,
             correlation_id=self.id,
         )
         self._apply_result = None if result is None else ref(result)
         return result
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
-        if self._lane.is_watched():
+        if self._path.is_watched():
             super().on_accepted(pid, time_accepted)
             return
         self.worker_pid = pid
@@ -131,10 +131,10 @@ class Request(Base):  # type: ignore[misc]
             self.terminate(*self._terminate_on_ack)
 
     def on_success(self, failed__retval__runtime: Any, **options: Any) -> None:
-        if failed__retval__runtime[0] or self._lane.is_watched():
+        if failed__retval__runtime[0] or self._path.is_watched():
             super().on_success(failed__retval__runtime, **options)
             return
-        if self._lane.remembers:
+        if self._path.remembers:
             state.successful_requests.add(self.id)
         state.requests.pop(self.id, None)
         state.active_requests.discard(self)
@@ -142,8 +142,8 @@ class Request(Base):  # type: ignore[misc]
         self.acknowledge()
 
 
-class Lane:
-    """The short way of one task. Called with a message it gives False, and has done nothing, where Celery's is to be taken."""
+class FastPath:
+    """The fast path of one task. Called with a message it returns False, without effect, if Celery's path must be taken."""
 
     def __init__(self, task: Any, app: Any, consumer: Any) -> None:
         self.task, self.app, self.consumer = task, app, consumer
@@ -161,11 +161,11 @@ class Lane:
 
     @cached_property
     def trace(self) -> Any:
-        """Made with the task's first message: of the tasks that a worker knows, many never come to it."""
+        """Made with the task's first message: a worker never runs many of the tasks that it knows."""
         return quick(self.task, self.app, self.hostname)
 
     def is_watched(self) -> bool:
-        """Somebody is to be told of each step: task events are sent, beside those of the worker itself."""
+        """Whether each step has to be reported: task events are sent, beside those of the worker itself."""
         eventer: Any = self.eventer
         told = eventer and eventer.enabled and not (eventer.groups and "task" not in eventer.groups)
         return bool(told) or celerys_request._does_debug
@@ -202,7 +202,7 @@ class Lane:
         """What the pool calls its target with."""
         if not self.in_children:
             return (request,)
-        # The body holds the arguments: they need not be sent twice.
+        # The body contains the arguments.
         about = {name: value for name, value in request.request_dict.items() if name not in ("args", "kwargs")}
         return request.type, request.id, about, request.body, request.content_type, request.content_encoding
 
@@ -214,19 +214,19 @@ class Lane:
 
 
 def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
-    """Celery's default strategy of a task; its short way beside it, where the task is fit for that."""
+    """Celery's default strategy of a task, with the fast path as its attribute `path` if the task may take it."""
     handle: Any = celerys.default(task, app, consumer, **options)
     if task.acks_late and task.Request == REQUEST and kombus_reader():
-        handle.lane = Lane(task, app, consumer)
+        handle.path = FastPath(task, app, consumer)
     return handle  # type: ignore[no-any-return]
 
 
 class Step(bootsteps.StartStopStep):
-    """Opens the short way in a worker that makes groups (`celery_kit/engine/commit_worker.py`).
-    `celery_kit/worker/set_aside.py` asks it first.
+    """Opens the fast path in a worker with group commit (`celery_kit/engine/commit_worker.py`): `worker/set_aside.py` calls it
+    before Celery's handler.
     """
 
-    label = "Lane"
+    label = "Fast path"
     requires = ("celery_kit.engine.commit_worker:Step",)
 
     def include_if(self, parent: Any) -> bool:
@@ -236,17 +236,17 @@ class Step(bootsteps.StartStopStep):
         for task in parent.app.tasks.values():
             if task.Strategy == CELERYS_STRATEGY:
                 task.Strategy = STRATEGY
-        parent.short_way = short_way(parent)
+        parent.fast_path = handler(parent)
 
 
-def short_way(consumer: Any) -> Callable[[Any], bool]:
-    """What hands a message to the pool by the short way, where its task has one and it is fit for it; gives whether it was."""
+def handler(consumer: Any) -> Callable[[Any], bool]:
+    """A function that hands a message to the pool if it may take the fast path, and returns whether it did."""
     strategies = consumer.strategies
 
     def take(message: Any) -> bool:
         headers = message.headers
         name = headers.get("task") if type(headers) is dict else None
-        lane = getattr(strategies.get(name), "lane", None) if type(name) is str else None
-        return lane is not None and lane(message, headers)
+        path = getattr(strategies.get(name), "path", None) if type(name) is str else None
+        return path is not None and path(message, headers)
 
     return take

@@ -101,13 +101,13 @@ class SetAside(bootsteps.StartStopStep):
 
         def create_task_handler(*args: Any, **options: Any) -> Callable[[Any], None]:
             handle = celerys(*args, **options)
-            short_way = getattr(parent, "short_way", None)  # celery_kit/engine/fast_path.py
+            fast_path = getattr(parent, "fast_path", None)  # celery_kit/engine/fast_path.py
 
             def on_task_received(message: Any) -> None:
                 if self.deliveries(message) > self.limit:
                     return self.give_up(parent, message)
                 try:
-                    if short_way is None or not short_way(message):
+                    if fast_path is None or not fast_path(message):
                         check(message)
                         handle(message)
                 except OF_THE_MESSAGE as error:

@@ -1,4 +1,4 @@
-"""The short way does what Celery's does: both are asked, and their answers are compared."""
+"""The fast path does what Celery's does: both are asked, and their answers are compared."""
 
 import json
 from collections.abc import Iterator
@@ -177,7 +177,7 @@ class Stand:
         self.controller = SimpleNamespace(state=state)
         self.apply_eta_task = self._limit_task = self._limit_post_eta = None
         self.strategies: dict[str, Any] = {}
-        self.short_way: Any = None
+        self.fast_path: Any = None
         self.set_aside: list[Any] = []
 
     def apply(self, target: Any, args: Any, **options: Any) -> None:
@@ -212,13 +212,13 @@ def on_message(stand: Stand) -> tuple[Any, list[Any]]:
     others: list[Any] = []
     step: Any = SetAside.__new__(SetAside)
     step.limit = 5
-    stand.short_way = fast_path.short_way(stand)
+    stand.fast_path = fast_path.handler(stand)
     stand.set_aside = []
     step.put = lambda _, message, reason: stand.set_aside.append((message, reason))
     return step.guarded(stand, lambda: others.append)(), others
 
 
-def test_an_ordinary_message_goes_the_short_way(stand: Stand) -> None:
+def test_an_ordinary_message_takes_the_fast_path(stand: Stand) -> None:
     handle, others = on_message(stand)
     handle(message())
     ((target, (one,), options),) = stand.applied
@@ -301,11 +301,11 @@ def test_another_kind_of_message_goes_celerys_way(stand: Stand, options: dict[st
     assert others == [one]
 
 
-def test_a_message_that_breaks_the_short_way_is_set_aside(stand: Stand) -> None:
+def test_a_message_that_breaks_the_fast_path_is_set_aside(stand: Stand) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RecursionError("too deep")
 
-    stand.strategies["add"].lane.apply_async = broken
+    stand.strategies["add"].path.apply_async = broken
     handle, others = on_message(stand)
     one = message()
     handle(one)
@@ -325,7 +325,7 @@ def test_where_the_worker_has_more_to_do_a_message_goes_celerys_way(stand: Stand
     if why == "limited":
         stand.task_buckets["add"] = object()
     if why == "events":
-        stand.strategies["add"].lane.eventer = SimpleNamespace(enabled=True, groups=set())
+        stand.strategies["add"].path.eventer = SimpleNamespace(enabled=True, groups=set())
     if why == "prefetch":
         stand._maximum_prefetch_restored = False
     handle(message())
@@ -334,6 +334,6 @@ def test_where_the_worker_has_more_to_do_a_message_goes_celerys_way(stand: Stand
 
 
 @pytest.mark.parametrize("options", [{"acks_late": False}, {"Request": "celery.worker.request:Request"}])
-def test_a_task_of_another_kind_has_no_short_way(stand: Stand, options: dict[str, Any]) -> None:
+def test_a_task_of_another_kind_has_no_fast_path(stand: Stand, options: dict[str, Any]) -> None:
     task = stand.app.task(name="other", **({"Request": REQUEST} | options))(plain)
-    assert not hasattr(fast_path.strategy(task, stand.app, stand), "lane")
+    assert not hasattr(fast_path.strategy(task, stand.app, stand), "path")
