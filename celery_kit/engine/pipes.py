@@ -1,8 +1,8 @@
 """prefork's pipes between the worker and its children, with half of the system calls.
 
-billiard writes a job's length and then the job, and reads each of a child's words in the same two steps; and Celery's loop
-registers the pipe anew after each word. Here a small job goes in one write, which the kernel takes whole or not at all, and
-one read takes all that a child has said. What is large, or not there in one piece, goes Celery's way.
+billiard writes a job's length and then the job, and reads each message of a child in the same two steps; Celery's loop
+registers the pipe again after each of them. Here a small job is one write, which is atomic, and one read takes all that a child
+has sent. A large job, and a message that arrives in pieces, are handled as Celery does.
 Source: celery/concurrency/asynpool.py 5.7.0, ResultHandler._make_process_result, _write_job; billiard 4.3, pool.py.
 """
 
@@ -27,26 +27,26 @@ PIPE_BUF: int = getattr(select, "PIPE_BUF", 0)  # none on Windows, where there i
 
 
 def in_one_write(job: Any) -> None:
-    """Have a job that is about to be sent go with its length, if the kernel takes both as one (pipe(7): PIPE_BUF)."""
+    """Join a job that is about to be sent with its length, if a write of both is atomic (pipe(7): PIPE_BUF)."""
     header, body, size = getattr(job, "_payload", None) or (b"", b"", PIPE_BUF)
     if 0 < size <= PIPE_BUF - _LENGTH:
         job._payload = memoryview(bytes(header) + bytes(body)), body, 0
 
 
-def words(data: bytes) -> tuple[list[bytes], bytes]:
-    """What a child has said, pickled, and the beginning of what is not there in whole."""
-    said, at = [], 0
+def messages(data: bytes) -> tuple[list[bytes], bytes]:
+    """The pickled messages of a child, and the beginning of one that is incomplete."""
+    found, at = [], 0
     while len(data) - at >= _LENGTH:
         end = at + _LENGTH + unpack_from(">i", data, at)[0]
         if len(data) < end:
             break
-        said.append(data[at + _LENGTH : end])
+        found.append(data[at + _LENGTH : end])
         at = end
-    return said, data[at:]
+    return found, data[at:]
 
 
 def rest(fd: int, begun: bytes, take: Callable[[Any], None], again: Callable[[], None]) -> Iterator[None]:
-    """Read the rest of a word, as far as it is there each time; a generator, as asynpool has it for a word cut in two."""
+    """Read the rest of a message as it arrives: a generator, as asynpool has for a message in pieces."""
     while True:
         whole = _LENGTH + (unpack_from(">i", begun)[0] if len(begun) >= _LENGTH else 0)
         if not (missing := whole - len(begun)) and whole > _LENGTH:
@@ -66,7 +66,7 @@ def rest(fd: int, begun: bytes, take: Callable[[Any], None], again: Callable[[],
 
 
 def result_handler(celerys: Any) -> Any:
-    """asynpool's ResultHandler, whose reader takes all that is there."""
+    """asynpool's ResultHandler, whose reader takes all that has arrived."""
 
     class ResultHandler(celerys):  # type: ignore[misc]
         def _make_process_result(self, hub: Any) -> Callable[[int], None]:
@@ -85,30 +85,30 @@ def result_handler(celerys: Any) -> Any:
                 if not data:
                     hub.remove_reader(fd)
                     return
-                said, begun = words(data)
+                found, begun = messages(data)
                 if begun:
                     go_on = rest(fd, begun, take, lambda: hub.add_reader(fd, self.handle_event, fd))
                     hub.add_reader(fd, go_on)
-                _take_all(said, take)
+                _take_all(found, take)
 
             return on_readable
 
     return ResultHandler
 
 
-def _take_all(said: list[bytes], take: Callable[[Any], None]) -> None:
-    """Take each word; what one raises - a task may ask the worker to end - must not lose the others."""
-    for number, pickled in enumerate(said):
+def _take_all(found: list[bytes], take: Callable[[Any], None]) -> None:
+    """Take each message. What one of them raises - a task may stop the worker - must not lose the others."""
+    for number, pickled in enumerate(found):
         try:
-            if word := pickle.loads(pickled):
-                take(word)
+            if message := pickle.loads(pickled):
+                take(message)
         except BaseException:
-            _take_all(said[number + 1 :], take)
+            _take_all(found[number + 1 :], take)
             raise
 
 
 def connect() -> None:
-    """Have every worker of ENGINE=fast on prefork use its pipes so."""
+    """Have every prefork worker of ENGINE=fast use these pipes."""
     celeryd_init.connect(_install, weak=False)
 
 

@@ -1,9 +1,9 @@
-"""How far ahead a worker takes messages: what it does within HORIZON seconds, beyond Celery's prefetch count.
+"""How many messages a worker prefetches beyond Celery's prefetch count: as many as it does within HORIZON seconds.
 
-So slow tasks are prefetched as plain Celery does, and quick ones in batches: a round trip, a result's write and an
-acknowledgement are for many. What was taken so and not come to within STALLED seconds goes back to its queue: slow tasks came
-after quick ones, and another worker may be idle. A prefetch count that the user names, by WORKER_PREFETCH_MULTIPLIER or to
-`celery worker`, holds to the letter: then nothing is taken ahead (`take_ahead`, of the brokers' transport options).
+So slow tasks are prefetched as by plain Celery, and quick ones in batches, which share a round trip, a write of results and an
+acknowledgement. Messages that no task has started on within STALLED seconds are requeued: slow tasks came after quick ones, and
+another worker may be idle. If the user sets a prefetch count, by WORKER_PREFETCH_MULTIPLIER or on the command line, nothing
+more is prefetched (`take_ahead` of the brokers' transport options).
 """
 
 from time import monotonic
@@ -15,16 +15,16 @@ from click.core import ParameterSource
 from celery_kit.base.conf import transport_options
 from celery_kit.base.signals import celeryd_init
 
-#: Seconds of work that a worker may hold beyond its prefetch count.
+#: Seconds of work that a worker may prefetch beyond its prefetch count.
 HORIZON = 0.1
-#: Messages that it may hold beyond it at most.
+#: The largest number of such messages.
 MOST = 100
-#: Seconds without a free place after which messages that were taken for a quicker pace go back.
+#: Seconds without a free slot after which prefetched messages are requeued.
 STALLED = 1.0
 
 
 class Pace:
-    """How many messages the worker may hold beyond its prefetch count, by what it has done of late."""
+    """How many messages the worker may prefetch beyond its prefetch count, by its recent throughput."""
 
     def __init__(self) -> None:
         self.ahead = 0
@@ -40,14 +40,14 @@ class Pace:
         if span < HORIZON / 2:
             return
         rate = self._done / span
-        # Slower counts at once, quicker by half: a burst of slow tasks that end together is no pace.
+        # A lower rate counts at once, a higher one by half: slow tasks may end together by chance.
         self._rate = min(rate, (self._rate + rate) / 2)
         self.ahead = min(MOST, int(self._rate * HORIZON))
         self._done, self._since = 0, now
 
 
 def connect() -> None:
-    """Have workers keep to a prefetch count of their command line."""
+    """Have workers keep to a prefetch count of their command line exactly."""
     celeryd_init.connect(_to_the_letter, weak=False)
 
 
@@ -57,7 +57,7 @@ def _to_the_letter(conf: Any, options: dict[str, Any], **_: Any) -> None:
 
 
 def _named(options: dict[str, Any]) -> bool:
-    """The user named a prefetch count. Celery's command line fills it in from the settings where nobody did."""
+    """Whether the user set a prefetch count. Celery's command line takes it from the settings otherwise."""
     context = click.get_current_context(silent=True)
     if context and (source := context.get_parameter_source("prefetch_multiplier")):
         return source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)

@@ -1,7 +1,7 @@
-"""JSON as kombu writes and reads it, with less work for what most messages and results hold.
+"""JSON as kombu writes and reads it, with less work for most messages and results.
 
-kombu's decoder asks a function about every object, for types that few use; json's own looks for white space around a text, and
-its encoder makes an iterator for a single number.
+kombu's decoder calls a function for every object, to find rare types; json's own skips white space around a text, and its
+encoder makes an iterator for a single number.
 Source: kombu/utils/json.py 5.7.0; json/decoder.py.
 """
 
@@ -15,7 +15,6 @@ from celery_kit.engine.parts import on
 JSON = "application/json"
 _QUICK = on("quick_json")
 
-# kombu-stubs are those of an older one.
 kombus: Any = import_module("kombu.utils.json")
 serialization: Any = import_module("kombu.serialization")
 
@@ -34,25 +33,25 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
 
 
 def kombus_reader() -> bool:
-    """JSON is read by kombu's own decoder, and not by one that somebody has registered in its place."""
+    """Whether kombu's own decoder reads JSON, and not one that has been registered in its place."""
     return serialization.registry._decoders.get(JSON) is kombus.loads
 
 
 def kombus_writer() -> bool:
-    """And written by its own encoder."""
+    """Whether kombu's own encoder writes it."""
     encoder = serialization.registry._encoders.get("json")
     return encoder is not None and encoder.encoder is kombus.dumps
 
 
 def parse(text: str) -> Any:
-    """What a text says. Raises ValueError."""
+    """The value of a JSON text. Raises ValueError."""
     if not _QUICK or "__type__" in text:
         return kombus.loads(text)
     try:
         found, end = _scan(text, 0)
     except StopIteration:
         end = -1
-    return found if end == len(text) else _decoder.decode(text)  # it has white space around it, or is none
+    return found if end == len(text) else _decoder.decode(text)  # white space around it, or no JSON
 
 
 def text_of(value: Any) -> str:

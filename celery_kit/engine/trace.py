@@ -1,8 +1,8 @@
-"""A task's run: Celery's trace, with the way of a task that succeeds written out without what nobody has asked for.
+"""Celery's trace of a task, with less work for a task that succeeds.
 
-For each task Celery makes a set of forty names to find the user's own headers, looks for its backend six times, and describes a
-return value letter by letter. What goes wrong, callbacks and chains are left to Celery's own functions, which are taken out of
-the trace that it has built. Source: celery/app/trace.py 5.7.0, build_tracer.
+For each task Celery makes a set of forty names to find the user's own headers, looks for its backend six times, and describes
+the return value letter by letter. Errors, callbacks and chains are left to Celery's own functions, which are taken from the
+closure of the trace that it has built. Source: celery/app/trace.py 5.7.0, build_tracer.
 """
 
 import os
@@ -28,15 +28,14 @@ from celery_kit.engine.commit import commit
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import JSON, kombus_reader, parse
 
-#: What a trace must have for its short form.
+#: Names of Celery's closure that the quick trace calls.
 PARTS = ("on_error", "_dispatch_callbacks_and_chain", "fun", "_does_info")
-#: What a task, or a setting, may have that only Celery's own trace knows.
+#: Names that are set in it where a task, or a setting, needs Celery's own trace.
 MORE = ("task_before_start", "task_on_success", "task_after_return", "deduplicate_successful_tasks", "inherit_parent_priority")
-#: What is none of a user's own headers. Source: Context._get_custom_headers.
+#: Headers that are not a user's own. Source: Context._get_custom_headers.
 KNOWN = frozenset((*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"))
 PLAIN = (int, float, bool, type(None))
 
-# Of what the stubs know little.
 _state: Any = import_module("celery._state")
 trace: Any = import_module("celery.app.trace")
 dispatch_signal: Any = import_module("celery.utils.dispatch.signal")
@@ -45,20 +44,20 @@ Trace = Callable[..., Any]
 
 
 def read(body: Any, content_type: str, content_encoding: str, accept: Any = None, **options: Any) -> Any:
-    """kombu's `loads`, quicker for JSON."""
+    """kombu's `loads`, quicker for JSON. Raises as that."""
     if content_type == JSON and body and (accept is None or JSON in accept) and kombus_reader():
-        with suppress(AttributeError, ValueError, RecursionError):  # kombu says what is wrong
+        with suppress(AttributeError, ValueError, RecursionError):  # kombu reports what is wrong
             return parse(body if type(body) is str else body.decode())
     return loads(body, content_type, content_encoding, accept=accept, **options)
 
 
 def shown(value: Any, most: int) -> str:
-    """A return value as Celery shows it, of at most so many characters."""
+    """A return value as Celery describes it, in at most `most` characters."""
     return repr(value) if type(value) in PLAIN and len(repr(value)) <= most else saferepr(value, most)
 
 
 def context(request: dict[str, Any], args: Any, kwargs: Any) -> Context:
-    """Celery's Context of a request, without the search for what it is known to have."""
+    """Celery's Context of a request, made without a search for the names that it is known to have."""
     made = Context.__new__(Context)
     about = vars(made)
     about.update(request, args=args, called_directly=False, kwargs=kwargs)
@@ -70,7 +69,7 @@ def context(request: dict[str, Any], args: Any, kwargs: Any) -> Context:
 
 
 def sending(signal: Any, task: Any) -> Callable[..., None]:
-    """signal.send(sender=task, …), which finds out who listens once, and not for each task. Source: celery/utils/dispatch."""
+    """signal.send(sender=task, …), which looks its receivers up once, not for each task. Source: celery/utils/dispatch."""
     known: list[Any] = []
     live: list[Any] = []
 
@@ -79,7 +78,7 @@ def sending(signal: Any, task: Any) -> Callable[..., None]:
         if known != signal.receivers:
             known, live = list(signal.receivers), signal._live_receivers(task)
             if any(isinstance(receiver, weakref.ReferenceType) for _, receiver in known):
-                known = []  # one of them may go at any time
+                known = []  # one of them may be deleted at any time
         for receiver in live:
             try:
                 receiver(signal=signal, sender=task, **named)
@@ -90,7 +89,7 @@ def sending(signal: Any, task: Any) -> Callable[..., None]:
 
 
 def quick(task: Any, app: Any, hostname: str) -> Trace:
-    """A trace of `task`, for a worker; Celery's own where the task or a setting asks for more than the short one has."""
+    """A trace of `task` for a worker: Celery's own if the task or a setting needs more than the quick one does."""
     celerys: Trace = trace.build_tracer(task.name, task, app.loader, hostname, app=app)
     if not on("trace"):
         return celerys
@@ -101,11 +100,11 @@ def quick(task: Any, app: Any, hostname: str) -> Trace:
     )
     if hooked or any(map(parts.get, MORE)) or any(name not in parts for name in PARTS):
         return celerys
-    on_error, dispatch, run, says_end = (parts[name] for name in PARTS)
-    return _short(task, hostname, celerys, on_error, dispatch, run, says_end)
+    on_error, dispatch, run, logs_end = (parts[name] for name in PARTS)
+    return _quick(task, hostname, celerys, on_error, dispatch, run, logs_end)
 
 
-def _short(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: Trace, run: Trace, says_end: bool) -> Trace:
+def _quick(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: Trace, run: Trace, logs_end: bool) -> Trace:
     pid, most = os.getpid(), task.resultrepr_maxsize
     before, after, succeeded = signals.task_prerun, signals.task_postrun, signals.task_success
     send_before, send_after, send_success = (sending(signal, task) for signal in (before, after, succeeded))
@@ -170,8 +169,8 @@ def _short(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: 
                         runtime = monotonic() - began
                         if succeeded.receivers:
                             send_success(result=value, runtime=runtime)
-                        if says_end:
-                            _say_end(task, uuid, this, text, runtime)
+                        if logs_end:
+                            _log_end(task, uuid, this, text, runtime)
             finally:
                 try:
                     if after.receivers:
@@ -191,7 +190,7 @@ def _short(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: 
     return traced
 
 
-def _say_end(task: Any, uuid: str, this: Context, text: str, runtime: float) -> None:
+def _log_end(task: Any, uuid: str, this: Context, text: str, runtime: float) -> None:
     about = {
         "id": uuid,
         "name": trace.get_task_name(this, task.name),

@@ -1,4 +1,4 @@
-"""What wakes a loop that polls: a pair of sockets, rung in any thread or greenlet."""
+"""Wakes a polling loop from any thread or greenlet, by a pair of sockets."""
 
 import socket
 from contextlib import suppress
@@ -7,7 +7,7 @@ from celery_kit.engine.parts import on
 
 
 class Bell:
-    """The loop polls it as it does a socket, and `hear`s it once it is readable."""
+    """The loop polls it like a socket, and calls `hear` when it is readable; `ring` wakes the loop."""
 
     def __init__(self) -> None:
         self._heard, self._rung = socket.socketpair()
@@ -19,7 +19,7 @@ class Bell:
 
     def ring(self) -> None:
         if on("wake_up"):
-            with suppress(OSError):  # it rings already, or its loop is gone
+            with suppress(OSError):  # the loop is being woken, or has ended
                 self._rung.send(b"!")
 
     def hear(self) -> None:

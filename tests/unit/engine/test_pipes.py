@@ -1,4 +1,4 @@
-"""A child's words come whole and in order, however the pipe cuts them; a job goes as Celery would have sent it."""
+"""A child's messages come whole and in order, however the pipe cuts them; a job goes as Celery would have sent it."""
 
 import os
 import pickle
@@ -67,7 +67,7 @@ WORDS = [("ack", 1), ("ready", "x" * 300), None, ("ack", 2)]
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100, 10_000])
-def test_words_come_whole_however_they_are_cut(pipe: tuple[int, int], size: int) -> None:
+def test_messages_come_whole_however_they_are_cut(pipe: tuple[int, int], size: int) -> None:
     reader, writer = pipe
     hub, heard, _ = listening(reader)
     sent = b"".join(map(wire, WORDS))
@@ -78,7 +78,7 @@ def test_words_come_whole_however_they_are_cut(pipe: tuple[int, int], size: int)
     assert heard == [word for word in WORDS if word]
 
 
-def test_words_that_are_there_together_are_heard_in_one_turn(pipe: tuple[int, int]) -> None:
+def test_messages_that_are_there_together_are_heard_in_one_turn(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     hub, heard, _ = listening(reader)
     os.write(writer, b"".join(map(wire, WORDS)))
