@@ -1,7 +1,7 @@
-"""The frames of a delivery, read in half of py-amqp's time: what a worker on RabbitMQ spends most on, after the task itself.
+"""Decodes the frames of a delivery in half of py-amqp's time: the largest cost of a worker on RabbitMQ, after the task itself.
 
-py-amqp walks a message's headers - some twenty-five from Celery - through a chain of comparisons for each value. Here the kinds
-that are common there are looked at first, and every other one is py-amqp's own. What does not fit is read by py-amqp itself.
+py-amqp passes each value of a message's headers - Celery's have some twenty-five - through a chain of comparisons. Here the
+common kinds come first. Other kinds, and messages with other properties than Celery's, are decoded by py-amqp.
 Source: amqp 5.4.2, serialization.py (_read_item, decode_properties_basic), method_framing.py (frame_handler).
 """
 
@@ -38,7 +38,7 @@ _HEADERS, _KNOWN = 0x2000, 0xFE00
 
 
 def table(data: bytes, at: int, end: int) -> dict[str, Any]:
-    """A table's names and values, from where its first name's length stands. Raises ValueError, as for text that is none."""
+    """A table's names and values. `at`: where the length of its first name is. Raises ValueError for text that is not UTF-8."""
     found: dict[str, Any] = {}
     value: Any
     while at < end:
@@ -66,10 +66,10 @@ def table(data: bytes, at: int, end: int) -> dict[str, Any]:
 
 
 def properties(data: bytes, at: int) -> dict[str, Any]:
-    """A message's properties, from its flags on. Raises ValueError where Celery's messages have none such."""
+    """A message's properties. `at`: where its flags are. Raises ValueError for one that Celery's messages do not have."""
     (flags,) = _short(data, at)
     if flags & ~_KNOWN:
-        raise ValueError("properties that are not known here")
+        raise ValueError("unknown properties")
     at += 2
     found: dict[str, Any] = {}
     for flag, name in _TEXTS:
@@ -104,7 +104,7 @@ class Delivery(Base):  # type: ignore[misc]
 
 
 def arguments(data: bytes) -> tuple[str, int, bool, str, str]:
-    """What basic.deliver says: consumer tag, delivery tag, whether it is a redelivery, exchange, routing key."""
+    """The arguments of basic.deliver: consumer tag, delivery tag, whether it is a redelivery, exchange, routing key."""
     end = 5 + data[4]
     consumer = data[5:end].decode()
     (tag,) = _quad(data, end)
@@ -116,7 +116,7 @@ def arguments(data: bytes) -> tuple[str, int, bool, str, str]:
 
 
 def frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[tuple[int, int, bytes]], bool]:
-    """py-amqp's handler of frames, with deliveries put together here. It says whether a frame was a whole method's last."""
+    """py-amqp's handler of frames, with deliveries assembled here. It returns whether a frame completed a method."""
     others = amqps_frame_handler(connection, callback)
     if not on("frames_in"):
         return others

@@ -1,13 +1,13 @@
-"""How many messages RabbitMQ sends a worker ahead: they follow the worker's pace (`celery_kit/engine/prefetch.py`).
+"""How many messages RabbitMQ sends a worker: as many as its throughput asks for (`celery_kit/engine/prefetch.py`).
 
-A quorum queue's prefetch count is static: it holds for the consumers that come after it. So a worker that has become quicker
-cancels its consumer and consumes anew, with a larger count, and one that has become slower does the reverse. Nobody waits for
-an answer on the way. What comes beyond Celery's own prefetch count is kept here and not in the pool, and is handed over as
-tasks end; where none ends any more it goes back to its queue.
+The prefetch count of a quorum queue is static: it applies to later consumers only. So a worker whose throughput rises cancels
+its consumer and consumes again with a larger count, and with a smaller one when it falls. It waits for no answer in between.
+Messages beyond Celery's own prefetch count are buffered here, not in the pool, and handed over as tasks end. If no task ends
+any more, they are requeued.
 
-RabbitMQ counts that as a delivery, and a message that came too often is set aside. Hence `take_ahead` (bool) among the
-transport's options: not where MAX_DELIVERIES is lower than the broker's own limit. It counts as well, and sends again later,
-what it was about to send to a consumer that is cancelled: so a consumer is replaced while it holds all that it may.
+RabbitMQ counts that as a delivery, and dead-letters a message after too many of them. Hence the transport option `take_ahead`
+(bool): false if MAX_DELIVERIES is lower than the broker's own limit. It also counts, and later sends again, messages that it
+was about to send to a consumer that is cancelled: so a consumer is replaced only while it holds its full prefetch count.
 Sources: https://www.rabbitmq.com/docs/consumer-prefetch; amqp 5.4.2, channel.py, basic_consume, basic_qos, basic_cancel.
 """
 
@@ -24,13 +24,13 @@ from amqp import spec
 from celery_kit.engine.commit import commit
 from celery_kit.engine.prefetch import STALLED, Pace
 
-#: Bytes that may be sent ahead, by the size of the last messages.
+#: The largest window in bytes, by the size of the last messages.
 BYTES = 4_000_000
-#: The window grows when the pace asks for so many times what it has, and shrinks when it has so many times what that asks for.
+#: The window grows when the throughput asks for so many times its size, and shrinks when its size is so many times that.
 QUICKER, SLOWER = 2, 4
-#: Seconds that a pace has to be slower: for the broker a consumer is a thing to be written down.
+#: Seconds that the throughput has to stay low: the broker writes each consumer to disk.
 PATIENCE = 1.0
-#: After this long, in seconds, the loop looks at its other duties before it handles more messages.
+#: Seconds that messages are handled before the loop does its other work.
 TURN = 0.01
 
 _numbers = count(1)
@@ -38,9 +38,9 @@ _numbers = count(1)
 
 @dataclass
 class Consumer:
-    """`tag`: as kombu knows it; `now`: as the broker does. `prefetch`: Celery's count, in messages; `ahead`: beyond it.
+    """`tag`: kombu's consumer tag; `now`: the broker's. `prefetch`: Celery's count, in messages; `ahead`: those beyond it.
 
-    `out`: what `now` was sent and the broker has no word of.
+    `out`: messages that `now` was sent and that are unacknowledged.
     """
 
     queue: str
@@ -54,46 +54,46 @@ class Consumer:
 
 
 class Window:
-    """Of a channel. Where it has no loop nothing is taken ahead, and nothing kept.
+    """The window of a channel. Without a loop nothing is prefetched beyond Celery's count, and nothing buffered.
 
-    It belongs to the loop's thread, but for `settled` and `answering`; `lock`: the channel's, of what both touch.
+    Only the loop's thread may use it, except for `settled` and `answering`. `lock`: the channel's, for what both change.
     """
 
     def __init__(self, channel: Any, lock: AbstractContextManager[Any]) -> None:
         self.channel = channel
         self._lock = lock
         self.pace = Pace()
-        #: Celery's last one, for each consumer: None where it is for the channel as a whole.
+        #: Celery's last prefetch count, for each consumer; None if it is for the channel as a whole.
         self.prefetch: int | None = None
-        #: Queues that stay when nobody consumes from them for a moment.
+        #: Queues that are not deleted while they have no consumer.
         self.lasting: set[str] = set()
         self.forget()
 
     def forget(self) -> None:
-        """The broker has forgotten this channel's consumers, and what it has delivered."""
+        """The broker has closed the channel: its consumers and deliveries are gone."""
         self.ready: deque[tuple[Any, ...]] = deque()  # delivered, and not handed over: kombu's tag, delivery tag, the rest
         self._consumers: dict[str, Consumer] = {}  # by kombu's tag
         self._open: set[int] = set()  # tags of deliveries that are neither acknowledged nor rejected
         self._sent_to: dict[int, tuple[Consumer, str]] = {}  # by delivery tag
-        self._back: set[str] = set()  # what still comes for these tags of the broker's goes back
+        self._back: set[str] = set()  # the broker's tags whose deliveries are requeued
         self._wanted = self._size = 0
         self._moved_at = self._quick_at = 0.0
 
     @property
     def ahead(self) -> int:
-        """Messages that may be held beyond Celery's own prefetch count."""
+        """How many messages may be held beyond Celery's own prefetch count."""
         return sum(consumer.ahead for consumer in self._consumers.values())
 
     # What kombu asks for
 
     def add(self, queue: str, tag: str, no_local: bool, arguments: Any) -> None:
-        """kombu has begun to consume, with acknowledgements."""
+        """kombu has begun to consume with acknowledgements."""
         if self.prefetch and queue in self.lasting:
             self._consumers[tag] = Consumer(queue, tag, tag, self.prefetch, no_local, arguments)
             self._back.discard(tag)
 
     def remove(self, tag: str) -> str:
-        """kombu is about to cancel a consumer; gives the tag that the broker knows it by. What it was not given goes back."""
+        """kombu is about to cancel a consumer: requeue its buffered messages. Returns the tag that the broker knows it by."""
         consumer = self._consumers.pop(tag, None)
         if consumer is None:
             return tag
@@ -106,7 +106,7 @@ class Window:
     # Deliveries
 
     def take(self, tag: str, delivery_tag: int, *rest: Any) -> None:
-        """Hand a delivery over, or keep it."""
+        """Hand a delivery over, or buffer it."""
         if tag in self._back:
             self.channel.basic_reject(delivery_tag, True)
             return
@@ -121,13 +121,13 @@ class Window:
                 self._sent_to[delivery_tag] = consumer, tag
         delivery = (consumer.tag, delivery_tag, *rest)
         self._size = max(len(rest[-1].body or b""), self._size * 7 // 8)
-        if self.ready or (self.channel.connection.loop and self._free() < 0):  # it is among those that are held
+        if self.ready or (self.channel.connection.loop and self._free() < 0):  # this delivery counts already
             self.ready.append(delivery)
         else:
             self._hand_over(delivery)
 
     def hand_over(self) -> None:
-        """Hand over what is kept, as far as the prefetch count allows, for a TURN."""
+        """Hand buffered messages over, as far as the prefetch count allows, for a TURN at most."""
         until = 0.0
         while self.ready and self._free() > 0:
             self._hand_over(self.ready.popleft())
@@ -139,30 +139,30 @@ class Window:
         begun = monotonic()
         self.channel.hand_over(*delivery)
         self._moved_at = monotonic()
-        if self._moved_at > begun + STALLED:  # it ran, on solo, and what came meanwhile has waited for it
-            self._give_back()
+        if self._moved_at > begun + STALLED:  # on solo it ran, and later messages have waited for it
+            self._requeue()
 
     @property
     def _places(self) -> int:
         return sum(consumer.prefetch for consumer in list(self._consumers.values()))
 
     def _free(self) -> int:
-        """How many more messages the consumers may be handed."""
+        """How many more messages the consumers may be given."""
         return self._places + commit.done + len(self.ready) - len(self._open)
 
     def is_half_free(self) -> bool:
-        """Half of the places for messages are free, and something is kept. From any thread."""
+        """Whether half of the slots for messages are free, and some are buffered. From any thread."""
         return bool(self.ready) and 2 * self._free() >= self._places
 
-    def _give_back(self) -> None:
-        """What was sent ahead goes back to its queue; not what Celery itself would hold."""
+    def _requeue(self) -> None:
+        """Requeue the buffered messages, but for those that Celery itself would hold."""
         ahead = [consumer for consumer in self._consumers.values() if consumer.ahead]
         if not ahead and len(self.ready) <= self._places:
             return
-        kept, self.ready = self.ready, deque()
+        buffered, self.ready = self.ready, deque()
         self._back = {consumer.now for consumer in ahead}
         self._consume(ahead, 0)
-        self._reject(kept)
+        self._reject(buffered)
 
     def _reject(self, deliveries: Iterable[tuple[Any, ...]]) -> None:
         for _, delivery_tag, *_ in deliveries:
@@ -171,14 +171,14 @@ class Window:
     # How far ahead
 
     def turn(self, now: float) -> bool:
-        """The loop is about to wait. True where there is more to hand over at once."""
+        """Called when the loop is about to wait. Returns whether there is more to hand over at once."""
         self.pace.update(now)
         if self.channel.connection.take_ahead:
             self._follow(now)
         if not self.ready or self._free() > 0:
             return bool(self.ready)
         if now > self._moved_at + STALLED:
-            self._give_back()
+            self._requeue()
         return False
 
     def _follow(self, now: float) -> None:
@@ -190,11 +190,11 @@ class Window:
             self._consume(ahead, 0)
 
     def settled(self, delivery_tag: int) -> None:
-        """This one is acknowledged or rejected. From any thread, under the channel's lock."""
+        """Called when a delivery is acknowledged or rejected. From any thread, under the channel's lock."""
         self._open.discard(delivery_tag)
 
     def answering(self, tags: Iterable[int]) -> None:
-        """The broker is about to have word of these deliveries. From any thread, under the channel's lock."""
+        """Called just before the broker is told of it. From any thread, under the channel's lock."""
         wanted = self._wanted
         self._consume(
             [
@@ -210,7 +210,7 @@ class Window:
                 consumer.out -= 1
 
     def _consume(self, consumers: list[Consumer], ahead: int) -> None:
-        """Consume anew, with so many messages beyond the prefetch count."""
+        """Replace these consumers by ones with `ahead` messages beyond the prefetch count."""
         send = self.channel.send_method
         with self._lock:
             for consumer in consumers:
