@@ -1,4 +1,4 @@
-"""The site, made by `make docs-site`: README and docs/ as they stand, for links in them work on a code host and here alike."""
+"""The site, made by `make docs-site`: README and docs/ as they stand: their links work on a code host and here."""
 
 import shutil
 from pathlib import Path
@@ -19,12 +19,18 @@ html_show_copyright = html_use_index = False
 #: The pages, in the order of the sidebar. One that is missing here is an error: Sphinx warns of pages in no table of contents.
 PAGES = {
     "Choose": ["docs/brokers", "docs/pools", "docs/matrix", "docs/benchmark", "The soak <docs/reports/soak>"],
-    "Use": ["docs/settings", "docs/apps", "docs/migration", "docs/packages", "docs/once", "docs/spool"],
+    "Use": [
+        *("docs/adopt", "docs/tasks", "docs/settings", "docs/apps", "docs/migration", "docs/packages"),
+        *("docs/once", "docs/spool"),
+    ],
     "Run": [
         *("docs/delivery", "docs/monitoring", "docs/shutdown", "docs/failures"),
         *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe"),
     ],
-    "The kit": ["docs/new-broker", "docs/reports/upstream", "CONTRIBUTING", "CHANGELOG", "中文 <README.zh-CN>"],
+    "The kit": [
+        *("docs/architecture", "docs/new-broker", "docs/reports/upstream"),
+        *("CONTRIBUTING", "CHANGELOG", "中文 <README.zh-CN>"),
+    ],
 }
 
 

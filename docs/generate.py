@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -66,67 +65,9 @@ def backends() -> str:
     )
 
 
-def combinations() -> str:
-    """Broker x backend by pool; each cell is a combination that `make test-matrix` runs."""
-    stacks = [broker for broker in BROKERS.values() if broker.compose_file]
-    return table(
-        ("BROKER", "BACKEND", *(f"`{pool}`" for pool in POOLS)),
-        *(
-            (
-                f"`{broker.name}`",
-                f"`{backend.name}`",
-                *("tested" if backend.chords else "tested, without chords" for _ in POOLS),
-            )
-            for broker in stacks
-            for backend in BACKENDS.values()
-        ),
-    )
-
-
 @cache
 def _matrix() -> dict[str, Any]:
     return dict(json.loads((ROOT / "docs/matrix.json").read_text()))
-
-
-def matrix() -> str:
-    """A row a group, a column a broker and backend: how many cells ended how, in the committed run."""
-    data = _matrix()
-    stacks = list(dict.fromkeys(name.rpartition("-")[0] for name in data["combinations"]))
-    counts = Counter(
-        (data["features"][cell["feature"]]["group"], cell["combination"].rpartition("-")[0], cell["outcome"])
-        for cell in data["cells"]
-    )
-    groups = sorted({group for group, _, _ in counts})
-    features = Counter(feature["group"] for feature in data["features"].values())
-    return (
-        table(
-            ("features", *(stack.replace("-", " + ") for stack in stacks)),
-            *(
-                (
-                    f"{group} ({features[group]})",
-                    *(
-                        " ".join(
-                            f"{sign}&nbsp;{counts[group, stack, name]}"
-                            for name, sign in SIGNS.items()
-                            if counts[group, stack, name]
-                        )
-                        for stack in stacks
-                    ),
-                )
-                for group in groups
-            ),
-        )
-        + "\n\n"
-        + _about(data)
-    )
-
-
-def _about(data: dict[str, Any]) -> str:
-    about = data["about"]
-    signs = ", ".join(f"{sign} {name}: {about['counts'].get(name, 0)}" for name, sign in SIGNS.items())
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    run = f"Run by `{about['command']}`, {about['date'][:10]}; {versions}; {', '.join(about['servers'])}."
-    return f"Cells of all five pools together. {signs}. {run}"
 
 
 def brokers() -> str:
@@ -301,7 +242,7 @@ def messages() -> str:
 
 
 _TABLES = (
-    alerts, metrics, pools, backends, combinations, matrix, brokers, broker_differences, pool_differences, faults, bench,
+    alerts, metrics, pools, backends, brokers, broker_differences, pool_differences, faults, bench,
     benchmark, choices, packages, speed, messages,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {

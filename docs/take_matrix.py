@@ -8,6 +8,13 @@ from celery_kit.base.target import ROOT
 from tests.integration.report import html, markdown
 from tests.unit.house.test_matrix_docs import features
 
+#: What the page has in the documentation alone, below its title.
+PAGE = """[A page to filter and to click](matrix.html) has each cell: its test, what it observed, and how long it took.
+
+![The support matrix, with one cell opened](matrix.png)
+
+"""
+
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """`old` with the cells of `new` in place of its own, and without the rows that no test has any more."""
@@ -27,7 +34,8 @@ def main() -> None:
     docs = ROOT / "docs"
     data = merged(*(json.loads((folder / "matrix.json").read_text()) for folder in (docs, ROOT / "reports")))
     (docs / "matrix.json").write_text(json.dumps(data, indent=1, ensure_ascii=False))
-    (docs / "matrix.md").write_text(markdown(data))
+    title, _, rest = markdown(data).partition("\n\n")
+    (docs / "matrix.md").write_text(f"{title}\n\n{PAGE}{rest}")
     (docs / "matrix.html").write_text(html(data))
 
 

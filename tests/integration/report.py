@@ -107,8 +107,25 @@ def terminal(data: dict[str, Any]) -> Iterable[str]:
     yield "  ".join(f"{sign} {name}" for name, sign in SIGNS.items())
 
 
+def _groups(data: dict[str, Any], stacks: list[str]) -> Iterable[str]:
+    """A row a group of features, a column a broker and backend: how many cells of the five pools ended how."""
+    group_of = {name: about["group"] for name, about in data["features"].items()}
+    counts = Counter((group_of[c["feature"]], c["combination"].rpartition("-")[0], c["outcome"]) for c in data["cells"])
+    yield "| features | " + " | ".join(stack.replace("-", " + ") for stack in stacks) + " |"
+    yield "|" + " --- |" * (len(stacks) + 1)
+    for group, features in sorted(Counter(group_of.values()).items()):
+        cells = (
+            " ".join(f"{sign}&nbsp;{counts[group, stack, name]}" for name, sign in SIGNS.items() if counts[group, stack, name])
+            for stack in stacks
+        )
+        yield f"| {group} ({features}) | " + " | ".join(cells) + " |"
+    totals = Counter(cell["outcome"] for cell in data["cells"])
+    yield ""
+    yield "Cells of all pools together. " + ", ".join(f"{sign} {name}: {totals[name]}" for name, sign in SIGNS.items()) + "."
+
+
 def markdown(data: dict[str, Any]) -> str:
-    """A table a broker and backend, a column a pool; below, each limit once with its reference."""
+    """The cells counted by group; a column a broker and backend, a sign a pool; each limit once with its reference."""
     stacks = list(dict.fromkeys(one.rpartition("-")[0] for one in data["combinations"]))
     pools = list(dict.fromkeys(one.rpartition("-")[2] for one in data["combinations"]))
     about = data["about"]
@@ -122,6 +139,10 @@ def markdown(data: dict[str, Any]) -> str:
         + ".",
         "",
         ", ".join(f"{sign} {name}" for name, sign in SIGNS.items()) + ".",
+        "",
+        *_groups(data, stacks),
+        "",
+        "## Each feature",
         "",
     ]
     lines += ["| feature | " + " | ".join(f"{s.replace('-', ' + ')}: {', '.join(pools)}" for s in stacks) + " |"]

@@ -47,9 +47,9 @@ RUN_BY_TOO = {
     )
 }
 #: These are the tests themselves, measure for half an hour, or change the machine or the locks of whoever types them.
-NOT_IN_A_TEST = {"make test", "make test-matrix", "make bench", "make engine", "make lock", "make docs-site"}
+NOT_IN_A_TEST = {"make test", "make test-matrix", "make bench", "make engine", "make lock"}
 #: Likewise, of other pages; `make images` is what each target of tests in containers begins with.
-NOT_IN_A_TEST_EITHER = re.compile(r"make (bench|docs|docs-matrix|docs-probe|images|lint|test-\w+)")
+NOT_IN_A_TEST_EITHER = re.compile(r"make (bench|docs|docs-matrix|docs-probe|docs-site|images|lint|test-\w+)")
 
 
 def name(path: Path) -> str:
