@@ -1,5 +1,5 @@
 #!/bin/sh
-# Chromium for the browser tests, from the distribution's packages where none is on PATH. Needs root for that.
+# Installs Chromium for the browser tests from the distribution's packages if none is on PATH. Installing needs root.
 set -eu
 for name in chromium chromium-browser google-chrome; do
     if command -v "$name" >/dev/null; then exit 0; fi

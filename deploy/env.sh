@@ -1,15 +1,15 @@
 #!/bin/sh
-# Makes or renews .venv from a lock: `deploy/env.sh local` to use the kit, `deploy/env.sh dev` to test it too,
+# Creates or updates .venv from a lock: `deploy/env.sh local` to use the kit, `deploy/env.sh dev` to test it too,
 # `deploy/env.sh docs` to make the site.
-# PYTHON names the interpreter, 3.11 or later; a bare version, as 3.14, is of images (celery_kit/operate/stacks/pythons.py). Does nothing where the
-# environment holds that lock already. Needs no program but a shell and Python.
+# PYTHON names the interpreter, 3.11 or later; a bare version, such as 3.14, is the images' (celery_kit/operate/stacks/pythons.py).
+# Does nothing where the environment has that lock already. Needs no program but a shell and Python.
 set -eu
 case $0 in */*) cd "${0%/*}/.." ;; *) cd .. ;; esac
 
 lock=requirements/$1.txt
 refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
 
-# The developers' lock holds all of the others, but not what makes the site.
+# The developers' lock includes all others, but not what makes the site.
 [ "$1" = docs ] && held_by="$lock" || held_by="$lock requirements/dev.txt"
 holds='
 import sys

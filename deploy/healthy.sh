@@ -1,7 +1,7 @@
 #!/bin/sh
-# healthy:       the worker is connected, its loop runs, and it takes what waits. For readiness, and for Compose.
-# healthy live:  it need not be replaced: as above, or it waits for its broker. For liveness.
-# Starts no other program, not even for the time: a probe costs a millisecond. What it reads is celery_kit/observe/health.py's.
+# healthy:       the worker is connected, its loop runs, and it takes waiting messages. For readiness, and for Compose.
+# healthy live:  the worker need not be replaced: as above, or it waits for its broker. For liveness.
+# Starts no other program, not even for the time, so a check costs a millisecond. It reads what celery_kit/observe/health.py writes.
 runs() {
     read -r stat < "/proc/$1/stat" || return 1
     stat=${stat##*) }

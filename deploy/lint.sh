@@ -1,5 +1,5 @@
 #!/bin/sh
-# Style, types, shell scripts, Dockerfiles, workflows, and that the tables in README and docs are those of the code.
+# Checks style, types, layers, shell scripts, Dockerfiles and workflows, and that the tables in README and docs match the code.
 set -eu
 cd "$(dirname "$0")/.."
 .venv/bin/ruff check .

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Pins every requirement with hashes: one lock a purpose, all cut from the same resolution, no index address in any.
+# Pins every requirement with hashes: one lock for each purpose, all from the same resolution, without the address of an index.
 set -eu
 cd "$(dirname "$0")/.."
 deploy/env.sh dev

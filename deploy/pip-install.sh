@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install a lock into /opt/venv, byte-compiled, without the packages' own tests, C sources and debug information.
+# Installs a lock into /opt/venv, byte-compiled, without the packages' own tests, C sources and debug information.
 # For deploy/Dockerfile.
 set -eu
 [ ! -s /run/secrets/ca ] || export PIP_CERT=/run/secrets/ca

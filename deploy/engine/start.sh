@@ -1,25 +1,25 @@
 #!/bin/sh
-# A Docker engine for a machine that has none: installed from the distribution's packages and started.
-# Does nothing where `docker info` and `docker compose` answer. Needs root on Debian or Ubuntu; anywhere else: one line, exit 2.
+# Installs a Docker engine from the distribution's packages and starts it.
+# Does nothing where `docker info` and `docker compose` answer. Needs root on Debian or Ubuntu; elsewhere: one line, exit code 2.
 set -eu
 
 wait_seconds=60
 answer_seconds=20
 log=/var/log/dockerd.log
-# The suite that Debian 12 borrows four packages from: its own Compose is 1.29, which reads none of our files.
+# The suite that four packages for Debian 12 come from: its own Compose is 1.29, which cannot read our files.
 borrowed_suite=trixie
 borrowed_packages="docker.io docker-cli docker-compose docker-buildx"
 
 say() { printf 'engine: %s\n' "$*" >&2; }
 refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
-# An engine that hangs answers nothing, not even that it does not; without `timeout`, as on macOS, it is waited for.
+# An engine that hangs never answers, so the question has a time limit; without `timeout`, as on macOS, it has none.
 within() { if command -v timeout >/dev/null; then timeout "$answer_seconds" "$@"; else "$@"; fi; }
 answers() { within docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1; }
 
 borrow_from_next_suite() {
     sources=/etc/apt/sources.list.d/celery-kit-$borrowed_suite
     if [ -f /etc/apt/sources.list.d/debian.sources ]; then
-        # First stanza only (the archive, not the security mirror, whose suites are named otherwise).
+        # The first stanza only (the archive, not the security mirror, whose suites have other names).
         awk 'NF == 0 && seen { exit } /^[^#]/ { seen = 1 } { print }' /etc/apt/sources.list.d/debian.sources |
             sed "s/^Suites:.*/Suites: $borrowed_suite/" > "$sources.sources"
     else

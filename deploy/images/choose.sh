@@ -1,9 +1,10 @@
 #!/bin/sh
-# Which base images this machine builds and runs on: the official ones where a registry answers, stand-ins built
-# from Debian's packages where none does. The answer is kept in .env, which Compose reads too; a value that is
-# already there, or in the environment, is never changed. Prints a line a decision.
-# Takes a row of celery_kit/operate/stacks/pythons.py: a version of Python, its variable, the Debian release that has it (none: no stand-in can be
-# made), the versions that a stand-in can be made of. Without: the default's.
+# Chooses the base images that this machine builds on and runs: the official ones where a registry answers, stand-ins
+# built from Debian's packages where none does. The choice is stored in .env, which Compose reads too. A value that is
+# already there, or in the environment, is never changed. Prints one line for each decision.
+# Arguments: a row of celery_kit/operate/stacks/pythons.py, which is a version of Python, its variable, the Debian release
+# that has it (empty: no stand-in can be made), and the versions that a stand-in can be made of. Default: the row of the
+# default version.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -18,14 +19,14 @@ refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
 known() { eval "[ -n \"\${$1:-}\" ]" || grep -qs "^$1=." .env; }
 remember() { printf '%s=%s\n' "$1" "$2" >> .env; }
 
-# seconds, a command: without `timeout`, as on macOS, it takes the time that it takes
+# Arguments: seconds, a command. Without `timeout`, as on macOS, the command runs without a limit.
 within() {
     seconds=$1
     shift
     if command -v timeout >/dev/null; then timeout "$seconds" "$@"; else "$@"; fi
 }
 
-# Asks for the manifest alone first: a closed network must not cost a pull's time limit.
+# Asks only for the manifest first, so that a closed network does not cost the time limit of a pull.
 official() {
     docker image inspect "$1" >/dev/null 2>&1 && return
     within "$registry_seconds" docker manifest inspect "$1" >/dev/null 2>&1 || return 1
@@ -33,7 +34,7 @@ official() {
     within "$pull_seconds" docker pull -q "$1" >/dev/null 2>&1
 }
 
-# a Debian release
+# Argument: a Debian release.
 debian_base() {
     debian=celery-kit/debian:$1
     docker image inspect "$debian" >/dev/null 2>&1 && return
@@ -44,14 +45,14 @@ debian_base() {
     root=$(mktemp -d)
     trap 'rm -rf "$root"' EXIT
     mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null | sed -n 's/^URIs: *\([^ ]*\).*/\1/p; s/^deb \(http[^ ]*\).*/\1/p' | head -n 1)
-    # By the script of sid, which all of them share: a debootstrap that is older than a release does not know its name.
+    # Uses the script of sid, which all releases share: a debootstrap that is older than a release does not know its name.
     debootstrap --variant=minbase "$1" "$root" "$mirror" /usr/share/debootstrap/scripts/sid >/tmp/celery-kit-debootstrap.log 2>&1 ||
         refuse "debootstrap could not build a base image: see /tmp/celery-kit-debootstrap.log"
-    # As the slim images do: no documentation, no translations, no package lists, here and in what is installed later.
+    # As in the slim images: no documentation, translations or package lists, neither here nor in what is installed later.
     printf 'path-exclude /usr/share/%s/*\n' doc man info locale lintian > "$root/etc/dpkg/dpkg.cfg.d/slim"
     printf 'Apt::Install-Recommends "false";\n' > "$root/etc/apt/apt.conf.d/slim"
     printf 'DPkg::Post-Invoke { "rm -rf /var/cache/apt/*.bin /var/cache/apt/archives/*.deb"; };\n' > "$root/etc/apt/apt.conf.d/clean"
-    # A release that is not out yet expires within a week, and a closed network's mirror may be older. Signatures are checked.
+    # The index of an unreleased version expires within a week, and a closed network's mirror may be older. Signatures are checked.
     printf 'Acquire::Check-Valid-Until "false";\n' > "$root/etc/apt/apt.conf.d/lag"
     printf '#!/bin/sh\nexit 101\n' > "$root/usr/sbin/policy-rc.d" && chmod +x "$root/usr/sbin/policy-rc.d"
     tar -C "$root" -c \
@@ -61,10 +62,10 @@ debian_base() {
     rm -rf "$root"
 }
 
-# .env says that a stand-in was built, and the engine has lost it: a new one, or a prune.
+# .env names a stand-in that the engine no longer has: the engine is new, or was pruned.
 standin_is_gone() { grep -qs "^$1=$2\$" .env && ! docker image inspect "$2" >/dev/null 2>&1; }
 
-# variable, official image, folder of the stand-in, its tag, its Debian release if it is not that of the others, build arguments
+# Arguments: variable, official image, folder of the stand-in, its tag, its Debian release if it differs, build arguments.
 choose() {
     if known "$1"; then
         standin_is_gone "$1" "$4" || return 0
@@ -77,7 +78,7 @@ choose() {
     known "$1" || remember "$1" "$4"
 }
 
-# variable, official image, what is said without it: there is no stand-in
+# Arguments: variable, official image, the message if it cannot be had. There is no stand-in.
 only() {
     if known "$1"; then return; fi
     official "$2" || refuse "$3"
@@ -94,5 +95,5 @@ choose REDIS_IMAGE    redis:8                 redis    celery-kit/redis:8
 case ",${COMPOSE_PROFILES:-}," in *,monitor,*) choose PROMETHEUS_IMAGE prom/prometheus:v3.5.0 prometheus celery-kit/prometheus:2;; esac
 case ",${COMPOSE_PROFILES:-}," in *,grafana,*) only   GRAFANA_IMAGE    grafana/grafana:12.2.0 "$none of Grafana: set GRAFANA_IMAGE in .env to an image that you have";; esac
 
-# pip inside a build may need this machine's certificate authorities and its index (secrets of the build, never in an image).
+# pip in a build may need this machine's certificate authorities and its index (build secrets, never in an image).
 known CA_BUNDLE || { [ ! -f /etc/ssl/certs/ca-certificates.crt ] || remember CA_BUNDLE /etc/ssl/certs/ca-certificates.crt; }

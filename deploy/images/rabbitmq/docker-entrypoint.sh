@@ -1,5 +1,5 @@
 #!/bin/sh
-# Same contract as the official image: root is dropped, and variables that it no longer knows are refused.
+# Same contract as the official image: it drops root, and refuses variables that the official image no longer supports.
 set -e
 if [ "$1" = rabbitmq-server ] && [ "$(id -u)" = 0 ]; then
     find /var/lib/rabbitmq \! -user rabbitmq -exec chown rabbitmq '{}' +

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Same contract as the official image: options or a *.conf alone start redis-server, root is dropped, protected mode is off.
+# Same contract as the official image: options or a *.conf alone start redis-server; it drops root; protected mode is off.
 set -e
 case "${1:-}" in -*|*.conf) set -- redis-server "$@" ;; esac
 if [ "$1" = redis-server ] && [ "$(id -u)" = 0 ]; then
