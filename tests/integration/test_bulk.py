@@ -5,7 +5,8 @@ from typing import Any
 from kombu.utils.uuid import uuid
 
 from celery_kit.base.correlation import SENT
-from celery_kit.produce.bulk import SILENT, Call, Sender, calls
+from celery_kit.produce.alike import SILENT, Call
+from celery_kit.produce.bulk import Sender, calls
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.test_flow import flow_probes
 

@@ -8,7 +8,8 @@ import pytest
 
 from celery_kit import Kit
 from celery_kit.brokers.rabbitmq.bulk import Bulk
-from celery_kit.produce.bulk import Call, Sender
+from celery_kit.produce.alike import Call
+from celery_kit.produce.bulk import Sender
 from tests.engine.rabbitmq.conftest import Urls
 
 

@@ -11,7 +11,8 @@ from celery.utils.saferepr import saferepr
 
 from celery_kit import Kit
 from celery_kit.base.ids import ids, new_id
-from celery_kit.produce.bulk import SILENT, NotAllSentError, Sender, told
+from celery_kit.produce.alike import SILENT, needed
+from celery_kit.produce.bulk import NotAllSentError, Sender
 from celery_kit.produce.publishing import brief
 
 
@@ -77,9 +78,9 @@ def test_what_was_not_sent_is_said_by_number_and_by_id() -> None:
 
 def test_headers_that_say_nothing_are_left_out() -> None:
     """A worker assumes the same where they are not there; what says something stays."""
-    assert told({**SILENT, "id": "1", "ignore_result": False}) == {"id": "1", "ignore_result": False}
+    assert needed({**SILENT, "id": "1", "ignore_result": False}) == {"id": "1", "ignore_result": False}
     speaking = {"eta": "2030-01-01T00:00:00", "group": "g", "retries": 2, "stamped_headers": ["a"]}
-    assert told({**SILENT, **speaking}) == speaking
+    assert needed({**SILENT, **speaking}) == speaking
 
 
 def test_a_worker_assumes_what_is_left_out() -> None:

@@ -29,7 +29,7 @@ from celery_kit.brokers.rabbitmq.frames_in import properties as read_properties
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
 from celery_kit.brokers.redis.bulk import like as redis_like
 from celery_kit.engine.quick_json import serialization
-from celery_kit.produce.bulk import SILENT
+from celery_kit.produce.alike import SILENT
 
 #: What two messages of one task have of their own.
 OWN = ("id", "root_id", "sent")
