@@ -163,8 +163,7 @@ class Producers(ProducerPool):
     """Producers that keep their connection and channel between messages."""
 
     def release(self: Any, resource: Any) -> None:
-        release = Resource if on("kept_channel") else ProducerPool
-        release.release(self, resource)
+        Resource.release(self, resource)
 
     def prepare(self, p: Any) -> Any:
         producer: Any = super().prepare(p)

@@ -1,106 +1,13 @@
-"""Decodes the frames of a delivery in half of py-amqp's time: the largest cost of a worker on RabbitMQ, after the task itself.
+"""AMQP's frames, as far as the kit reads them itself. Source: amqp 5.4.2, transport.py, channel.py (basic_deliver)."""
 
-py-amqp passes each value of a message's headers - Celery's have some twenty-five - through a chain of comparisons. Here the
-common kinds come first. Other kinds, and messages with other properties than Celery's, are decoded by py-amqp.
-Source: amqp 5.4.2, serialization.py (_read_item, decode_properties_basic), method_framing.py (frame_handler).
-"""
-
-from collections.abc import Callable
 from struct import Struct
-from typing import Any
-
-from amqp import serialization
-from amqp.basic_message import Message
-from amqp.exceptions import UnexpectedFrame
-from amqp.method_framing import frame_handler as amqps_frame_handler
-
-from celery_kit.engine.parts import on
 
 DELIVER = (60, 60)
-_DELIVER = bytes((0, 60, 0, 60))
-METHOD, HEADER, BODY, _HEARTBEAT = 1, 2, 3, 8
+METHOD, HEADER, BODY = 1, 2, 3
 #: Bytes of a frame around its payload, and the last of them.
 OVERHEAD, END = 8, 0xCE
-_STRING, _VOID, _INT, _DOUBLE = b"SVId"
 
-_read_any: Callable[[bytes, int], tuple[Any, int]] = vars(serialization)["_read_item"]
-_short, _long, _signed, _quad, _double = (Struct(f">{form}").unpack_from for form in "HIiQd")
-
-#: By bit of a message's flags, the properties that Celery's messages have, in their order; `headers` is the third.
-_TEXTS = ((0x8000, "content_type"), (0x4000, "content_encoding"))
-_MORE = (
-    (0x1000, "delivery_mode", False),
-    (0x0800, "priority", False),
-    (0x0400, "correlation_id", True),
-    (0x0200, "reply_to", True),
-)
-_HEADERS, _KNOWN = 0x2000, 0xFE00
-
-
-def table(data: bytes, at: int, end: int) -> dict[str, Any]:
-    """A table's names and values. `at`: where the length of its first name is. Raises ValueError for text that is not UTF-8."""
-    found: dict[str, Any] = {}
-    value: Any
-    while at < end:
-        start = at + 1
-        at = start + data[at]
-        name = data[start:at].decode()
-        kind = data[at]
-        at += 1
-        if kind == _VOID:
-            value = None
-        elif kind == _STRING:
-            start = at + 4
-            at = start + _long(data, at)[0]
-            value = data[start:at].decode()
-        elif kind == _INT:
-            (value,) = _signed(data, at)
-            at += 4
-        elif kind == _DOUBLE:
-            (value,) = _double(data, at)
-            at += 8
-        else:
-            value, at = _read_any(data, at - 1)
-        found[name] = value
-    return found
-
-
-def properties(data: bytes, at: int) -> dict[str, Any]:
-    """A message's properties. `at`: where its flags are. Raises ValueError for one that Celery's messages do not have."""
-    (flags,) = _short(data, at)
-    if flags & ~_KNOWN:
-        raise ValueError("unknown properties")
-    at += 2
-    found: dict[str, Any] = {}
-    for flag, name in _TEXTS:
-        if flags & flag:
-            start = at + 1
-            at = start + data[at]
-            found[name] = data[start:at].decode()
-    if flags & _HEADERS:
-        start = at + 4
-        at = start + _long(data, at)[0]
-        found["application_headers"] = table(data, start, at)
-    for flag, name, is_text in _MORE:
-        if flags & flag:
-            start = at + 1
-            at = start + data[at] if is_text else start
-            found[name] = data[start:at].decode() if is_text else data[start - 1]
-    return found
-
-
-Base: Any = Message  # its stubs know little of it
-
-
-class Delivery(Base):  # type: ignore[misc]
-    """py-amqp's message."""
-
-    def _load_properties(self, class_id: int, buf: bytes, offset: int) -> Any:
-        try:
-            self.properties = properties(buf, offset)
-        except (ValueError, IndexError):
-            return super()._load_properties(class_id, buf, offset)
-        return offset
+_quad = Struct(">Q").unpack_from
 
 
 def arguments(data: bytes) -> tuple[str, int, bool, str, str]:
@@ -113,37 +20,3 @@ def arguments(data: bytes) -> tuple[str, int, bool, str, str]:
     at = start + data[end + 9]
     exchange = data[start:at].decode()
     return consumer, tag, again, exchange, data[at + 1 : at + 1 + data[at]].decode()
-
-
-def frame_handler(connection: Any, callback: Callable[..., Any]) -> Callable[[tuple[int, int, bytes]], bool]:
-    """py-amqp's handler of frames, with deliveries assembled here. It returns whether a frame completed a method."""
-    others = amqps_frame_handler(connection, callback)
-    if not on("frames_in"):
-        return others
-    begun: dict[int, Delivery] = {}
-
-    def on_frame(frame: tuple[int, int, bytes]) -> bool:
-        kind, channel, data = frame
-        message = begun.get(channel)
-        if message is None:
-            if kind != METHOD or data[:4] != _DELIVER:
-                return bool(others(frame))
-            connection.bytes_recv += 1
-            begun[channel] = Delivery(frame_method=DELIVER, frame_args=data)
-            return False
-        if kind == _HEARTBEAT:
-            return bool(others(frame))
-        connection.bytes_recv += 1
-        if kind == HEADER and not message.body_size:
-            message.inbound_header(data)
-        elif kind == BODY:
-            message.inbound_body(data)
-        else:
-            raise UnexpectedFrame(f"Received frame {kind} within a delivery")
-        if not message.ready:
-            return False
-        del begun[channel]
-        callback(channel, DELIVER, message.frame_args, message)
-        return True
-
-    return on_frame

@@ -20,7 +20,7 @@ from amqp import transport as amqp_transport
 from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from kombu.transport import pyamqp
 
-from celery_kit.brokers.rabbitmq.frames_in import DELIVER, END, METHOD, OVERHEAD, arguments, frame_handler
+from celery_kit.brokers.rabbitmq.frames_in import DELIVER, END, METHOD, OVERHEAD, arguments
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
 from celery_kit.brokers.rabbitmq.window import TURN, Window
 from celery_kit.engine.commit import commit
@@ -329,7 +329,7 @@ class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
 
     def __init__(self, *args: Any, take_ahead: bool = True, **options: Any) -> None:
         self.take_ahead = take_ahead
-        super().__init__(*args, **{"frame_handler": frame_handler} | options)
+        super().__init__(*args, **options)
 
     def Transport(
         self,

@@ -1,6 +1,8 @@
 """The frames of a message that is like its sample are what py-amqp makes of it; what cannot be written is left to py-amqp."""
 
 from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,7 +12,6 @@ from amqp.serialization import decode_properties_basic, dumps
 
 from celery_kit.base.messages import Part, Sample, message_of
 from celery_kit.brokers.rabbitmq.frames_out import _UNKNOWN, frames
-from tests.unit.brokers.rabbitmq.test_frames_in import KINDS
 
 HEADERS = {
     "ends": [2**31 - 1, -(2**31) + 1, 2**31, -(2**31)], "yes": True, "raw": b"\0", "none": {"": ()}, "id": "@", "root_id": "@",
@@ -20,6 +21,11 @@ SAMPLE = Sample(
     "@", b"", 0, "application/json", "utf-8", HEADERS, {"delivery_mode": 2, "expiration": "5"}, "exchange", "a.key", True
 )
 PART = Part(SAMPLE, "é" * 18, b"{}", "(\udc80,)", "{'é': 1}", 1.5, "reply")
+CELERYS = {
+    "lang": "py", "task": "mail.send", "shadow": None, "retries": 0, "timelimit": [None, 5], "sent": 12.5,
+    "ignore_result": False, "stamps": {}, "nested": {"a": ["é", {"b": None}]}, "large": 2**40, "small": -3,
+    "at": datetime(2031, 5, 1), "price": Decimal("1"),
+}  # fmt: skip
 as_sent: Any = Message
 channel: Any = SimpleNamespace(
     prepare_message=lambda body, priority, content_type, content_encoding, headers, properties: as_sent(
@@ -38,7 +44,7 @@ def decoded(data: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("body", [b"\0\xce", b"", b"x" * 130_000])
-@pytest.mark.parametrize("headers", [HEADERS, KINDS["Celery's"].get("application_headers", {}), {}])
+@pytest.mark.parametrize("headers", [HEADERS, CELERYS, {}])
 @pytest.mark.parametrize("priority", [None, 9])
 @pytest.mark.parametrize("mandatory", [True, False])
 def test_a_messages_frames_say_what_py_amqps_say(headers: Any, body: bytes, priority: int | None, mandatory: bool) -> None:
