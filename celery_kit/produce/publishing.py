@@ -1,8 +1,8 @@
-"""How a task gets to the broker: one bounded wait, one clear error, and a producer that keeps its channel.
+"""Publishes a task: with one timeout for all steps, one clear error, and a producer that keeps its channel.
 
-Celery's own waits can add up to minutes on a broker that does not answer, or have no end (celery #6911, #4627): each step has
-its own timeout and retries, and a confirm has none. Here PUBLISH_TIMEOUT bounds all of them together. And Celery's pool takes a
-producer's channel away after each message and gives it another for the next, which costs a third of a small `delay()`.
+Celery's own timeouts can add up to minutes on a broker that does not answer, or have no end (celery #6911, #4627): each step
+has a timeout and retries of its own, and a confirm has none. Here PUBLISH_TIMEOUT bounds all of them together. Celery's pool
+closes a producer's channel after each message and opens another for the next, which costs a third of a small `delay()`.
 """
 
 import math
@@ -35,7 +35,7 @@ PLAIN = (int, float, bool, type(None))
 
 
 def brief(arguments: Any) -> str | None:
-    """What saferepr makes of a task's arguments, where repr says the same five times as fast: of few, plain ones. Else None."""
+    """saferepr of a task's arguments, by repr, which is five times as fast; None unless they are few and plain."""
     if not on("brief"):
         return None
     if type(arguments) is dict:
@@ -52,7 +52,7 @@ def _reads_the_same(value: Any) -> bool:
 
 
 def must_arrive(declared: Any, exchange: Any, key: str | None) -> bool:
-    """A message goes to one of the queues that are declared with it. One to an exchange of the user's own may find none."""
+    """Whether a message goes to one of the queues declared with it. An exchange of the user's own may have no queue."""
     to = (getattr(exchange, "name", exchange) or "", key)
     return any(
         to in ((queue.exchange.name, queue.routing_key), ("", queue.name))
@@ -62,20 +62,18 @@ def must_arrive(declared: Any, exchange: Any, key: str | None) -> bool:
 
 
 class Producer(KombuProducer):
-    """Keeps trying for `patience` seconds, whatever the broker's answer or silence, and then raises OperationalError.
+    """Retries for `patience` seconds, whether the broker answers or not, and then raises OperationalError.
 
-    With `retry=False` it tries once. What is raised by then may have reached the broker all the same: a message whose
-    confirmation got lost. Sent again, it has the same task id.
+    With `retry=False` it tries once. The message may have reached the broker all the same, if its confirm was lost. A retry has
+    the same task id.
     """
 
     patience = 10.0
-    #: How long one broker of several is waited for, so that some of the patience is left for the next.
+    #: Seconds for one broker of several, so that some of the patience is left for the next.
     share = 10.0
-    #: How a channel is made to give up waiting: the broker's room knows.
+    #: `Broker.bound`, `Broker.like`, `Broker.explain`.
     bound: Callable[[Any, float], None] | None = None
-    #: How a message like others is published, if there is a way: the same.
     like: Callable[[Any, Part, float], None] | None = None
-    #: What a refused declaration means: the same.
     explain: Callable[[BaseException], str | None] | None = None
 
     def publish(  # type: ignore[override]  # kombu spells the options out
@@ -91,7 +89,7 @@ class Producer(KombuProducer):
         return self.patiently(lambda: publish(body, **options), self.patience_of(retry_policy))
 
     def patience_of(self, retry_policy: Any) -> float:
-        """The producer's own, or that of a policy which asks for more. In seconds."""
+        """The producer's patience, or that of a policy which asks for more. In seconds."""
         return max(self.patience, _seconds(retry_policy or {}))
 
     def publish_like(self, part: Part, declare: Iterable[Any]) -> None:
@@ -102,9 +100,9 @@ class Producer(KombuProducer):
             self.like(self.channel, part, self.share)
 
     def patiently(self, step: Callable[[], T], patience: float | None = None) -> T:
-        """Do a step on this producer's channel, again on a new connection if that fails, until `patience` is over.
+        """Do a step on this producer's channel. Retry it on a new connection for `patience` seconds.
 
-        Of several brokers the new connection is to the next, as kombu's own retry has it.
+        The new connection is to the next broker, if there are several, as in kombu's own retry.
         """
         deadline = time.monotonic() + (patience or self.patience)
         pause, failures = 0.05, 0
@@ -132,7 +130,7 @@ class Producer(KombuProducer):
             failures += 1
 
     def maybe_declare(self: Any, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
-        known = self.channel.connection.client.declared_entities  # kombu looks there too, but binds a copy of the queue first
+        known = self.channel.connection.client.declared_entities  # kombu checks it too, but binds a copy of the queue first
         if entity and entity.can_cache_declaration and hash(entity) in known:
             return False
         return KombuProducer.maybe_declare(self, entity, retry, **retry_policy)
@@ -154,7 +152,7 @@ class Producer(KombuProducer):
 
 
 def _seconds(policy: dict[str, Any]) -> float:
-    """How long a retry policy asks to go on, at least: one that asks for more than the patience gets it."""
+    """The shortest time for which a retry policy asks, in seconds."""
     retries = policy.get("max_retries", 0)
     return math.inf if retries is None else float(retries * policy.get("interval_max", 0))
 
@@ -167,15 +165,15 @@ class Producers(ProducerPool):
 
     def prepare(self, p: Any) -> Any:
         producer: Any = super().prepare(p)
-        if not producer.connection.connected:  # known to be gone
+        if not producer.connection.connected:  # known to be lost
             producer.revive(producer.connection)
         return producer
 
 
 class Connection(KombusConnection):
-    """kombu's, with the rooms' transports for their schemes. (The setting broker_transport would lose the `s` of rediss.)
+    """kombu's, with the kit's transports for their schemes. (The setting broker_transport would lose the `s` of rediss.)
 
-    What kombu itself knows by a scheme is left alone: it is every other app's of the process.
+    kombu's own table of schemes is not changed: the other apps of the process use it.
     """
 
     def get_transport_cls(self: Any) -> Any:
@@ -187,7 +185,7 @@ class Connection(KombusConnection):
         return ConnectionPool(self, limit, **options)
 
     def __eqhash__(self: Any) -> Any:
-        """kombu keeps a pool for all connections that are equal in this; a plain one must not get this one's transport."""
+        """kombu has one pool for all connections that are equal in this; a plain one must not get this one's transport."""
         return HashedSeq(Connection, *KombusConnection.__eqhash__(self))
 
 
@@ -203,12 +201,12 @@ CelerysAMQP: Any = amqp.AMQP  # its stubs know little of it
 
 
 class AMQP(CelerysAMQP):  # type: ignore[misc]
-    """Celery's, with these connections and producers, and queues that have what the brokers' rooms give them."""
+    """Celery's, with these connections and producers, and the brokers' own arguments of queues."""
 
     queues_cls = Queues
 
     def Connection(self, *args: Any, transport_options: Any = None, **options: Any) -> Connection:
-        """A connection of this app's, with what its broker's room gives it where the user names some options of their own."""
+        """A connection of this app, with the kit's transport options beneath those given."""
         options["transport_options"] = {**own_options(self.app.conf), **(transport_options or {})}
         return Connection(*args, **options)
 
@@ -232,7 +230,7 @@ class AMQP(CelerysAMQP):  # type: ignore[misc]
     def as_task_v2(self, task_id: str, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         for header, arguments in (("argsrepr", args or ()), ("kwargsrepr", kwargs or {})):
             if options.get(header) is None:
-                options[header] = brief(arguments)  # else Celery describes them letter by letter: a tenth of a `delay()`
+                options[header] = brief(arguments)  # Celery's saferepr takes a tenth of a `delay()`
         return super().as_task_v2(task_id, name, args, kwargs, *more, **options)
 
     @property

@@ -1,10 +1,10 @@
-"""A producer's channel that gives up waiting, and says why; and that hears of a message for which there is no queue.
+"""A producer's channel that stops waiting and reports why, and that notices a message for which there is no queue.
 
-py-amqp waits for the broker's answers (a confirm, a declaration) without end. RabbitMQ does not answer publishers while it has
-a memory or disk alarm: it says so once (connection.blocked), and py-amqp keeps that to itself. A queue that is full and
-rejects says so by a nack. What no queue takes is confirmed like any other message, and dropped; where it is `mandatory` it
-comes back first. That happens to the first messages of a new queue: of two that bind it to a topic exchange at the same time,
-a worker that starts and a producer, the second is told that it is bound before it is.
+py-amqp waits for an answer of the broker (a confirm, a declaration) without a timeout. RabbitMQ does not answer publishers
+while it has a memory or disk alarm; it announces that once (connection.blocked), which py-amqp does not report. A full queue
+that rejects sends a nack. A message that no queue takes is confirmed and dropped; if it is `mandatory`, it is returned first.
+That happens to the first messages of a new queue: if a starting worker and a producer bind it to a topic exchange at the same
+time, the second gets its answer before the binding works.
 Source: amqp 5.4.2, channel.py, basic_publish_confirm; https://www.rabbitmq.com/docs/connection-blocked
 """
 
@@ -16,13 +16,13 @@ from celery_kit.base.messages import RefusedError, UnroutedError
 
 
 def bound(channel: Any, seconds: float) -> None:
-    """Have `channel` wait no longer than `seconds` for an answer. It raises RecoverableConnectionError then, RefusedError for a
-    message that the broker does not take, and UnroutedError for one that it gives back.
+    """Have `channel` wait no longer than `seconds` for an answer. It raises RecoverableConnectionError after that, RefusedError
+    for a message that the broker does not take, and UnroutedError for one that it returns.
     """
     blocked: list[object] = []
     channel.connection.on_blocked = blocked.append
     channel.connection.on_unblocked = blocked.clear
-    channel.connection.sock.settimeout(seconds)  # once: py-amqp changes a time limit that is another before and after each call
+    channel.connection.sock.settimeout(seconds)  # once: py-amqp changes a different timeout before and after each call
     returned: list[str] = []
     channel.events["basic_return"].add(lambda _, exchange, key, __: returned.append(f"exchange {exchange!r}, key {key!r}"))
     wait = channel.wait

@@ -1,4 +1,4 @@
-"""Many messages, and one wait for the confirms of all of them: the round trip is what a single publish spends its time on."""
+"""Many messages with one wait for all their confirms: a single publish spends most of its time on that round trip."""
 
 import time
 from collections.abc import Sequence
@@ -16,9 +16,7 @@ def _written(channel: Any, write: str, part: Part, seconds: float) -> bool:
 
 
 def like(channel: Any, part: Part, seconds: float) -> None:
-    """Publish one message, and wait for its confirm. Raises as a channel does that is bound:
-    celery_kit/brokers/rabbitmq/bound.py.
-    """
+    """Publish one message, and wait for its confirm. Raises as a channel of `bound.py`."""
     if _written(channel, "publish_like", part, seconds):
         return
     sample = part.sample
@@ -41,7 +39,7 @@ class Bulk:
         try:
             self.channel.confirm_select()
         except connection.connection_errors:
-            raise  # whoever has the connection lets go of it
+            raise  # the caller drops the connection
         except BaseException:
             self.close()
             raise
@@ -62,12 +60,12 @@ class Bulk:
             if parts and time.monotonic() + PAUSE > deadline:
                 raise UnconfirmedError("no queue takes some of them", self._unrouted | self._refused)
             if parts:
-                time.sleep(PAUSE)  # their queue is being bound: celery_kit/brokers/rabbitmq/bound.py
+                time.sleep(PAUSE)  # their queue is being bound: bound.py
         if self._refused:
             raise UnconfirmedError("the broker did not take some: their queue is full, or cannot write them", self._refused)
 
     def _publish(self, parts: Sequence[Part], deadline: float) -> None:
-        """Publish, and wait for the confirms."""
+        """Publish, and wait for the confirms until `deadline`, by the monotonic clock."""
         self._waiting, self._unrouted = {part.id for part in parts}, set()
         try:
             for part in parts:
@@ -98,6 +96,6 @@ class Bulk:
         self._unrouted.add(message.properties["correlation_id"])
 
     def _answered(self, tag: int, multiple: bool) -> list[str]:
-        """The ids that an answer to `tag` is about; `multiple`: to all before it that have none yet, too."""
+        """The ids that an answer to `tag` confirms. `multiple`: and all unconfirmed ones before it."""
         tags = [each for each in self._ids if each <= tag] if multiple else [tag]
         return [self._ids.pop(each) for each in tags if each in self._ids]

@@ -1,4 +1,4 @@
-"""Many messages in one command: kombu's own envelope, made once for a sample and filled in for each message."""
+"""Many messages in one command: kombu's envelope is made once for a sample, and each message fills in its own parts."""
 
 import re
 from base64 import b64encode
@@ -15,7 +15,7 @@ from celery_kit.base.messages import Part, Sample, UnconfirmedError
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import quoted
 
-#: What stands in a sample's envelope where each message has its own.
+#: Placeholders in a sample's envelope for what each message has of its own.
 BODY, ARGS, KWARGS, SENT_AT, REPLY_TO = (f"@{uuid()}@" for _ in range(5))
 
 
@@ -23,7 +23,7 @@ Fill = Callable[[Part, str], tuple[str, str, str]]
 
 
 class _Commands:
-    """Takes the commands that kombu's channel would send for a message, as its publish batches do."""
+    """Records the commands that kombu's channel would send for a message, as its publish batches do."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[str, tuple[Any, ...]]] = []
@@ -33,20 +33,20 @@ class _Commands:
 
 
 class Envelopes:
-    """The commands that a message takes which is like a sample. Source: kombu/transport/redis.py, Channel._put."""
+    """The commands for messages that are like a sample. Source: kombu/transport/redis.py, Channel._put."""
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Sample, list[Fill]] = WeakKeyDictionary()
 
     def commands(self, channel: Any, part: Part, tag: str) -> list[tuple[str, str, str]]:
-        """Each one's name, key and value; `tag` is the message's delivery tag."""
+        """The name, key and value of each command of a message. `tag`: its delivery tag."""
         fills = self._known.get(part.sample)
         if fills is None:
             fills = self._known[part.sample] = self._learn(channel, part.sample)
         return [fill(part, tag) for fill in fills]
 
     def _learn(self, channel: Any, sample: Sample) -> list[Fill]:
-        """For each command that a message like `sample` takes, what makes it from a message's own parts."""
+        """For each command of a message like `sample`, a function that makes it from the message's own parts."""
         headers = {**sample.headers, "argsrepr": ARGS, "kwargsrepr": KWARGS}
         if SENT in headers:
             headers[SENT] = SENT_AT
@@ -88,8 +88,8 @@ _envelopes: WeakKeyDictionary[Any, Envelopes] = WeakKeyDictionary()
 
 
 def like(channel: Any, part: Part, seconds: float) -> None:
-    """One message by one command. What bounds it is the client's socket_timeout. Raises redis-py's errors."""
-    # Of what an exchange is bound to a channel knows only what was so at that time.
+    """Publish one message, usually by one command. The client's socket_timeout bounds it. Raises redis-py's errors."""
+    # The queues that are bound to an exchange may change.
     envelopes = Envelopes() if part.sample.exchange else _envelopes.setdefault(channel, Envelopes())
     commands = envelopes.commands(channel, part, new_id())
     with channel.conn_or_acquire() as client:

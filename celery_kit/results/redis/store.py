@@ -1,11 +1,10 @@
 """Celery's Redis result backend, with one round trip for a group of results in place of two or three for each.
 
-A success is never overwritten by a late state of the same task, as in Celery's own, which asks first and writes then; here the
-server does both in one step, so that two workers cannot get between each other's. Nor is an end overwritten by an earlier state
-that comes late (`Write.lasting`): its sender would wait without end, as plain Celery's does for a retry that ended before it
-was said to be one. It reads JSON only: where it finds a result in another serializer, or compressed, that one task is left to
-Celery's way.
-Source: celery/backends/redis.py, base.py (_store_result).
+A late state of a task never overwrites its SUCCESS. Celery reads first and writes then; here a script (`store.lua`) does both
+in one step, so that two workers cannot interleave. Nor does a late RETRY or STARTED overwrite the end of a task
+(`Write.lasting`): its sender would wait for ever, as with plain Celery after a retry that ended before RETRY was stored. The
+script reads JSON only: if a stored result has another serializer, or is compressed, that task is handled as by Celery. Source:
+celery/backends/redis.py, base.py (_store_result).
 """
 
 from contextlib import suppress
@@ -45,7 +44,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
         self._short = on("result_text") and self.serializer == "json" and not self.compression and not extended
 
     def store_group(self, writes: list[Write]) -> None:
-        """Store states, those that are alike in one round trip. Raises redis-py's errors; again with the same does no harm."""
+        """Store states, those that are alike in one round trip. Raises redis-py's errors; may then be called again."""
         alike: dict[tuple[int, tuple[str, ...]], list[Write]] = {}
         for write in writes:
             alike.setdefault((write.expires, write.lasting), []).append(write)
@@ -59,7 +58,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
         return self.task_keyprefix + write.task_id.encode()
 
     def _evaluate(self, *arguments: Any) -> list[int]:
-        # Not `evalsha`: redis-py 8 looks there at the name of each of its arguments.
+        # Not `evalsha`: redis-py 8 parses each of its arguments there.
         run = self.client.execute_command
         with suppress(NoScriptError):
             if self._sha:
@@ -111,7 +110,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
         return value
 
     def _json(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
-        """What Celery's _get_result_meta gives, as text: a meta that is made, and walked by an encoder, took twice as long."""
+        """Celery's _get_result_meta as text: to make a dictionary and encode it takes twice as long."""
         children = self.current_task_children(request)
         done = quoted(datetime.now(self._timezone).isoformat()) if state in self.READY_STATES else "null"
         more = "".join(
@@ -129,7 +128,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
     def _timezone(self) -> Any:
         return self.app.timezone
 
-    # What this process has said is what it reads, by whichever way.
+    # What this process has reported is stored before it is read.
 
     def _id(self, key: Any) -> str:
         """The id of the task that a key belongs to."""

@@ -1,12 +1,11 @@
-"""How a producer waits for results on Redis: it subscribes, and asks for what there is already, in one write.
+"""Waits for results on Redis: a producer subscribes, and reads what is there already, in one write.
 
-Celery subscribes by one connection and looks by another, and the server reads its connections in no certain order: a task that
-ends after the look and before the server knows of the subscription is never heard of, and `get()` waits until its timeout.
-Celery is open to it where a result is read by its id; the kit would be wherever it waits, for it subscribes no sooner
-(`celery_kit/results/redis/backend.py`). One connection is read in order; since RESP3 it may ask for keys while it is
-subscribed. So a `get()` takes one round trip before its wait, and what it no longer listens to is said to the server with the
-next one's. Where many wait, or a URL says `protocol=2`, the look follows when the server has confirmed the subscription.
-Source: celery/backends/redis.py 5.7.0, ResultConsumer; redis 8.1.0, client.py, PubSub. Can go when
+Celery subscribes on one connection and reads on another, and the server serves its connections in no certain order: if a task
+ends after the read and before the subscription, `get()` waits until its timeout. With Celery that can happen if a result is
+read by its id; with the kit it could happen to every wait, for it subscribes no sooner (`celery_kit/results/redis/backend.py`).
+One connection is served in order, and since RESP3 a subscriber may read keys. So a `get()` takes one round trip before its
+wait, and an unsubscription is sent with the next one. If many wait, or the URL has `protocol=2`, the read follows the confirmed
+subscription. Source: celery/backends/redis.py 5.7.0, ResultConsumer; redis 8.1.0, client.py, PubSub. Can go when
 tests/unit/results/redis/test_waiting.py says so.
 """
 
@@ -24,22 +23,22 @@ from celery_kit.results.waits import Waits
 CelerysConsumer: Any = vars(redis)["ResultConsumer"]  # unknown to celery-types
 PubSub: Any = client.PubSub  # half typed
 
-#: Looks whose answers have not been read: a server cuts a subscriber off that lets too much wait for it.
+#: The largest number of unanswered reads: a server disconnects a subscriber whose answers pile up.
 LOOKS = 8
-#: Channels that are no longer listened to, until the server is told.
+#: The largest number of pending unsubscriptions.
 LEFT = 100
 
 
 class Ear(PubSub):  # type: ignore[misc]
-    """A connection that hears of results, and asks for those of before."""
+    """A connection that is notified of results, and reads earlier ones."""
 
     def __init__(self, pool: Any, dispatcher: Any) -> None:
-        #: The keys that each unanswered look asks for; and those whose look is to follow their subscription.
+        #: The keys of each unanswered read; and those to be read after their subscription is confirmed.
         self.looks: deque[Sequence[bytes]] = deque()
         self.unseen: set[bytes] = set()
         self._left: list[bytes] = []
         self._asked = 0.0
-        #: The protocol lets a subscriber ask. What a channel says comes as a tuple then, and what was asked for as a list.
+        #: The protocol lets a subscriber read. A notification is a tuple then, and an answer a list.
         self._can_look = bool(check_protocol_version(pool.get_protocol(), 3))
         super().__init__(pool, push_handler_func=tuple if self._can_look else None, event_dispatcher=dispatcher)
 
@@ -83,12 +82,12 @@ class Ear(PubSub):  # type: ignore[misc]
             self.unseen.update(keys)
 
     def seen(self) -> Sequence[bytes]:
-        """The keys of the look that has just been answered."""
+        """The keys of the read that has just been answered."""
         self._asked = monotonic()
         return self.looks.popleft()
 
     def check_answers(self) -> None:
-        """Raises ConnectionError where the server owes one for longer than a command may take."""
+        """Raises ConnectionError if the oldest unanswered read is older than the socket's timeout."""
         patience = self.connection_pool.connection_kwargs.get("socket_timeout")
         if self.looks and patience and monotonic() > self._asked + patience:
             raise exceptions.ConnectionError(f"no answer from the results server within {patience:g} s")
@@ -104,8 +103,8 @@ class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
         return Ear(server.connection_pool, getattr(server, "_event_dispatcher", None))
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Wait for something to happen. Greenlets' drainer does before there is a subscription, which has to wake it: Celery's
-        sleeps a second then.
+        """Wait for a notification. The drainer of greenlets calls it before there is a subscription, which has to wake it:
+        Celery's sleeps for a second then.
         """
         if self._pubsub is None:
             with self._locked():
@@ -118,7 +117,7 @@ class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
             self._consume_from(initial_task_id)
 
     def cancel_for(self, task_id: str) -> None:
-        """Of what is not subscribed to there is nothing to say: the end of each result that nobody waited for comes here."""
+        """Called for every result that is deleted, whether it was subscribed to or not."""
         if self.subscribed_to:
             super().cancel_for(task_id)
 
@@ -126,7 +125,7 @@ class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
         with self._locked():
             self._pubsub = None
             self.backend.client.connection_pool.reset()
-            self._look(self.subscribed_to)  # Celery's, too: a server that is away is noticed here
+            self._look(self.subscribed_to)  # as Celery does: an unavailable server is noticed here
             self.subscribed_to -= self._pending_unsubscribe
             self._pending_unsubscribe.clear()
             self._pubsub = self._ear()
@@ -134,7 +133,7 @@ class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
                 self._pubsub.subscribe(*self.subscribed_to)
 
     def on_wait_for_pending(self, result: Any, timeout: float | None = None, **options: Any) -> None:
-        """Look whether it is there; where that has been asked with its subscription, the wait hears it."""
+        """Read the result, unless that was sent with its subscription."""
         task_id = getattr(result, "id", None)  # a ResultSet has none
         if not self._is_asked(task_id):
             super().on_wait_for_pending(result, timeout=timeout, **options)
@@ -147,14 +146,14 @@ class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
             return self._pubsub is not None and any(key in keys for keys in self._pubsub.looks)
 
     def _drain_one(self, pubsub: Any, timeout: float | None) -> bool:
-        """Read what is there, up to the first result; then look at those whose subscriptions the server has confirmed."""
+        """Read up to the first result that has arrived; then read those whose subscriptions have been confirmed."""
         drained, confirmed = False, []
         with self.reconnect_on_error():
             while pubsub.subscribed and pubsub.connection is not None and pubsub.connection.can_read(timeout=0):
                 drained = True
                 try:
                     said = pubsub.parse_response(block=timeout is None, timeout=timeout)
-                except exceptions.ResponseError:  # it may not subscribe, or not look: which answer is whose is no longer known
+                except exceptions.ResponseError:  # not permitted: the answers cannot be matched any more
                     pubsub.connection.disconnect()
                     raise
                 if type(said) is list and pubsub.looks:
@@ -177,7 +176,7 @@ class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
         self._heard(list(awaited), self.backend.client.mget(list(awaited)) if awaited else [])
 
     def _heard(self, keys: Iterable[bytes], values: Iterable[Any]) -> bool:
-        """Take what is the state of a task that somebody waits for; whether one was."""
+        """Take the states of tasks that somebody waits for. Returns whether there was one."""
         was = False
         for key, value in zip(keys, values, strict=True):
             if value and key in self.subscribed_to and key not in self._pending_unsubscribe:
