@@ -28,7 +28,8 @@ PIPE_BUF: int = getattr(select, "PIPE_BUF", 0)  # none on Windows, where there i
 
 def in_one_write(job: Any) -> None:
     """Join a job that is about to be sent with its length, if a write of both is atomic (pipe(7): PIPE_BUF)."""
-    header, body, size = getattr(job, "_payload", None) or (b"", b"", PIPE_BUF)
+    payload = getattr(job, "_payload", None) if on("pipes") else None
+    header, body, size = payload or (b"", b"", PIPE_BUF)
     if 0 < size <= PIPE_BUF - _LENGTH:
         job._payload = memoryview(bytes(header) + bytes(body)), body, 0
 
