@@ -11,6 +11,7 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 
+from celery_kit.brokers.rabbitmq import window
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT
 from celery_kit.engine.prefetch import MOST
 from tests.engine.rabbitmq.conftest import Urls
@@ -168,7 +169,7 @@ def test_a_task_that_ran_for_long_keeps_nothing_from_other_workers(
     urls: Urls, queue: Queue, workers: list[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On solo the loop rests while a task runs, and what was sent ahead lies unread."""
-    monkeypatch.setattr("celery_kit.brokers.rabbitmq.window.STALLED", 0.2)
+    monkeypatch.setattr(window, "STALLED", 0.2)
     workers.append(worker := Worker(urls.broker, queue, work=ack))
     worker.until(lambda: worker.window.ahead > PREFETCH)
     rest = threading.Event()
