@@ -21,7 +21,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from docs.reference import table
 from tests.faults.servers import SERVERS
-from tests.faults.stand import Pair, Stand
+from tests.faults.setup import Pair, Setup
 from tests.harness.containers import clean
 from tests.harness.waiting import until
 from tests.integration.report import SIGNS
@@ -49,43 +49,43 @@ MEMORY = '. /usr/local/bin/healthy; while read -r name size _; do [ "$name" = Vm
 
 
 @contextmanager
-def idle(_: Stand) -> Iterator[None]:
+def idle(_: Setup) -> Iterator[None]:
     yield
 
 
 @contextmanager
-def busy(stand: Stand) -> Iterator[None]:
+def busy(setup: Setup) -> Iterator[None]:
     """One call that waits, for longer than a sign of life lasts."""
-    stand.send(stand.app(), "faults.wait", 50.0)
-    until("it has begun", lambda: stand.ledger.begun())
+    setup.send(setup.app(), "faults.wait", 50.0)
+    until("it has begun", lambda: setup.ledger.begun())
     begun = time.monotonic()
     until("its last round is long ago", lambda: time.monotonic() > begun + 2 * HEARTBEAT_SECONDS)
     yield
-    assert stand.ledger.under_way(), "the task ended before all was measured"
+    assert setup.ledger.under_way(), "the task ended before all was measured"
 
 
 @contextmanager
-def frozen(stand: Stand) -> Iterator[None]:
-    stand.workers["one"].kill(signal="STOP")
+def frozen(setup: Setup) -> Iterator[None]:
+    setup.workers["one"].kill(signal="STOP")
     yield
 
 
 @contextmanager
-def without_broker(stand: Stand) -> Iterator[None]:
-    stand.broker.stop(timeout=30)
-    until("it has noticed", lambda: probe(stand)[0])
+def without_broker(setup: Setup) -> Iterator[None]:
+    setup.broker.stop(timeout=30)
+    until("it has noticed", lambda: probe(setup)[0])
     yield
-    stand.broker.start()
-    stand.wait_for_servers()
+    setup.broker.start()
+    setup.wait_for_servers()
 
 
 @contextmanager
-def not_consuming(stand: Stand) -> Iterator[None]:
-    app = stand.app()
+def not_consuming(setup: Setup) -> Iterator[None]:
+    app = setup.app()
     until("it has heard", lambda: app.control.cancel_consumer("celery", reply=True, timeout=2))
     for _ in range(2):  # the first may still answer a question that the worker had asked before
-        stand.send(app, "faults.effect", 0.0)
-    until("it has noticed", lambda: probe(stand)[0])
+        setup.send(app, "faults.effect", 0.0)
+    until("it has noticed", lambda: probe(setup)[0])
     yield
 
 
@@ -94,7 +94,7 @@ class Case:
     """`ready` and `live`: what the probes must say."""
 
     what: str
-    made: Callable[[Stand], Any]
+    made: Callable[[Setup], Any]
     ready: bool
     live: bool
 
@@ -108,10 +108,10 @@ CASES = (
 )
 
 
-def probe(stand: Stand, *words: str) -> tuple[int, float]:
+def probe(setup: Setup, *words: str) -> tuple[int, float]:
     """Ask as the engine's health check does; gives the exit code and milliseconds, the engine's own share included."""
     began = time.perf_counter()
-    done = stand.workers["one"].exec_run(["healthy", *words])
+    done = setup.workers["one"].exec_run(["healthy", *words])
     return int(done.exit_code), 1e3 * (time.perf_counter() - began)
 
 
@@ -124,11 +124,11 @@ class Measured:
     engine: list[float]
 
     @classmethod
-    def of(cls, stand: Stand, *words: str) -> "Measured":
-        inside = stand.workers["one"].exec_run
+    def of(cls, setup: Setup, *words: str) -> "Measured":
+        inside = setup.workers["one"].exec_run
         runs = json.loads(inside(["python", "-c", TIME, *words]).output)
         memory = int(inside(["sh", "-c", MEMORY, "sh", *words]).output) / 1024
-        return cls(runs, memory, [probe(stand, *words)[1] for _ in range(ENGINE_RUNS)])
+        return cls(runs, memory, [probe(setup, *words)[1] for _ in range(ENGINE_RUNS)])
 
     @cached_property
     def milliseconds(self) -> float:
@@ -155,16 +155,16 @@ def matrix() -> str:
     return table(("what the test says", "outcomes", "combinations"), *rows)
 
 
-def measure(stand: Stand) -> Iterator[tuple[tuple[str, ...], str]]:
+def measure(setup: Setup) -> Iterator[tuple[tuple[str, ...], str]]:
     """The table's rows, each with what is wrong with it, or nothing."""
     for case in CASES:
-        stand.new_ledger()
-        stand.start("one", HEARTBEAT_SECONDS=str(HEARTBEAT_SECONDS))
-        stand.wait_for("one")
-        until("it is healthy", lambda: probe(stand)[0] == 0)
-        with case.made(stand):
+        setup.new_ledger()
+        setup.start("one", HEARTBEAT_SECONDS=str(HEARTBEAT_SECONDS))
+        setup.wait_for("one")
+        until("it is healthy", lambda: probe(setup)[0] == 0)
+        with case.made(setup):
             for words, due in (((), case.ready), (("live",), case.live)):
-                found = Measured.of(stand, *words)
+                found = Measured.of(setup, *words)
                 right = found.says() == ("yes" if due else "no") and found.milliseconds <= MOST_MS and found.memory <= MOST_MB
                 row = (case.what, f"`{' '.join(('healthy', *words))}`", *found.cells())
                 yield row, "" if right else " ".join(row)
@@ -173,16 +173,16 @@ def measure(stand: Stand) -> Iterator[tuple[tuple[str, ...], str]]:
 def main() -> None:
     broker = choose("BROKER", os.environ.get("BROKER") or "redis", SERVERS)
     pool = POOLS[choose("POOL", os.environ.get("POOL") or "solo", POOLS)]
-    stand = Stand(Pair(broker, pool))
+    setup = Setup(Pair(broker, pool))
     rows, wrong = [], []
     try:
-        for row, fault in measure(stand):
+        for row, fault in measure(setup):
             print(*row, flush=True)
             rows.append(row)
             wrong += [fault] if fault else []
-        shell = stand.workers["one"].exec_run(["readlink", "-f", "/bin/sh"]).output.decode().strip()
+        shell = setup.workers["one"].exec_run(["readlink", "-f", "/bin/sh"]).output.decode().strip()
     finally:
-        stand.close()
+        setup.close()
         clean()
     heads = ("a worker that", "probe", "healthy", "ms, median", "slowest", "CPU ms", "MB", "ms by the engine")
     (ROOT / "docs/reports/probe.md").write_text(
@@ -194,7 +194,7 @@ median, memory the most that the shell held. It may cost {MOST_MS} ms and {MOST_
 {HEARTBEAT_SECONDS} s here.
 
 Written by `make docs-probe`, {datetime.now(UTC):%F}; {os.cpu_count()} cores, {os.getloadavg()[1]:.1f} processes ran or waited
-for them; the shell is {shell}; celery {version("celery")}, Docker {stand.client.version()["Version"]}.
+for them; the shell is {shell}; celery {version("celery")}, Docker {setup.client.version()["Version"]}.
 
 {table(heads, *rows)}
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 from celery_kit.base.target import ROOT
-from tests.crash.stand import ALL_ENGINES, BROKERS, QUIET, VISIBILITY
+from tests.crash.setup import ALL_ENGINES, BROKERS, QUIET, VISIBILITY
 from tests.crash.trials import (
     FEW,
     FEW_RUNS,

@@ -14,7 +14,7 @@ from celery_kit.base.refusals import choose
 from celery_kit.pools.table import POOLS
 from testbed.places import Servers
 from tests.crash import report
-from tests.crash.stand import ALL_ENGINES, BROKERS, Stand
+from tests.crash.setup import ALL_ENGINES, BROKERS, Setup
 from tests.crash.trials import PARTS, Figures, trials
 
 AXES: tuple[tuple[str, Iterable[str]], ...] = (("BROKER", BROKERS), ("PART", PARTS), ("POOL", POOLS), ("ENGINE", ALL_ENGINES))
@@ -26,7 +26,7 @@ def chosen(variable: str, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(choose(variable, name, names) for name in given.split(",")) if given else tuple(names)
 
 
-def lane(broker: str) -> None:
+def run(broker: str) -> None:
     """All chosen trials of a broker, one after the other."""
     _, parts, pools, engines = (chosen(*axis) for axis in AXES)
     wanted = [(part, pool, engine) for part in parts for pool, engine in trials(part, broker, pools, engines)]
@@ -43,12 +43,12 @@ def lane(broker: str) -> None:
 def trial(servers: Servers, part: str, broker: str, pool: str, engine: str) -> Figures:
     """Run one; an error is a figure like others, and never raised."""
     began, figures = time.monotonic(), {"server": servers.version()}
-    with servers.place() as place, Stand(place, broker, pool, engine, PARTS[part].concurrency) as stand:
+    with servers.place() as place, Setup(place, broker, pool, engine, PARTS[part].concurrency) as setup:
         try:
-            figures |= PARTS[part].run(stand)
+            figures |= PARTS[part].run(setup)
         except Exception as error:
             figures["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-        figures["last_words"] = stand.log.read_text()[-2000:] if stand.log.exists() else ""
+        figures["last_words"] = setup.log.read_text()[-2000:] if setup.log.exists() else ""
     return {**figures, "seconds": round(time.monotonic() - began)}
 
 
@@ -56,11 +56,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it takes down what it started
     brokers, *_ = (chosen(*axis) for axis in AXES)
     if len(brokers) == 1:
-        lane(brokers[0])
+        run(brokers[0])
     else:
         argv = [sys.executable, "-m", "tests.crash.run"]
-        lanes = [subprocess.Popen(argv, env={**os.environ, "BROKER": broker, "WITHOUT_REPORT": "1"}) for broker in brokers]
-        codes = [one.wait() for one in lanes]
+        runs = [subprocess.Popen(argv, env={**os.environ, "BROKER": broker, "WITHOUT_REPORT": "1"}) for broker in brokers]
+        codes = [one.wait() for one in runs]
         if any(codes):
             sys.exit(1)
     if not os.environ.get("WITHOUT_REPORT"):

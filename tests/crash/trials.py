@@ -1,4 +1,4 @@
-"""The trials: what each part of the crash test does to a stand, and what it saw."""
+"""The trials: what each part of the crash test does to a setup, and what it saw."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from typing import Any
 import requests
 
 from celery_kit.pools.table import POOLS
-from tests.crash.stand import ALL_ENGINES, BROKERS, QUIET, Stand
+from tests.crash.setup import ALL_ENGINES, BROKERS, QUIET, Setup
 from tests.harness.waiting import until
 from tests.harness.workers import PLAIN_CELERY, kill
 
@@ -30,96 +30,96 @@ GREEN = tuple(name for name, pool in POOLS.items() if pool.sockets_patched)
 Figures = dict[str, Any]
 
 
-def killed(stand: Stand, kills: int, waiting: int) -> Figures:
+def killed(setup: Setup, kills: int, waiting: int) -> Figures:
     """TASKS short tasks, SIGKILLs at random moments amid them, a new worker after each. `waiting`: messages at a time."""
     done_at_kill = []
-    stand.send("short", 0)  # the producer is up
+    setup.send("short", 0)  # the producer is up
     for number in range(1, kills + 1):
-        worker = stand.worker()
-        reached = _work_on(stand, (number + random.random()) * TASKS / (kills + 2), waiting)
+        worker = setup.worker()
+        reached = _work_on(setup, (number + random.random()) * TASKS / (kills + 2), waiting)
         time.sleep(random.uniform(0, 0.02))  # a kill at any moment of what a worker does, not only as a task begins
         kill(worker)
         if not reached:
             break
-        done_at_kill.append(stand.done())
-    stand.worker()
-    _work_on(stand, TASKS, waiting)
-    stand.settle()
-    executions, stored = stand.executions(), stand.stored()
+        done_at_kill.append(setup.done())
+    setup.worker()
+    _work_on(setup, TASKS, waiting)
+    setup.settle()
+    executions, stored = setup.executions(), setup.stored()
     return {
-        "tasks": stand.sent,
+        "tasks": setup.sent,
         "kills": len(done_at_kill),
         "last_kill_at": max(done_at_kill, default=0),
         "results": stored,
-        "never_run": stand.sent - len(executions),
-        "left": stand.left(),
+        "never_run": setup.sent - len(executions),
+        "left": setup.left(),
         "executions": sum(executions),
         "twice": sum(times > 1 for times in executions),
         "most": max(executions, default=0),
     }
 
 
-def _work_on(stand: Stand, goal: float, waiting: int) -> bool:
+def _work_on(setup: Setup, goal: float, waiting: int) -> bool:
     """Until so many tasks were begun, with never more than `waiting` sent ahead; False where nothing goes on."""
     last, since = -1, time.monotonic()
-    while (done := stand.done()) < goal or stand.sent < goal:
+    while (done := setup.done()) < goal or setup.sent < goal:
         if done != last:
             last, since = done, time.monotonic()
-        if time.monotonic() > since + QUIET[stand.broker] and stand.sent >= min(TASKS, done + waiting):
+        if time.monotonic() > since + QUIET[setup.broker] and setup.sent >= min(TASKS, done + waiting):
             return False
-        if (more := min(TASKS - stand.sent, done + waiting - stand.sent, 200)) > 0:
-            stand.send("short", more)
+        if (more := min(TASKS - setup.sent, done + waiting - setup.sent, 200)) > 0:
+            setup.send("short", more)
         else:
             time.sleep(0.001)  # as much waits as may: nothing to do until a task has begun
     return True
 
 
-def sigkill(stand: Stand) -> Figures:
-    return killed(stand, KILLS, TASKS)
+def sigkill(setup: Setup) -> Figures:
+    return killed(setup, KILLS, TASKS)
 
 
-def arriving(stand: Stand) -> Figures:
-    return killed(stand, MORE_KILLS, FEW)
+def arriving(setup: Setup) -> Figures:
+    return killed(setup, MORE_KILLS, FEW)
 
 
-def restore(stand: Stand) -> Figures:
+def restore(setup: Setup) -> Figures:
     """A worker with all hands full is killed; the seconds until an idle one, up already, has done all that it held."""
     seconds: list[float | None] = []
     for _ in range(RESTORES):
-        held = stand.concurrency
-        before = stand.done()
-        worker = stand.worker()
-        stand.send("held", held)
-        until("all are begun", lambda n=before + held: stand.done() == n)  # type: ignore[misc]
+        held = setup.concurrency
+        before = setup.done()
+        worker = setup.worker()
+        setup.send("held", held)
+        until("all are begun", lambda n=before + held: setup.done() == n)  # type: ignore[misc]
         kill(worker)
         began = time.monotonic()
-        second = stand.worker()
+        second = setup.worker()
         with suppress(AssertionError):
-            until("all are done", lambda: stand.stored() == stand.sent, NEVER)
-        seconds.append(round(time.monotonic() - began, 1) if stand.stored() == stand.sent else None)
+            until("all are done", lambda: setup.stored() == setup.sent, NEVER)
+        seconds.append(round(time.monotonic() - began, 1) if setup.stored() == setup.sent else None)
         kill(second)
         if seconds[-1] is None:
             break
-    return {"held": stand.concurrency, "seconds_each": seconds, "left": stand.left()}
+    return {"held": setup.concurrency, "seconds_each": seconds, "left": setup.left()}
 
 
-def events(stand: Stand) -> Figures:
+def events(setup: Setup) -> Figures:
     """A worker with -E and Flower on a deep queue: when each hundred tasks were done, and the worker's CPU seconds by then."""
-    stand.send("nothing", WATCHED)
+    setup.send("nothing", WATCHED)
     port = 15_555 + random.randrange(1_000)
-    with stand.flower(port) as url:
-        worker = stand.worker("-E")
-        until("it works", stand.done, 60)
+    with setup.flower(port) as url:
+        worker = setup.worker("-E")
+        until("it works", setup.done, 60)
         began, done, marks, cpu = time.monotonic(), 0, [0.0], [_cpu(worker.pid)]
         while done < WATCHED and time.monotonic() < began + WATCHED_SECONDS:
             time.sleep(0.01)  # a sample: how many were done by when is what is measured
-            done = stand.done()
+            done = setup.done()
             marks += [round(time.monotonic() - began, 2)] * (more := done // 100 + 1 - len(marks))
             cpu += [_cpu(worker.pid)] * more
         with suppress(AssertionError):  # it may be behind
             until("Flower has seen each", lambda: _succeeded(url) >= done, 30, every=1)
         seen = _succeeded(url)
-        return {"tasks": WATCHED, "done": done, "marks": marks, "cpu": cpu, "window": 4 * stand.concurrency, "flower": seen}
+        return {"tasks": WATCHED, "done": done, "marks": marks, "cpu": cpu, "window": 4 * setup.concurrency, "flower": seen}
 
 
 def _cpu(pid: int) -> float:
@@ -141,41 +141,41 @@ def _awake(pid: int) -> float:
     return (int(on_cpu) + int(waited)) / 1e9
 
 
-def stall(stand: Stand) -> Figures:
+def stall(setup: Setup) -> Figures:
     """Workers with prefetch 4, each with TASKS tasks that do nothing.
 
     Gives their rates, the longest time without a task, and the part of the run in which the loop slept.
     """
     rates, pauses, asleep = [], [], []
-    for _ in range(FEW_RUNS if stand.engine == PLAIN_CELERY else STALL_RUNS):
-        before = stand.done()
-        stand.send("nothing", TASKS)
-        worker = stand.worker("--prefetch-multiplier", "4")
-        until("it works", lambda n=before: stand.done() > n, 60)  # type: ignore[misc]
+    for _ in range(FEW_RUNS if setup.engine == PLAIN_CELERY else STALL_RUNS):
+        before = setup.done()
+        setup.send("nothing", TASKS)
+        worker = setup.worker("--prefetch-multiplier", "4")
+        until("it works", lambda n=before: setup.done() > n, 60)  # type: ignore[misc]
         began = since = time.monotonic()
-        first = done = stand.done()
+        first = done = setup.done()
         pause, awake = 0.0, _awake(worker.pid)
-        while done < before + TASKS and time.monotonic() < since + QUIET[stand.broker]:
+        while done < before + TASKS and time.monotonic() < since + QUIET[setup.broker]:
             time.sleep(0.005)  # a sample: the time between two tasks is what is measured
-            if (now := stand.done()) != done:
+            if (now := setup.done()) != done:
                 pause, since, done = max(pause, time.monotonic() - since), time.monotonic(), now
         rates.append(round((done - first) / (since - began)))
         asleep.append(round(1 - (_awake(worker.pid) - awake) / (time.monotonic() - began), 2))
         pauses.append(round(pause, 3))
         if done < before + TASKS:
             break
-        until("each has its result", lambda n=before: stand.stored(n) == TASKS)  # type: ignore[misc]
+        until("each has its result", lambda n=before: setup.stored(n) == TASKS)  # type: ignore[misc]
         worker.terminate()
         worker.wait(60)
-    missing = stand.sent - stand.stored()
+    missing = setup.sent - setup.stored()
     return {"tasks": TASKS, "runs": len(rates), "missing": missing, "rates": rates, "pauses": pauses, "asleep": asleep}
 
 
 @dataclass(frozen=True)
 class Part:
-    """`run(stand)`: one trial, which gives its figures. `of`: the brokers, pools and engines that it is for."""
+    """`run(setup)`: one trial, which gives its figures. `of`: the brokers, pools and engines that it is for."""
 
-    run: Callable[[Stand], Figures]
+    run: Callable[[Setup], Figures]
     brokers: tuple[str, ...] = BROKERS
     pools: tuple[str, ...] = tuple(POOLS)
     engines: tuple[str, ...] = ALL_ENGINES

@@ -1,4 +1,4 @@
-"""A stand for each pair of broker and pool, in the one process that runs its trials; all is taken away at the end."""
+"""A setup for each pair of broker and pool, in the one process that runs its trials; removed at the end."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,40 +6,40 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.faults.stand import Pair, Stand
+from tests.faults.setup import Pair, Setup
 from tests.harness.combinations import COMBINATIONS
 from tests.harness.containers import clean, require_engine
 
 PAIRS = [Pair(one.broker.name, one.pool) for one in COMBINATIONS if one.backend.name == "redis"]
 
 
-class Stands:
-    """The stand of the pair that is on trial; the one before it is closed."""
+class Setups:
+    """The setup of the pair that is on trial; the one before it is closed."""
 
     def __init__(self) -> None:
-        self.stand: Stand | None = None
+        self.setup: Setup | None = None
 
-    def __call__(self, pair: Pair) -> Stand:
-        if not self.stand or self.stand.pair != pair:
+    def __call__(self, pair: Pair) -> Setup:
+        if not self.setup or self.setup.pair != pair:
             self.close()
-            self.stand = Stand(pair)
-        return self.stand
+            self.setup = Setup(pair)
+        return self.setup
 
     def close(self) -> None:
         """Also where a trial left something behind that would count against the next one."""
-        if self.stand:
-            self.stand.close()
-            self.stand = None
+        if self.setup:
+            self.setup.close()
+            self.setup = None
 
 
 @pytest.fixture(scope="session")
-def stands() -> Iterator[Stands]:
+def setups() -> Iterator[Setups]:
     require_engine()
-    stands = Stands()
+    setups = Setups()
     try:
-        yield stands
+        yield setups
     finally:
-        stands.close()
+        setups.close()
 
 
 class ByPair(LoadScopeScheduling):  # type: ignore[misc]
@@ -54,7 +54,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByPair:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # A stand is made once: all of a pair's trials stand together.
+    # A setup is made once: all trials of a pair run one after the other.
     items.sort(key=lambda item: item.nodeid.rpartition("[")[2].split("-")[:2] if "[" in item.nodeid else [])
 
 

@@ -9,7 +9,7 @@ import sys
 from itertools import groupby
 
 from tests.faults import report
-from tests.faults.stand import Stand
+from tests.faults.setup import Setup
 from tests.faults.test_faults import TRIALS, some
 from tests.faults.trial import trial
 from tests.harness.containers import clean
@@ -20,17 +20,17 @@ def main() -> None:
     wanted = [one for one in (some() if os.environ.get("QUICK") else TRIALS) if not sys.argv[1:] or one[1].name in sys.argv[1:]]
     try:
         for _, trials in groupby(sorted(wanted, key=lambda one: str(one[0])), key=lambda one: str(one[0])):
-            stand = None
+            setup = None
             for pair, fault in trials:
-                stand = stand or Stand(pair, "plain")
-                outcome = trial(stand, fault)
+                setup = setup or Setup(pair, "plain")
+                outcome = trial(setup, fault)
                 report.note(outcome)
                 print(f"{pair} {fault.name}: {report.cell(outcome.as_dict())}", flush=True)
                 if outcome.error or outcome.lost or outcome.flowing is None:
-                    stand.close()
-                    stand = None
-            if stand:
-                stand.close()
+                    setup.close()
+                    setup = None
+            if setup:
+                setup.close()
     finally:
         clean()
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 
-#: Stands at once; each is mostly waiting.
+#: Setups at once; each is mostly waiting.
 AT_ONCE = "4"
 
 

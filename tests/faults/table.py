@@ -1,4 +1,4 @@
-"""The table of faults: what each does to a stand under load, and what undoes it."""
+"""The table of faults: what each does to a setup under load, and what undoes it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.faults import malformed
-from tests.faults.stand import GRACE, Stand
+from tests.faults.setup import GRACE, Setup
 from tests.harness.waiting import until
 
 #: Reasons for which at-least-once runs a task again that was done.
@@ -17,7 +17,7 @@ TIMED_OUT = "the acknowledgement comes later than the visibility timeout, or wit
 
 @dataclass(frozen=True)
 class Fault:
-    """`happens(stand)`: a context; entering it makes the fault, leaving it undoes it. `seconds`: how long it lasts.
+    """`happens(setup)`: a context; entering it makes the fault, leaving it undoes it. `seconds`: how long it lasts.
 
     `pools`, `brokers`: where it exists; empty: everywhere. `repeats`: why a task may be done twice, or empty: none may.
     `linked`: the workers reach the broker over the link with faults. `clock`: their wall clocks can be set.
@@ -26,7 +26,7 @@ class Fault:
 
     name: str
     what: str
-    happens: Callable[[Stand], AbstractContextManager[Any]]
+    happens: Callable[[Setup], AbstractContextManager[Any]]
     seconds: float = 0.0
     pools: tuple[str, ...] = ()
     brokers: tuple[str, ...] = ()
@@ -45,186 +45,186 @@ def _hold(seconds: float) -> None:
 
 
 @contextmanager
-def worker_sigkill(stand: Stand) -> Iterator[None]:
-    stand.workers["one"].kill(signal="KILL")
+def worker_sigkill(setup: Setup) -> Iterator[None]:
+    setup.workers["one"].kill(signal="KILL")
     yield
-    stand.start("one", stand.linked["one"])
+    setup.start("one", setup.linked["one"])
 
 
 @contextmanager
-def child_sigkill(stand: Stand) -> Iterator[None]:
+def child_sigkill(setup: Setup) -> Iterator[None]:
     children = "import os, signal\nfor pid in map(int, filter(str.isdigit, os.listdir('/proc'))):\n"
     kill = " if pid not in (1, os.getpid()):\n  os.kill(pid, signal.SIGKILL)"
-    stand.workers["one"].exec_run(["python", "-c", children + kill])
+    setup.workers["one"].exec_run(["python", "-c", children + kill])
     yield
 
 
 @contextmanager
-def worker_oom(stand: Stand) -> Iterator[None]:
-    stand.send(stand.app(), "faults.hog")
-    until("the hog runs", lambda: any(line.kind == "hog" for line in stand.ledger.lines()), 60)
+def worker_oom(setup: Setup) -> Iterator[None]:
+    setup.send(setup.app(), "faults.hog")
+    until("the hog runs", lambda: any(line.kind == "hog" for line in setup.ledger.lines()), 60)
     yield
 
 
 @contextmanager
-def worker_sigterm(stand: Stand) -> Iterator[None]:
-    stand.stop("one")
+def worker_sigterm(setup: Setup) -> Iterator[None]:
+    setup.stop("one")
     yield
-    stand.start("one", stand.linked["one"])
+    setup.start("one", setup.linked["one"])
 
 
 @contextmanager
-def rolling_restart(stand: Stand) -> Iterator[None]:
+def rolling_restart(setup: Setup) -> Iterator[None]:
     for name in ("one", "two"):
-        stand.stop(name)
-        stand.start(name)
-        stand.wait_for(name)
+        setup.stop(name)
+        setup.start(name)
+        setup.wait_for(name)
     yield
 
 
 @contextmanager
-def scale(stand: Stand) -> Iterator[None]:
-    stand.stop("two")
+def scale(setup: Setup) -> Iterator[None]:
+    setup.stop("two")
     for name in ("two", "three"):
-        stand.start(name)
+        setup.start(name)
     for name in ("two", "three"):
-        stand.wait_for(name)
+        setup.wait_for(name)
     for name in ("two", "three"):
-        stand.stop(name)
+        setup.stop(name)
     yield
 
 
 @contextmanager
-def broker_restart(stand: Stand) -> Iterator[None]:
-    stand.broker.stop(timeout=60)
+def broker_restart(setup: Setup) -> Iterator[None]:
+    setup.broker.stop(timeout=60)
     yield
-    stand.broker.start()
-    stand.wait_for_servers()
+    setup.broker.start()
+    setup.wait_for_servers()
 
 
 @contextmanager
-def broker_sigkill(stand: Stand) -> Iterator[None]:
-    stand.broker.kill(signal="KILL")
+def broker_sigkill(setup: Setup) -> Iterator[None]:
+    setup.broker.kill(signal="KILL")
     yield
-    stand.broker.start()
-    stand.wait_for_servers()
+    setup.broker.start()
+    setup.wait_for_servers()
 
 
 @contextmanager
-def broker_frozen(stand: Stand) -> Iterator[None]:
-    stand.broker.pause()
+def broker_frozen(setup: Setup) -> Iterator[None]:
+    setup.broker.pause()
     yield
-    stand.broker.unpause()
+    setup.broker.unpause()
 
 
 @contextmanager
-def cut_workers_from_broker(stand: Stand) -> Iterator[None]:
-    with stand.without(stand.broker_network):
+def cut_workers_from_broker(setup: Setup) -> Iterator[None]:
+    with setup.without(setup.broker_network):
         yield
 
 
 @contextmanager
-def cut_workers_from_results(stand: Stand) -> Iterator[None]:
-    with stand.without(stand.results_network):
+def cut_workers_from_results(setup: Setup) -> Iterator[None]:
+    with setup.without(setup.results_network):
         yield
 
 
-def link(which: str, state: str) -> Callable[[Stand], AbstractContextManager[None]]:
+def link(which: str, state: str) -> Callable[[Setup], AbstractContextManager[None]]:
     @contextmanager
-    def happens(stand: Stand) -> Iterator[None]:
-        stand.set_link(which, state)
+    def happens(setup: Setup) -> Iterator[None]:
+        setup.set_link(which, state)
         yield
-        stand.set_link(which, "open")
+        setup.set_link(which, "open")
 
     return happens
 
 
 @contextmanager
-def half_open(stand: Stand) -> Iterator[None]:
+def half_open(setup: Setup) -> Iterator[None]:
     """What was connected stays dead, as it is behind a firewall that forgot it; it is never undone."""
-    stand.set_link("workers", "half-open")
+    setup.set_link("workers", "half-open")
     yield
-    stand.set_link("workers", "half-open-for-good")
+    setup.set_link("workers", "half-open-for-good")
 
 
 @contextmanager
-def results_restart(stand: Stand) -> Iterator[None]:
-    stand.results.stop(timeout=30)
+def results_restart(setup: Setup) -> Iterator[None]:
+    setup.results.stop(timeout=30)
     yield
-    stand.results.start()
-    stand.wait_for_servers()
+    setup.results.start()
+    setup.wait_for_servers()
 
 
 @contextmanager
-def results_sigkill(stand: Stand) -> Iterator[None]:
-    stand.results.kill(signal="KILL")
+def results_sigkill(setup: Setup) -> Iterator[None]:
+    setup.results.kill(signal="KILL")
     yield
-    stand.results.start()
-    stand.wait_for_servers()
+    setup.results.start()
+    setup.wait_for_servers()
 
 
 @contextmanager
-def disk_full(stand: Stand) -> Iterator[None]:
+def disk_full(setup: Setup) -> Iterator[None]:
     fill = (
         "import os\nfile = open('/disk/filler', 'wb', buffering=0)\n"
         "free = lambda: os.statvfs('/disk').f_bavail * os.statvfs('/disk').f_frsize\n"
-        f"leave = {stand.server.leave}\n"
+        f"leave = {setup.server.leave}\n"
         "try:\n while free() > leave:\n  file.write(b'x' * min(1 << 20, max(1, free() - leave)))\n"
         "except OSError:\n pass"
     )
-    stand.link.exec_run(["python3", "-c", fill], user="root")
+    setup.link.exec_run(["python3", "-c", fill], user="root")
     yield
-    stand.link.exec_run(["rm", "-f", "/disk/filler"], user="root")
+    setup.link.exec_run(["rm", "-f", "/disk/filler"], user="root")
 
 
 @contextmanager
-def memory_full(stand: Stand) -> Iterator[None]:
-    begin, end = stand.server.memory
-    assert stand.broker.exec_run(list(begin)).exit_code == 0
+def memory_full(setup: Setup) -> Iterator[None]:
+    begin, end = setup.server.memory
+    assert setup.broker.exec_run(list(begin)).exit_code == 0
     yield
-    assert stand.broker.exec_run(list(end)).exit_code == 0
+    assert setup.broker.exec_run(list(end)).exit_code == 0
 
 
 @contextmanager
-def no_connections(stand: Stand) -> Iterator[None]:
-    takes = stand.server.no_connections(stand.port)
+def no_connections(setup: Setup) -> Iterator[None]:
+    takes = setup.server.no_connections(setup.port)
     yield
     takes()
 
 
 @contextmanager
-def same_name_twice(stand: Stand) -> Iterator[None]:
-    stand.start("three", hostname="one")
+def same_name_twice(setup: Setup) -> Iterator[None]:
+    setup.start("three", hostname="one")
     _hold(8)  # it comes up, or refuses to
     yield
-    stand.stop("three")  # not by SIGKILL: that is a fault of its own
+    setup.stop("three")  # not by SIGKILL: that is a fault of its own
 
 
 @contextmanager
-def beat_sigkill(stand: Stand) -> Iterator[None]:
+def beat_sigkill(setup: Setup) -> Iterator[None]:
     with ExitStack() as undo:
-        beat = stand.beat()
+        beat = setup.beat()
         undo.callback(beat.remove, force=True, v=True)
-        stand.wait_for_tick(time.monotonic())
+        setup.wait_for_tick(time.monotonic())
         beat.kill(signal="KILL")
         yield
-        again = stand.beat("again")
+        again = setup.beat("again")
         undo.callback(again.remove, force=True, v=True)
-        stand.wait_for_tick(time.monotonic())
+        setup.wait_for_tick(time.monotonic())
 
 
 @contextmanager
-def malformed_messages(stand: Stand) -> Iterator[None]:
-    url = stand.url("127.0.0.1", stand.link_port)
+def malformed_messages(setup: Setup) -> Iterator[None]:
+    url = setup.url("127.0.0.1", setup.link_port)
     malformed.send(url, 200)
     yield
 
 
 @contextmanager
-def clock_step(stand: Stand) -> Iterator[None]:
-    stand.set_clock("one", 3600)
+def clock_step(setup: Setup) -> Iterator[None]:
+    setup.set_clock("one", 3600)
     yield
-    stand.set_clock("one", 0)
+    setup.set_clock("one", 0)
 
 
 FAULTS: tuple[Fault, ...] = (

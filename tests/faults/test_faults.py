@@ -5,8 +5,8 @@ import os
 import pytest
 
 from tests.faults import report
-from tests.faults.conftest import PAIRS, Stands
-from tests.faults.stand import Pair
+from tests.faults.conftest import PAIRS, Setups
+from tests.faults.setup import Pair
 from tests.faults.table import FAULTS, Fault
 from tests.faults.trial import trial
 
@@ -27,12 +27,12 @@ def some() -> list[tuple[Pair, Fault]]:
     ("pair", "fault"),
     [pytest.param(*one, id=f"{one[0]}-{one[1].name}") for one in (some() if os.environ.get("QUICK") else TRIALS)],
 )
-def test_fault(stands: Stands, pair: Pair, fault: Fault) -> None:
+def test_fault(setups: Setups, pair: Pair, fault: Fault) -> None:
     """All that was accepted is done; twice only where at-least-once says why; every worker that runs works again."""
-    outcome = trial(stands(pair), fault)
+    outcome = trial(setups(pair), fault)
     report.note(outcome)
     if outcome.error or outcome.lost or outcome.flowing is None:
-        stands.close()  # what it left behind would count against the next trial
+        setups.close()  # what it left behind would count against the next trial
     assert (outcome.error, outcome.lost) == ("", 0), outcome.last_words
     assert outcome.flowing is not None, outcome.last_words
     assert outcome.in_flight >= report.IN_FLIGHT

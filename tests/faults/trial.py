@@ -1,11 +1,11 @@
-"""One trial: a fault on a stand that works under load, and the accounts afterwards."""
+"""One trial: a fault on a setup that works under load, and the accounts afterwards."""
 
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tests.faults.stand import VISIBILITY_TIMEOUT, Stand
+from tests.faults.setup import VISIBILITY_TIMEOUT, Setup
 from tests.faults.table import Fault
 from tests.harness.waiting import until
 
@@ -56,58 +56,58 @@ class Outcome:
         return asdict(self)
 
 
-def trial(stand: Stand, fault: Fault) -> Outcome:
+def trial(setup: Setup, fault: Fault) -> Outcome:
     """Run it; what goes wrong inside is told by the outcome's `error`, and never raised."""
-    outcome = Outcome(fault.name, stand.pair.broker, stand.pair.pool.name, stand.engine)
+    outcome = Outcome(fault.name, setup.pair.broker, setup.pair.pool.name, setup.engine)
     began = time.monotonic()
     try:
-        _run(stand, fault, outcome)
+        _run(setup, fault, outcome)
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {error}"[:2000]
     outcome.seconds = round(time.monotonic() - began, 1)
     return outcome
 
 
-def _run(stand: Stand, fault: Fault, outcome: Outcome) -> None:
-    stand.ensure(fault.linked, fault.clock)
-    stand.new_ledger()
-    ledger, restarts = stand.ledger, stand.restarts()
-    seconds = DRAIN * 2 * stand.pair.at_once / TASKS
-    app = stand.app()
-    with stand.paused():  # however slow the producer is: they are in flight together
+def _run(setup: Setup, fault: Fault, outcome: Outcome) -> None:
+    setup.ensure(fault.linked, fault.clock)
+    setup.new_ledger()
+    ledger, restarts = setup.ledger, setup.restarts()
+    seconds = DRAIN * 2 * setup.pair.at_once / TASKS
+    app = setup.app()
+    with setup.paused():  # however slow the producer is: they are in flight together
         while len(ledger.accepted) < TASKS and ledger.refused < TASKS:
-            stand.send_effect(app, seconds)
-    with stand.load(seconds, STEADY):
+            setup.send_effect(app, seconds)
+    with setup.load(seconds, STEADY):
         outcome.in_flight = len(ledger.missing())
-        with fault.happens(stand):
+        with fault.happens(setup):
             time.sleep(fault.seconds)  # how long the fault lasts
         ended = time.monotonic()
-        nodes = {f"{name}@worker" for name in stand.workers}
+        nodes = {f"{name}@worker" for name in setup.workers}
 
         def flows() -> bool:
-            return set(ledger.first_after(ended, nodes)) >= {f"{name}@worker" for name in stand.running()} != set()
+            return set(ledger.first_after(ended, nodes)) >= {f"{name}@worker" for name in setup.running()} != set()
 
         with suppress(AssertionError):
             until("each worker works again", flows, FLOW)
             outcome.flowing = round(max(ledger.first_after(ended, nodes).values()), 1)
-    _settle(stand, QUIET[stand.pair.broker])
+    _settle(setup, QUIET[setup.pair.broker])
     missing = ledger.missing()
     outcome.accepted, outcome.refused, outcome.lost = len(ledger.accepted), ledger.refused, len(missing)
     outcome.repeated, outcome.repeated_once = len(ledger.repeated()), len(ledger.repeated("once"))
     outcome.cut_off = len(ledger.begun_again())
     with suppress(AssertionError):  # a result is stored after its task's last line
-        until("every result is there", lambda: not stand.without_result(ledger.accepted - missing), 20)
-    outcome.no_result = len(stand.without_result(ledger.accepted - missing))
-    outcome.alive, outcome.restarts = len(stand.running()), stand.restarts() - restarts
-    outcome.exits, stand.exits = stand.exits, []
-    outcome.last_words, stand.last_words = stand.last_words, ""
+        until("every result is there", lambda: not setup.without_result(ledger.accepted - missing), 20)
+    outcome.no_result = len(setup.without_result(ledger.accepted - missing))
+    outcome.alive, outcome.restarts = len(setup.running()), setup.restarts() - restarts
+    outcome.exits, setup.exits = setup.exits, []
+    outcome.last_words, setup.last_words = setup.last_words, ""
     if missing:
-        outcome.last_words += stand.words()
+        outcome.last_words += setup.words()
 
 
-def _settle(stand: Stand, quiet: float) -> None:
+def _settle(setup: Setup, quiet: float) -> None:
     """Until every accepted task is done, or nothing at all was done for `quiet` seconds."""
-    ledger = stand.ledger
+    ledger = setup.ledger
     last = [len(ledger.lines()), time.monotonic()]
 
     def settled() -> bool:

@@ -1,4 +1,4 @@
-"""Dead letters: what cannot be run is set aside with its reason, can be sent back, and is never dropped."""
+"""Dead letters: a message that cannot be run is kept with its reason, can be requeued, and is never dropped."""
 
 import json
 import time
@@ -23,7 +23,7 @@ KEPT = "plain Celery drops it, and on some bodies the worker ends: celery_kit/wo
 
 
 def dead(cell: Cell, queue: str) -> list[DeadLetter]:
-    """What is set aside, of one queue."""
+    """The dead letters of one queue."""
     return [letter for letter in letters(cell.app) if letter.queue == queue]
 
 
@@ -62,7 +62,7 @@ class Restarted:
     COMBINATIONS, "a task that kills its process is tried a bounded number of times: celery_kit/worker/set_aside.py"
 )
 def test_poison_is_set_aside(cell: Cell) -> None:
-    """A task that kills its process each time is tried so often, then set aside; its sender is told; sent back it runs."""
+    """A task that kills its process each time is dead-lettered after so many tries; its result says so; requeued it runs."""
     name = queue = f"poison-{uuid()}"
     result = cell.send("dead_probes.kills_until_cured", name, queue=queue)
     with Restarted(cell, queue) as worker:
@@ -120,14 +120,14 @@ MALFORMED: dict[str, tuple[bytes, str, dict[str, Any]]] = {
 
 @pytest.mark.by_kit(COMBINATIONS, KEPT)
 def test_malformed_messages_are_set_aside(cell: Cell) -> None:
-    """24 sorts of malformed messages, and items that are none, are set aside, each with its reason; the worker goes on."""
+    """24 sorts of malformed messages, and items that are none, are dead-lettered, each with its reason; the worker goes on."""
     queue = f"malformed-{uuid()}"
     with consumed(cell, queue), cell.app.producer_or_acquire() as producer:
         for body, content_type, headers in MALFORMED.values():
             producer.publish(body, content_type=content_type, headers=headers, exchange="", routing_key=queue)
         expected = len(MALFORMED) + cell.running.server.put_raw(cell.app, queue)
         assert cell.run("probes.add", 1, 2, queue=queue) == 3
-        until("all are set aside", lambda: len(dead(cell, queue)) == expected, WAIT)
+        until("all are dead letters", lambda: len(dead(cell, queue)) == expected, WAIT)
         assert all(letter.reason and letter.deliveries == 1 for letter in dead(cell, queue))
         assert cell.run("probes.add", 1, 3, queue=queue) == 4
     dropped = cell.running.python("celery_kit.operate.look.dead", "--drop=all")
@@ -137,12 +137,12 @@ def test_malformed_messages_are_set_aside(cell: Cell) -> None:
 
 @pytest.mark.by_kit(COMBINATIONS, KEPT)
 def test_rejected_message_is_set_aside(cell: Cell) -> None:
-    """What a task rejects without requeue is set aside; sent back, it runs again."""
+    """A message that a task rejects without requeue is dead-lettered; requeued, it runs again."""
     queue, name = f"rejected-{uuid()}", f"rejected-{uuid()}"
     with consumed(cell, queue):
         result = cell.send("retry_probes.rejects", name, False, queue=queue)
         assert isinstance(result.get(timeout=WAIT, propagate=False), Reject)
-        letter = until("it is set aside", lambda: dead(cell, queue), WAIT)[0]
+        letter = until("it is a dead letter", lambda: dead(cell, queue), WAIT)[0]
         assert (letter.task, letter.reason) == ("retry_probes.rejects", "rejected by its task, without requeue")
         assert cell.running.python("celery_kit.operate.look.dead", f"--retry={result.id}").returncode == 0
         until("it ran again", lambda: len((cell.running.data / name).read_text().split()) == 2, WAIT)
@@ -150,7 +150,7 @@ def test_rejected_message_is_set_aside(cell: Cell) -> None:
 
 
 def test_expired_task_is_no_dead_letter(cell: Cell) -> None:
-    """A task that expired before a worker took it is not set aside: its sender wished that. One that was delayed neither."""
+    """A task that expires before a worker takes it is no dead letter: its sender wished that. Nor is one that was delayed."""
     queue = f"expired-{uuid()}"
     cell.send("probes.add", 1, 1, queue=queue, expires=0.2)
     sent = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a person does who looks for a fault in a task: run it where it stands, or stop in the middle of it."""
+"""What a person does who looks for a fault in a task: run it in this process, or stop in the middle of it."""
 
 import os
 import re

@@ -3,8 +3,8 @@
 `make test-upstream` fetches the suite from the package index (it is never kept in this repository), runs each of its modules in
 a process of its own on every side, and writes docs/reports/upstream.md. A test that ends otherwise than on plain Celery needs a
 row in `reasons.py`; one without is an error. PAIRS, WORKERS, SIDES and MODULES choose some, by name; what an earlier run has
-found of the others stays in the report, and MISSING=1 goes on where it ended. LANES= run at once. REPORT=1 runs nothing and
-writes the report.
+found of the others stays in the report, and MISSING=1 goes on where it ended. AT_ONCE= run at a time. REPORT=1 runs nothing
+and writes the report.
 """
 
 import os
@@ -103,8 +103,8 @@ SIDES = {
     "celery": Side(None, as_our_stack),
     "bare": Side(None, plain, ("prefork",)),
 }
-#: A lane is a side with a pair and a worker, and has servers of its own. Most of its time the suite waits.
-LANES = 4
+#: Combinations of a side, a pair and a worker that run at a time, each on servers of its own. The suite mostly waits.
+AT_ONCE = 4
 
 
 def environment(side: Side, pair: str, worker: str, ports: Ports) -> dict[str, str]:
@@ -163,7 +163,7 @@ def again(suite: Path, environ: dict[str, str], outcomes: Outcomes) -> Outcomes:
     return {test: second.get(test, outcome) if test in failed else outcome for test, outcome in outcomes.items()}
 
 
-def lane(suite: Path, modules: list[str], found: Run, which: tuple[str, str, str]) -> None:
+def run_combination(suite: Path, modules: list[str], found: Run, which: tuple[str, str, str]) -> None:
     name, pair, worker = which
     with SIDES[name].servers("".join(filter(str.isalpha, "".join(which)))) as ports:
         environ = environment(SIDES[name], pair, worker, ports)
@@ -187,9 +187,9 @@ def main() -> None:
         UPSTREAM.prepare()
         modules = chosen("MODULES", sorted(path.stem for path in (suite / "t" / "integration").glob("test_*.py")))
         axes = product(*(chosen(axis, rows) for axis, rows in (("SIDES", SIDES), ("PAIRS", PAIRS), ("WORKERS", WORKERS))))
-        lanes = [(side, pair, worker) for side, pair, worker in axes if worker in SIDES[side].workers]
-        with ThreadPoolExecutor(int(os.environ.get("LANES") or LANES)) as side_by_side:
-            list(side_by_side.map(partial(lane, suite, modules, found), lanes))
+        combinations = [(side, pair, worker) for side, pair, worker in axes if worker in SIDES[side].workers]
+        with ThreadPoolExecutor(int(os.environ.get("AT_ONCE") or AT_ONCE)) as side_by_side:
+            list(side_by_side.map(partial(run_combination, suite, modules, found), combinations))
     unnamed = write(found)
     sys.exit(f"{unnamed} tests end otherwise than on plain Celery, and no row says why: see the report" if unnamed else 0)
 

@@ -35,7 +35,7 @@ BROKERS = tuple(TRANSPORT_OPTIONS)
 QUIET = {"redis": VISIBILITY + 25.0, "rabbitmq": 20.0}
 
 
-class Stand:
+class Setup:
     """Use it in a `with`; at its end no process of it is left. `concurrency`: tasks at once, where not the rig's."""
 
     def __init__(self, place: Place, broker: str, pool: str, engine: str, concurrency: int | None = None) -> None:
@@ -59,7 +59,7 @@ class Stand:
             "DATA_DIR": self.folder.name,
         }
 
-    def __enter__(self) -> "Stand":
+    def __enter__(self) -> "Setup":
         self.producer = self._start([sys.executable, "-m", "tests.crash.work"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
 

@@ -1,4 +1,4 @@
-"""A stand: one broker, one results server, a link with faults and two workers, in containers of this run's own.
+"""A setup: one broker, one results server, a link with faults and two workers, in containers of this run's own.
 
 Everything carries the label of the run, and is taken away by it, on Ctrl-C too.
 """
@@ -58,13 +58,13 @@ class Pair:
 
 
 def clocked(worker: str, base: str) -> str:
-    """The image of a worker whose wall clock `Stand.set_clock` sets, made of the image under test."""
+    """The image of a worker whose wall clock `Setup.set_clock` sets, made of the image under test."""
     given = ("--tag", f"{worker}-clock", "--build-arg", f"WORKER={worker}", "--build-arg", f"BASE={base}")
     subprocess.run(["docker", "build", "--quiet", *given, CLOCK], check=True, stdout=subprocess.DEVNULL)
     return f"{worker}-clock"
 
 
-class Stand:
+class Setup:
     """`engine`: kit or plain. Worker names are `one` and `two`."""
 
     def __init__(self, pair: Pair, engine: str = "kit") -> None:
