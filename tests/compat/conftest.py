@@ -1,9 +1,11 @@
 """Servers that the three sides share, and on each a worker of each side; QUICK=1 takes each pool once and prefork on both."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,28 @@ def sides(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Ite
     broker, pool = request.param
     with workers(*(Side(name, places(broker)) for name in SIDES), pool=pool) as started:
         yield started
+
+
+#: A test of the full run alone.
+FULL = pytest.mark.full
+
+
+def covering(*axes: Iterable[Any], turns: int = 2) -> list[Any]:
+    """Every combination of these axes, of which the quick run leaves out most: each value is in it `turns` times or more."""
+    values = [list(axis) for axis in axes]
+    steps = product(range(turns), range(max(map(len, values))))
+    quick = {tuple(axis[(number + turn * place) % len(axis)] for place, axis in enumerate(values)) for turn, number in steps}
+    return [pytest.param(*row, marks=() if row in quick else FULL) for row in product(*values)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: not in the quick run")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if os.environ.get("QUICK") and item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 #: A broker, and where results are: None for a Redis server.

@@ -136,6 +136,11 @@ def workers(*sides: Side, pool: str = "threads", concurrency: str = "") -> Itera
         yield {side.name: side for side in sides}
 
 
+def kits(sides: dict[str, Side]) -> dict[str, Side]:
+    """The sides of the kit alone."""
+    return {name: sides[name] for name in KIT}
+
+
 def outcomes(sides: dict[str, Side], where: str, *arguments: Any, **options: Any) -> dict[str, Any]:
     """What a client of each side gives, all of them at once."""
     with ThreadPoolExecutor() as at_once:

@@ -19,7 +19,7 @@ from celery_kit.brokers.redis.bulk import Bulk
 from celery_kit.observe.health import Progress
 from celery_kit.produce.alike import Call
 from celery_kit.produce.bulk import Sender
-from tests.compat.rig import KIT, SIDES, Place, Side, outcomes, worker, workers
+from tests.compat.rig import KIT, SIDES, Place, Side, kits, outcomes, worker, workers
 from tests.harness.certificates import certificate
 from tests.harness.servers import Server
 from tests.harness.workers import PLAIN_CELERY
@@ -166,7 +166,7 @@ def test_tasks_run_and_give_results_by_every_form_of_address(form: tuple[str, di
     """Where plain Celery's tasks run, the kit's do, and `@once` and `send_many` too."""
     _, sides = form
     assert outcomes(sides, "connections:sent") == dict.fromkeys(SIDES, GIVE["sent"])
-    kit = {name: sides[name] for name in KIT}
+    kit = kits(sides)
     assert outcomes(kit, "connections:sent_together") == dict.fromkeys(KIT, GIVE["sent_together"])
     assert outcomes(kit, "connections:claimed") == {name: [1, 1] for name in KIT}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.compat.conftest import EVERYWHERE, SERVED
+from tests.compat.conftest import SERVED, covering
 from tests.compat.rig import KIT, Side
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -16,24 +16,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", KIT)
+@pytest.mark.parametrize(("served", "shape", "name"), covering(SERVED, SHAPES, KIT), indirect=["served"])
 def test_parent_and_children_go_on(served: dict[str, Side], name: str, shape: str) -> None:
     """Whatever a process has open - for producers, results, questions to workers - is not its child's."""
     found = served[name].client("forks:forks", *SHAPES[shape].values())
     assert found == [[] for _ in range(SHAPES[shape]["children"] + 1)]
 
 
-@pytest.mark.parametrize("served", ["redis", "rabbitmq"], indirect=True)
-@pytest.mark.parametrize("name", KIT)
+@pytest.mark.parametrize(("served", "name"), covering(["redis", "rabbitmq"], KIT), indirect=["served"])
 def test_a_child_gets_what_its_parent_sent(served: dict[str, Side], name: str) -> None:
     """A result's object from before the fork is good on both sides of it, where any process may read a result."""
     assert served[name].client("forks:forks", "one_by_one", 3, 1, 0, True) == [[], [], [], []]
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("name", KIT)
+@pytest.mark.parametrize(("served", "name"), covering(SERVED, KIT), indirect=["served"])
 def test_children_of_a_process_whose_spool_is_sent(served: dict[str, Side], name: str, tmp_path: Path) -> None:
     """A child does not hold its parent's lock, and the parent's thread is not its own."""
     assert served[name].client("forks:spooled", 2, SPOOL=str(tmp_path)) == [[], [], []]

@@ -1,19 +1,19 @@
 """Messages of clients in other languages: what Celery runs, the kit runs, and what neither can run is a dead letter."""
 
 import json
-import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import amqp
-import pytest
 from kombu import Connection
 from redis import Redis
 
+from tests.compat.conftest import FULL
 from tests.compat.messages import ANYWHERE, ASIDE, DROPPED, REDIS, RUNS, Shape, envelope, message
-from tests.compat.rig import KIT, Place, Side, worker
+from tests.compat.rig import KIT, Place, Side, worker, workers
 from tests.harness.waiting import until
 from tests.harness.workers import PLAIN_CELERY
 
@@ -46,19 +46,23 @@ def shapes(place: Place) -> list[Shape]:
     return [*ANYWHERE, *(REDIS if place.name == "redis" else [])]
 
 
-@pytest.mark.parametrize("name", KIT)
-def test_what_celery_runs_the_kit_runs_and_keeps_the_rest(place: Place, name: str) -> None:
+def test_what_celery_runs_the_kit_runs_and_keeps_the_rest(place: Place) -> None:
     """Every message that another client sends runs, or is a dead letter of its own; none is lost, and none ends the worker."""
-    with worker(name, place, "solo") as side:
-        words = {shape.what: put(side, shape) for shape in shapes(place)}
-        expected = {words[shape.what] for shape in shapes(place) if shape.kit == RUNS}
-        until("all have run that can", lambda: expected <= ran(side), SECONDS)
-        assert {what for what, word in words.items() if word in ran(side)} == {
-            shape.what for shape in shapes(place) if shape.kit == RUNS
-        }
-        kept = sum(shape.kit == ASIDE for shape in shapes(place))
-        until("the others are dead letters", lambda: letters(side) == kept, SECONDS)
-        assert side.alive
+    with workers(*(Side(name, place) for name in KIT), pool="solo") as started, ThreadPoolExecutor() as at_once:
+        list(at_once.map(_runs_or_keeps, started.values()))
+
+
+def _runs_or_keeps(side: Side) -> None:
+    place = side.place
+    words = {shape.what: put(side, shape) for shape in shapes(place)}
+    expected = {words[shape.what] for shape in shapes(place) if shape.kit == RUNS}
+    until("all have run that can", lambda: expected <= ran(side), SECONDS)
+    assert {what for what, word in words.items() if word in ran(side)} == {
+        shape.what for shape in shapes(place) if shape.kit == RUNS
+    }
+    kept = sum(shape.kit == ASIDE for shape in shapes(place))
+    until("the others are dead letters", lambda: letters(side) == kept, SECONDS)
+    assert side.alive
 
 
 def letters(side: Side) -> int:
@@ -76,7 +80,7 @@ def test_celery_runs_what_the_table_says(place: Place) -> None:
 
 
 #: Each of these messages ends or hangs a worker of plain Celery, which is then started again: over a minute a broker.
-@pytest.mark.skipif(bool(os.environ.get("QUICK")), reason="about plain Celery alone, and long: `make test-compat` has it")
+@FULL
 def test_celery_runs_nothing_else(place: Place) -> None:
     """What Celery drops it never runs, however its worker ends."""
     waiting = [shape for shape in shapes(place) if shape.celery == DROPPED]

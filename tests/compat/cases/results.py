@@ -13,7 +13,7 @@ from celery.exceptions import ChordError, TaskRevokedError
 from celery.exceptions import TimeoutError as NoResult
 
 from tests.compat.cases.basics import add
-from tests.compat.side import app
+from tests.compat.side import SIDE, app
 from tests.harness.waiting import until
 
 #: Seconds after which all that has not come counts as lost.
@@ -125,8 +125,9 @@ def _left() -> int:
     return sum(map(len, backend._pending_results)) + len(subscribed)
 
 
-def gives_up(path: str, how: str, members: int = 0) -> Any:
+def gives_up(folder: str, how: str, members: int = 0) -> Any:
     """What is left of a wait that was given up, what comes once the task has ended, and what is left then."""
+    path = str(Path(folder) / SIDE)
     result = group(when.s(path, number) for number in range(members)).delay() if members else when.delay(path, 0)
     try:
         GIVING_UP[how](result)
@@ -136,8 +137,9 @@ def gives_up(path: str, how: str, members: int = 0) -> Any:
     return {"left": given_up, "value": result.get(timeout=PATIENCE), "then": _left()}
 
 
-def gives_up_beside_another(path: str) -> Any:
+def gives_up_beside_another(folder: str) -> Any:
     """Two wait for one result, and one of them gives up."""
+    path = str(Path(folder) / SIDE)
     result = when.delay(path, 0)
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(_values, [result])
@@ -148,8 +150,9 @@ def gives_up_beside_another(path: str) -> Any:
         return other.result()
 
 
-def gives_up_what_is_to_be_called(path: str) -> Any:
+def gives_up_what_is_to_be_called(folder: str) -> Any:
     """Who has asked to be called is called, though a wait for the same result is given up."""
+    path = str(Path(folder) / SIDE)
     called: list[Any] = []
     result = when.delay(path, 0)
     result.then(lambda one: called.append(one.get()))
