@@ -127,7 +127,7 @@ class Defaults(Mapping[str, Any]):
             profile = replace(profile, prefetch=prefetch)
         if limit != self.general["task_time_limit"]:
             profile = replace(profile, visibility_timeout=times.seconds(times.VISIBILITY_TIMEOUT, int(limit or 0), os.environ))
-        several = {OPTIONS: {"engine": chosen}} if brokers.schemes_of(broker_url) & brokers.transports(chosen).keys() else {}
+        several = {OPTIONS: {"engine": chosen}} if brokers.schemes_of(broker_url) & brokers.transports().keys() else {}
         found = broker.settings(profile) if broker else several  # brokers of different rooms
         found |= backend.settings(profile) if backend else {}
         return found | (fast(profile) if chosen == "fast" and backend else {})

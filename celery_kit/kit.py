@@ -18,7 +18,6 @@ from celery_kit.fixes import (
     beat_stop,
     cancelled_timers,
     cold_shutdown,
-    dead_connection,
     delayed_queue,
     delayed_start,
     eventlet_dns,
@@ -48,7 +47,7 @@ STEPS = [
 #: Each has the workers of the kit's apps, or their beat, begin in its way.
 AT_THE_BEGIN = (
     table, prefetch, pipes, add_consumer, time_limit, vitals, beat_stop, cancelled_timers, cold_shutdown, prefork_flush,
-    solo_stop, grace, hub_stall, dead_connection, delayed_start, locked_mailbox, quick_drain,
+    solo_stop, grace, hub_stall, delayed_start, locked_mailbox, quick_drain,
 )  # fmt: skip
 
 

@@ -18,13 +18,9 @@ BROKERS: dict[str, Broker] = {room.name: room for room in (rabbitmq, redis, embe
 
 
 @cache
-def transports(engine: str) -> dict[str, str]:
-    """By scheme, the rooms' transports that take the place of kombu's on an engine."""
-    found: dict[str, str] = {}
-    for broker in BROKERS.values():
-        found |= dict.fromkeys(broker.schemes, broker.transport) if broker.transport else {}
-        found |= broker.fast_transports if engine == "fast" else {}
-    return found
+def transports() -> dict[str, str]:
+    """By scheme, the transports that take the place of kombu's."""
+    return {scheme: kind for broker in BROKERS.values() for scheme, kind in broker.transports.items()}
 
 
 def room(url: str | Sequence[str] | None) -> Broker | None:

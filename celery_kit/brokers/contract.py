@@ -82,14 +82,10 @@ class Broker:
     limits: Limits = field(default_factory=dict)
     pool_limits: Mapping[str, Limits] = field(default_factory=dict)
     backend_limits: Mapping[str, Limits] = field(default_factory=dict)
-    #: The kombu transport that takes the place of kombu's own for its schemes, where there is one.
-    transport: str | None = None
-    #: By scheme, the transport of ENGINE=fast.
-    fast_transports: Mapping[str, str] = field(default_factory=dict)
+    #: By scheme, the transport that takes the place of kombu's own, where there is one.
+    transports: Mapping[str, str] = field(default_factory=dict)
     #: Tasks with an ETA wait in the broker, not in a worker.
     delays_tasks: bool = False
-    #: bound(channel, seconds) has a producer's channel give up waiting for an answer, and say why; kombu's would wait for ever.
-    bound: Callable[[Any, float], None] | None = None
     #: let_go(connection) closes, in a forked child, its end of the parent's sockets, without a word to the server.
     let_go: Callable[[Any], None] = lambda connection: None
     #: How it takes many messages at once, for `send_many`.

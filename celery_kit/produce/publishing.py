@@ -71,8 +71,7 @@ class Producer(KombuProducer):
     patience = 10.0
     #: Seconds for one broker of several, so that some of the patience is left for the next.
     share = 10.0
-    #: `Broker.bound`, `Broker.like`, `Broker.explain`.
-    bound: Callable[[Any, float], None] | None = None
+    #: `Broker.like`, `Broker.explain`.
     like: Callable[[Any, Part, float], None] | None = None
     explain: Callable[[BaseException], str | None] | None = None
 
@@ -138,8 +137,8 @@ class Producer(KombuProducer):
     def _get_channel(self: Any) -> Any:
         fresh = callable(self._channel)  # a promise
         channel = KombuProducer._get_channel(self)
-        if fresh and self.bound:
-            self.bound(channel, self.share)
+        if fresh and (bound := getattr(channel, "bound", None)):  # celery_kit/brokers/rabbitmq/transport.py
+            bound(self.share)
         return channel
 
     channel = property(_get_channel, KombuProducer._set_channel)
@@ -177,8 +176,7 @@ class Connection(KombusConnection):
     """
 
     def get_transport_cls(self: Any) -> Any:
-        chosen = transports(self.transport_options.get("engine", "plain"))
-        known = chosen.get(self.transport_cls) if isinstance(self.transport_cls, str) else None
+        known = transports().get(self.transport_cls) if isinstance(self.transport_cls, str) else None
         return symbol_by_name(known) if known else KombusConnection.get_transport_cls(self)
 
     def Pool(self, limit: int | None = None, **options: Any) -> "ConnectionPool":
@@ -242,7 +240,7 @@ class AMQP(CelerysAMQP):  # type: ignore[misc]
             broker = room(conf.broker_write_url)
             patience = float(conf.get("publish_timeout", Producer.patience))
             more: dict[str, Any] = {"patience": patience, "share": patience / max(1, len(connection.alt))}
-            for name in ("bound", "like", "explain"):
+            for name in ("like", "explain"):
                 if step := getattr(broker, name, None):
                     more[name] = staticmethod(step)
             limit = self.app.pool.limit  # asking for it also has Celery let go of this pool in a forked child

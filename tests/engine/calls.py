@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import signals
 
-from celery_kit.brokers.rabbitmq import transport, window
+from celery_kit.brokers.rabbitmq import fast_connection, window
 from celery_kit.engine import commit
 
 NAMES = ("recv", "recv_into", "send", "sendall", "sendmsg")
@@ -49,7 +49,7 @@ if os.environ.get("CALLS"):
     for name in [name for name in NAMES if hasattr(Sockets, name)]:
         setattr(Sockets, name, counted(getattr(Sockets, name)))
     commit.SECONDS = window.TURN = 1.0
-    vars(transport)["TURN"] = window.TURN
+    vars(fast_connection)["TURN"] = window.TURN
     signals.worker_process_init.connect(begin)
     signals.worker_process_shutdown.connect(end)
     signals.worker_shutdown.connect(end)

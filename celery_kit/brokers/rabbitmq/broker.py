@@ -5,7 +5,6 @@ from urllib.parse import quote
 
 from celery_kit.base.capabilities import DOCS, Limit
 from celery_kit.brokers.contract import Broker, Environ
-from celery_kit.brokers.rabbitmq.bound import bound
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
 from celery_kit.engine.parts import engine, on
@@ -32,13 +31,14 @@ def settings(profile: "Choices") -> dict[str, Any]:
         "task_create_missing_queue_type": "quorum",
         "task_create_missing_queue_exchange_type": "topic",
         "broker_transport_options": {
-            "engine": engine(profile.engine, "read_ahead"),  # read by celery_kit/produce/publishing.py
+            "engine": engine(profile.engine, "read_ahead"),  # read by celery_kit/brokers/rabbitmq/transport.py
             "confirm_publish": True,  # sent is what the broker says that it has
             # ENGINE=fast's, celery_kit/brokers/rabbitmq/window.py: what is sent ahead and goes back counts as delivered.
             "take_ahead": not profile.prefetch and profile.max_deliveries == BROKER_LIMIT and on("take_ahead"),
         },
         # Seconds; the broker notices a dead connection after two to three times that, with Celery's 120 after four minutes and
-        # more. A worker notices sooner: it looks five times in an interval, and asks (celery_kit/fixes/dead_connection.py).
+        # more. A worker notices sooner: it looks five times in an interval, and asks
+        # (celery_kit/brokers/rabbitmq/transport.py).
         "broker_heartbeat": 10,
         "broker_heartbeat_checkrate": 5.0,
         # consumer_timeout closes the channel (406): consume again instead of lingering (celery #6760).
@@ -68,13 +68,12 @@ broker = Broker(
     dead_letters=RabbitmqDeadLetters(),
     facts="celery_kit.brokers.rabbitmq.facts:facts",
     compose_file="compose.rabbitmq.yaml",
-    fast_transports={
+    transports={
         "amqp": "celery_kit.brokers.rabbitmq.transport:Transport",
         "pyamqp": "celery_kit.brokers.rabbitmq.transport:Transport",
         "amqps": "celery_kit.brokers.rabbitmq.transport:SecureTransport",
     },
     delays_tasks=True,
-    bound=bound,
     explain=explain,
     bulk=Bulk,
     like=like,

@@ -16,7 +16,7 @@ def _written(channel: Any, write: str, part: Part, seconds: float) -> bool:
 
 
 def like(channel: Any, part: Part, seconds: float) -> None:
-    """Publish one message, and wait for its confirm. Raises as a channel of `bound.py`."""
+    """Publish one message, and wait for its confirm. Raises as a producer's channel does (`transport.py`)."""
     if _written(channel, "publish_like", part, seconds):
         return
     sample = part.sample
@@ -60,7 +60,7 @@ class Bulk:
             if parts and time.monotonic() + PAUSE > deadline:
                 raise UnconfirmedError("no queue takes some of them", self._unrouted | self._refused)
             if parts:
-                time.sleep(PAUSE)  # their queue is being bound: bound.py
+                time.sleep(PAUSE)  # their queue is being bound: celery_kit/brokers/rabbitmq/transport.py
         if self._refused:
             raise UnconfirmedError("the broker did not take some: their queue is full, or cannot write them", self._refused)
 

@@ -107,7 +107,7 @@ def _confirmed(answer: Any) -> None:
 
 
 class Publishing:
-    """What a channel of py-amqp does better here. Its transport reads ahead (`transport.py`)."""
+    """What a channel of py-amqp does better here. Its transport reads ahead (`read_ahead.py`)."""
 
     connection: Any
     channel_id: int

@@ -1,149 +1,83 @@
-"""kombu's AMQP transport, with fewer system calls: reads ahead, and sends acknowledgements together.
+"""kombu's AMQP transport, on both engines: nobody waits without end for a broker that does not answer.
 
-py-amqp reads a frame's seven bytes, its payload and its end one by one, three frames a message, and changes the socket's time
-limit around each. Here a read takes what is there, up to 64 KiB, and the worker's loop handles all of it. Acknowledgements are
-held until the loop's next tick, or the end of a commit's group (`celery_kit/engine/commit.py`), and then go out in one write:
-those without a gap as one frame, `multiple`. Source: amqp 5.4.2, transport.py, channel.py; kombu 5.7.0, transport/pyamqp.py.
+Bounded. py-amqp waits for the broker's answers - to a declaration, a publish, a goodbye - without end, in the worker's loop
+too. Here a connection that does not answer in time is given up. A producer has a time of its own, and learns why: RabbitMQ does
+not answer publishers while it has a memory or disk alarm, which it reports once (connection.blocked) and py-amqp keeps to
+itself; a full queue that rejects answers with a nack. A message that no queue takes is confirmed like any other, and dropped;
+where it is `mandatory` it comes back first. That happens to the first messages of a new queue: of two that bind it to a topic
+exchange at the same time, a worker that starts and a producer, the second is told that it is bound before it is.
+
+Looked at. py-amqp 5.4.2 gives a connection up when its loop has read nothing for two heartbeat intervals. A broker may well be
+silent for one, so a shorter interval would only trade the wait for false alarms. And what has arrived while the loop was held
+up, by a task on solo or by a busy machine, counts as nothing: the first look afterwards comes before the first read, and closes
+a connection that is alive. Here what waits to be read counts, and a silent broker is asked: `channel.flow` with the value that
+it has, which the broker has to answer at once. It is not asked while it has blocked the connection, for it reads nothing then;
+nor on a connection that only sends, as the one for events: nobody waits there, and TCP gives it up within seconds of what it
+has sent in vain. A broker that has not answered gets no goodbye.
+Sources: amqp 5.4.2, channel.py, basic_publish_confirm, connection.py, heartbeat_tick; celery 5.7.0, worker/loops.py, asynloop;
+https://www.rabbitmq.com/docs/connection-blocked. Can go when test_silence.py and test_dead_connection.py in
+tests/unit/brokers/rabbitmq pass with kombu's.
 """
 
-import socket
-import threading
-import time
-from bisect import bisect_left
-from collections.abc import Collection
-from contextlib import suppress
-from ssl import SSLWantReadError
-from struct import pack, unpack_from
+from importlib import import_module
+from struct import unpack
+from time import monotonic
 from typing import Any
 
-from amqp import transport as amqp_transport
-from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
+from amqp import spec
+from amqp.exceptions import ConnectionForced, MessageNacked, RecoverableConnectionError
 from kombu.transport import pyamqp
 
-from celery_kit.brokers.rabbitmq.frames_in import DELIVER, END, METHOD, OVERHEAD, arguments
-from celery_kit.brokers.rabbitmq.frames_out import Publishing
-from celery_kit.brokers.rabbitmq.window import TURN, Window
-from celery_kit.engine.commit import commit
-from celery_kit.engine.wakeup import Bell
+from celery_kit.base.messages import RefusedError, UnroutedError
 
-#: Read at once, in bytes.
-AHEAD = 65_536
-#: Seconds that the broker may take for an answer, and for its goodbye. py-amqp waits without an end, in the worker's loop too.
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows: a dead connection is given up when py-amqp does
+    fcntl = termios = None  # type: ignore[assignment]
+
+#: Seconds that the broker may take for an answer, and for its goodbye.
 ANSWER, GOODBYE = 10.0, 2.0
-
-_BASIC_ACK = (60, 80)
-
-
-def _ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
-    return pack(">BHIHHQBB", METHOD, channel, 13, *_BASIC_ACK, tag, multiple, END)
-
-
-class _ReadAhead:
-    """Frames out of a buffer of its own. A frame stays there until it is complete, whatever happens in between."""
-
-    sock: Any
-    connected: bool
-    _write: Any
-
-    def _setup_transport(self) -> None:
-        super()._setup_transport()  # type: ignore[misc]
-        self._data = b""
-        self._at = 0
-        self._write_lock = threading.Lock()
-        self._write_all = self._write
-        self._write = self._write_locked
-
-    def _write_locked(self, data: Any) -> None:
-        # Acknowledgements do not pass py-amqp's frame writer, and its lock.
-        with self._write_lock:
-            self._write_all(data)
-
-    @property
-    def buffered(self) -> bool:
-        """Something has been read that is not handled yet."""
-        return len(self._data) > self._at
-
-    def next_frame(self) -> tuple[int, int, bytes] | None:
-        """Type, channel and payload of the buffer's next frame; None where it is not complete."""
-        data, at = self._data, self._at
-        if len(data) < at + OVERHEAD:
-            return None
-        kind, channel, size = unpack_from(">BHI", data, at)
-        end = at + OVERHEAD + size
-        if len(data) < end:
-            return None
-        if data[end - 1] != END:
-            raise UnexpectedFrame(f"Received frame_end {data[end - 1]:#04x} while expecting {END:#04x}")
-        self._at = end
-        return kind, channel, data[at + 7 : end - 1]
-
-    def read_frame(self, unpack: Any = None) -> tuple[int, int, bytes]:
-        """The next frame; waits for it as long as the socket's time limit says. Raises socket.timeout then."""
-        while (frame := self.next_frame()) is None:
-            try:
-                self._take(self.sock.recv(AHEAD))
-            except OSError as error:
-                self._failed(error)
-        return frame
-
-    def read_now(self) -> bool:
-        """Read what is there, without waiting; False where nothing is."""
-        try:
-            self._take(self._receive_now())
-        except (BlockingIOError, SSLWantReadError):
-            return False
-        except OSError as error:
-            self._failed(error)
-        return True
-
-    def _receive_now(self) -> bytes:
-        return bytes(self.sock.recv(AHEAD, socket.MSG_DONTWAIT))
-
-    def _take(self, data: bytes) -> None:
-        if not data:
-            self.connected = False
-            raise OSError("Server unexpectedly closed connection")
-        self._data = self._data[self._at :] + data
-        self._at = 0
-
-    def _failed(self, error: OSError) -> None:
-        # A TimeoutError with a number is TCP's: it has given the connection up.
-        if (isinstance(error, TimeoutError) and not error.errno) or isinstance(error, BlockingIOError | SSLWantReadError):
-            raise TimeoutError from error
-        self.connected = False
-        raise error
-
-
-class TCPTransport(_ReadAhead, amqp_transport.TCPTransport):
-    """Plain."""
-
-
-class SSLTransport(_ReadAhead, amqp_transport.SSLTransport):
-    """TLS, whose sockets know no flags: the time limit is changed for the read alone, while nobody else writes."""
-
-    def _receive_now(self) -> bytes:
-        with self._write_lock:
-            limit = self.sock.gettimeout()
-            self.sock.settimeout(0)
-            try:
-                return bytes(self.sock.recv(AHEAD))
-            finally:
-                self.sock.settimeout(limit)
-
+#: Seconds of silence after which the broker is asked, and that it has for its answer to that.
+SILENCE, ASKED = 4.0, 5.0
+#: Heartbeats that go out in an interval, however often somebody looks; py-amqp's own.
+BEATS = 2.0
 
 # The stubs of amqp and kombu know little of them.
 KombusChannel: Any = pyamqp.Channel
 KombusConnection: Any = pyamqp.Connection
+KombusTransport: Any = pyamqp.Transport
+KombusSecureTransport: Any = pyamqp.SSLTransport
 
 
-class _Bounded:
-    """Gives a connection up that does not answer. Raises RecoverableConnectionError then."""
+class Bounded:
+    """Waits for an answer of the broker, and no longer than it may take."""
 
     connection: Any
+    events: Any
     is_closing: bool
+    #: Seconds that a producer waits; None where no producer has the channel.
+    patience: float | None = None
+
+    def bound(self, seconds: float) -> None:
+        """Make this a producer's channel, which waits no longer than `seconds`. It raises RecoverableConnectionError then,
+        RefusedError for a message that the broker does not take, and UnroutedError for one that it gives back.
+        """
+        self.patience = seconds
+        self.returned: list[str] = []
+        self.events["basic_return"].add(self._on_returned)
+        self.connection.sock.settimeout(seconds)  # once: py-amqp sets another time limit before and after each call
+
+    def _on_returned(self, _: Any, exchange: str, key: str, __: Any) -> None:
+        self.returned.append(f"exchange {exchange!r}, key {key!r}")
 
     def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
+        """Wait for one of the methods. Raises RecoverableConnectionError, and gives the connection up, if none comes in time;
+        with a `timeout` of the caller's own it raises TimeoutError, and the connection stays.
+        """
         connection, wait = self.connection, super().wait  # type: ignore[misc]
+        if self.patience is not None:
+            return self._wait_patiently(method, callback, timeout or self.patience, returns_tuple)
         if timeout is not None or connection is None:
             return wait(method, callback, timeout, returns_tuple)
         try:
@@ -152,290 +86,96 @@ class _Bounded:
             connection.collect()
             raise RecoverableConnectionError("the broker has not answered in time") from error
 
-
-class Channel(_Bounded, Publishing, KombusChannel):  # type: ignore[misc]
-    """Knows which deliveries are neither acknowledged nor rejected, so that one frame can speak for many."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._tags = threading.RLock()
-        self._open: set[int] = set()
-        self._acked: list[int] = []
-        # After an error of the channel the broker counts its deliveries from 1 again, and delivers what was open anew: here
-        # they go on from the last, so that an old message's acknowledgement cannot speak for another one.
-        self._before = self._last = 0
-        self._refilling = False  # the loop is about to look
-        self.window = Window(self, self._tags)
-        super().__init__(*args, **kwargs)
-
-    def _on_open_ok(self) -> None:
-        self._forget()
-        self._before = self._last
-        super()._on_open_ok()
-
-    def collect(self) -> None:
-        self._forget()
-        super().collect()
-
-    def _forget(self) -> None:
-        with self._tags:
-            self._open.clear()
-            self._acked.clear()
-        self.window.forget()
-
-    def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
-        if method_sig != DELIVER or self.is_closing or DELIVER in self._pending:
-            super().dispatch_method(method_sig, payload, content)
-            return
-        if self.auto_decode and (encoding := content.properties.get("content_encoding")):
-            with suppress(Exception):  # as in py-amqp: what cannot be decoded stays as it came
-                content.body = content.body.decode(encoding)
-        self._on_basic_deliver(*arguments(payload), content)
-
-    def _delivered(self, tag: int, to_acknowledge: bool) -> int:
-        with self._tags:
-            self._last = self._before + tag
-            if to_acknowledge:
-                self._open.add(self._last)
-            return self._last
-
-    def _on_basic_deliver(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
-        tag = self._delivered(delivery_tag, consumer_tag not in self.no_ack_consumers)
-        self.window.take(consumer_tag, tag, *rest)
-
-    def hand_over(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
-        """Give a delivery to its consumer."""
-        super()._on_basic_deliver(consumer_tag, delivery_tag, *rest)
-
-    def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool, argsig: str = "lBb") -> Any:
-        self.window.prefetch = None if a_global else prefetch_count
-        return super().basic_qos(prefetch_size, prefetch_count, a_global, argsig)
-
-    def queue_declare(
-        self,
-        queue: str = "",
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = True,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
-        if not (passive or exclusive or auto_delete):
-            self.window.lasting.add(queue)
-        return super().queue_declare(queue, passive, durable, exclusive, auto_delete, *args, **options)
-
-    def basic_consume(
-        self,
-        queue: str = "",
-        consumer_tag: str = "",
-        no_local: bool = False,
-        no_ack: bool = False,
-        exclusive: bool = False,
-        nowait: bool = False,
-        callback: Any = None,
-        arguments: Any = None,
-        on_cancel: Any = None,
-        argsig: str = "BssbbbbF",
-    ) -> str:
-        if not (no_ack or exclusive) and consumer_tag:
-            self.window.add(queue, consumer_tag, no_local, arguments)
-        return str(
-            super().basic_consume(
-                queue, consumer_tag, no_local, no_ack, exclusive, nowait, callback, arguments, on_cancel, argsig
-            )
-        )
-
-    def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> Any:
-        answer = super().basic_cancel(self.window.remove(consumer_tag), nowait, argsig)
-        self._remove_tag(consumer_tag)
+    def _wait_patiently(self, method: Any, callback: Any, seconds: float, returns_tuple: bool) -> Any:
+        connection = self.connection
+        try:
+            answer = super().wait(method, callback, seconds, returns_tuple)  # type: ignore[misc]
+        except TimeoutError as error:
+            blocked = connection is not None and connection.blocked
+            alarm = "; it blocks publishers: it has a memory or disk alarm" if blocked else ""
+            raise RecoverableConnectionError(f"no answer from the broker within {seconds:g} s{alarm}") from error
+        except MessageNacked as error:
+            raise RefusedError("the broker did not take the message: its queue is full, or cannot write it") from error
+        if self.returned:  # before its confirm
+            raise UnroutedError(f"no queue takes the message: {self.returned.pop()}")
         return answer
 
-    def _on_get_ok(self, delivery_tag: int, *rest: Any) -> Any:
-        return super()._on_get_ok(self._delivered(delivery_tag, False), *rest)
-
-    def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
-        message = super().basic_get(queue, no_ack, argsig)
-        if message and not no_ack:
-            with self._tags:
-                self._open.add(message.delivery_tag)
-        return message
-
-    def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
-        if self.connection is None:
-            raise RecoverableConnectionError("channel is closed")
-        with self._tags:
-            # Others than the open ones are from before the channel's last error: their messages are delivered again.
-            for tag in [tag for tag in self._open if tag <= delivery_tag] if multiple else {delivery_tag} & self._open:
-                self._open.remove(tag)
-                self._acked.append(tag)
-                self.window.settled(tag)
-                self.window.pace.done()
-        if not commit.gather(self.flush_acks) and not self.connection.gathers:
-            self.flush_acks()
-
-    def flush_acks(self) -> None:
-        """Send what is held, in one write. Raises the connection's errors."""
-        with self._tags:
-            if not self._acked or self.connection is None:
-                return
-            acked, self._acked = sorted(self._acked), []
-            self.window.answering(acked)
-            together = bisect_left(acked, min(self._open)) if self._open else len(acked)
-            frames = [_ack_frame(self.channel_id, tag - self._before, False) for tag in acked[together:]]
-            if together:
-                frames.insert(0, _ack_frame(self.channel_id, acked[together - 1] - self._before, True))
-            self.connection.send_frames(frames)
-        if self.window.ready:
-            self.connection.wake()
-
-    @property
-    def kept(self) -> Collection[Any]:
-        """Messages that were sent ahead, and wait for a free place in the prefetch window."""
-        return self.window.ready
-
-    def refill(self) -> None:
-        """A place is free that nobody has told the loop of: half of the window, for to wake the loop for each costs more."""
-        if self.window.is_half_free() and not self._refilling:
-            self._refilling = True
-            self.connection.wake()
-
-    def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
-        with self._tags:
-            if delivery_tag in self._open:
-                self._open.remove(delivery_tag)
-                self.window.settled(delivery_tag)
-                self.window.answering([delivery_tag])
-                super().basic_reject(delivery_tag - self._before, requeue, argsig)
-
-    def basic_recover(self, requeue: bool = False) -> Any:
-        self.flush_acks()
-        with self._tags:
-            self._open.clear()
-        return super().basic_recover(requeue)
-
-    def close(self, *args: Any, **kwargs: Any) -> Any:
-        with suppress(*pyamqp.Transport.connection_errors):
-            self.flush_acks()
-        return super().close(*args, **kwargs)
+    def close(self, *args: Any, **options: Any) -> Any:
+        """Close it, as py-amqp does, unless the broker does not answer: then the connection is given up."""
+        connection = self.connection  # a connection is its own channel 0
+        if connection and connection.asked is not None and monotonic() - connection.asked > ASKED / 2:
+            return connection.collect()
+        return super().close(*args, **options)  # type: ignore[misc]
 
 
-class Connection(_Bounded, KombusConnection):  # type: ignore[misc]
-    """`loop`: the worker's, if it has one."""
+class Channel(Bounded, KombusChannel):  # type: ignore[misc]
+    """A channel of ENGINE=plain."""
+
+
+class Connection(Bounded, KombusConnection):  # type: ignore[misc]
+    """A connection of ENGINE=plain. `blocked`: the broker reads nothing from it; `asked`: when it was asked, and has not
+    answered.
+    """
 
     Channel = Channel
-    loop: Any = None
-    _bell: Bell | None = None
-    _loops_thread: int | None = None
+    blocked = False
+    asked: float | None = None
 
-    def __init__(self, *args: Any, take_ahead: bool = True, **options: Any) -> None:
-        self.take_ahead = take_ahead
-        super().__init__(*args, **options)
+    def _on_blocked(self, *args: Any) -> Any:
+        self.blocked = True
+        return super()._on_blocked(*args)
 
-    def Transport(
-        self,
-        host: str,
-        connect_timeout: float | None,
-        ssl: Any = False,
-        read_timeout: float | None = None,
-        write_timeout: float | None = None,
-        socket_settings: Any = None,
-        **kwargs: Any,
-    ) -> Any:
-        transport = SSLTransport if ssl else TCPTransport
-        return transport(
-            host,
-            connect_timeout=connect_timeout,
-            ssl=ssl,
-            read_timeout=read_timeout,
-            write_timeout=write_timeout,
-            socket_settings=socket_settings,
-            **kwargs,
-        )
+    def _on_unblocked(self, *args: Any) -> Any:
+        self.blocked = False
+        return super()._on_unblocked(*args)
+
+    def heartbeat_tick(self, rate: float = BEATS) -> None:
+        """Send a heartbeat if it is time. Raises ConnectionForced where the connection is dead."""
+        if not self.heartbeat:
+            return
+        if _waits_to_be_read(self._transport):
+            self.prev_recv = None  # to py-amqp: something was read since
+        super().heartbeat_tick(BEATS)
+        if fcntl:
+            self._ask(monotonic())
+
+    def _ask(self, now: float) -> None:
+        """Ask a broker that is silent. Raises ConnectionForced when it does not answer."""
+        if self.blocked or now - self.last_heartbeat_received < SILENCE:
+            self.asked = None
+        elif self.asked is None:
+            consuming = (one for number, one in (self.channels or {}).items() if number and one.is_open and one.callbacks)
+            if channel := next(consuming, None):
+                self.asked = now
+                channel.send_method(spec.Channel.Flow, "b", (True,))
+        elif now - self.asked > ASKED:
+            raise ConnectionForced(f"no answer for {ASKED:g} s: the connection is dead")
+
+
+def _waits_to_be_read(transport: Any) -> bool:
+    """Bytes have arrived. By the kernel's count, which needs neither a read nor a green library's consent."""
+    sock = transport and transport.sock  # none: it has been closed
+    if not fcntl or not sock or sock.fileno() < 0:
+        return False
+    return bool(unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4))[0])
+
+
+class Transport(KombusTransport):  # type: ignore[misc]
+    """kombu's. The transport option `engine` chooses its connections."""
 
     @property
-    def gathers(self) -> bool:
-        """Acknowledgements wait for the loop's next tick."""
-        return self.loop is not None
-
-    def attach(self, loop: Any) -> None:
-        """Have `loop` handle what arrives, and send the acknowledgements."""
-        self.loop, self._bell = loop, Bell()
-        loop.add_reader(self.sock, self.on_readable)
-        loop.add_reader(self._bell, self._on_bell)
-        loop.on_tick.add(self.on_tick)
-
-    def wake(self) -> None:
-        """Have the loop look whether it may hand more over. From any thread."""
-        if (bell := self._bell) is None:  # `collect` may be about to take it
-            return
-        if threading.get_ident() == self._loops_thread:
-            self.loop.call_soon(self.handle)
-        else:
-            bell.ring()
-
-    def _on_bell(self) -> None:
-        if self._bell:
-            self._bell.hear()
-            self.handle()
-
-    def collect(self) -> None:
-        bell, self._bell = self._bell, None
-        if bell:
-            self.loop.remove_reader(bell)
-            bell.close()
-        super().collect()
-
-    def on_readable(self) -> None:
-        """Something has arrived. Raises RecoverableConnectionError where the connection is gone."""
-        if not self.connected:
-            raise RecoverableConnectionError("Socket was disconnected")
-        self.handle()
-
-    def handle(self) -> None:
-        """Handle what there is, for a TURN; the rest is for the loop's next round."""
-        transport = self._transport
-        until = time.monotonic() + TURN
-        for channel in self._working():
-            channel._refilling = False
-            channel.window.hand_over()
-        while transport and transport is self._transport:  # a handler may have closed the connection
-            frame = transport.next_frame()
-            if frame is not None:
-                if self.on_inbound_frame(frame) and time.monotonic() > until:
-                    return
-            elif not transport.read_now():
-                return
-
-    def on_tick(self) -> None:
-        """The loop is about to wait."""
-        if not self.connected:
-            self.loop.on_tick.discard(self.on_tick)
-            return
-        self._loops_thread = threading.get_ident()
-        more, now = self._transport.buffered, time.monotonic()
-        for channel in self._working():
-            channel.flush_acks()
-            more = channel.window.turn(now) or more
-        if more:
-            self.loop.call_soon(self.handle)
-
-    def _working(self) -> list[Any]:
-        return [channel for channel in self.channels.values() if channel is not self] if self.channels else []
-
-    def send_frames(self, frames: list[bytes]) -> None:
-        """Write whole frames at once."""
-        self.transport.write(b"".join(frames))
-        self.bytes_sent += len(frames)
-
-
-class Transport(pyamqp.Transport):
-    """See the module."""
-
-    Connection = Connection
+    def Connection(self) -> Any:
+        if self.client.transport_options.get("engine") != "fast":
+            return Connection
+        fast: Any = import_module("celery_kit.brokers.rabbitmq.fast_connection")
+        return fast.Connection
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        connection.attach(loop)
+        if attach := getattr(connection, "attach", None):
+            attach(loop)
+        else:
+            super().register_with_event_loop(connection, loop)
 
 
-class SecureTransport(Transport, pyamqp.SSLTransport):
+class SecureTransport(Transport, KombusSecureTransport):  # type: ignore[misc]
     """The same over TLS."""

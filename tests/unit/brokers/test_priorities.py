@@ -7,7 +7,7 @@ from celery_kit.brokers import BROKERS
 from celery_kit.brokers.redis.transport import Channel, Transport
 from celery_kit.produce.publishing import Connection
 
-LOOKS_LIKE_REDIS = [scheme for broker in BROKERS.values() if broker.transport for scheme in broker.schemes]
+LOOKS_LIKE_REDIS = [one for broker in BROKERS.values() for one, kind in broker.transports.items() if ".redis." in kind]
 
 
 def channel() -> Channel:

@@ -26,19 +26,18 @@ def look(engine: str, scheme: str, pool: str = "solo") -> list[str]:
     ).stdout.split()
 
 
-FAST = "celery_kit.brokers.rabbitmq.transport"
-PLAIN = "kombu.transport.pyamqp"
+RABBITMQ = "celery_kit.brokers.rabbitmq.transport"
 
 
 @pytest.mark.parametrize(
     ("engine", "scheme", "found"),
     [
-        ("fast", "amqp", [f"{FAST}.Transport", "celery_kit.results.redis.store.Backend", "4"]),
-        ("fast", "pyamqp", [f"{FAST}.Transport", "celery_kit.results.redis.store.Backend", "4"]),
-        ("fast", "amqps", [f"{FAST}.SecureTransport", "celery_kit.results.redis.store.Backend", "4"]),
+        ("fast", "amqp", [f"{RABBITMQ}.Transport", "celery_kit.results.redis.store.Backend", "4"]),
+        ("fast", "pyamqp", [f"{RABBITMQ}.Transport", "celery_kit.results.redis.store.Backend", "4"]),
+        ("fast", "amqps", [f"{RABBITMQ}.SecureTransport", "celery_kit.results.redis.store.Backend", "4"]),
         ("fast", "redis", ["celery_kit.brokers.redis.transport.Transport", "celery_kit.results.redis.store.Backend", "4"]),
-        ("plain", "amqp", [f"{PLAIN}.Transport", "celery.backends.redis.RedisBackend", "1"]),
-        ("plain", "amqps", [f"{PLAIN}.SSLTransport", "celery.backends.redis.RedisBackend", "1"]),
+        ("plain", "amqp", [f"{RABBITMQ}.Transport", "celery.backends.redis.RedisBackend", "1"]),
+        ("plain", "amqps", [f"{RABBITMQ}.SecureTransport", "celery.backends.redis.RedisBackend", "1"]),
     ],
 )
 def test_the_engine_chooses_the_classes(engine: str, scheme: str, found: list[str]) -> None:

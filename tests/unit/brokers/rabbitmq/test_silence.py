@@ -9,14 +9,11 @@ from struct import pack, unpack
 from typing import Any
 
 import pytest
-from amqp import Connection as AmqpConnection
 from amqp import Message, spec
 from amqp.exceptions import NotFound, RecoverableConnectionError
 
 from celery_kit.base.messages import RefusedError
-from celery_kit.brokers.rabbitmq import transport
-from celery_kit.brokers.rabbitmq.bound import bound
-from celery_kit.brokers.rabbitmq.transport import Connection
+from celery_kit.brokers.rabbitmq import fast_connection, transport
 
 SOON = 0.05  # seconds
 #: Seconds after which the broker ends the connection: whoever waits without an end fails by that, and does not hang.
@@ -78,50 +75,54 @@ def connected(kind: Any, broker: Broker, **options: Any) -> Any:
     return connection
 
 
-@pytest.fixture
-def fast(broker: Broker) -> Iterator[Any]:
-    """A connection of ENGINE=fast."""
-    connection = connected(Connection, broker)
+ENGINES = ("plain", "fast")
+KINDS = (transport.Connection, fast_connection.Connection)
+
+
+@pytest.fixture(params=KINDS, ids=ENGINES)
+def connection(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Any]:
+    """A connection of either engine."""
+    connection = connected(request.param, broker)
     yield connection
     connection.collect()
     broker.thread.join(PATIENCE)
 
 
-def test_a_connection_is_given_up_when_an_answer_does_not_come(fast: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    channel = fast.channel()
+def test_a_connection_is_given_up_when_an_answer_does_not_come(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = connection.channel()
     monkeypatch.setattr(transport, "ANSWER", SOON)
     with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
         channel.queue_declare("some")
-    assert not fast.connected
+    assert not connection.connected
 
 
 def test_a_connection_is_given_up_when_its_channel_does_not_open(
-    broker: Broker, fast: Any, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del broker.answers[spec.Channel.Open]
     monkeypatch.setattr(transport, "ANSWER", SOON)
     with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
-        fast.channel()
-    assert not fast.connected
+        connection.channel()
+    assert not connection.connected
 
 
 @pytest.mark.parametrize("part", ["connection", "channel"])
-def test_a_goodbye_is_waited_for_by_a_time_of_its_own(fast: Any, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    leaving = fast.channel() if part == "channel" else fast
+def test_a_goodbye_is_waited_for_by_a_time_of_its_own(connection: Any, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    leaving = connection.channel() if part == "channel" else connection
     monkeypatch.setattr(transport, "GOODBYE", SOON)
     with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
         leaving.close()
-    assert not fast.connected
+    assert not connection.connected
 
 
-def test_whoever_sets_a_time_of_his_own_keeps_the_connection_when_it_is_over(fast: Any) -> None:
-    channel = fast.channel()
+def test_whoever_sets_a_time_of_his_own_keeps_the_connection_when_it_is_over(connection: Any) -> None:
+    channel = connection.channel()
     with pytest.raises(TimeoutError):
         channel.wait(spec.Queue.DeclareOk, timeout=SOON)
-    assert fast.connected
+    assert connection.connected
 
 
-@pytest.fixture(params=[AmqpConnection, Connection], ids=["py-amqp's own", "ENGINE=fast"])
+@pytest.fixture(params=KINDS, ids=ENGINES)
 def producer(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Any]:
     """A producer's channel."""
     connection = connected(request.param, broker, confirm_publish=True)
@@ -131,7 +132,7 @@ def producer(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Any]:
 
 
 def test_a_producer_is_told_that_no_answer_came(producer: Any) -> None:
-    bound(producer, SOON)
+    producer.bound(SOON)
     with pytest.raises(RecoverableConnectionError, match=r"no answer from the broker within 0\.05 s$"):
         producer.queue_declare("some")
 
@@ -139,21 +140,21 @@ def test_a_producer_is_told_that_no_answer_came(producer: Any) -> None:
 def test_a_producer_is_told_of_the_brokers_alarm(broker: Broker, producer: Any) -> None:
     broker.answers[spec.Basic.Publish] = ACK + BLOCKED
     producer.basic_publish(Message("some"), routing_key="some")
-    bound(producer, SOON)
+    producer.bound(SOON)
     with pytest.raises(RecoverableConnectionError, match="it blocks publishers: it has a memory or disk alarm"):
         producer.queue_declare("some")
 
 
 def test_a_producer_is_told_that_its_message_was_not_taken(broker: Broker, producer: Any) -> None:
     broker.answers[spec.Basic.Publish] = NACK
-    bound(producer, PATIENCE)
+    producer.bound(PATIENCE)
     with pytest.raises(RefusedError, match="did not take the message"):
         producer.basic_publish(Message("some"), routing_key="some")
 
 
 def test_what_comes_before_a_confirm_is_handled(broker: Broker, producer: Any) -> None:
     broker.answers[spec.Basic.Publish] = BLOCKED + ACK
-    bound(producer, PATIENCE)
+    producer.bound(PATIENCE)
     producer.basic_publish(Message("some"), routing_key="some")
     broker.answers.clear()
     with pytest.raises(RecoverableConnectionError, match="it blocks publishers"):
@@ -162,7 +163,7 @@ def test_what_comes_before_a_confirm_is_handled(broker: Broker, producer: Any) -
 
 def test_a_message_whose_channel_is_closed_in_place_of_a_confirm_is_not_sent(broker: Broker, producer: Any) -> None:
     broker.answers[spec.Basic.Publish] = method(1, spec.Channel.Close, pack(">HB", 404, 4) + b"gone" + pack(">2H", 60, 40))
-    bound(producer, PATIENCE)
+    producer.bound(PATIENCE)
     with pytest.raises(NotFound, match="gone"):
         producer.basic_publish(Message("some"), routing_key="some")
 
@@ -171,5 +172,5 @@ def test_a_message_whose_channel_is_closed_in_place_of_a_confirm_is_not_sent(bro
 def test_a_message_goes_whatever_a_task_says_of_its_options(broker: Broker, producer: Any, unknown: bool | None) -> None:
     """Celery gives None for an option that a task does not have, where AMQP has a bit."""
     broker.answers[spec.Basic.Publish] = ACK
-    bound(producer, PATIENCE)
+    producer.bound(PATIENCE)
     producer.basic_publish(Message("some"), exchange="", routing_key="some", mandatory=unknown, immediate=unknown)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from amqp.exceptions import UnexpectedFrame
 
-from celery_kit.brokers.rabbitmq.transport import TCPTransport
+from celery_kit import Kit
+from celery_kit.brokers.rabbitmq.read_ahead import TCPTransport
+from celery_kit.brokers.rabbitmq.transport import Transport
 
 FRAMES = [(1, 0, b"method"), (2, 7, b""), (3, 65_535, bytes(range(256)) * 600)]
 
@@ -77,3 +79,11 @@ def test_a_frame_without_its_end_is_an_error(pair: tuple[Any, socket.socket]) ->
     theirs.sendall(wire(1, 0, b"method", end=0))
     with pytest.raises(UnexpectedFrame):
         transport.read_frame()
+
+
+@pytest.mark.parametrize(("engine", "module"), [("plain", "transport"), ("fast", "fast_connection")])
+def test_one_transport_serves_both_engines(engine: str, module: str) -> None:
+    app = Kit("one", broker="amqp://127.0.0.1:1//", engine=engine, set_as_current=False)
+    transport: Any = app.connection().transport
+    assert type(transport) is Transport
+    assert transport.Connection.__module__ == f"celery_kit.brokers.rabbitmq.{module}"

@@ -1,4 +1,4 @@
-"""Looking at a connection of py-amqp's, on real sockets: what waits to be read counts, and a silent broker is asked."""
+"""Looking at a connection, on real sockets: what waits to be read counts, and a silent broker is asked."""
 
 import socket
 from collections.abc import Iterator
@@ -6,13 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from amqp import Channel, Connection, spec
+from amqp import spec
 from amqp.exceptions import ConnectionForced
 
-from celery_kit.fixes import dead_connection
-
-AmqpConnection: Any = Connection
-AmqpChannel: Any = Channel  # the stubs know little of it
+from celery_kit.brokers.rabbitmq.transport import ASKED, SILENCE, Channel, Connection
 
 
 class Link:
@@ -22,7 +19,7 @@ class Link:
         self.ours, self.theirs = socket.socketpair()
         self.asked: list[Any] = []
         self.beats = 0
-        self.connection = AmqpConnection("127.0.0.1:1", heartbeat=10)
+        self.connection = Connection("127.0.0.1:1", heartbeat=10)
         self.connection.heartbeat = 10
         self.connection._transport = SimpleNamespace(sock=self.ours, close=self.ours.close)
         self.connection.frame_writer = self._beat
@@ -46,7 +43,6 @@ class Link:
 
 @pytest.fixture
 def link() -> Iterator[Link]:
-    dead_connection._patch()
     link = Link()
     yield link
     link.ours.close()
@@ -54,12 +50,12 @@ def link() -> Iterator[Link]:
 
 
 def test_a_broker_that_says_nothing_is_asked_and_then_given_up(link: Link) -> None:
-    link.silent_for(dead_connection.SILENCE + 1)
+    link.silent_for(SILENCE + 1)
     link.look()
     assert link.asked == [(spec.Channel.Flow, "b", (True,))]
     link.look()
     assert len(link.asked) == 1
-    link.silent_for(dead_connection.ANSWER + 1)
+    link.silent_for(ASKED + 1)
     with pytest.raises(ConnectionForced):
         link.look()
 
@@ -67,14 +63,14 @@ def test_a_broker_that_says_nothing_is_asked_and_then_given_up(link: Link) -> No
 def test_one_that_only_sends_is_not_asked(link: Link) -> None:
     """A worker's connection for events: what it sends in vain, TCP tells."""
     link.connection.channels[1].callbacks.clear()
-    link.silent_for(dead_connection.SILENCE + 1)
+    link.silent_for(SILENCE + 1)
     link.look()
     assert link.asked == []
 
 
 def test_an_answer_that_nobody_has_read_yet_counts(link: Link) -> None:
     """The loop was held up for longer than the broker may be silent: what came meanwhile waits in the socket."""
-    link.silent_for(dead_connection.SILENCE + 1)
+    link.silent_for(SILENCE + 1)
     link.look()
     link.theirs.sendall(b"answer")
     link.silent_for(100)
@@ -92,7 +88,7 @@ def test_a_heartbeat_that_nobody_has_read_yet_counts(link: Link) -> None:
 def test_a_broker_that_has_blocked_the_connection_is_not_asked(link: Link) -> None:
     """It reads nothing then, and answers nothing; it still sends its heartbeats."""
     link.connection._on_blocked()
-    link.silent_for(dead_connection.SILENCE + 1)
+    link.silent_for(SILENCE + 1)
     link.look()
     assert link.asked == []
     link.connection._on_unblocked()
@@ -103,10 +99,10 @@ def test_a_broker_that_has_blocked_the_connection_is_not_asked(link: Link) -> No
 @pytest.mark.parametrize("which", ["connection", "channel"])
 def test_no_goodbye_to_a_broker_that_does_not_answer(link: Link, which: str) -> None:
     """A goodbye waits for its answer."""
-    closing = {"connection": link.connection, "channel": AmqpChannel(link.connection, 2)}[which]
-    link.silent_for(dead_connection.SILENCE + 1)
+    closing = {"connection": link.connection, "channel": Channel(link.connection, 2)}[which]
+    link.silent_for(SILENCE + 1)
     link.look()
-    link.silent_for(dead_connection.ANSWER)
+    link.silent_for(ASKED)
     closing.close()
     assert link.connection._transport is None
 

@@ -1,0 +1,307 @@
+"""AMQP connections of ENGINE=fast, with fewer system calls: they read ahead, and send acknowledgements together.
+
+The worker's loop handles all that one read has taken (`read_ahead.py`). Acknowledgements are held until the loop's next tick,
+or the end of a commit's group (`celery_kit/engine/commit.py`), and then go out in one write: those without a gap as one frame,
+`multiple`. Source: amqp 5.4.2, transport.py, channel.py; kombu 5.7.0, transport/pyamqp.py.
+"""
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Collection
+from contextlib import suppress
+from struct import pack
+from typing import Any
+
+from amqp.exceptions import RecoverableConnectionError
+from kombu.transport import pyamqp
+
+from celery_kit.brokers.rabbitmq import transport
+from celery_kit.brokers.rabbitmq.frames_in import DELIVER, END, METHOD, arguments
+from celery_kit.brokers.rabbitmq.frames_out import Publishing
+from celery_kit.brokers.rabbitmq.read_ahead import SSLTransport, TCPTransport
+from celery_kit.brokers.rabbitmq.transport import Bounded, KombusChannel
+from celery_kit.brokers.rabbitmq.window import TURN, Window
+from celery_kit.engine.commit import commit
+from celery_kit.engine.wakeup import Bell
+
+_BASIC_ACK = (60, 80)
+
+
+def _ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
+    return pack(">BHIHHQBB", METHOD, channel, 13, *_BASIC_ACK, tag, multiple, END)
+
+
+class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
+    """Knows which deliveries are neither acknowledged nor rejected, so that one frame can speak for many."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._tags = threading.RLock()
+        self._open: set[int] = set()
+        self._acked: list[int] = []
+        # After an error of the channel the broker counts its deliveries from 1 again, and delivers what was open again: here
+        # they go on from the last, so that an old message's acknowledgement cannot speak for another one.
+        self._before = self._last = 0
+        self._refilling = False  # the loop is about to look
+        self.window = Window(self, self._tags)
+        super().__init__(*args, **kwargs)
+
+    def _on_open_ok(self) -> None:
+        self._forget()
+        self._before = self._last
+        super()._on_open_ok()
+
+    def collect(self) -> None:
+        self._forget()
+        super().collect()
+
+    def _forget(self) -> None:
+        with self._tags:
+            self._open.clear()
+            self._acked.clear()
+        self.window.forget()
+
+    def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
+        if method_sig != DELIVER or self.is_closing or DELIVER in self._pending:
+            super().dispatch_method(method_sig, payload, content)
+            return
+        if self.auto_decode and (encoding := content.properties.get("content_encoding")):
+            with suppress(Exception):  # as in py-amqp: what cannot be decoded stays as it came
+                content.body = content.body.decode(encoding)
+        self._on_basic_deliver(*arguments(payload), content)
+
+    def _delivered(self, tag: int, to_acknowledge: bool) -> int:
+        with self._tags:
+            self._last = self._before + tag
+            if to_acknowledge:
+                self._open.add(self._last)
+            return self._last
+
+    def _on_basic_deliver(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
+        tag = self._delivered(delivery_tag, consumer_tag not in self.no_ack_consumers)
+        self.window.take(consumer_tag, tag, *rest)
+
+    def hand_over(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
+        """Give a delivery to its consumer."""
+        super()._on_basic_deliver(consumer_tag, delivery_tag, *rest)
+
+    def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool, argsig: str = "lBb") -> Any:
+        self.window.prefetch = None if a_global else prefetch_count
+        return super().basic_qos(prefetch_size, prefetch_count, a_global, argsig)
+
+    def queue_declare(
+        self,
+        queue: str = "",
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = True,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        if not (passive or exclusive or auto_delete):
+            self.window.lasting.add(queue)
+        return super().queue_declare(queue, passive, durable, exclusive, auto_delete, *args, **options)
+
+    def basic_consume(
+        self,
+        queue: str = "",
+        consumer_tag: str = "",
+        no_local: bool = False,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        nowait: bool = False,
+        callback: Any = None,
+        arguments: Any = None,
+        on_cancel: Any = None,
+        argsig: str = "BssbbbbF",
+    ) -> str:
+        if not (no_ack or exclusive) and consumer_tag:
+            self.window.add(queue, consumer_tag, no_local, arguments)
+        return str(
+            super().basic_consume(
+                queue, consumer_tag, no_local, no_ack, exclusive, nowait, callback, arguments, on_cancel, argsig
+            )
+        )
+
+    def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> Any:
+        answer = super().basic_cancel(self.window.remove(consumer_tag), nowait, argsig)
+        self._remove_tag(consumer_tag)
+        return answer
+
+    def _on_get_ok(self, delivery_tag: int, *rest: Any) -> Any:
+        return super()._on_get_ok(self._delivered(delivery_tag, False), *rest)
+
+    def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
+        message = super().basic_get(queue, no_ack, argsig)
+        if message and not no_ack:
+            with self._tags:
+                self._open.add(message.delivery_tag)
+        return message
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
+        if self.connection is None:
+            raise RecoverableConnectionError("channel is closed")
+        with self._tags:
+            # Others than the open ones are from before the channel's last error: their messages are delivered again.
+            for tag in [tag for tag in self._open if tag <= delivery_tag] if multiple else {delivery_tag} & self._open:
+                self._open.remove(tag)
+                self._acked.append(tag)
+                self.window.settled(tag)
+                self.window.pace.done()
+        if not commit.gather(self.flush_acks) and not self.connection.gathers:
+            self.flush_acks()
+
+    def flush_acks(self) -> None:
+        """Send what is held, in one write. Raises the connection's errors."""
+        with self._tags:
+            if not self._acked or self.connection is None:
+                return
+            acked, self._acked = sorted(self._acked), []
+            self.window.answering(acked)
+            together = bisect_left(acked, min(self._open)) if self._open else len(acked)
+            frames = [_ack_frame(self.channel_id, tag - self._before, False) for tag in acked[together:]]
+            if together:
+                frames.insert(0, _ack_frame(self.channel_id, acked[together - 1] - self._before, True))
+            self.connection.send_frames(frames)
+        if self.window.ready:
+            self.connection.wake()
+
+    @property
+    def kept(self) -> Collection[Any]:
+        """Messages that were sent ahead, and wait for a free place in the prefetch window."""
+        return self.window.ready
+
+    def refill(self) -> None:
+        """A place is free that nobody has told the loop of: half of the window, for to wake the loop for each costs more."""
+        if self.window.is_half_free() and not self._refilling:
+            self._refilling = True
+            self.connection.wake()
+
+    def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
+        with self._tags:
+            if delivery_tag in self._open:
+                self._open.remove(delivery_tag)
+                self.window.settled(delivery_tag)
+                self.window.answering([delivery_tag])
+                super().basic_reject(delivery_tag - self._before, requeue, argsig)
+
+    def basic_recover(self, requeue: bool = False) -> Any:
+        self.flush_acks()
+        with self._tags:
+            self._open.clear()
+        return super().basic_recover(requeue)
+
+    def close(self, *args: Any, **kwargs: Any) -> Any:
+        with suppress(*pyamqp.Transport.connection_errors):
+            self.flush_acks()
+        return super().close(*args, **kwargs)
+
+
+class Connection(transport.Connection):
+    """`loop`: the worker's, if it has one."""
+
+    Channel = Channel
+    loop: Any = None
+    _bell: Bell | None = None
+    _loops_thread: int | None = None
+
+    def __init__(self, *args: Any, take_ahead: bool = True, **options: Any) -> None:
+        self.take_ahead = take_ahead
+        super().__init__(*args, **options)
+
+    def Transport(
+        self,
+        host: str,
+        connect_timeout: float | None,
+        ssl: Any = False,
+        read_timeout: float | None = None,
+        write_timeout: float | None = None,
+        socket_settings: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        kind = SSLTransport if ssl else TCPTransport
+        return kind(
+            host,
+            connect_timeout=connect_timeout,
+            ssl=ssl,
+            read_timeout=read_timeout,
+            write_timeout=write_timeout,
+            socket_settings=socket_settings,
+            **kwargs,
+        )
+
+    @property
+    def gathers(self) -> bool:
+        """Acknowledgements wait for the loop's next tick."""
+        return self.loop is not None
+
+    def attach(self, loop: Any) -> None:
+        """Have `loop` handle what arrives, and send the acknowledgements."""
+        self.loop, self._bell = loop, Bell()
+        loop.add_reader(self.sock, self.on_readable)
+        loop.add_reader(self._bell, self._on_bell)
+        loop.on_tick.add(self.on_tick)
+
+    def wake(self) -> None:
+        """Have the loop look whether it may hand more over. From any thread."""
+        if (bell := self._bell) is None:  # `collect` may be about to take it
+            return
+        if threading.get_ident() == self._loops_thread:
+            self.loop.call_soon(self.handle)
+        else:
+            bell.ring()
+
+    def _on_bell(self) -> None:
+        if self._bell:
+            self._bell.hear()
+            self.handle()
+
+    def collect(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell:
+            self.loop.remove_reader(bell)
+            bell.close()
+        super().collect()
+
+    def on_readable(self) -> None:
+        """Something has arrived. Raises RecoverableConnectionError where the connection is gone."""
+        if not self.connected:
+            raise RecoverableConnectionError("Socket was disconnected")
+        self.handle()
+
+    def handle(self) -> None:
+        """Handle what there is, for a TURN; the rest is for the loop's next round."""
+        source = self._transport
+        until = time.monotonic() + TURN
+        for channel in self._working():
+            channel._refilling = False
+            channel.window.hand_over()
+        while source and source is self._transport:  # a handler may have closed the connection
+            frame = source.next_frame()
+            if frame is not None:
+                if self.on_inbound_frame(frame) and time.monotonic() > until:
+                    return
+            elif not source.read_now():
+                return
+
+    def on_tick(self) -> None:
+        """The loop is about to wait."""
+        if not self.connected:
+            self.loop.on_tick.discard(self.on_tick)
+            return
+        self._loops_thread = threading.get_ident()
+        more, now = self._transport.buffered, time.monotonic()
+        for channel in self._working():
+            channel.flush_acks()
+            more = channel.window.turn(now) or more
+        if more:
+            self.loop.call_soon(self.handle)
+
+    def _working(self) -> list[Any]:
+        return [channel for channel in self.channels.values() if channel is not self] if self.channels else []
+
+    def send_frames(self, frames: list[bytes]) -> None:
+        """Write whole frames at once."""
+        self.transport.write(b"".join(frames))
+        self.bytes_sent += len(frames)
