@@ -24,7 +24,6 @@ from celery_kit.fixes import (
     eventlet_timers,
     hub_stall,
     locked_mailbox,
-    prefork_flush,
     quick_drain,
     retry_queue,
     short_delays,
@@ -37,17 +36,11 @@ from celery_kit.produce import delay, spool
 from celery_kit.worker import grace, green_loop, set_aside
 
 #: By name, for producers need no worker.
-STEPS = [
-    f"celery_kit.{module}:Step"
-    for module in (
-        "brokers.rabbitmq.expired", "brokers.rabbitmq.lifeline", "engine.commit_worker", "engine.fast_path", "pools.expiry",
-        "pools.terminate", "pools.time_limits", "fixes.raised_in_process",
-    )
-]  # fmt: skip
+STEPS = [f"celery_kit.{module}:Step" for module in ("brokers.rabbitmq.expired", "engine.commit_worker", "engine.fast_path")]
 #: Each has the workers of the kit's apps, or their beat, begin in its way.
 AT_THE_BEGIN = (
-    table, prefetch, pipes, add_consumer, time_limit, vitals, beat_stop, cancelled_timers, cold_shutdown, prefork_flush,
-    solo_stop, grace, hub_stall, delayed_start, locked_mailbox, quick_drain,
+    table, prefetch, pipes, add_consumer, time_limit, vitals, beat_stop, cancelled_timers, cold_shutdown, solo_stop,
+    grace, hub_stall, delayed_start, locked_mailbox, quick_drain,
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ The child's part is :func:`run`, in place of Celery's fast_trace_task: a success
 task costs the child no round trip. A state that others must see at once - started and not done in a moment, failed, retried,
 the task's own word - it stores itself; so it does with every other task's, with a large result, and with one that has no others
 to go with (:func:`run_alone`), which is there sooner then. Where somebody in the child looks - a signal's receiver, say - the
-success is stored before. The parent's part is :func:`carrying`, around the pool's apply_async.
+success is stored before. The parent's part is :func:`carry`, of the pool (`celery_kit/pools/in_children.py`).
 """
 
 from collections.abc import Callable
@@ -67,21 +67,19 @@ def run_alone(*args: Any, **options: Any) -> tuple[int, Any, float]:
         commit.alone = False
 
 
-def carrying(apply_async: Callable[..., Any]) -> Callable[..., Any]:
-    """A pool's apply_async, for whose late-acknowledged tasks the results come back to this process."""
+def carry(
+    apply_async: Callable[..., Any], target: Any, args: Any = None, kwargs: Any = None, *, callback: Any = None, **options: Any
+) -> Any:
+    """Hand a task to a pool's `apply_async`; if it is acknowledged late, its result comes back to this process."""
+    request = getattr(callback, "__self__", None)
+    if target is not fast_trace_task or request is None or not (request.task.acks_late and request.task.Request == REQUEST):
+        return apply_async(target, args, kwargs, callback=callback, **options)
 
-    def apply(target: Any, args: Any = None, callback: Any = None, **options: Any) -> Any:
-        request = getattr(callback, "__self__", None)
-        if target is not fast_trace_task or request is None or not (request.task.acks_late and request.task.Request == REQUEST):
-            return apply_async(target, args, callback=callback, **options)
+    def done(outcome: Any) -> Any:
+        if isinstance(outcome[1], Carried):
+            commit.result(outcome[1].write.of(request.id))
+        return callback(outcome)
 
-        def done(outcome: Any) -> Any:
-            if isinstance(outcome[1], Carried):
-                commit.result(outcome[1].write.of(request.id))
-            return callback(outcome)
-
-        job = apply_async(run_alone if commit.lone else run, args, callback=done, **options)
-        in_one_write(job)
-        return job
-
-    return apply
+    job = apply_async(run_alone if commit.lone else run, args, kwargs, callback=done, **options)
+    in_one_write(job)
+    return job

@@ -7,7 +7,7 @@ from celery.worker import state
 from celery.worker.request import Request as CelerysRequest
 
 from celery_kit.engine.commit import REQUEST, commit
-from celery_kit.engine.commit_child import carrying
+from celery_kit.engine.commit_child import carry
 
 CELERYS_REQUEST = "celery.worker.request:Request"
 
@@ -42,7 +42,7 @@ class Step(bootsteps.StartStopStep):
             if task.Request == CELERYS_REQUEST:
                 task.Request = REQUEST
         if parent.pool.uses_semaphore:  # its tasks run in other processes
-            parent.pool.apply_async = carrying(parent.pool.apply_async)
+            parent.pool.carry = carry
 
     def start(self, parent: Any) -> None:
         reserved = state.reserved_requests

@@ -151,8 +151,7 @@ class FastPath:
         self.connection_errors = consumer.connection_errors
         self.utc = app.uses_utc_timezone()
         self.time_limit, self.soft_time_limit = task.time_limit, task.soft_time_limit
-        apply_async = consumer.pool.apply_async
-        self.apply_async = getattr(apply_async, "at_once", apply_async)  # celery_kit/pools/expiry.py
+        self.apply_async = consumer.pool.apply_async
         self.in_children = consumer.pool.uses_semaphore
         in_child = fast_trace_task if app.use_fast_trace_task else trace_task_ret  # an embedded worker has no registry for it
         self.target = in_child if self.in_children else self.run

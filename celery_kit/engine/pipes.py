@@ -11,13 +11,12 @@ import os
 import pickle
 import select
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from struct import unpack_from
 from typing import Any
 
-from celery_kit.base.signals import celeryd_init
+from celery_kit.base.signals import worker_init
 from celery_kit.engine.parts import on
-from celery_kit.pools.table import chosen
+from celery_kit.pools.table import row
 
 UNAVAIL = (errno.EAGAIN, errno.EINTR)
 #: Read at once, in bytes.
@@ -110,13 +109,13 @@ def _take_all(found: list[bytes], take: Callable[[Any], None]) -> None:
 
 def connect() -> None:
     """Have every prefork worker of ENGINE=fast use these pipes."""
-    celeryd_init.connect(_install, weak=False)
+    worker_init.connect(_install, weak=False)
 
 
-def _install(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    pool = chosen(conf, options)
-    if conf.engine != "fast" or not pool.__module__.endswith(".prefork"):
-        return
-    asynpool: Any = import_module("celery.concurrency.asynpool")
-    if pool.Pool is asynpool.AsynPool and on("pipes"):
-        pool.Pool = type("Pool", (asynpool.AsynPool,), {"ResultHandler": result_handler(asynpool.ResultHandler)})
+def _install(sender: Any, **_: Any) -> None:
+    kind = sender.pool_cls  # a class by now: celery_kit/pools/table.py
+    pool = row(kind)
+    if sender.app.conf.engine == "fast" and pool and pool.has_children and on("pipes"):
+        handler = {"ResultHandler": result_handler(kind.Pool.ResultHandler)}
+        about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        sender.pool_cls = type(kind.__name__, (kind,), about | {"Pool": type("Pool", (kind.Pool,), handler)})

@@ -1,4 +1,8 @@
-"""The table of pools: what each brings, how many tasks it runs at once, what it can do."""
+"""The table of pools: the class of each, how many tasks it runs at once, what it can do.
+
+A worker of a kit's app gets the kit's class of its pool, however that was named: the class takes the place of Celery's when the
+worker begins. Celery's own table is every app's of the process, and stays as it is.
+"""
 
 import logging
 from collections.abc import Callable
@@ -7,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from celery.concurrency import get_implementation
+from celery.concurrency import ALIASES, get_implementation  # type: ignore[attr-defined]  # its stubs lack the table
 from celery.platforms import IS_WINDOWS
 from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
 
@@ -25,23 +29,17 @@ FILES = ("pidfile", "statedb")
 class Pool:
     """A row of the table.
 
-    `module`: Celery's module of the pool, below celery.concurrency. `concurrency`: tasks at once; None: one a CPU core that the
+    `kind`: its class, "module:class", imported in workers alone. `concurrency`: tasks at once; None: one a CPU core that the
     process may use, by its CPU limit and affinity, as Celery's `auto` counts them. `sockets_patched()`: None, or the check that
     the standard library's sockets yield to other tasks.
     What it can do follows from `limits`, its rows of the support matrix.
     """
 
     name: str
-    module: str
+    kind: str
     for_work: str
     concurrency: int | None
     sockets_patched: Callable[[], bool] | None = None
-    #: What raises an exception in a task that is late, "module:class" (celery_kit/pools/time_limits.py); empty where Celery
-    #: itself ends it.
-    timeout: str = ""
-    #: Likewise in a task that is to be terminated (celery_kit/pools/terminate.py); empty where Celery itself ends it, or
-    #: nothing can.
-    terminates: str = ""
     #: Of "soft" and "hard", the task time limits that Celery itself keeps to there.
     celerys_time_limits: tuple[str, ...] = ()
     #: Flags for `celery worker`. Mingle costs 1.0 s of start-up. The signs of life that Flower goes by are most of what an idle
@@ -138,38 +136,40 @@ POOLS: dict[str, Pool] = {
     pool.name: pool
     for pool in (
         Pool(
-            "prefork", "prefork", "CPU-bound work; all time limits", None,
+            "prefork", "celery_kit.pools.prefork:Prefork", "CPU-bound work; all time limits", None,
             limits=PREFORK, fast_prefetch=4, celerys_time_limits=("soft", "hard"),
         ),
         Pool(
-            "eventlet", "eventlet", "many slow connections (upstream: bug fixes only)", 100,
-            _patched("eventlet.patcher", "is_monkey_patched"), limits=GREEN, timeout="eventlet:Timeout",
+            "eventlet", "celery_kit.pools.eventlet:Eventlet", "many slow connections (upstream: bug fixes only)", 100,
+            _patched("eventlet.patcher", "is_monkey_patched"), limits=GREEN,
         ),
         Pool(
-            "gevent", "gevent", "many slow connections", 100,
-            _patched("gevent.monkey", "is_module_patched"), limits=GREEN, timeout="gevent:Timeout",
-            celerys_time_limits=("hard",),
+            "gevent", "celery_kit.pools.gevent:Gevent", "many slow connections", 100,
+            _patched("gevent.monkey", "is_module_patched"), limits=GREEN, celerys_time_limits=("hard",),
         ),
         Pool(
-            "threads", "thread", "slow connections through libraries that cannot be patched", 16,
-            limits=THREADS, fast_prefetch=4, timeout="celery_kit.pools.interrupt:Interrupt",
-            terminates="celery_kit.pools.interrupt:Interrupt",
+            "threads", "celery_kit.pools.threads:Threads", "slow connections through libraries that cannot be patched", 16,
+            limits=THREADS, fast_prefetch=4,
         ),
         Pool(
-            "solo", "solo", "one task at a time; scale by more workers", 1,
-            limits=SOLO, fast_prefetch=4, timeout="celery_kit.pools.interrupt:Interrupt",
+            "solo", "celery_kit.pools.solo:Solo", "one task at a time; scale by more workers", 1, limits=SOLO, fast_prefetch=4,
         ),
     )
 }  # fmt: skip
 
 
-def _module(implementation: Any) -> str:
-    return (implementation if isinstance(implementation, type) else type(implementation)).__module__.rpartition(".")[2]
+def _class_of(implementation: Any) -> Any:
+    return implementation if isinstance(implementation, type) else type(implementation)
+
+
+def _full_name(kind: Any) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def row(implementation: Any) -> Pool | None:
-    """The row of one of Celery's pools, given as its class or an instance; None for a pool of the user's own."""
-    return next((pool for pool in POOLS.values() if pool.module == _module(implementation)), None)
+    """The row of a pool of Celery's or of the kit's, given as its class or an instance; None for one of the user's own."""
+    name = _full_name(_class_of(implementation))
+    return next((pool for pool in POOLS.values() if name in (pool.kind, ALIASES.get(pool.name))), None)
 
 
 def chosen(conf: Any, options: dict[str, Any]) -> Any:
@@ -179,7 +179,7 @@ def chosen(conf: Any, options: dict[str, Any]) -> Any:
 
 def named(implementation: Any) -> str:
     """The name that POOL= has for a pool, given likewise; its module's for a pool of the user's own."""
-    return pool.name if (pool := row(implementation)) else _module(implementation)
+    return pool.name if (pool := row(implementation)) else _class_of(implementation).__module__.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -238,9 +238,9 @@ def check(pool: Pool, conf: Any, options: dict[str, Any]) -> list[str]:
 
 
 def connect() -> None:
-    """Have the pool that `celery worker --pool` names take its row's settings, whatever POOL says."""
+    """Have the workers of the kit's apps get the class and the settings of the pool that is chosen, whatever POOL says."""
     celeryd_init.connect(_apply, weak=False)
-    worker_init.connect(_size, weak=False)
+    worker_init.connect(_begin, weak=False)
 
 
 def _check_shared_memory(pool: Pool) -> None:
@@ -278,7 +278,11 @@ def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
         conf.worker_concurrency = AUTO_CONCURRENCY
 
 
-def _size(sender: Any, **_: Any) -> None:
-    """Have `auto` be the pool's own number, where it has one; Celery itself resolves it for the others, right after this."""
-    if is_auto_concurrency(sender.concurrency) and (pool := row(get_implementation(sender.pool_cls))) and pool.concurrency:
+def _begin(sender: Any, **_: Any) -> None:
+    """Give a worker the kit's class of its pool; and have `auto` be the pool's own number, where it has one: Celery itself
+    resolves it for the others, right after this.
+    """
+    of_kits: Any = import_module("celery_kit.pools.kits")  # only in workers
+    sender.pool_cls = of_kits.kits(get_implementation(sender.pool_cls))
+    if is_auto_concurrency(sender.concurrency) and (pool := row(sender.pool_cls)) and pool.concurrency:
         sender.concurrency = pool.concurrency

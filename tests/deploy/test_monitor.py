@@ -173,11 +173,11 @@ def test_flower_shows_the_workers_of_each_pool(checkout: Checkout, browser: Brow
 
     def pool_of(node: str) -> str:
         flower.shows(f"worker/{node}", "")
-        found = re.search(r"\.concurrency\.(\w+):TaskPool", flower.page.locator("body").inner_text())
-        return found[1] if found else ""
+        found = re.search(r"celery_kit\.pools\.\w+:\w+", flower.page.locator("body").inner_text())
+        return found[0] if found else ""
 
     shown = [until(f"Flower has asked {node}", lambda node=node: pool_of(node), 60) for node in nodes]  # type: ignore[misc]
-    assert sorted(shown) == sorted(pool.module for pool in POOLS.values())
+    assert sorted(shown) == sorted(pool.kind for pool in POOLS.values())
 
 
 def test_a_strangers_task_runs_everywhere_and_is_found_in_flower(

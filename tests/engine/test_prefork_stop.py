@@ -1,4 +1,4 @@
-"""A worker on prefork that is told to end hands in what its children have done. celery_kit/fixes/prefork_flush.py"""
+"""A worker on prefork that is told to end hands in what its children have done. celery_kit/pools/prefork.py"""
 
 from uuid import uuid4
 
@@ -32,5 +32,5 @@ def test_a_worker_that_ends_hands_in_what_its_children_have(server: Server, engi
 
 
 def test_celery_still_forgets_what_its_children_have(server: Server) -> None:
-    """If this fails, celery_kit/fixes/prefork_flush.py may go."""
+    """If this fails, `Pool.flush` of celery_kit/pools/prefork.py may go."""
     assert any(done_again(server, PLAIN_CELERY) for _ in range(MANY))

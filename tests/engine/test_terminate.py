@@ -1,4 +1,4 @@
-"""Tasks of a busy worker on threads that are terminated about when they end. celery_kit/pools/terminate.py"""
+"""Tasks of a busy worker on threads that are terminated about when they end. celery_kit/pools/threads.py"""
 
 import json
 import random
@@ -11,7 +11,6 @@ from uuid import uuid4
 import pytest
 
 from celery_kit.base.choices import ENGINES
-from celery_kit.pools.table import POOLS
 from tests.engine.rig import done, producer, send, worker
 from tests.harness.servers import Server
 from tests.harness.waiting import until
@@ -27,8 +26,7 @@ def states(server: Server, ids: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("pool", [name for name, pool in POOLS.items() if pool.terminates])
-def test_each_has_one_outcome_and_reaches_nobody_else(server: Server, tmp_path: Path, pool: str, engine: str) -> None:
+def test_each_has_one_outcome_and_reaches_nobody_else(server: Server, tmp_path: Path, engine: str) -> None:
     """SUCCESS or REVOKED, said once and acknowledged; the tasks beside them succeed, and every thread goes on."""
     queue, app = uuid4().hex[:8], producer(server)
     told, spared = [], []
@@ -36,7 +34,7 @@ def test_each_has_one_outcome_and_reaches_nobody_else(server: Server, tmp_path: 
         told += send(app, queue, 1, "engine.step", (random.uniform(0, 0.2), str(tmp_path)))
         spared += send(app, queue, 1, "engine.step", (random.uniform(0, 0.01), str(tmp_path)))
     due: dict[str, float] = {}
-    with worker(server, pool, engine, queue) as one:
+    with worker(server, "threads", engine, queue) as one:
 
         def revoke() -> bool:
             now = time.monotonic()
@@ -53,7 +51,7 @@ def test_each_has_one_outcome_and_reaches_nobody_else(server: Server, tmp_path: 
         ended = dict(zip(told, states(server, told), strict=True))
         assert set(ended.values()) == {"SUCCESS", "REVOKED"}, ended
         assert set(states(server, spared)) == {"SUCCESS"}
-        long = send(app, queue, CONCURRENCY[pool], "engine.step", (600, str(tmp_path)))
+        long = send(app, queue, CONCURRENCY["threads"], "engine.step", (600, str(tmp_path)))
         until("every thread has a task", lambda: all((tmp_path / task).exists() for task in long))
         app.control.revoke(long, terminate=True)
         until("they have ended", lambda: done(server, long) == len(long))

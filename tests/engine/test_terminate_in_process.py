@@ -16,13 +16,11 @@ from typing import Any
 import pytest
 from celery import Celery, signals
 from celery.app.trace import trace_task_ret
-from celery.concurrency.thread import TaskPool
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
 from celery_kit.pools.interrupt import Interrupt, watch
-from celery_kit.pools.terminate import Terminated, interruptible, terminable
-from celery_kit.pools.time_limits import limiting
+from celery_kit.pools.threads import Terminated, Threads
 from tests.harness.waiting import until
 
 # Of what the stubs know little.
@@ -69,18 +67,16 @@ def _go_on() -> None:
 
 
 class Worker:
-    """Celery's pool of threads, requests and command, put together as in a worker; one task at a time."""
+    """The kit's pool of threads, with Celery's requests and command, as in a worker; one task at a time."""
 
     def __init__(self) -> None:
-        pool: Any = TaskPool(1)
         app: Any = Celery("terminate", broker="memory://terminate", backend="cache+memory://", set_as_current=False)
         works = {"loop": _loop, "wait": lambda: the_gate.open.wait(WAIT), "stubborn": _go_on, "pass": lambda: None}
         works["calls"] = lambda: app.tasks["loop"]()
         for name, work in works.items():
-            task = app.task(_told(work), name=name, bind=True, shared=False, acks_late=True)
-            task.run = interruptible(task.run, Interrupt)
+            app.task(_told(work), name=name, bind=True, shared=False, acks_late=True)
+        pool: Any = Threads(1, app=app, timeout=60)
         self.app, self.pool = app, pool
-        pool.apply_async = terminable(limiting(pool.apply_async, Interrupt, (None, 60)))
         pool.start()
         self.requests: list[Any] = []
         self.enabled, self.events = True, list[tuple[str, dict[str, Any]]]()

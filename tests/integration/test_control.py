@@ -17,8 +17,8 @@ from tests.integration.conftest import WAIT, Cell
 #: Where queues have types, and all but the default one would be classic.
 TYPED_QUEUES = [one for one in COMBINATIONS if not one.limit("quorum_queues")]
 #: Where Celery itself terminates no task, and says so.
-BY_KIT = [one for one in COMBINATIONS if one.pool.terminates]
-TERMINATES = "Celery answers with an error, and the task goes on to its end: celery_kit/pools/terminate.py"
+BY_KIT = [one for one in COMBINATIONS if one.pool.name == "threads"]
+TERMINATES = "Celery answers with an error, and the task goes on to its end: celery_kit/pools/threads.py"
 
 
 def node(cell: Cell, role: str = "single") -> str:
@@ -121,7 +121,7 @@ def test_stats(cell: Cell) -> None:
     cell.run("probes.add", 1, 2, queue="single")
     until("the task is counted", lambda: done() == before + 1, 10)
     stats = command(cell, single, "stats")
-    assert stats["pool"]["implementation"].startswith(f"celery.concurrency.{cell.combination.pool.module}:")
+    assert stats["pool"]["implementation"] == cell.combination.pool.kind
     assert (stats["pid"], stats["pool"]["max-concurrency"]) == (1, 1)
     cell.saw(stats["pool"])
 

@@ -105,7 +105,7 @@ def test_expires(cell: Cell) -> None:
 
 @pytest.mark.by_kit(
     [one for one in COMBINATIONS if not one.pool.has_children and one.pool.answers_while_busy],
-    "Celery runs it, where a pool is handed all that its worker takes: celery_kit/pools/expiry.py",
+    "Celery runs it, where a pool is handed all that its worker takes: celery_kit/pools/in_process.py",
 )
 def test_expires_in_its_worker(cell: Cell) -> None:
     """A task that its worker had fetched ahead, and that waited there beyond its expiry, never runs; its state is REVOKED."""

@@ -29,6 +29,7 @@ from amqp.exceptions import ConnectionForced, MessageNacked, RecoverableConnecti
 from kombu.transport import pyamqp
 
 from celery_kit.base.messages import RefusedError, UnroutedError
+from celery_kit.pools.lifeline import lifeline
 
 try:
     import fcntl
@@ -120,6 +121,18 @@ class Connection(Bounded, KombusConnection):  # type: ignore[misc]
     Channel = Channel
     blocked = False
     asked: float | None = None
+
+    def connect(self, callback: Any = None) -> Any:
+        """Connect, as py-amqp does. Where the loop rests during a task, the heartbeats go on."""
+        answer = super().connect(callback)
+        if self.heartbeat:
+            lifeline.add(self)
+        return answer
+
+    def collect(self) -> None:
+        """Let go of the connection, as py-amqp does."""
+        lifeline.remove(self)
+        super().collect()
 
     def _on_blocked(self, *args: Any) -> Any:
         self.blocked = True

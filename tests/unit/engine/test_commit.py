@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -479,7 +480,7 @@ def test_a_parent_takes_what_is_carried_for_the_task_that_it_asked_for_alone(
     """A result that came back with another task's end is neither stored nor acknowledged as that one's."""
     monkeypatch.setattr(commit_child, "commit", group)
     done: list[Any] = []
-    apply = commit_child.carrying(lambda *_, callback, **__: done.append(callback))
+    apply = partial(commit_child.carry, lambda *_, callback, **__: done.append(callback))
     request = SimpleNamespace(id="a", task=SimpleNamespace(acks_late=True, Request=commit.REQUEST))
     request.on_success = MagicMock(__self__=request)
     apply(fast_trace_task, (), callback=request.on_success)
@@ -535,7 +536,7 @@ def test_a_task_whose_result_others_go_with_brings_it_to_the_parent(
     group, sent = Commit(), list[Any]()
     group.start(server.store, tasks.__len__)
     monkeypatch.setattr(commit_child, "commit", group)
-    apply = commit_child.carrying(lambda target, *_, **__: sent.append(target))
+    apply = partial(commit_child.carry, lambda target, *_, **__: sent.append(target))
     request = SimpleNamespace(task=SimpleNamespace(acks_late=True, Request=commit.REQUEST))
     request.on_success = MagicMock(__self__=request)
     apply(fast_trace_task, (), callback=request.on_success)

@@ -5,22 +5,23 @@ from itertools import combinations, pairwise
 from pathlib import Path
 
 from celery.concurrency import get_available_pool_names, get_implementation
+from celery.utils.imports import symbol_by_name
 
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.pools.table import POOLS
+from celery_kit.pools.time_limits import TimeLimits
 from testbed.servers import SERVERS
 from tests.packages.table import TABLE, versions
 
 
-def test_every_pool_is_one_of_celerys() -> None:
+def test_every_pool_is_one_of_celerys_and_keeps_to_both_time_limits() -> None:
     assert set(POOLS) <= set(get_available_pool_names())
     for pool in POOLS.values():
-        assert pool.sockets_patched or get_implementation(pool.name).__module__ == f"celery.concurrency.{pool.module}"
-
-
-def test_every_pool_keeps_to_both_time_limits() -> None:
-    assert not [name for name, pool in POOLS.items() if not pool.timeout and set(pool.celerys_time_limits) != {"soft", "hard"}]
+        if not pool.sockets_patched:
+            kind = symbol_by_name(pool.kind)
+            assert issubclass(kind, get_implementation(pool.name)), kind
+            assert issubclass(kind, TimeLimits) or set(pool.celerys_time_limits) == {"soft", "hard"}
 
 
 def test_every_pool_has_its_image() -> None:

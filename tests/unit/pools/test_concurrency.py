@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import _state
 from celery.utils import sysinfo
 
 from celery_kit import Kit
@@ -29,10 +28,6 @@ def one_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysinfo, "PROC_SELF_CGROUP", str(tmp_path / "self"))
     monkeypatch.setattr(sysinfo, "available_cpu_count", lambda: 4)
     monkeypatch.setenv("BROKER", "redis")
-    # Whoever makes a worker says so in Celery's own state, of which the tests after this one would know.
-    monkeypatch.setattr("celery._state._task_join_will_block", False)
-    for name in ("default_app", "_tls.current_app"):
-        monkeypatch.setattr(f"celery._state.{name}", vars(_state)["get_current_app"]())
 
 
 def worker(pool: str, conf: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -44,14 +39,14 @@ def worker(pool: str, conf: dict[str, Any], options: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("given", SET)
 @pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.usefixtures("one_cpu")
+@pytest.mark.usefixtures("one_cpu", "made_and_forgotten")
 def test_auto_is_the_containers_cpu_limit_on_prefork_and_elsewhere_the_pools_own_number(name: str, given: str) -> None:
     """Wherever it is said, and where nothing is said: the limit counts, not the machine's processors."""
     assert worker(name, *SET[given]).concurrency == (POOLS[name].concurrency or 1)
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.usefixtures("one_cpu")
+@pytest.mark.usefixtures("one_cpu", "made_and_forgotten")
 def test_a_number_is_a_number(name: str) -> None:
     assert worker(name, {}, {"concurrency": 3}).concurrency == 3
     assert worker(name, {"worker_concurrency": 3}, {}).concurrency == 3

@@ -11,7 +11,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_kit.pools.interrupt import SIGNAL, Interrupt, watch
-from celery_kit.pools.time_limits import Late, limiting
+from celery_kit.pools.time_limits import Late, TimeLimits
 from tests.harness.waiting import until
 
 SOON = 0.05  # seconds
@@ -39,21 +39,22 @@ def nap(seconds: float = 10) -> str:
     return "slept on"
 
 
-class Pool:
-    """Runs at once what it is given; keeps what came back, and what was told of limits."""
+class Pool(TimeLimits):
+    """Runs at once what it is given; keeps what came back, and which limits were reported."""
 
-    def __init__(self) -> None:
+    timeout_in = Interrupt
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.back: list[Any] = []
         self.limits: list[tuple[bool, float]] = []
 
-    def apply_async(self, target: Callable[..., Any], args: Any, callback: Callable[[Any], Any], **_: Any) -> None:
-        callback(target(*args))
+    def on_apply(self, target: Callable[..., Any], *_: Any, callback: Callable[[Any], Any], **__: Any) -> None:
+        callback(target())
 
     def run(self, task: Callable[[], Any], soft: float | None = None, hard: float | None = None) -> None:
-        apply = limiting(self.apply_async, Interrupt, (None, None))
-        apply(
+        self.apply_async(
             task,
-            (),
             callback=self.back.append,
             soft_timeout=soft,
             timeout=hard,
@@ -65,6 +66,12 @@ class Pool:
 def test_the_hard_limit_ends_a_task(place: Callable[..., Any]) -> None:
     pool = Pool()
     place(lambda: pool.run(nap, hard=SOON))
+    assert (pool.back, pool.limits) == ([], [(False, SOON)])
+
+
+def test_the_workers_own_limit_holds_where_a_task_has_none() -> None:
+    pool = Pool(timeout=SOON)
+    pool.run(nap)
     assert (pool.back, pool.limits) == ([], [(False, SOON)])
 
 
