@@ -5,6 +5,7 @@ worker begins. Celery's own table is every app's of the process, and stays as it
 """
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -239,8 +240,17 @@ def check(pool: Pool, conf: Any, options: dict[str, Any]) -> list[str]:
 
 def connect() -> None:
     """Have the workers of the kit's apps get the class and the settings of the pool that is chosen, whatever POOL says."""
+    _enter()
     celeryd_init.connect(_apply, weak=False)
     worker_init.connect(_begin, weak=False)
+
+
+def _enter() -> None:
+    """Have Celery know the names that it has no pool for: in its table, and on its command line, which may be there by now."""
+    for pool in POOLS.values():
+        ALIASES.setdefault(pool.name, pool.kind)
+    if command := sys.modules.get("celery.bin.worker"):
+        vars(command)["WORKERS_POOL"].choices = tuple(ALIASES)
 
 
 def _check_shared_memory(pool: Pool) -> None:

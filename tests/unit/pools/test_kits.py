@@ -1,5 +1,7 @@
 """A worker of a kit's app gets the kit's class of its pool, however that is named; no other worker of the process does."""
 
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from celery_kit.pools.in_children import InChildren
 from celery_kit.pools.in_process import InProcess
 from celery_kit.pools.prefork import Pool, Prefork
 from celery_kit.pools.solo import Solo
-from celery_kit.pools.table import row
+from celery_kit.pools.table import POOLS, row
 from celery_kit.pools.threads import Threads
 
 pytestmark = pytest.mark.usefixtures("made_and_forgotten")
@@ -60,6 +62,10 @@ class OwnSolo(Solo):
     pass
 
 
+class Sixth(Solo):
+    pass
+
+
 class OwnPool(BasePool):
     pass
 
@@ -93,6 +99,19 @@ def test_preforks_children_are_the_kits_on_both_engines(engine: str) -> None:
     found = pool_of(of_the_kit(engine=engine), pool="prefork")
     assert issubclass(found.Pool, Pool) and issubclass(found, Prefork) and row(found) is row(CelerysPrefork)
     assert (found.Pool.ResultHandler.__module__ == "celery_kit.engine.pipes") is (engine == "fast")
+
+
+def test_a_pool_that_celery_does_not_know_is_known_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its table of pools, and on its command line: a row and its class are all that a new pool takes."""
+    worker: Any = import_module("celery.bin.worker")
+    aliases = vars(concurrency)["ALIASES"]
+    monkeypatch.setattr(worker.WORKERS_POOL, "choices", worker.WORKERS_POOL.choices)
+    monkeypatch.setitem(POOLS, "sixth", replace(POOLS["solo"], name="sixth", kind=f"{__name__}:Sixth"))
+    monkeypatch.setitem(aliases, "sixth", aliases.get("sixth"))
+    del aliases["sixth"]
+    app = of_the_kit()
+    assert pool_of(app, pool="sixth") is Sixth and row(Sixth) is POOLS["sixth"]
+    assert "sixth" in worker.WORKERS_POOL.choices
 
 
 def test_celerys_own_are_no_pool_of_the_kits() -> None:
