@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from celery.app.utils import find_app
-
 from celery_kit.base import target
 
-app: Any = find_app(target.name())
+app: Any = target.find(target.name())
