@@ -18,6 +18,9 @@ result_backend = _profile.result_backend
 # A task is a function in a module of app/tasks/, and nothing else has to be told.
 imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__file__).parent / "tasks")])]
 
+# One number bounds a task; the stack's stop grace period and the broker's redelivery follow from it.
+task_time_limit = _profile.task_time_limit
+
 timezone = _profile.timezone
 enable_utc = True  # times in messages, whatever TIMEZONE
 

@@ -2,22 +2,24 @@
 
 They follow the app's `broker_url` and `result_backend`, whenever and wherever those are named; the environment chooses the
 rest, by the variables of `celery_kit/profile.py`. A server that the kit has no room for gets what is the same for all.
+
+An app may be anybody's: a variable that means something else to its project, such as LOG_FORMAT, is left out with a warning,
+and what contradicts the kit in the app's own settings is a warning at its worker's start. Neither ends a process.
 """
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from celery import Celery
-
 from celery_kit import brokers, results
-from celery_kit.base import times
+from celery_kit.base import signals, times
 from celery_kit.base.choices import ENGINES
 from celery_kit.base.conf import OPTIONS
-from celery_kit.base.refusals import choose
+from celery_kit.base.refusals import refuse, unless_refused
 from celery_kit.profile import Profile, of_an_app
 
 logger = logging.getLogger(__name__)
@@ -42,8 +44,6 @@ def general(profile: Profile) -> dict[str, Any]:
         "publish_timeout": profile.publish_timeout,  # the kit's own, celery_kit/produce/publishing.py
         "spool": profile.spool,  # celery_kit/produce/spool.py
         "spool_most": profile.spool_most,  # celery_kit/produce/spool.py
-        # One number bounds a task; the stack's stop grace period and the broker's redelivery follow from it.
-        "task_time_limit": profile.task_time_limit,
         # No soft limit beside it: prefork starts a hard limit's clock only when the soft one fires, so that a task's own,
         # shorter time_limit would count for nothing (celery/concurrency/asynpool.py, on_timeout_set).
         "task_soft_time_limit": None,
@@ -90,8 +90,11 @@ class Defaults(Mapping[str, Any]):
 
     def __init__(self, conf: Any) -> None:
         self.conf = conf
-        profile = of_an_app(None, None)
+        self.environ = usable(os.environ)
+        profile = of_an_app(None, None, self.environ)
         self.general = general(profile) | (profile.signing.settings() if profile.signing else {})
+        if self.environ.get("TASK_TIME_LIMIT"):  # else none: the kit ends no task of an app that Celery lets run
+            self.general["task_time_limit"] = profile.task_time_limit
         self._known: tuple[Any, dict[str, Any]] = None, {}
         _warn(profile)
 
@@ -120,17 +123,102 @@ class Defaults(Mapping[str, Any]):
 
     def _rooms(self, broker_url: Any, result_backend: Any, chosen: str, limit: float | None, prefetch: int) -> dict[str, Any]:
         broker, backend = brokers.room(broker_url), results.room(result_backend)
-        profile = replace(of_an_app(broker, backend), engine=choose("engine", chosen, ENGINES))
+        chosen = chosen if chosen in ENGINES else "plain"  # a module of settings may use the name for a thing of its own
+        profile = replace(of_an_app(broker, backend, self.environ), engine=chosen)
         if (
             prefetch != self.general["worker_prefetch_multiplier"]
         ):  # the user's, which holds to the letter: celery_kit/engine/prefetch.py
             profile = replace(profile, prefetch=prefetch)
-        if limit != self.general["task_time_limit"]:
-            profile = replace(profile, visibility_timeout=times.seconds(times.VISIBILITY_TIMEOUT, int(limit or 0), os.environ))
+        if limit != self.general.get("task_time_limit"):
+            profile = replace(profile, visibility_timeout=_visibility_timeout(int(limit or 0), self.environ))
         several = {OPTIONS: {"engine": chosen}} if brokers.schemes_of(broker_url) & brokers.transports().keys() else {}
         found = broker.settings(profile) if broker else several  # brokers of different rooms
         found |= backend.settings(profile) if backend else {}
         return found | (fast(profile) if chosen == "fast" and backend else {})
+
+
+def usable(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without variables that the kit cannot use, each with a warning. Signing is refused: it must not be off
+    unseen.
+    """
+    found = dict(environ)
+    while True:
+        _, why = unless_refused(lambda: of_an_app(None, None, found))
+        if not why:
+            return found
+        name = next((word for word in re.findall(r"[A-Z][A-Z_]+", why) if word in found), "SECURITY_")
+        if name.startswith("SECURITY_"):
+            refuse(why)
+        logger.warning("celery-kit: %s; the kit goes on without it", why)
+        del found[name]
+
+
+def _visibility_timeout(limit: int, environ: Mapping[str, str]) -> int:
+    """For a time limit in seconds; what the environment says where that is longer."""
+    found, why = unless_refused(lambda: times.seconds(times.VISIBILITY_TIMEOUT, limit, environ))
+    if found is None:
+        logger.warning("celery-kit: %s; the kit goes on without it", why)
+    return found or times.VISIBILITY_TIMEOUT.of(limit)
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Settings of the user's with which the kit cannot do what it is there for. `found(conf)`: they are there.
+
+    `line`: what follows, a template of the settings.
+    """
+
+    found: Callable[[Any], object]
+    line: str
+
+
+def _held(conf: Any) -> Any:
+    return (conf.broker_transport_options or {}).get("visibility_timeout")
+
+
+CONTRADICTIONS = (
+    Contradiction(
+        lambda conf: conf.engine not in ENGINES,
+        "engine={engine!r} is none of the kit's engines, fast and plain: Celery's own transports and result writes are used",
+    ),
+    Contradiction(
+        lambda conf: not conf.task_acks_late and conf.engine == "fast",
+        "task_acks_late=False: a worker that dies loses what it runs, and the fast engine runs these tasks as Celery does",
+    ),
+    Contradiction(
+        lambda conf: conf.task_acks_late and not conf.task_reject_on_worker_lost,
+        "task_reject_on_worker_lost={task_reject_on_worker_lost}: a task whose child process dies fails, and is not run again",
+    ),
+    Contradiction(
+        lambda conf: _held(conf) and conf.task_time_limit and _held(conf) <= conf.task_time_limit,
+        "broker_transport_options' visibility_timeout is not longer than task_time_limit={task_time_limit}: "
+        "a task would run again while it still runs",
+    ),
+    Contradiction(
+        lambda conf: (conf.broker_transport_options or {}).get("confirm_publish") is False,
+        "confirm_publish=False: a task that the broker does not take is lost without an error",
+    ),
+)
+
+
+class _Settings(dict[str, Any]):
+    """For a line's template."""
+
+    def __init__(self, conf: Any) -> None:
+        self.conf = conf
+
+    def __missing__(self, name: str) -> Any:
+        return self.conf[name]
+
+
+def contradictions(conf: Any) -> list[str]:
+    """A line for each that an app's settings have."""
+    return [one.line.format_map(_Settings(conf)) for one in CONTRADICTIONS if one.found(conf)]
+
+
+def _tell(conf: Any, **_: Any) -> None:
+    for line in contradictions(conf):
+        logger.warning("celery-kit: %s", line)
 
 
 def _warn(profile: Profile) -> None:
@@ -144,13 +232,16 @@ def _warn(profile: Profile) -> None:
         )
 
 
-def connect(app: Celery) -> None:
+def connect(app: Any) -> None:
     """Have the settings of `app` end in these, each time that it reads them."""
     app.on_after_configure.connect(_add, weak=False)
+    signals.celeryd_after_setup.connect(_tell, weak=False)
+    if app.configured:  # they are read again where an object is named for them later
+        _add(app)
 
 
-def _add(sender: Celery, **_: Any) -> None:
-    conf: Any = sender.conf
+def _add(sender: Any, **_: Any) -> None:
+    conf = sender.conf
     found = Defaults(conf)
     conf.maps.insert(-1, found)  # Celery's own are the last
     conf.defaults.insert(-1, found)

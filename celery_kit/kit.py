@@ -1,10 +1,17 @@
 """What an app of the kit is: Celery's, with the kit's parts in it, and nothing changed in any other app of the process.
 
 What still is changed for the whole process: docs/apps.md.
+
+`install` gives an app that exists the same class as `Kit()` has. Celery looks up `amqp`, `send_task`, `Task` and the backend on
+the app's class, and has no hook for them: functions set on the instance would be lost when the app is pickled, and could not
+call what they replace. So `app.__class__` becomes a class of both, the user's first. Parts that Celery has made and cached by
+then are made again, and tasks that it has bound by then read their settings again.
 """
 
+import threading
 from functools import cache, cached_property
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 from celery import Celery
 from celery import _state as state
@@ -45,6 +52,7 @@ AT_THE_BEGIN = (
 
 
 _state: Any = state  # Celery's stubs know little of it
+_installed: "WeakSet[Any]" = WeakSet()
 
 
 class Kit(Celery):
@@ -55,14 +63,9 @@ class Kit(Celery):
     #: The app that the kit itself made the one of threads which have none of their own.
     _of_threads: "ClassVar[Kit | None]" = None
 
-    def __init__(self: Any, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         install(self)
-        if self.set_as_current and (_is_nobodys(_state.default_app) or _state.default_app is Kit._of_threads):
-            # Celery makes an app the current one of the thread that imports it: in any other a shared task would be an app's
-            # that nobody has made.
-            self.set_default()
-            Kit._of_threads = self
 
     def set_default(self) -> None:
         Kit._of_threads = None  # who asks for one keeps it
@@ -156,8 +159,19 @@ def _is_nobodys(app: Any) -> bool:
     return app is None or (type(app) is Celery and app.main == "default" and not vars(app)["set_as_current"])
 
 
-def install(app: Celery) -> None:
-    """Give `app` the kit's workers, beat and settings."""
+def install(app: Any) -> None:
+    """Make `app`, a Celery app that exists, one of the kit's, as `Kit()` makes it; a second call does nothing.
+
+    It may be called before or after the app has its settings and tasks, but before its worker, or its first connection.
+    """
+    app = app._get_current_object() if hasattr(app, "_get_current_object") else app
+    if app in _installed:
+        return
+    _installed.add(app)
+    if others := not isinstance(app, Kit):
+        kind: Any = type(app)
+        app.__class__ = _of_both(kind)
+        _renew_parts(app)
     signals.connect(app)
     forked.connect(app)
     for module in AT_THE_BEGIN:
@@ -169,6 +183,67 @@ def install(app: Celery) -> None:
     green_loop.install(app)
     set_aside.install(app)
     _prepare_the_process()
+    for task in list(app._tasks.values()) if others else ():
+        if type(task).__bound__ and task._app is app:
+            _renew_task(app, task)
+    if app.set_as_current and (_is_nobodys(_state.default_app) or _state.default_app is Kit._of_threads):
+        # Celery makes an app the current one of the thread that imports it: in any other a shared task would be an app's
+        # that nobody has made.
+        app.set_default()
+        Kit._of_threads = app
+
+
+@cache
+def _of_both(theirs: Any) -> Any:
+    """The class of an app that was of class `theirs`."""
+    if theirs is Celery:
+        return Kit
+
+    def reduced(app: Any) -> Any:
+        make, (_, *arguments) = super(both, app).__reduce__()
+        return _restored, (make, theirs, *arguments)
+
+    both: Any = type(theirs.__name__, (theirs, Kit), {"__module__": theirs.__module__, "__reduce__": reduced})
+    return both
+
+
+def _restored(make: Any, theirs: Any, *arguments: Any) -> Any:
+    """An app of a class of both again, from its pickle: that class has no name to import it by."""
+    app = make(theirs, *arguments)
+    install(app)
+    return app
+
+
+def _renew_parts(app: Any) -> None:
+    """Let go of what Celery has made of its own classes. Connections stay open for other apps, which may share them."""
+    for part in ("Task", "amqp", "events", "log"):
+        vars(app).pop(part, None)
+    app._pool = app._backend_cache = None
+    app._local = threading.local()
+
+
+def _renew_task(app: Any, task: Any) -> None:
+    """Give a bound task the kit's class, and the app's settings of now where Celery has copied those of then.
+
+    In place, by a class of its own: its module, and all who have imported the task, hold this instance; and its class may be
+    another app's too.
+    """
+    kind, ours = type(task), symbol_by_name("celery_kit.produce.delay:Task")
+    values = {name: app.conf[setting] for name, setting in kind.from_config if _is_copied(kind, name)}
+    known = {name: value for name, value in values.items() if value is not None}
+    bases = (kind,) if issubclass(kind, ours) else (kind, ours)
+    task.__class__ = type(kind.__name__, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__, **known})
+    vars(task).pop("_exec_options", None)
+    task.__class__._exec_options = None
+
+
+def _is_copied(kind: type, name: str) -> bool:
+    """Celery has copied this attribute from its settings when it bound a task: a class lists its attributes in the order of
+    their making, and binding begins with `__bound__`. What the user has given stands before it.
+    """
+    owner = next((one for one in kind.__mro__ if name in vars(one)), object)
+    order = list(vars(owner))
+    return vars(owner).get("__bound__") is True and order.index(name) > order.index("__bound__")
 
 
 @cache

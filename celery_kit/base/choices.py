@@ -97,12 +97,12 @@ class Choices:
 
 
 def task_time_limit(environ: Mapping[str, str] = os.environ) -> int:
-    """The one number that bounds a task, in seconds."""
+    """The one number that bounds a task of this project's stacks, in seconds."""
     return whole_number("TASK_TIME_LIMIT", environ.get("TASK_TIME_LIMIT") or "300", 1, 86_400, "seconds")
 
 
 def stop_grace(environ: Mapping[str, str] = os.environ) -> int:
-    """How long a stopping worker may take, in seconds: longer than the longest task, so that it ends what it has begun."""
+    """How long a worker of this project's stacks may take to stop, in seconds: longer than the longest task."""
     return times.seconds(times.STOP_GRACE_PERIOD, task_time_limit(environ), environ)
 
 

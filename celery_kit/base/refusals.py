@@ -2,9 +2,13 @@
 
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
+
+T = TypeVar("T")
+_unprinted: ContextVar[list[str] | None] = ContextVar("unprinted", default=None)
 
 
 def refuse(message: str) -> NoReturn:
@@ -12,8 +16,25 @@ def refuse(message: str) -> NoReturn:
 
     SystemExit and not an ordinary error: Celery's command line would wrap that in a traceback.
     """
-    print(f"celery-kit: {message}", file=sys.stderr)
+    if (messages := _unprinted.get()) is None:
+        print(f"celery-kit: {message}", file=sys.stderr)
+    else:
+        messages.append(message)
     raise SystemExit(2)
+
+
+def unless_refused(step: Callable[[], T]) -> tuple[T | None, str]:
+    """What `step` gives, and why it refused; the process goes on, and nothing is printed."""
+    messages: list[str] = []
+    token = _unprinted.set(messages)
+    try:
+        return step(), ""
+    except SystemExit:
+        if not messages:  # of somebody else
+            raise
+        return None, messages[-1]
+    finally:
+        _unprinted.reset(token)
 
 
 class Absent:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
-
 from celery_kit.base.refusals import refuse
 
 SIGNED = "auth"  # Celery's name of the serializer
@@ -66,12 +64,14 @@ def _check(name: str, path: str) -> None:
         refuse(f"{name}={path} cannot be read: {error.strerror}")
 
 
-def connect(app: Celery) -> None:
+def connect(app: Any) -> None:
     """Have `app` sign and verify as soon as its settings are there, if they say so."""
     app.on_after_configure.connect(_set_up, weak=False)
+    if app.configured:
+        _set_up(app)
 
 
-def _set_up(sender: Celery, **_: Any) -> None:
+def _set_up(sender: Any, **_: Any) -> None:
     if not sender.conf.security_key:
         return
     try:

@@ -9,6 +9,7 @@ from celery.utils.dispatch import Signal
 #: As Celery's of that name.
 celeryd_init = Signal(name="celeryd_init", providing_args=["instance", "conf", "options"])
 worker_init = Signal(name="worker_init")
+celeryd_after_setup = Signal(name="celeryd_after_setup", providing_args=["instance", "conf"])
 beat_init = Signal(name="beat_init")
 
 _apps: "WeakSet[Celery]" = WeakSet()
@@ -19,6 +20,7 @@ def connect(app: Celery) -> None:
     _apps.add(app)
     signals.celeryd_init.connect(_worker, weak=False)
     signals.worker_init.connect(_before_its_pool, weak=False)
+    signals.celeryd_after_setup.connect(_logging, weak=False)
     signals.beat_init.connect(_beat, weak=False)
 
 
@@ -30,6 +32,11 @@ def _worker(sender: Any, instance: Any, **given: Any) -> None:
 def _before_its_pool(sender: Any, **_: Any) -> None:
     if is_the_kits(sender.app):
         worker_init.send(sender=sender)
+
+
+def _logging(sender: Any, instance: Any, conf: Any, **_: Any) -> None:
+    if is_the_kits(instance.app):
+        celeryd_after_setup.send(sender=sender, instance=instance, conf=conf)
 
 
 def _beat(sender: Any, **_: Any) -> None:

@@ -6,7 +6,8 @@ A worker that waits for its broker is alive, but not ready: HEARTBEAT_FILE.alive
 
 The time is HEARTBEAT_SECONDS ahead of the loop's last round. Two exceptions:
 
-- A pool whose loop rests during a task (solo) moves it ahead by the task time limit when the task begins.
+- A pool whose loop rests during a task (solo) moves it ahead by the task time limit when the task begins; by a year where
+  there is none.
 - A worker that took nothing for HEARTBEAT_SECONDS while a queue of its own held messages and it had room for one is stuck,
   whatever it thinks of its connection (celery #8030, #9054, #10205): the time is 0.
 """
@@ -21,7 +22,7 @@ from typing import Any
 from celery import Celery, bootsteps, signals
 from celery.utils.log import get_logger
 
-from celery_kit.base.choices import task_time_limit
+from celery_kit.base import times
 from celery_kit.base.refusals import whole_number
 from celery_kit.fixes import delayed_start
 from celery_kit.pools.table import row
@@ -190,7 +191,8 @@ class Heartbeat(bootsteps.StartStopStep):
     def _begins(self, task: Any = None, **_: Any) -> None:
         if self.timer is not None:
             own = getattr(getattr(task, "request", None), "time_limit", None)  # of this message alone
-            write(self.file, now() + (own or getattr(task, "time_limit", None) or task_time_limit()) + self.seconds)
+            limit = own or getattr(task, "time_limit", None) or self.parent.app.conf.task_time_limit or times.MOST
+            write(self.file, now() + int(limit) + self.seconds)
 
     def stop(self, parent: Any) -> None:
         if self.timer is not None:

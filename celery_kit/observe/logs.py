@@ -15,7 +15,7 @@ from typing import Any
 from celery import current_app
 from celery._state import get_current_worker_task
 from celery.app import log, trace
-from celery.signals import celeryd_after_setup, task_prerun, task_received
+from celery.signals import celeryd_after_setup, setup_logging, task_prerun, task_received
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
@@ -90,6 +90,8 @@ class Logging(log.Logging):
         return super().setup_handlers(logger, logfile, format, colorize, *args, **options)
 
     def setup_logging_subsystem(self, *args: Any, **options: Any) -> Any:
+        if setup_logging.receivers:  # the user's own logging, with Celery's lines
+            return super().setup_logging_subsystem(*args, **options)
         celeryd_after_setup.connect(_worker, weak=False)
         task_prerun.connect(_started, weak=False)
         return super().setup_logging_subsystem(*args, **options)

@@ -2,6 +2,8 @@
 
 Celery's warm shutdown waits for its tasks as long as they take. Then the grace ends with SIGKILL, and Redis gives their
 messages to another worker after the visibility timeout only. So the worker goes over to the cold shutdown shortly before.
+
+The grace is STOP_GRACE_PERIOD, or follows from the app's time limit; where there is neither, the worker waits as Celery's does.
 """
 
 import os
@@ -12,7 +14,7 @@ from typing import Any
 
 from celery import signals
 
-from celery_kit.base.choices import stop_grace
+from celery_kit.base import times
 from celery_kit.base.signals import celeryd_init
 
 #: Seconds before the end of the grace at which running tasks are handed back: what closing takes on a slow connection. Half of
@@ -30,14 +32,23 @@ def connect() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-def _begins(**_: Any) -> None:
-    signals.worker_shutting_down.connect(_limit, weak=False)
+def grace_of(conf: Any) -> int | None:
+    """How long a stop of a worker with these settings may take, in seconds; None: not known."""
+    if os.environ.get(times.STOP_GRACE_PERIOD.name):
+        return times.seconds(times.STOP_GRACE_PERIOD, 0, os.environ)
+    return times.STOP_GRACE_PERIOD.of(int(conf.task_time_limit)) if conf.task_time_limit else None
 
 
-def _limit(sig: str, how: str, **_: Any) -> None:
-    if not hasattr(signal, "setitimer"):  # Windows, where no signal tells a process to end within a grace
-        return
-    if sig == "SIGTERM" and how == "Warm" and signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None):
-        grace = stop_grace()
+def _begins(conf: Any, **_: Any) -> None:
+    def limit(sig: str, how: str, **_: Any) -> None:
+        # Windows has no signal that tells a process to end within a grace.
+        if hasattr(signal, "setitimer") and sig == "SIGTERM" and how == "Warm" and (grace := grace_of(conf)):
+            _limit(grace)
+
+    signals.worker_shutting_down.connect(limit, weak=False)
+
+
+def _limit(grace: float) -> None:
+    if signal.getsignal(signal.SIGALRM) in (signal.SIG_DFL, None):
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGQUIT))
         signal.setitimer(signal.ITIMER_REAL, max(grace - BEFORE_THE_END, grace / 2))

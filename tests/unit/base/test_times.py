@@ -36,7 +36,7 @@ from celery_kit.worker import grace as shutdown
 from celery_kit.base.choices import stop_grace
 from celery_kit.base.target import ROOT
 for os.environ["STOP_GRACE_PERIOD"] in ("2s", "5s", "9s999ms", "10s", "11s", "1h", "8760h"):
-    shutdown._limit("SIGTERM", "Warm")
+    shutdown._limit(shutdown.grace_of(None))
     left = signal.setitimer(signal.ITIMER_REAL, 0)[0]
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     assert 0 < left < stop_grace(), (os.environ["STOP_GRACE_PERIOD"], left)
