@@ -105,6 +105,9 @@ test-engine:  ## ENGINE=fast on real servers: workers that are killed and stoppe
 test-limits:  ## that every limit's row is needed where it stands, and nowhere else: each is inverted, each test must fail
 	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 10 -q --no-header -rfX
 
+test-examples: ## the wheel in an empty environment: each of examples/ on each broker and two pools; QUICK=1: one combination each
+	deploy/env.sh dev && $(PYTEST) tests/examples -q --no-header
+
 test-upstream: ## Celery's own integration suite with the kit's app, beside plain Celery; writes docs/reports/upstream.md (hours; PAIRS= WORKERS= SIDES= MODULES=)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.upstream.run
 
@@ -116,6 +119,9 @@ test-deploy:  ## the commands of this file, as a user types them
 
 bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 minutes; ONLY= ROUNDS= COMPARE=reports/bench.json
 	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m bench
+
+wheel:        ## celery_kit alone as a package, in dist/
+	deploy/env.sh dev && .venv/bin/uv build --quiet --wheel --clear --out-dir dist
 
 docs:         ## write the tables in README and docs anew, from the code's own
 	deploy/env.sh dev && .venv/bin/python -m docs.generate
@@ -140,4 +146,4 @@ lock: env     ## pin every requirement again, with hashes
 
 clean: override export BROKER =
 clean: down   ## what was made here: the environment, the embedded broker's data
-	rm -rf .venv .kit site .mypy_cache .ruff_cache .pytest_cache reports
+	rm -rf .venv .kit site .mypy_cache .ruff_cache .pytest_cache reports dist

@@ -5,11 +5,10 @@ cd "$(dirname "$0")/.."
 deploy/env.sh dev
 pin() { .venv/bin/uv pip compile --quiet --generate-hashes --universal --fork-strategy fewest --no-header "$@"; }
 pin pyproject.toml --extra dev --upgrade -o requirements/dev.txt
-pin pyproject.toml -c requirements/dev.txt -o requirements/worker.txt
-for extra in docs eventlet gevent local monitor; do
-    pin pyproject.toml --extra "$extra" -c requirements/dev.txt -o "requirements/$extra.txt"
+for extra in docs eventlet gevent local monitor worker; do
+    pin pyproject.toml --extra worker --extra "$extra" -c requirements/dev.txt -o "requirements/$extra.txt"
 done
 pin bench/peers/requirements.in -o bench/peers/requirements.txt
-pin tests/packages/requirements.in pyproject.toml --override tests/packages/overrides.txt -o tests/packages/requirements.txt
-pin tests/upstream/requirements.in pyproject.toml -o tests/upstream/requirements.txt
+pin tests/packages/requirements.in pyproject.toml --extra worker --override tests/packages/overrides.txt -o tests/packages/requirements.txt
+pin tests/upstream/requirements.in pyproject.toml --extra worker -o tests/upstream/requirements.txt
 echo aiosmtpd | pin - -c requirements/dev.txt -o requirements/mail.txt

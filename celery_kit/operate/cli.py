@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 from typing import Any, NoReturn
 
 import click
@@ -221,18 +220,9 @@ def top(every: float) -> None:
     """Show the same again and again, until Ctrl-C."""
     stack = running_stack()
     _join(stack)
-    from rich.live import Live
-    from rich.text import Text
+    from celery_kit.operate.look import top  # not before the environment names the stack
 
-    from celery_kit.operate.look import status
-
-    def look() -> str:
-        return "\n".join(status.lines(status.snapshot(lambda: stack.members(stack.inspected()))))
-
-    with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
-        while True:
-            live.update(Text(look()), refresh=True)
-            time.sleep(every)
+    top.show(every, lambda: stack.members(stack.inspected()))
 
 
 def _join(stack: Stack) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 celery_kit.operate.look.dead` does it.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from celery_kit import brokers
 from celery_kit.base.facts import address
 from celery_kit.base.refusals import refuse
 from celery_kit.brokers.contract import Action, DeadLetter
+from celery_kit.operate.arguments import Parser
 from celery_kit.operate.target import app
 
 
@@ -38,9 +38,7 @@ def letters(app: Celery) -> list[DeadLetter]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m celery_kit.operate.look.dead", description="List what was set aside, send it back, drop it."
-    )
+    parser = Parser(description="List what was set aside, send it back, drop it.")
     parser.add_argument("--retry", metavar="ID|all")
     parser.add_argument("--drop", metavar="ID|all")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")

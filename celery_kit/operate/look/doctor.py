@@ -20,6 +20,7 @@ from typing import Any
 from celery_kit.base.facts import Member, Server
 from celery_kit.base.files import private
 from celery_kit.base.target import ROOT
+from celery_kit.operate.arguments import Parser
 from celery_kit.operate.look.status import Snapshot, snapshot
 from celery_kit.operate.stacks.docker import EngineSilentError, ask, last_line, port_holder
 from celery_kit.produce.spool import OURS
@@ -58,6 +59,8 @@ class Scene:
 
 
 def engine(_: Scene) -> Found:
+    if not (ROOT / "Makefile").exists():  # another project, which starts no stack of these
+        return
     if not shutil.which("docker"):
         yield "no Docker client is installed: stacks in containers cannot start", "make engine; 'make demo' needs none"
         return
@@ -305,7 +308,8 @@ def _holder(port: int) -> str:
 
 
 def main() -> None:
-    raise SystemExit(show(Scene(stack=bool(os.environ.get("CELERY_BROKER_URL")))))
+    Parser(description="Say what is wrong with this machine and the app's stack, and what mends it.").parse_args()
+    raise SystemExit(show(Scene(stack=any(os.environ.get(name) for name in ("CELERY_BROKER_URL", "CELERY_APP")))))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Show a task's state and result: `python -m celery_kit.operate.look.result ID`, `make result`."""
 
-import argparse
 import json
 import sys
 from contextlib import suppress
@@ -11,6 +10,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult
 
 from celery_kit.base.refusals import refuse
+from celery_kit.operate.arguments import Parser
 from celery_kit.operate.target import app
 from celery_kit.results import room
 from celery_kit.results.outcome import Outcome, forget, outcome
@@ -53,9 +53,7 @@ def refuse_where_unreadable() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m celery_kit.operate.look.result", description="Show a task's state and result."
-    )
+    parser = Parser(description="Show a task's state and result.")
     parser.add_argument("id")
     parser.add_argument("--wait", type=float, metavar="SECONDS", help="wait this long for the task to end")
     parser.add_argument("--forget", action="store_true", help="delete the result")

@@ -7,15 +7,17 @@ from typing import Any, NoReturn
 
 from celery.exceptions import OperationalError
 
+from celery_kit.base import target
 from celery_kit.base.facts import address
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.brokers import explained
+from celery_kit.operate.arguments import Parser
 from celery_kit.operate.target import app
 from celery_kit.produce.send import send, tasks
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m celery_kit.operate.look.send", description="Send a task; prints its id.")
+    parser = Parser(description="Send a task; prints its id.")
     parser.add_argument("task", help="its name; or `forward`, to send what waits in the spool (docs/spool.md)")
     parser.add_argument("args", nargs="?", default="[]", help="a JSON array; or -, to read one JSON array a line")
     parser.add_argument("kwargs", nargs="?", default="{}", help="a JSON object")
@@ -29,6 +31,8 @@ def main() -> None:
 
 
 def _send(given: argparse.Namespace) -> None:
+    if not hasattr(app, "spooled"):
+        refuse(f"CELERY_APP={target.name()} is plain Celery: only an app of the kit, by Kit() or install(), is sent to")
     choose("TASK", given.task, sorted(name for name in tasks() if not name.startswith("celery.")))
     kwargs = _json("KWARGS", given.kwargs, dict)
     lines = sys.stdin if given.args == "-" else [given.args]

@@ -16,6 +16,7 @@ from kombu.utils.imports import symbol_by_name
 from celery_kit import brokers, results
 from celery_kit.base import facts
 from celery_kit.base.facts import PATIENCE, Member, Server, address, readable, told
+from celery_kit.operate.arguments import Parser
 from celery_kit.operate.target import app
 
 
@@ -204,6 +205,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def main() -> None:
+    Parser(description="Show broker, queues and workers.").parse_args()
     print("\n".join(lines(snapshot())))
 
 

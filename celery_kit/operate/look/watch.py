@@ -8,6 +8,7 @@ import time
 from celery import states
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from celery_kit.operate.arguments import Parser
 from celery_kit.operate.look.result import refuse_where_unreadable, show_outcome
 from celery_kit.results.outcome import Outcome, look_up
 
@@ -32,8 +33,11 @@ def watch(task_id: str) -> Outcome:
 
 
 def main() -> None:
+    parser = Parser(description="Follow a task to its end, with a bar where it says how far it is.")
+    parser.add_argument("id")
+    given = parser.parse_args()
     refuse_where_unreadable()
-    end = watch(sys.argv[1])
+    end = watch(given.id)
     show_outcome(end)
     sys.exit(end.state != states.SUCCESS)
 

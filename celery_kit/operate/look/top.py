@@ -1,0 +1,34 @@
+"""What `status` shows, again and again: `make top`, `celery-kit top`."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from rich.live import Live
+from rich.text import Text
+
+from celery_kit.base.facts import Member
+from celery_kit.operate.arguments import Parser
+from celery_kit.operate.look import status
+
+EVERY = 2.0  # seconds
+
+
+def show(every: float, tell: Callable[[], list[Member]] = list) -> NoReturn:
+    """Draw it every so many seconds, until Ctrl-C; `tell` is asked who should be there."""
+    with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        while True:
+            live.update(Text("\n".join(status.lines(status.snapshot(tell)))), refresh=True)
+            time.sleep(every)
+
+
+def main() -> None:
+    parser = Parser(description="Show broker, queues and workers, until Ctrl-C.")
+    parser.add_argument("--every", type=float, default=EVERY, metavar="SECONDS")
+    given = parser.parse_args()
+    show(max(0.2, given.every))
+
+
+if __name__ == "__main__":
+    main()
