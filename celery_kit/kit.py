@@ -8,6 +8,7 @@ call what they replace. So `app.__class__` becomes a class of both, the user's f
 then are made again, and tasks that it has bound by then read their settings again.
 """
 
+import logging
 import threading
 from functools import cache, cached_property
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from celery.utils.imports import instantiate, symbol_by_name
 
 from celery_kit import defaults, forked, results
 from celery_kit.base import security, signals
+from celery_kit.base.refusals import unless_refused
 from celery_kit.engine import pipes, prefetch
 from celery_kit.fixes import (
     add_consumer,
@@ -51,6 +53,7 @@ AT_THE_BEGIN = (
 )  # fmt: skip
 
 
+logger = logging.getLogger(__name__)
 _state: Any = state  # Celery's stubs know little of it
 _installed: "WeakSet[Any]" = WeakSet()
 
@@ -249,7 +252,9 @@ def _is_copied(kind: type, name: str) -> bool:
 @cache
 def _prepare_the_process() -> None:
     """What a process has once, and not an app."""
-    tracing.connect()
+    _, why = unless_refused(tracing.connect)
+    if why:  # a web server that has an app of the kit goes on
+        logger.warning("celery-kit: %s; there are no traces of the kit", why)
     runs.connect()
     eventlet_dns.connect()
     eventlet_timers.connect()

@@ -27,7 +27,7 @@ from kombu.utils.uuid import uuid
 from celery_kit import results
 from celery_kit.base.refusals import refuse
 from celery_kit.base.signals import worker_init
-from celery_kit.profile import Profile
+from celery_kit.profile import once_url
 from celery_kit.results import Backend
 from celery_kit.results.redis.claims import Claims
 
@@ -86,7 +86,7 @@ def _refuse_without_store(sender: Any, **_: Any) -> None:
 
 def _where(app: Celery) -> tuple[Backend | None, str]:
     """The store, by its own URL or as the results server, and its room."""
-    url = Profile.from_environ().once_url or app.conf.result_backend or ""
+    url = once_url() or app.conf.result_backend or ""
     return results.room(url), url
 
 

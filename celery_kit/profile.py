@@ -52,7 +52,7 @@ class Profile(Choices):
             pool=POOLS[choose("POOL", value("POOL", "prefork"), POOLS)],
             broker_url=broker_url or broker.url(environ),
             result_backend=result_backend or backend.url(environ, broker),
-            once_url=_once_url(value("ONCE_URL", "")),
+            once_url=once_url(environ),
         )
 
 
@@ -96,9 +96,9 @@ def _room(
     return found
 
 
-def _once_url(given: str) -> str | None:
-    """Where `celery_kit/once.py` keeps its claims, if not on the results server."""
-    if given:
+def once_url(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Where `celery_kit/once.py` keeps its claims, if not on the results server. Refuses what it cannot use."""
+    if given := environ.get("ONCE_URL"):
         schemes = sorted({scheme for backend in BACKENDS.values() if backend.claims for scheme in backend.schemes})
         choose("the scheme of ONCE_URL", given.partition(":")[0].partition("+")[0], schemes)
     return given or None

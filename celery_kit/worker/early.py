@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 from celery_kit.fixes import eventlet_dns
+from celery_kit.observe import tracing
 
 
 def _eventlet() -> None:
@@ -49,6 +50,7 @@ def pool(argv: list[str], default: str) -> str:
 
 def start() -> None:
     """Make this process ready to become a worker."""
+    tracing.exporter()  # a worker that cannot trace as it was told does not start
     gc.disable()
     installed = metadata.entry_points()
 

@@ -212,6 +212,27 @@ def test_a_variable_that_means_something_else_ends_no_process(variable: str, cap
     assert len(lines) == (variable != "BROKER")  # which an app's own settings answer
 
 
+TRACES = """
+import celery, celery_kit
+app = celery.Celery("shop", broker="memory://", backend="cache+memory://")
+if ours := "opentelemetry" in __import__("sys").argv:
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    trace.set_tracer_provider(provider := TracerProvider())
+celery_kit.install(app)
+print(trace.get_tracer_provider() is provider if ours else app.conf.task_acks_late)
+"""
+
+
+@pytest.mark.parametrize(("exporter", "argv", "warnings"), [("jaeger", (), 1), ("otlp", ("opentelemetry",), 0)])
+def test_a_projects_own_tracing_is_left_alone(exporter: str, argv: tuple[str, ...], warnings: int) -> None:
+    """An exporter of theirs that the kit does not know ends no process, and a provider that they have set up stays."""
+    environ = {**os.environ, "OTEL_TRACES_EXPORTER": exporter}
+    whole = [sys.executable, "-W", "ignore", "-c", TRACES, *argv]
+    ran = subprocess.run(whole, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert ran.stdout == "True\n" and ran.stderr.count("celery-kit: ") == len(ran.stderr.splitlines()) == warnings, ran.stderr
+
+
 def test_signing_that_cannot_be_had_is_refused_all_the_same() -> None:
     with patch.dict(os.environ, {"SECURITY_KEY": "/nowhere"}), pytest.raises(SystemExit):
         installed(plain()).conf.task_acks_late  # noqa: B018

@@ -55,7 +55,7 @@ def test_the_claims_are_in_the_results_server_or_in_a_store_of_their_own(
 ) -> None:
     profile = Profile.from_environ({"BROKER": "rabbitmq", **environ})
     app = Celery("once", set_as_current=False, backend=profile.result_backend)
-    monkeypatch.setattr(Profile, "from_environ", lambda: profile)
+    monkeypatch.setenv("ONCE_URL", environ.get("ONCE_URL", ""))
     backend, found = module._where(app)
     assert (found if backend and backend.claims else None) == url
 
