@@ -2,12 +2,23 @@
 
 import argparse
 import re
+import sys
 from typing import NoReturn
 
 from celery_kit.base.refusals import refuse
 
 #: All that follows, whatever it begins with.
 REST = argparse.REMAINDER
+
+
+def advice(make: str, elsewhere: str) -> str:
+    """What to type next: in this repository `make …`; the other where the tool was called as `celery-kit`."""
+    return elsewhere if sys.argv[0].startswith("celery-kit ") else make
+
+
+def next_look() -> str:
+    """Where to look when a server cannot be reached."""
+    return advice("'make ps' shows what runs", "'celery-kit doctor' says what is wrong")
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from celery_kit import brokers
 from celery_kit.base.facts import address
 from celery_kit.base.refusals import refuse
 from celery_kit.brokers.contract import Action, DeadLetter
-from celery_kit.operate.arguments import Parser
+from celery_kit.operate.arguments import Parser, advice, next_look
 from celery_kit.operate.target import app
 
 
@@ -57,11 +57,11 @@ def main() -> None:
     try:
         each(app, decide)
     except app.connection().connection_errors as error:
-        refuse(f"the broker at {address(app)} cannot be reached ({error}); 'make ps' shows what runs")
+        refuse(f"the broker at {address(app)} cannot be reached ({error}); {next_look()}")
     except OperationalError as error:
         refuse(f"not all were sent back, the others were: {error}")
     if wanted not in (None, "all") and not seen:
-        refuse(f"no dead letter has the id {wanted}; 'make dead' lists them")
+        refuse(f"no dead letter has the id {wanted}; '{advice('make', 'celery-kit')} dead' lists them")
     for letter in sorted(seen, key=lambda one: one.when):
         print(json.dumps(asdict(letter)) if given.json else _line(letter))
     if not given.json:

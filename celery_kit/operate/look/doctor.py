@@ -20,7 +20,7 @@ from typing import Any
 from celery_kit.base.facts import Member, Server
 from celery_kit.base.files import private
 from celery_kit.base.target import ROOT
-from celery_kit.operate.arguments import Parser
+from celery_kit.operate.arguments import Parser, advice
 from celery_kit.operate.look.status import Snapshot, snapshot
 from celery_kit.operate.stacks.docker import EngineSilentError, ask, last_line, port_holder
 from celery_kit.produce.spool import OURS
@@ -129,7 +129,7 @@ def spool(_: Scene) -> Found:
             named = f"{', '.join(bad[:3])}{', …' if len(bad) > 3 else ''}"
             yield (
                 f"{len(bad)} tasks in SPOOL={folder} could not be sent: {named}",
-                "'make forward' tries again, and says why not",
+                f"'{advice('make', 'celery-kit send')} forward' tries again, and says why not",
             )
 
 
@@ -139,12 +139,14 @@ def broker_answers(scene: Scene) -> Found:
         if any(word in reason.lower() for word in ("access_refused", "auth", "noperm", "username", "403")):
             yield f"the broker refuses the account ({reason})", "correct the user and password in CELERY_BROKER_URL or .env"
         else:
-            yield f"the broker {reason}", "'make ps' shows whether it runs, 'make logs' why not; or correct CELERY_BROKER_URL"
+            in_stack = "'make ps' shows whether it runs, 'make logs' why not; or correct CELERY_BROKER_URL"
+            yield f"the broker {reason}", advice(in_stack, "start it, or correct broker_url")
 
 
 def results_answer(scene: Scene) -> Found:
     if isinstance(scene.now.results, str):
-        yield f"the results server {scene.now.results}", "'make ps' shows whether it runs; or correct CELERY_RESULT_BACKEND"
+        in_stack = "'make ps' shows whether it runs; or correct CELERY_RESULT_BACKEND"
+        yield f"the results server {scene.now.results}", advice(in_stack, "start it, or correct result_backend")
 
 
 def servers(scene: Scene) -> Found:
@@ -160,9 +162,12 @@ def workers_live(scene: Scene) -> Found:
         elif member.node and scene.broker and not scene.now.unasked and member.node not in scene.now.workers:
             yield f"worker {member.node} runs and does not answer", "a solo worker answers between tasks; else restart it"
     if scene.now.unasked and not (scene.broker and scene.broker.faults):  # else it has said why
-        yield f"workers cannot be asked: {scene.now.unasked}", "the broker's log; 'make status' asks again"
+        yield (
+            f"workers cannot be asked: {scene.now.unasked}",
+            f"the broker's log; '{advice('make', 'celery-kit')} status' asks again",
+        )
     elif scene.broker and not scene.now.unasked and not scene.now.workers and not any(one.node for one in scene.members):
-        yield "no worker answers: tasks wait", "make up, or python -m app.worker"
+        yield "no worker answers: tasks wait", advice("make up, or python -m app.worker", "celery -A … worker")
 
 
 def workers_consume(scene: Scene) -> Found:

@@ -10,7 +10,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult
 
 from celery_kit.base.refusals import refuse
-from celery_kit.operate.arguments import Parser
+from celery_kit.operate.arguments import Parser, next_look
 from celery_kit.operate.target import app
 from celery_kit.results import room
 from celery_kit.results.outcome import Outcome, forget, outcome
@@ -67,7 +67,7 @@ def main() -> None:
             forget(given.id)
         show(app.AsyncResult(given.id), given.wait, given.json)
     except (*getattr(app.backend, "connection_errors", ()), ConnectionError) as error:
-        refuse(f"the results server cannot be reached ({error}); 'make ps' shows what runs")
+        refuse(f"the results server cannot be reached ({error}); {next_look()}")
     sys.stdout.flush()
 
 

@@ -11,7 +11,7 @@ from celery_kit.base import target
 from celery_kit.base.facts import address
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.brokers import explained
-from celery_kit.operate.arguments import Parser
+from celery_kit.operate.arguments import Parser, advice, next_look
 from celery_kit.operate.target import app
 from celery_kit.produce.send import send, tasks
 
@@ -55,7 +55,8 @@ def _send(given: argparse.Namespace) -> None:
     except OSError as error:
         _unusable(error)
     if app.spooled and app.spooled.spool.names():
-        print(f"celery-kit: the broker is away; tasks wait in {app.conf.spool}: 'make forward' sends them", file=sys.stderr)
+        how = advice("make forward", "celery-kit send forward")
+        print(f"celery-kit: the broker is away; tasks wait in {app.conf.spool}: '{how}' sends them", file=sys.stderr)
 
 
 def forward() -> None:
@@ -79,7 +80,7 @@ def _unusable(error: OSError) -> NoReturn:
 
 
 def _away(error: Exception) -> NoReturn:
-    refuse(f"the broker at {address(app)} cannot be reached ({error}); 'make ps' shows what runs")
+    refuse(f"the broker at {address(app)} cannot be reached ({error}); {next_look()}")
 
 
 def _json(what: str, text: str, kind: type) -> Any:

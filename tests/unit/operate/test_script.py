@@ -37,6 +37,15 @@ def test_the_status_of_any_projects_app_is_shown(project: Path, named: tuple[str
     assert ran.returncode == 0 and ran.stdout.startswith("broker    memory at memory://"), ran.stdout + ran.stderr
 
 
+def test_advice_is_what_can_be_typed_there(project: Path) -> None:
+    """No `make` where there is no Makefile of the kit's."""
+    (project / "shop.py").write_text(SHOP.replace("memory:", "redis:", 1).replace("//'", "//127.0.0.1:1'", 1))
+    for argv in (("doctor",), ("dead",), ("result", "x")):
+        ran = script(project, "--app", "shop", *argv)
+        assert "make" not in ran.stdout + ran.stderr and "Traceback" not in ran.stderr, ran.stdout + ran.stderr
+    assert "start it, or correct broker_url" in script(project, "--app", "shop", "doctor").stdout
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
