@@ -5,7 +5,7 @@ PYTEST = .venv/bin/pytest
 
 .DEFAULT_GOAL := help
 # What is typed, and what that needs, is never a file, whatever the folder holds.
-TESTS = lint test-unit test-compat test-cost test-browser test-matrix test-faults test-deploy
+TESTS = lint test-unit test-compat test-examples test-cost test-browser test-matrix test-faults test-deploy
 .PHONY: help env down $(TESTS) $(MAKECMDGOALS)
 .SILENT:
 
