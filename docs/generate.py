@@ -241,9 +241,18 @@ def messages() -> str:
     return table(("message", "plain Celery", "here"), *rows, *((f"Redis: {one.what}", one.celery, one.kit) for one in REDIS))
 
 
+def changes() -> str:
+    """What taking the kit changes in each of examples/."""
+    patches = sorted((ROOT / "examples").glob("*/kit.patch"))
+    return "\n\n".join(
+        f"[examples/{path.parent.name}](../examples/{path.parent.name}):\n\n```diff\n{path.read_text().rstrip()}\n```"
+        for path in patches
+    )
+
+
 _TABLES = (
     alerts, metrics, pools, backends, brokers, broker_differences, pool_differences, faults, bench,
-    benchmark, choices, packages, speed, messages,
+    benchmark, choices, packages, speed, messages, changes,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{one.__name__: one for one in _TABLES},

@@ -156,6 +156,19 @@ def changed() -> str:
     )
 
 
+def of_any_app() -> str:
+    """The settings of every app that has the kit whose value is another than Celery's own; an app's own settings win."""
+    known: Any = flatten(NAMESPACES)
+    celerys = {name: option.default for name, option in known}
+    values = defaults.general(_profile())
+    rows = [
+        (f"`{name}`", _value(celerys[name], None), _value(values[name], None), why)
+        for name, why in whys(inspect.getsource(defaults.general)).items()
+        if name in celerys and _plain(celerys[name]) != _plain(values[name])
+    ]
+    return table(("setting", f"Celery {version('celery')}", "with the kit", "why"), *_once(rows))
+
+
 def _of_all() -> dict[str, str]:
     """By name, the reason of each setting of app/config.py and celery_kit/defaults.py."""
     return whys((ROOT / "app/config.py").read_text()) | whys(inspect.getsource(defaults.general))
@@ -313,5 +326,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "settings_pools": of_the_pools,
     "settings_fast": of_the_fast_engine,
     "settings_changed": changed,
+    "settings_any_app": of_any_app,
     "room": of_a_room,
 }

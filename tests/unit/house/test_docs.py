@@ -42,9 +42,10 @@ RUN_BY = {
 }
 #: The same, of commands that only other pages name.
 RUN_BY_TOO = {
+    "make wheel": "tests/examples/conftest.py::python",
     "make forward": (
         "tests/producer/test_spool.py::test_a_task_is_accepted_while_the_broker_is_away_and_forwarded_by_a_command"
-    )
+    ),
 }
 #: These are the tests themselves, measure for half an hour, or change the machine or the locks of whoever types them.
 NOT_IN_A_TEST = {"make test", "make test-matrix", "make bench", "make engine", "make lock"}
