@@ -45,7 +45,7 @@ def now(seconds: float = 0) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("expires", [None, now(60), now(60).replace(tzinfo=None)])
+@pytest.mark.parametrize("expires", [None, now(86_400), now(86_400).replace(tzinfo=None)])
 def test_a_task_that_has_not_expired_returns(expires: datetime | None) -> None:
     assert run(lambda: "done", Request(expires)) == ["done"]
 
