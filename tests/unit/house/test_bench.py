@@ -9,8 +9,9 @@ import pytest
 from bench import report
 from bench.__main__ import Plan, parts
 from bench.idle import FIRST, Side
-from bench.parts import ROWS, without
+from bench.parts import FILES, ROWS, without
 from bench.rounds import NothingDoneError, used
+from celery_kit.base.target import ROOT
 from celery_kit.engine.parts import PARTS
 from celery_kit.pools.table import POOLS
 from docs.take_bench import merged
@@ -159,3 +160,8 @@ def test_every_part_is_measured_somewhere_and_has_a_way_to_be_left_out() -> None
     measured = {trial.name for trial in parts(plan)}
     assert measured == ROWS.keys() >= PARTS.keys()
     assert all(without(part) for part in ROWS.values())
+
+
+def test_the_lines_of_the_fast_path_are_counted_in_files_that_are_there() -> None:
+    """A file that is moved must not leave the count by that."""
+    assert not [pattern for pattern in FILES if not list((ROOT / "celery_kit").glob(pattern))]
