@@ -7,5 +7,5 @@ set -eu
 pip --python /opt/venv/bin/python install --quiet --no-cache-dir --no-deps --require-hashes --only-binary :all: --no-compile \
     --disable-pip-version-check --root-user-action ignore --requirement "$1"
 find /opt/venv/lib -depth \( -type d \( -name tests -o -name testing -path '*/gevent/*' \) -o -name '*.c' -o -name '*.pyx' -o -name '*.h' -o -name '*.hpp' -o -name '*.cpp' \) -exec rm -rf {} +
-/opt/venv/bin/python /usr/local/lib/slim.py /opt/venv/lib
+find /opt/venv/lib -name '*.so*' -type f -exec strip --strip-unneeded {} +
 /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib
