@@ -62,8 +62,9 @@ class Member:
 
 #: What a worker says of itself (celery_kit/observe/vitals.py), and of which kind each is.
 VITALS: dict[str, tuple[type, ...]] = {
-    "pool": (str,), "consuming": (list,), "visibility_timeout": (int, float), "longest_task": (int, float),
-    "clock": (int, float), **dict.fromkeys(("concurrency", "active", "reserved", "scheduled", "processed", "memory"), (int,)),
+    "pool": (str,), "consuming": (list,), "tasks": (list,), "visibility_timeout": (int, float), "longest_task": (int, float),
+    "clock": (int, float),
+    **dict.fromkeys(("concurrency", "registered", "active", "reserved", "scheduled", "processed", "memory"), (int,)),
 }  # fmt: skip
 
 
@@ -71,8 +72,9 @@ def told(answer: Any) -> dict[str, Any]:
     """A worker's answer with all of :data:`VITALS`; None is what it does not tell: it may be of another version."""
     given = answer if isinstance(answer, dict) else {}
     found = {name: given.get(name) if isinstance(given.get(name), kinds) else None for name, kinds in VITALS.items()}
-    if found["consuming"]:
-        found["consuming"] = [str(queue) for queue in found["consuming"]]
+    for name in ("consuming", "tasks"):
+        if isinstance(names := found[name], list):
+            found[name] = [str(one) for one in names]
     return found
 
 

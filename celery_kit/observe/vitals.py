@@ -16,6 +16,10 @@ from celery_kit.pools.table import named
 clock = time.time
 
 
+#: How many names of tasks a worker tells at most.
+MOST_TASKS = 100
+
+
 def connect() -> None:
     celeryd_init.connect(_register, weak=False)
 
@@ -38,16 +42,19 @@ def _register(**_: Any) -> None:
 
     @control.inspect_command()
     def vitals(state: Any) -> dict[str, Any]:
-        """Pool, concurrency, queues, tasks, memory (bytes)."""
+        """Pool, concurrency, queues, numbers of tasks, names of those that it knows, memory (bytes)."""
         consumer = state.consumer
         consuming = [queue.name for queue in getattr(consumer.task_consumer, "queues", [])]
         info = consumer.pool.info if consumer.pool else {}
         limits = [getattr(task, "time_limit", None) or state.app.conf.task_time_limit or 0 for task in state.app.tasks.values()]
         active = len(work.active_requests)
+        known = sorted(name for name in state.app.tasks if not name.startswith("celery."))
         return {
             "pool": named(consumer.pool),
             "concurrency": info.get("max-concurrency", 1),
             "consuming": consuming,
+            "tasks": known[:MOST_TASKS],
+            "registered": len(known),
             "active": active,
             "reserved": max(0, len(work.reserved_requests) - active),
             "scheduled": len(consumer.timer.queue),

@@ -4,10 +4,12 @@ it.
 Nobody is waited for longer than a second: a server that is away, or a worker that does not answer, is what the table is for.
 """
 
+import json
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,9 +17,11 @@ from kombu.utils.imports import symbol_by_name
 
 from celery_kit import brokers, results
 from celery_kit.base import facts
-from celery_kit.base.facts import PATIENCE, Member, Server, address, readable, told
+from celery_kit.base.facts import PATIENCE, Member, Queue, Server, address, readable, told
 from celery_kit.operate.arguments import Parser
 from celery_kit.operate.target import app
+
+SHOWN_TASKS = 30
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,41 @@ def snapshot(tell: Callable[[], list[Member]] = list, patience: float = PATIENCE
         return Snapshot(found, results.result(), workers, members, unasked, address(app), _results_url())
 
 
+def packed(found: Snapshot) -> str:
+    """What was found, as one line of JSON: for a process of another machine, or of another environment."""
+    return json.dumps(asdict(found))
+
+
+def unpacked(text: str) -> Snapshot:
+    """What :func:`packed` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    given = json.loads(text)
+    members = [Member(**one) for one in given.pop("members")]
+    servers = {name: _unpacked_server(given.pop(name)) for name in ("broker", "results")}
+    return Snapshot(**servers, members=members, **given)
+
+
+def seen(found: Snapshot, address: Callable[[str], str]) -> Snapshot:
+    """What was found, with the servers' addresses as another machine has them: `address` translates one."""
+
+    def server(one: Any) -> Any:
+        return replace(one, url=address(one.url)) if isinstance(one, Server) else one
+
+    return replace(
+        found,
+        broker=server(found.broker),
+        results=server(found.results),
+        broker_url=address(found.broker_url),
+        results_url=address(found.results_url),
+    )
+
+
+def _unpacked_server(given: Any) -> Any:
+    if not isinstance(given, dict):
+        return given
+    shapes = {"queues": [Queue(**one) for one in given["queues"]], "faults": [tuple(one) for one in given["faults"]]}
+    return Server(**{**given, **shapes})
+
+
 def lines(found: Snapshot) -> list[str]:
     """The table, ready to print."""
     shown = [f"broker    {_server(found.broker, found.broker_url)}"]
@@ -127,7 +166,7 @@ def lines(found: Snapshot) -> list[str]:
     headings = ("worker", "pool", "at once", "state", "consumes", "active", "reserved", "processed", "memory")
     rows = [_worker(node, found) for node in sorted({*found.workers, *(m.node for m in found.members if m.node)})]
     shown += ["", *(_columns(headings, rows) if rows else ["worker    none answered"]), ""]
-    return shown + (_beats(found.members) or ["beat      none in this stack"])
+    return shown + (_beats(found.members) or ["beat      none in this stack"]) + _tasks(found)
 
 
 def state_of(node: str, found: Snapshot) -> str:
@@ -152,6 +191,14 @@ def _worker(node: str, found: Snapshot) -> tuple[str, ...]:
     memory = "-" if answer["memory"] is None else _bytes(answer["memory"])
     queues, at_once = ",".join(answer["consuming"] or ()), _number(answer["concurrency"])
     return (node, answer["pool"] or "-", at_once, state_of(node, found), queues, *numbers, memory)
+
+
+def _tasks(found: Snapshot) -> list[str]:
+    """The tasks that the workers know, as many as a screen takes."""
+    names = sorted({name for answer in found.workers.values() for name in answer["tasks"] or ()})
+    number = max((answer["registered"] or 0 for answer in found.workers.values()), default=0)
+    more = max(number, len(names)) - len(names[:SHOWN_TASKS])
+    return [f"tasks     {', '.join(names[:SHOWN_TASKS])}{f', and {more} more' if more else ''}"] if names else []
 
 
 def _beats(members: list[Member]) -> list[str]:
@@ -205,8 +252,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def main() -> None:
-    Parser(description="Show broker, queues and workers.").parse_args()
-    print("\n".join(lines(snapshot())))
+    parser = Parser(description="Show broker, queues and workers.")
+    parser.add_argument("--json", action="store_true", help="as one line of JSON; seconds and members come by standard input")
+    if parser.parse_args().json:
+        patience, members = json.load(sys.stdin)
+        print(packed(snapshot(lambda: [Member(**one) for one in members], patience)))
+    else:
+        print("\n".join(lines(snapshot())))
 
 
 if __name__ == "__main__":
