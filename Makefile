@@ -1,5 +1,6 @@
 # What a user types. Every recipe is one line; logic stands in app/ and deploy/, with tests.
 # Knobs: BROKER=embedded|rabbitmq|redis  POOL=prefork|eventlet|gevent|threads|solo  BACKEND=redis|rpc  SCALE=1
+# A codebase of your own: APP=shop.celery:app  SOURCE=../shop  REQUIREMENTS=../shop/requirements.txt  QUEUES=shop,payments
 KIT = .venv/bin/python -m celery_kit.operate.cli
 PYTEST = .venv/bin/pytest
 
@@ -15,7 +16,7 @@ help:         ## what there is to type
 demo: env     ## real work on an embedded broker, no Docker; POOL= works here too
 	$(KIT) demo
 
-up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE= MONITOR=1
+up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE= MONITOR=1; of your own code: APP= SOURCE= REQUIREMENTS=
 	$(KIT) up
 
 down: env     ## stop the stack; VOLUMES=1 deletes its data too, in a terminal once you agree (YES=1)
@@ -39,7 +40,7 @@ top: env      ## the same, live; EVERY=2 seconds
 dead: env     ## what was set aside, with its reason; RETRY=ID|all sends it back, DROP=ID|all deletes it
 	$(KIT) dead
 
-dev: env      ## a worker here, on the running stack, that starts again when code in app/ changes
+dev: env      ## a worker here, on the running stack, that starts again when code changes: app/, or SOURCE
 	$(KIT) dev
 
 doctor: env   ## what is wrong with this machine and the running stack, and what mends it
@@ -51,7 +52,7 @@ logs: env     ## the running stack's logs; FOLLOW=1 goes on
 ps: env       ## the running stack's containers or processes
 	$(KIT) ps
 
-images: env   ## build the worker images, one tag a pool
+images: env   ## build the worker images, one tag a pool: POOL= PYTHON=; of your own code: APP= SOURCE= REQUIREMENTS=
 	$(KIT) images
 
 engine:       ## a Docker engine, where none answers (root, Debian or Ubuntu)
@@ -87,8 +88,8 @@ test-producer: ## a producer whose broker is away, the spool, batches that are c
 test-monitor: ## MONITOR=1: Flower in a browser, metrics, alerts by rule and in life
 	deploy/env.sh dev && deploy/browser.sh && $(KIT) images && $(PYTEST) tests/deploy/test_monitor.py
 
-test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/integration -n 10 --reruns 2 -q --no-header
+test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some; with APP= SOURCE= a stack of each with your code: TASK= ARGS=
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) $(if $(APP),tests/deploy/test_codebase.py -k each,tests/integration -n 10 --reruns 2) -q --no-header
 
 test-faults:  ## each fault on every broker and pool, and on plain Celery; writes docs/reports/faults.* (hours; QUICK=1: minutes)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.faults.run

@@ -20,8 +20,8 @@ html_show_copyright = html_use_index = False
 PAGES = {
     "Choose": ["docs/brokers", "docs/pools", "docs/matrix", "docs/benchmark", "The soak <docs/reports/soak>"],
     "Use": [
-        *("docs/adopt", "docs/tasks", "docs/settings", "docs/apps", "docs/migration", "docs/packages"),
-        *("docs/once", "docs/spool"),
+        *("docs/adopt", "docs/your-codebase", "docs/tasks", "docs/settings", "docs/apps", "docs/migration"),
+        *("docs/packages", "docs/once", "docs/spool"),
     ],
     "Run": [
         *("docs/delivery", "docs/monitoring", "docs/shutdown", "docs/failures"),

@@ -1,25 +1,37 @@
 """The commands behind `make`: `python -m celery_kit.operate.cli COMMAND`, options by name or from the environment."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
-from typing import Any, NoReturn
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from dotenv import dotenv_values, load_dotenv
 
+from celery_kit.base.facts import PATIENCE, Member
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
-from celery_kit.operate.stacks.compose import Compose, build, image, image_size, prepare, published_ports
+from celery_kit.operate.stacks import codebase as codebases
+from celery_kit.operate.stacks.compose import Compose, build, image, image_size, prepare
 from celery_kit.operate.stacks.docker import EngineSilentError, others
 from celery_kit.operate.stacks.embedded import Local
+from celery_kit.operate.stacks.ports import published_ports
 from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, chosen, on_this_machine
 from celery_kit.pools.table import POOLS
 from celery_kit.profile import Profile, limits
 from celery_kit.results import BACKENDS
 
+if TYPE_CHECKING:
+    from celery_kit.operate.look.status import Snapshot
+
 Stack = Local | Compose
+#: How long a process of a stack may take to look at it, in seconds, its start included.
+LOOK_SECONDS = 20.0
 
 
 def stack_of(broker: str) -> Stack:
@@ -74,6 +86,26 @@ python_option = click.option(
 )
 
 
+def _codebase(context: click.Context, option: click.Parameter, given: str | None) -> codebases.Codebase | None:
+    named = {"APP": given or "", **{name: context.params.pop(name, None) or "" for name in codebases.NOTED[1:]}}
+    return codebases.chosen({name.upper(): value for name, value in named.items()})
+
+
+def codebase_options(command: Any) -> Any:
+    """APP, SOURCE, REQUIREMENTS and ENV_FILE of a command, which gets them as `codebase`; None: this repository's own app."""
+    paths = (
+        ("env_file", "variables that its code reads, NAME=value a line"),
+        ("requirements", "its requirements.txt"),
+        ("source", "the folder that it is imported from"),
+    )
+    command = click.option("--app", "codebase", envvar="APP", callback=_codebase, help="module:app of a codebase of yours")(
+        command
+    )
+    for name, what in paths:
+        command = click.option(f"--{name.replace('_', '-')}", envvar=name.upper(), is_eager=True, help=what)(command)
+    return command
+
+
 def _check(broker: str, pool: str, backend: str) -> None:
     """Refuse now, before anything starts, what the worker would refuse."""
     axes = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
@@ -104,8 +136,20 @@ def cli() -> None:
 @click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
 @click.option("--monitor", is_flag=True, envvar="MONITOR", help="Flower, metrics and alerts beside it")
 @click.option("--grafana", is_flag=True, envvar="GRAFANA", help="these, and Grafana with a dashboard")
-def up(broker: str, pool: str, backend: str, scale: int, monitor: bool, grafana: bool) -> None:
+@click.option("--queues", envvar="QUEUES", help="what the workers consume, between commas; the app's own if none is named")
+@codebase_options
+def up(
+    broker: str,
+    pool: str,
+    backend: str,
+    scale: int,
+    monitor: bool,
+    grafana: bool,
+    queues: str | None,
+    codebase: codebases.Codebase | None,
+) -> None:
     """Start a stack and wait until it is healthy."""
+    os.environ |= {"CELERY_WORKER_QUEUES": queues} if queues else {}  # a worker's own variable for --queues
     _check(broker, pool, backend)
     stack = stack_of(broker)
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
@@ -113,18 +157,28 @@ def up(broker: str, pool: str, backend: str, scale: int, monitor: bool, grafana:
         refuse(f"{profiles[-1].upper()}=1 needs a stack of containers: BROKER=rabbitmq or BROKER=redis")
     if not isinstance(stack, Compose):
         _on_this_machine()
-    places = stack.up(pool, backend, scale, profiles) if isinstance(stack, Compose) else stack.up(pool, backend, scale)
-    click.echo(f"\n{broker}, {pool}, results by {backend}: running and healthy")
-    click.echo("\n".join(f"  {place}" for place in places))
+    options = (profiles,) if isinstance(stack, Compose) else ()
+    started = stack.up(pool, backend, scale, codebase, *options)
+    click.echo(f"\n{broker}, {pool}, results by {backend}{f', {codebase.app}' if codebase else ''}: running and healthy")
+    click.echo("\n".join(f"  {place}" for place in started.places))
+    click.echo("".join(f"Settings: {line}\n" for line in started.about.contradictions), nl=False)
     cannot = [name for name, limit in limits(BROKERS[broker], BACKENDS[backend], POOLS[pool]).items() if limit.kind == "cannot"]
     if cannot:
         click.echo(
             f"Celery cannot do here: {', '.join(sorted(cannot)).replace('_', ' ')} (docs/matrix.md: what happens instead)"
         )
     result = "make result ID=…" if BACKENDS[backend].read_elsewhere else "(results: send with WAIT=10)"
+    task = 'mail.send_email ARGS=\'["you@example.com", "hello"]\''
+    if codebase:
+        task = f"{next(iter(started.about.tasks), 'NAME')} ARGS='[]'"
     click.echo(f"""Next:
-  make send TASK=mail.send_email ARGS='["you@example.com", "hello"]'    then  {result}
+  make send TASK={task}    then  {result}
   make status    make logs    make down""")
+
+
+def _run(*argv: str) -> NoReturn:
+    """End as a process of the running stack does."""
+    sys.exit(running_stack().python(*argv).returncode)
 
 
 @cli.command()
@@ -160,13 +214,13 @@ def send(task: str | None, args: str, kwargs: str, countdown: float | None, wait
         refuse('TASK is missing; for example: make send TASK=mail.send_email ARGS=\'["a@b.c", "hi"]\'')
     options = [("--countdown", countdown), ("--wait", wait)]
     flags = [f"{flag}={value}" for flag, value in options if value is not None]
-    sys.exit(running_stack().python("celery_kit.operate.look.send", *flags, "--", task, args, kwargs))
+    _run("celery_kit.operate.look.send", *flags, "--", task, args, kwargs)
 
 
 @cli.command()
 def forward() -> None:
     """Send what waits in the spool of the running stack (SPOOL)."""
-    sys.exit(running_stack().python("celery_kit.operate.look.send", "forward"))
+    _run("celery_kit.operate.look.send", "forward")
 
 
 @cli.command()
@@ -185,7 +239,7 @@ def result(task_id: str | None, wait: float | None, forget: bool, watch: bool) -
         sys.argv[1:] = [task_id]
         watching.main()
     flags = [*([f"--wait={wait}"] if wait is not None else []), *(["--forget"] if forget else [])]
-    sys.exit(running_stack().python("celery_kit.operate.look.result", *flags, "--", task_id))
+    _run("celery_kit.operate.look.result", *flags, "--", task_id)
 
 
 @cli.command()
@@ -195,13 +249,13 @@ def status() -> None:
     inspected = _join(stack)
     from celery_kit.operate.look import status  # not before the environment names the stack
 
-    click.echo("\n".join(status.lines(status.snapshot(lambda: stack.members(inspected)))))
+    click.echo("\n".join(status.lines(_look(stack, inspected, stack.members(inspected), PATIENCE))))
 
 
 @cli.command()
 def doctor() -> None:
     """Look at the machine and at the stack, if one runs, and say what is wrong and what mends it."""
-    from celery_kit.operate.look.doctor import Scene, show
+    from celery_kit.operate.look.doctor import CODE, Scene, show
 
     try:
         stack = next((one for one in meant() if one.running()), None)
@@ -211,7 +265,12 @@ def doctor() -> None:
         sys.exit(show(Scene(stack=False, ports=published_ports())))
     inspected = _join(stack)
     containers = inspected if isinstance(stack, Compose) else []
-    sys.exit(show(Scene(stack.members(inspected), containers)))
+    code = ("celery_kit",) if stack.codebase(inspected) else CODE
+
+    def look(members: list[Member], patience: float) -> "Snapshot":
+        return _look(stack, inspected, members, patience)
+
+    sys.exit(show(Scene(stack.members(inspected), containers, look=look, code=code)))
 
 
 @cli.command()
@@ -222,7 +281,28 @@ def top(every: float) -> None:
     _join(stack)
     from celery_kit.operate.look import top  # not before the environment names the stack
 
-    top.show(every, lambda: stack.members(stack.inspected()))
+    def take() -> "Snapshot":
+        inspected = stack.inspected()
+        return _look(stack, inspected, stack.members(inspected), PATIENCE)
+
+    top.show(every, take)
+
+
+def _look(stack: Stack, inspected: list[dict[str, Any]], members: list[Member], patience: float) -> "Snapshot":
+    """What a stack does now. Of a codebase one of its own processes looks: this one has neither its settings nor its packages.
+
+    Where none of them runs, or it does not answer, this process looks, with the stack's servers and no more.
+    """
+    from celery_kit.operate.look import status
+
+    if stack.codebase(inspected) and any(one.running for one in members if one.role in ("worker", "beat")):
+        given = json.dumps([patience, [asdict(one) for one in members]])
+        with suppress(subprocess.TimeoutExpired, LookupError, ValueError, TypeError):
+            done = stack.python(
+                "celery_kit.operate.look.status", "--json", input=given, capture_output=True, timeout=LOOK_SECONDS
+            )
+            return status.seen(status.unpacked(done.stdout.strip().splitlines()[-1]), stack.seen(inspected))
+    return status.snapshot(lambda: members, patience)
 
 
 def _join(stack: Stack) -> list[dict[str, Any]]:
@@ -238,7 +318,7 @@ def _join(stack: Stack) -> list[dict[str, Any]]:
 def dead(retry: str | None, drop: str | None) -> None:
     """List what was set aside, with its reason; RETRY= sends it back, DROP= deletes it."""
     flags = [f"--{name}={given}" for name, given in (("retry", retry), ("drop", drop)) if given]
-    sys.exit(running_stack().python("celery_kit.operate.look.dead", *flags))
+    _run("celery_kit.operate.look.dead", *flags)
 
 
 @cli.command()
@@ -268,23 +348,25 @@ def demo(pool: str, backend: str) -> None:
 @cli.command()
 def dev() -> None:
     """A worker of the running stack, on this machine, that starts again when code in app/ changes. Ctrl-C ends it."""
-    pool = os.environ.get("POOL")
-    _join(running_stack())
+    pool, stack = os.environ.get("POOL"), running_stack()
+    inspected = _join(stack)
     os.environ |= {"POOL": pool} if pool else {}
     from celery_kit.operate.stacks.dev import main as develop
 
-    develop()
+    develop(codebase=stack.codebase(inspected))
 
 
 @cli.command()
 @click.option("--pool", "pools", type=click.Choice(list(POOLS)), multiple=True, envvar="POOL", help="all, if none is named")
 @python_option
-def images(pools: tuple[str, ...]) -> None:
+@codebase_options
+def images(pools: tuple[str, ...], codebase: codebases.Codebase | None) -> None:
     """Build the worker images, one tag a pool."""
     prepare()
     for pool in pools or POOLS:
-        build(pool)
-        click.echo(f"{image(pool):<27}{image_size(image(pool)) / 1e6:4.0f} MB")
+        build(pool, codebase)
+        name = image(pool, codebase)
+        click.echo(f"{name:<27}{image_size(name) / 1e6:4.0f} MB")
 
 
 def _end(number: int, _: Any) -> NoReturn:

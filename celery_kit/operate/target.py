@@ -1,4 +1,7 @@
-"""The app that a tool looks at: CELERY_APP, as `celery -A` takes it; `app` without."""
+"""The app that a tool looks at: CELERY_APP, as `celery -A` takes it; `app` without.
+
+`celery -A celery_kit.operate.target …` is Celery's command line on that app.
+"""
 
 from typing import Any
 

@@ -68,5 +68,8 @@ def start() -> None:
     celery.maybe_patch_concurrency(["--pool", chosen])  # what else Celery does for a pool this early
 
 
-if "app.worker" in sys.orig_argv:
+#: The scripts that become a worker.
+SCRIPTS = {"app.worker", "celery_kit.operate.worker"}
+
+if SCRIPTS & set(sys.orig_argv):
     start()

@@ -15,14 +15,16 @@ from celery.bin.base import CLIContext
 from celery.bin.worker import worker
 from celery.signals import celeryd_after_setup
 
-from celery_kit.base import target
 from celery_kit.base.refusals import choose
 from celery_kit.pools.table import POOLS, Pool
 
+#: What `celery -A` is given: the module whose app is the one that CELERY_APP names, as an app of the kit.
+APP = "celery_kit.operate.target"
 
-def command(pool: Pool, options: list[str], banner: bool = True) -> list[str]:
+
+def command(pool: Pool, options: list[str], banner: bool = True, python: str = sys.executable) -> list[str]:
     """The command line of a worker on `pool`. `options` come last and win."""
-    start = [sys.executable, "-m", "celery", "-A", target.name(), *([] if banner else ["--quiet"])]
+    start = [python, "-m", "celery", "-A", APP, *([] if banner else ["--quiet"])]
     return [*start, "worker", "--pool", pool.name, *pool.worker_flags, *options]
 
 
@@ -33,7 +35,7 @@ def _collect(**_: Any) -> None:
 
 
 def main(app: Any) -> None:
-    """Become a worker of `app`, the one that :func:`celery_kit.base.target.name` names, on the pool of POOL."""
+    """Become a worker of `app`, on the pool of POOL."""
     celeryd_after_setup.connect(_collect, weak=False)
     pool = POOLS[choose("POOL", os.environ.get("POOL") or "prefork", POOLS)]
     options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]

@@ -58,6 +58,7 @@ def clone(folder: Path) -> Checkout:
         shutil.copy2(ROOT / ".env", folder / ".env")
     knobs = (
         "BROKER", "POOL", "BACKEND", "PYTHON", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "COMPOSE_PROJECT_NAME",
+        "APP", "SOURCE", "REQUIREMENTS", "ENV_FILE", "QUEUES", "CELERY_APP",
         "MAKEFLAGS", "MFLAGS", "MAKELEVEL",
     )  # fmt: skip
     return Checkout(folder, {name: value for name, value in os.environ.items() if name not in knobs})

@@ -33,7 +33,7 @@ DISK_BYTES = 1_000_000_000
 #: Of the engine, as the client agrees on it: a health check with a start interval needs Docker 25.
 API = (1, 44)
 MEMORY_SHARE = 0.9
-#: The folders whose code an image holds.
+#: The folders of the project whose code an image holds; with a codebase of the user's own not app/.
 CODE = ("app", "celery_kit")
 
 
@@ -41,6 +41,7 @@ CODE = ("app", "celery_kit")
 class Scene:
     """What is looked at. `ports`: the variable and number of each port that a stack would publish; empty where one runs.
 
+    `look`: how members are asked what they do now, for so many seconds. `code`: folders that an image holds.
     `inspected`: what the engine says of the stack's containers, empty without containers.
     """
 
@@ -48,10 +49,12 @@ class Scene:
     inspected: list[dict[str, Any]] = field(default_factory=list)
     ports: dict[str, int] = field(default_factory=dict)
     stack: bool = True
+    look: Callable[[list[Member], float], Snapshot] = lambda members, patience: snapshot(lambda: members, patience)
+    code: tuple[str, ...] = CODE
 
     @cached_property
     def now(self) -> Snapshot:
-        return snapshot(lambda: self.members, PATIENCE)
+        return self.look(self.members, PATIENCE)
 
     @property
     def broker(self) -> Server | None:
@@ -235,14 +238,16 @@ def memory_used(container: str) -> int:
 
 def images(scene: Scene) -> Found:
     """By content, not by date: a clone's files are as new as the clone."""
-    mine = hashlib.sha256(b"".join(path.read_bytes() for folder in CODE for path in _sorted(ROOT / folder))).hexdigest()
+    mine = hashlib.sha256(b"".join(path.read_bytes() for folder in scene.code for path in _sorted(ROOT / folder))).hexdigest()
     for one in scene.inspected:
         if one["Config"]["Labels"].get("com.docker.compose.service") == "worker" and one["State"]["Running"]:
-            listed = f"cd /srv && find {' '.join(CODE)} -name '*.py' -o -name '*.lua' | LC_ALL=C sort | xargs cat | sha256sum"
+            listed = (
+                f"cd /srv && find {' '.join(scene.code)} -name '*.py' -o -name '*.lua' | LC_ALL=C sort | xargs cat | sha256sum"
+            )
             theirs = ask("docker", "exec", one["Id"], "sh", "-c", listed).stdout.split()
             if theirs and theirs[0] != mine:
                 yield (
-                    f"{one['Name'].lstrip('/')} runs other code than {'/ and '.join(CODE)}/ hold",
+                    f"{one['Name'].lstrip('/')} runs other code than {'/ and '.join(scene.code)}/ hold",
                     "make up builds the image and starts it again",
                 )
 

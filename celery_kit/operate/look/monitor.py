@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from celery_kit.base import target
 from celery_kit.base.refusals import refuse
+from celery_kit.worker.start import APP
 
 
 def password() -> str:
@@ -24,7 +24,7 @@ def password() -> str:
 
 def main() -> None:
     os.environ["FLOWER_BASIC_AUTH"] = f"{os.environ.get('MONITOR_USER') or 'kit'}:{password()}"
-    argv = [sys.executable, "-m", "celery", "-A", target.name(), "flower", "--address=0.0.0.0", "--port=5555", *sys.argv[1:]]
+    argv = [sys.executable, "-m", "celery", "-A", APP, "flower", "--address=0.0.0.0", "--port=5555", *sys.argv[1:]]
     os.execv(argv[0], argv)
 
 

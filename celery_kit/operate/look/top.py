@@ -8,18 +8,17 @@ from typing import NoReturn
 from rich.live import Live
 from rich.text import Text
 
-from celery_kit.base.facts import Member
 from celery_kit.operate.arguments import Parser
 from celery_kit.operate.look import status
 
 EVERY = 2.0  # seconds
 
 
-def show(every: float, tell: Callable[[], list[Member]] = list) -> NoReturn:
-    """Draw it every so many seconds, until Ctrl-C; `tell` is asked who should be there."""
+def show(every: float, take: Callable[[], status.Snapshot] = status.snapshot) -> NoReturn:
+    """Draw what `take` gives every so many seconds, until Ctrl-C."""
     with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
         while True:
-            live.update(Text("\n".join(status.lines(status.snapshot(tell)))), refresh=True)
+            live.update(Text("\n".join(status.lines(take()))), refresh=True)
             time.sleep(every)
 
 

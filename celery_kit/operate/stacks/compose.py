@@ -9,15 +9,13 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
@@ -26,17 +24,18 @@ from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.observe.beat import TIMETABLE
+from celery_kit.operate.stacks.codebase import ABOUT, NOTED, About, Codebase, Started, refuse_packages
 from celery_kit.operate.stacks.docker import (
     Container,
     ask,
     containers,
     last_line,
     make_volumes,
-    port_holder,
     run,
     told,
     volumes,
 )
+from celery_kit.operate.stacks.ports import check_ports, from_here, published, service_of
 from celery_kit.operate.stacks.pythons import STANDINS, Python, chosen
 from celery_kit.profile import Profile
 from celery_kit.results import BACKENDS
@@ -48,7 +47,7 @@ FORMER_NAME = "celery-kit"
 SHARED = (
     "BROKER", "BACKEND", "POOL", "ENGINE", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TASK_SERIALIZER", "ACCEPT_CONTENT",
     "TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT", "MAX_DELIVERIES", "DELIVERY", "RESULT_EXPIRES", "TIMEZONE", "SMTP_HOST",
-    "SMTP_PORT",
+    "SMTP_PORT", "CELERY_WORKER_QUEUES",
 )  # fmt: skip
 
 
@@ -124,22 +123,40 @@ def _make_secret(file: Path) -> None:
         refuse(f"MONITOR_PASSWORD_FILE={file} cannot be made: {error.strerror}")
 
 
-def build(pool: str) -> None:
-    """Build the worker image of a pool and the mail catcher, from the same files that the stacks use."""
+def build(pool: str, codebase: Codebase | None = None) -> None:
+    """Build the worker image of a pool, for a codebase or for app/ and the mail catcher too, from the files of the stacks."""
     file = next(broker.compose_file for broker in BROKERS.values() if broker.compose_file)  # they build the same
-    code = run(
-        "docker", "compose", "-f", file, "build", "--quiet", "worker", "mail", env={**os.environ, "POOL": pool, **of_python()}
-    ).returncode
-    if code:
+    environ = {**os.environ, "POOL": pool, **of_python()}
+    if codebase:
+        _build_codebase(("-f", file), pool, codebase, environ | codebase.environ())
+    elif run("docker", "compose", "-f", file, "build", "--quiet", "worker", "mail", env=environ).returncode:
         refuse(f"the image of pool {pool} could not be built; the reason stands above")
 
 
-def image(tag: str) -> str:
-    """An image of this project: a pool's, or `mail`. IMAGE is the name before the tag, a registry's host included.
+def _build_codebase(
+    files: Sequence[str], pool: str, codebase: Codebase, environ: Mapping[str, str], monitored: bool = False
+) -> None:
+    """Build the images of a codebase: the workers' of a pool, and what watches them.
+
+    Refuses, in one line, packages that do not go with the kit's.
+    """
+    codebase.check("worker", pool, *["monitor"] * monitored)
+    print(f"building {image(pool, codebase)} from {codebase.source}", file=sys.stderr, flush=True)
+    words = ("docker", "compose", "--progress", "plain", *files, "build", "worker", *["flower"] * monitored)
+    done = run(*words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        if codebase.requirements:
+            refuse_packages(codebase.requirements, done.stdout)
+        print("\n".join(done.stdout.splitlines()[-15:]), file=sys.stderr)
+        refuse(f"the image of {codebase.app} on pool {pool} could not be built; the reason stands above")
+
+
+def image(tag: str, codebase: Codebase | None = None) -> str:
+    """An image of this project, or of a codebase: a pool's, or `mail`. IMAGE is the name before the tag, with its registry.
 
     The tag tells a version of Python that is not the default.
     """
-    return f"{os.environ.get('IMAGE') or 'celery-kit'}:{tag}{python().tag}"
+    return f"{codebase.image if codebase else os.environ.get('IMAGE') or 'celery-kit'}:{tag}{python().tag}"
 
 
 def image_size(image: str) -> int:
@@ -151,6 +168,7 @@ class Compose:
     """This checkout's stack of one broker, or, with none named, whichever of its stacks there is."""
 
     def __init__(self, broker: str | None = None) -> None:
+        self.broker = broker
         self.file = BROKERS[broker].compose_file if broker else None
 
     def _compose(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -188,8 +206,8 @@ class Compose:
         file = yaml.safe_load((ROOT / self.file).read_text())["volumes"] if self.file else {one.key: {} for one in mine}
         return [one.name for one in mine if one.key in file]
 
-    def up(self, pool: str, backend: str, scale: int, profiles: Sequence[str] = ()) -> list[str]:
-        """Build what is missing, start, wait until every service is healthy. Gives lines that say where things are."""
+    def up(self, pool: str, backend: str, scale: int, codebase: Codebase | None, profiles: Sequence[str] = ()) -> Started:
+        """Build what is missing, start, wait until every service is healthy."""
         if profiles:
             os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
             monitor_password()
@@ -199,6 +217,10 @@ class Compose:
         if theirs := [one for one in containers() if one.project == self.project and one not in own]:
             refuse(f"{theirs[0].owner} has the name {self.project}; give another COMPOSE_PROJECT_NAME")
         environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python()}
+        if codebase:  # its settings may name other servers: Celery has these variables win
+            urls = Profile.from_environ({**settings(), "BROKER": self.broker or "", "POOL": pool, "BACKEND": backend})
+            environ |= {"CELERY_BROKER_URL": urls.broker_url, "CELERY_RESULT_BACKEND": urls.result_backend}
+            environ |= codebase.environ()
         files = ("--project-directory", str(ROOT), "-f", self.file or "")
         shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
         if shown.returncode:
@@ -207,7 +229,11 @@ class Compose:
         services = config["services"]
         if not BACKENDS[backend].has_server and "results" in services:
             del services["results"]
-        _check_ports(services, self._containers())
+        about = About()
+        if codebase:
+            _build_codebase(("-p", self.project, *files), pool, codebase, environ, monitored=bool(profiles))
+            about = _about(codebase, services["worker"])
+        check_ports(services, self._containers())
         make_volumes(self.project, config)
         started = self._compose(
             *files,
@@ -236,7 +262,7 @@ class Compose:
         ]
         if former:
             places.append(f"older data: of a stack {FORMER_NAME}; to go on with it, COMPOSE_PROJECT_NAME={FORMER_NAME} in .env")
-        return places
+        return Started(places, about)
 
     def down(self, volumes: bool) -> str:
         """Take it down; gives in words what was done, and refuses where it was not."""
@@ -247,12 +273,19 @@ class Compose:
             refuse(f"the data of the stack {self.project} could not be deleted; the reason stands above")
         return f"stack {self.project}: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
 
-    def python(self, *argv: str) -> int:
-        """Run `python -m …` inside the stack, in a container of the task codebase; gives its exit code."""
+    def python(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run `python -m …` inside the stack, in a container of the task codebase; `options` are those of subprocess.run."""
         mine = [c["Service"] for c in self._containers() if c["Service"] in ("worker", "beat") and c["State"] == "running"]
         if not mine:
             refuse("neither worker nor beat of the stack runs; 'make ps' shows what does, 'make up' starts it")
-        return self._compose("exec", *([] if sys.stdin.isatty() else ["-T"]), mine[0], "python", "-m", *argv).returncode
+        terminal = [] if sys.stdin.isatty() and not options else ["-T"]
+        return self._compose("exec", *terminal, mine[0], "python", "-m", *argv, **options)
+
+    def codebase(self, inspected: list[dict[str, Any]]) -> Codebase | None:
+        """Whose tasks it runs, as `up` was given it; None: this repository's own app."""
+        labels: dict[str, str] = next((one["Config"]["Labels"] for one in inspected if service_of(one) == "worker"), {})
+        note = {name: labels.get(f"celery-kit.{name}") or "" for name in NOTED}
+        return Codebase.from_note(note) if note["source"] else None
 
     def inspected(self) -> list[dict[str, Any]]:
         """The engine's description of each of the stack's containers, those that ended included."""
@@ -261,21 +294,26 @@ class Compose:
 
     def environment(self, inspected: list[dict[str, Any]]) -> dict[str, str]:
         """What a process of this machine needs to take part: a worker's own settings, servers by their published ports."""
-        ours = next((one for one in inspected if _service(one) in ("worker", "beat")), None)
+        ours = next((one for one in inspected if service_of(one) in ("worker", "beat")), None)
         if ours is None:
             refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it anew")
         theirs = dict(line.split("=", 1) for line in ours["Config"]["Env"] if "=" in line)
         own = tuple(room.variables for room in BROKERS.values() if room.variables)
         environ = {name: value for name, value in theirs.items() if value and (name in SHARED or name.startswith(own))}
-        ports = _published(inspected)
+        ports = published(inspected)
         smtp = ports.get((theirs.get("SMTP_HOST", ""), int(theirs.get("SMTP_PORT") or 0)))
         environ |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp)} if smtp else {}
-        environ["SMS_GATEWAY_URL"] = _from_here(theirs.get("SMS_GATEWAY_URL", ""), ports)
+        environ["SMS_GATEWAY_URL"] = from_here(theirs.get("SMS_GATEWAY_URL", ""), ports)
         profile = Profile.from_environ(environ)
-        environ["CELERY_BROKER_URL"] = _from_here(profile.broker_url, ports)
-        environ["CELERY_RESULT_BACKEND"] = _from_here(profile.result_backend, ports)
+        environ["CELERY_BROKER_URL"] = from_here(profile.broker_url, ports)
+        environ["CELERY_RESULT_BACKEND"] = from_here(profile.result_backend, ports)
         named = {name: ports.get(("broker", port)) for port, name in profile.broker.ports.items()}
         return environ | {name: str(published) for name, published in named.items() if published}
+
+    def seen(self, inspected: list[dict[str, Any]]) -> Callable[[str], str]:
+        """What gives a server's address in the stack as this machine has it."""
+        ports = published(inspected)
+        return lambda url: from_here(url, ports)
 
     def members(self, inspected: list[dict[str, Any]]) -> list[Member]:
         """Its containers, as the engine sees them."""
@@ -288,19 +326,12 @@ class Compose:
         self._compose("ps", "--all")
 
 
-def published_ports() -> dict[str, int]:
-    """The ports that the stacks would publish, by the variables that move them; empty where no engine can tell."""
-    found = {}
-    for broker in BROKERS.values():
-        shown = ask("docker", "compose", "-f", broker.compose_file or "", "config", "--format", "json")
-        services: dict[str, Any] = {}
-        with suppress(ValueError):
-            services = json.loads(shown.stdout)["services"]
-        for service in services.values():
-            for port in service.get("ports", []):
-                if variable := service.get("labels", {}).get(f"celery-kit.port.{port['target']}"):
-                    found[str(variable)] = int(port["published"])
-    return found
+def _about(codebase: Codebase, service: dict[str, Any]) -> About:
+    """What its image says of a codebase. Its environment goes by variables, so that no list of processes shows a password."""
+    environ = {name: str(value) for name, value in service["environment"].items() if value}
+    names = [word for name in environ for word in ("--env", name)]
+    command = ("docker", "run", "--rm", "--network", "none", *names, service["image"], *ABOUT)
+    return About.of(codebase, run(*command, env={**os.environ, **environ}, capture_output=True))
 
 
 def _own() -> list[Container]:
@@ -310,42 +341,8 @@ def _own() -> list[Container]:
     return [one for one in found if one.folder == ROOT or (given and not one.folder.exists())]
 
 
-def _service(one: dict[str, Any]) -> str:
-    return str(one["Config"]["Labels"].get("com.docker.compose.service", ""))
-
-
-def _published(inspected: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
-    """By each name that a container answers to in the stack, and its port: the port of this machine."""
-    ports = {}
-    for one in inspected:
-        aliases = {alias for network in one["NetworkSettings"]["Networks"].values() for alias in network["Aliases"] or []}
-        bound = one["NetworkSettings"]["Ports"] or one["HostConfig"]["PortBindings"] or {}
-        for port, places in bound.items():
-            for place in places or []:
-                for name in aliases | {_service(one)}:
-                    ports[name, int(port.partition("/")[0])] = int(place["HostPort"])
-    return ports
-
-
-def _from_here(url: str, ports: dict[tuple[str, int], int]) -> str:
-    """A URL that names a role, with this machine's address of it; others stay as they are. Of several: each."""
-    return ";".join(_one_from_here(one, ports) for one in url.split(";"))
-
-
-def _one_from_here(url: str, ports: dict[tuple[str, int], int]) -> str:
-    parts = urlsplit(url)
-    try:
-        port = ports.get((parts.hostname or "", parts.port or 0))
-    except ValueError:  # no port: it is of a form that only its own client reads
-        port = None
-    if port is None:
-        return url
-    account = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return urlunsplit(parts._replace(netloc=f"{account}127.0.0.1:{port}"))
-
-
 def _member(one: dict[str, Any]) -> Member:
-    state, service = one["State"], _service(one)
+    state, service = one["State"], service_of(one)
     health = state.get("Health", {}).get("Status")
     words = f"{state['Status']}{f', {health}' if health and state['Running'] else ''}"
     said: dict[str, Any] = {}
@@ -356,22 +353,3 @@ def _member(one: dict[str, Any]) -> Member:
         words += f" ({state['ExitCode']})"
     node = f"celery@{one['Config']['Hostname']}" if service == "worker" else None
     return Member(service, words, state["Running"], node, said)
-
-
-def _check_ports(services: dict[str, Any], containers: list[dict[str, Any]]) -> None:
-    """Refuse before anything starts if a port is taken by somebody else."""
-    own = {publisher["PublishedPort"] for container in containers for publisher in container.get("Publishers") or []}
-    for name, service in services.items():
-        for port in service.get("ports", []):
-            number = int(port.get("published", 0))  # 0: any
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((port.get("host_ip") or "127.0.0.1", number))
-                except OSError:
-                    if number not in own:
-                        variable = service.get("labels", {}).get(f"celery-kit.port.{port['target']}", "its variable in .env")
-                        by = (holder := port_holder(number)) and f" by {holder}"
-                        refuse(
-                            f"port {number} for {name} is in use{by}; free it, or choose another: {variable}={number + 10_000}"
-                        )

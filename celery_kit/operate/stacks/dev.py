@@ -11,17 +11,22 @@ from watchfiles import PythonFilter, run_process
 
 from celery_kit.base.choices import stop_grace
 from celery_kit.base.target import ROOT
+from celery_kit.operate.stacks.codebase import Codebase
 
-WATCHED = (ROOT / "app", ROOT / "celery_kit")
 
-
-def main(*options: str) -> None:
-    """Run it until Ctrl-C."""
-    print(f"watching {' and '.join(map(str, WATCHED))}; Ctrl-C ends it", file=sys.stderr, flush=True)
+def main(*options: str, codebase: Codebase | None = None) -> None:
+    """Run it until Ctrl-C: a worker of this repository's app, or of a codebase, from its folder."""
+    watched = (codebase.source if codebase else ROOT / "app", ROOT / "celery_kit")
+    python, script = sys.executable, "app.worker"
+    if codebase:
+        python, script = codebase.python(), "celery_kit.operate.worker"
+        os.environ.update(codebase.here())
+        os.chdir(codebase.source)
+    print(f"watching {' and '.join(map(str, watched))}; Ctrl-C ends it", file=sys.stderr, flush=True)
     os.environ.setdefault("WORKER_REDIRECT_STDOUTS", "0")  # Celery would make a log line of each answer of a debugger
-    words = f"{sys.executable} -m app.worker --hostname dev@%h {' '.join(options)}"
+    words = f"{python} -m {script} --hostname dev@%h {' '.join(options)}"
     run_process(
-        *WATCHED,
+        *watched,
         target=words,
         target_type="command",
         watch_filter=PythonFilter(extra_extensions=(".lua",)),

@@ -20,15 +20,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from celery_kit.base import target
-from celery_kit.base.choices import stop_grace
+from celery_kit.base.choices import data_dir, stop_grace
 from celery_kit.base.facts import Member
 from celery_kit.base.refusals import Absent, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
-from celery_kit.brokers.embedded import DATA, HOME, PIDFILE, STATE, server
+from celery_kit.brokers.embedded import DATA, HOME, NOWHERE, PIDFILE, STATE, server
 from celery_kit.observe.beat import TIMETABLE
 from celery_kit.operate.stacks import pidfile
+from celery_kit.operate.stacks.codebase import (
+    About,
+    Codebase,
+    Started,
+    about_here,
+    environ_of,
+    folder_of,
+    python_of,
+)
 from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
 
@@ -42,6 +50,8 @@ START_SECONDS = 60.0
 #: How long the lock may be held before its holder has noted itself: it does so first of all.
 NOTE_SECONDS = 5.0
 TAIL_LINES = 100
+#: What an app that is looked at before the broker starts has in place of its addresses.
+NOT_YET = {"BROKER": "embedded", "CELERY_BROKER_URL": NOWHERE, "CELERY_RESULT_BACKEND": NOWHERE}
 
 
 @contextmanager
@@ -125,13 +135,13 @@ class _Processes:
     def __init__(self) -> None:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, argv: list[str], environ: Mapping[str, str]) -> Path:
-        """Start one; gives the file that its heartbeat will touch."""
+    def start(self, name: str, argv: list[str], environ: Mapping[str, str], folder: Path) -> Path:
+        """Start one in a folder; gives the file that its heartbeat will touch."""
         beat = HOME / f"{name}.beat"
         with open(HOME / f"{name}.log", "ab") as log:
             self.running[name] = subprocess.Popen(
                 argv,
-                cwd=ROOT,
+                cwd=folder,
                 env={**os.environ, **environ, "HEARTBEAT_FILE": str(beat)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -161,7 +171,7 @@ class _Processes:
                 (HOME / f"{name}.pid").unlink(missing_ok=True)
 
 
-def run(pool: str, backend: str, scale: int, owner: str) -> None:
+def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | None) -> None:
     """Run the stack in the foreground until SIGTERM or SIGINT. `owner`: who will stop it, `up` or `demo`.
 
     A signal is only noted: it must not come between a process' start and its note.
@@ -176,6 +186,7 @@ def run(pool: str, backend: str, scale: int, owner: str) -> None:
         if not mine:
             refuse("an embedded stack runs already; 'make status' shows it, 'make down' stops it")
         about: dict[str, Any] = {"owner": owner, "pool": pool, "backend": backend, "ready": False}
+        about |= {"codebase": codebase.noted()} if codebase else {}
         pidfile.write(STATE, os.getpid(), **about)
         broker, processes, beats = server(), _Processes(), list[Path]()
         try:
@@ -186,8 +197,9 @@ def run(pool: str, backend: str, scale: int, owner: str) -> None:
             pidfile.write(HOME / "valkey.pid", int(PIDFILE.read_text()))
             about |= {"address": broker.connection_url, "smtp": _free_port(), "http": _free_port()}
             pidfile.write(STATE, os.getpid(), **about)
-            for name, argv in _commands(pool, scale).items():
-                beats += [] if asked else [processes.start(name, argv, environment(about))]
+            for name, argv in _commands(pool, scale, codebase).items():
+                environ = {**environment(about), **environ_of(codebase)}
+                beats += [] if asked else [processes.start(name, argv, environ, folder_of(codebase))]
             while not asked:
                 if died := processes.died():
                     refuse(f"{died} of the embedded stack ended by itself; its log is {HOME / died}.log")
@@ -203,16 +215,18 @@ def run(pool: str, backend: str, scale: int, owner: str) -> None:
             STATE.unlink(missing_ok=True)
 
 
-def _commands(pool: str, scale: int) -> dict[str, list[str]]:
+def _commands(pool: str, scale: int, codebase: Codebase | None) -> dict[str, list[str]]:
     """The processes beside the broker, in the order of their start: name and command line."""
-    from celery_kit.worker.start import command  # Celery's own command line takes a tenth of a command's time to import
+    from celery_kit.worker.start import APP, command  # Celery's own command line takes a tenth of a command's time to import
 
     log = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO"]
+    data_dir().mkdir(parents=True, exist_ok=True)
     workers = [f"worker{number}" for number in range(1, scale + 1)]
+    python, schedule = python_of(codebase), str(data_dir() / "celerybeat-schedule.json")
     return {
-        "mail": [sys.executable, "deploy/mail/catcher.py"],
-        "beat": [sys.executable, "-m", "celery", "-A", target.name(), "beat", *log],
-        **{name: command(POOLS[pool], [*log, "--hostname", f"{name}@%h"]) for name in workers},
+        "mail": [sys.executable, str(ROOT / "deploy/mail/catcher.py")],
+        "beat": [python, "-m", "celery", "-A", APP, "beat", *log, "--schedule", schedule],
+        **{name: command(POOLS[pool], [*log, "--hostname", f"{name}@%h"], python=python) for name in workers},
     }
 
 
@@ -251,15 +265,17 @@ class Local:
     def running(self) -> bool:
         return state() is not None
 
-    def up(self, pool: str, backend: str, scale: int, owner: str = "up") -> list[str]:
-        """Start it and wait until its worker consumes. Gives lines that say where things are."""
+    def up(self, pool: str, backend: str, scale: int, codebase: Codebase | None = None, owner: str = "up") -> Started:
+        """Start it and wait until its worker consumes."""
         if other := state():
             where = f"pool {other['pool']}, process {other['pid']}"
             refuse(f"an embedded stack runs already ({where}); use it, or stop it with 'make down'")
         HOME.mkdir(parents=True, exist_ok=True)
+        said = about_here(codebase, {**NOT_YET, "BACKEND": backend, "POOL": pool}) if codebase else About()
+        note = [json.dumps(codebase.noted())] if codebase else []
         with open(LOG, "wb") as log:
             supervisor = subprocess.Popen(
-                [sys.executable, "-m", "celery_kit.operate.stacks.embedded", pool, backend, str(scale), owner],
+                [sys.executable, "-m", "celery_kit.operate.stacks.embedded", pool, backend, str(scale), owner, *note],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -278,19 +294,22 @@ class Local:
                     f"the embedded stack was not ready within {START_SECONDS:g} s; its logs are {HOME.relative_to(ROOT)}/*.log"
                 )
             if supervisor.poll() is not None:
-                said = LOG.read_text(errors="replace").strip().splitlines() or [
+                last = LOG.read_text(errors="replace").strip().splitlines() or [
                     "the embedded stack was stopped while it started"
                 ]
-                refuse(said[-1].removeprefix("celery-kit: "))
+                refuse(last[-1].removeprefix("celery-kit: "))
         except BaseException:
             supervisor.terminate()
             supervisor.wait()
             raise
-        return [
+        places = [
             f"broker   {about['address']} (Valkey, data in {HOME.relative_to(ROOT)}/)",
             f"mail     http://127.0.0.1:{about['http']}/ shows what was caught",
             f"logs     {HOME.relative_to(ROOT)}/*.log",
         ]
+        if codebase:
+            places += [f"code     {codebase.source}, as it is there", f"python   {codebase.python()}"]
+        return Started(places, said)
 
     def exists(self) -> bool:
         """Whether there is anything to stop, what a killed stack left behind too."""
@@ -319,12 +338,18 @@ class Local:
                 shutil.rmtree(DATA)
         return f"embedded stack: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
 
-    def python(self, *argv: str) -> int:
-        """Run `python -m …` inside the stack; gives its exit code."""
+    def python(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run `python -m …` inside the stack; `options` are those of subprocess.run."""
         about = state() or refuse("no embedded stack runs; start it with 'make up'")
-        return subprocess.run(
-            [sys.executable, "-m", *argv], cwd=ROOT, env={**os.environ, **environment(about)}, check=False
-        ).returncode
+        codebase = self.codebase([])
+        environ = {**os.environ, **environment(about), **environ_of(codebase)}
+        words = [python_of(codebase), "-m", *argv]
+        return subprocess.run(words, cwd=folder_of(codebase), env=environ, text=True, check=False, **options)
+
+    def codebase(self, _: list[dict[str, Any]]) -> Codebase | None:
+        """Whose tasks it runs, as `up` was given it; None: this repository's own app."""
+        note = (state() or {}).get("codebase")
+        return Codebase.from_note(note) if note else None
 
     def inspected(self) -> list[dict[str, Any]]:
         """A description of each of its processes: name, id, whether it runs."""
@@ -338,6 +363,10 @@ class Local:
     def environment(self, _: list[dict[str, Any]]) -> dict[str, str]:
         """What a process of this machine needs to take part."""
         return environment(state() or refuse("no embedded stack runs; start it with 'make up'"))
+
+    def seen(self, _: list[dict[str, Any]]) -> Callable[[str], str]:
+        """What gives a server's address in the stack as this machine has it."""
+        return str
 
     def members(self, inspected: list[dict[str, Any]]) -> list[Member]:
         """Its processes, as this machine sees them."""
@@ -364,4 +393,5 @@ class Local:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    noted = Codebase.from_note(json.loads(sys.argv[5])) if sys.argv[5:] else None
+    run(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], noted)

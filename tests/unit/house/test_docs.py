@@ -130,6 +130,10 @@ def test_every_variable_that_the_code_reads_is_on_the_page_of_settings() -> None
     page = "\n".join(code((ROOT / "docs/settings.md").read_text()))
     within = {
         "COMPOSE_PROFILES",
+        "CODE",
+        "CELERY_WORKER_QUEUES",
+        "CODE_IMAGE",
+        "PACKAGES",
         "CATCHER_HOST",
         "CATCHER_SMTP_PORT",
         "CATCHER_HTTP_PORT",

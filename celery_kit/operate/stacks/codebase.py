@@ -1,0 +1,224 @@
+"""A codebase of the user's own in a stack: APP=shop.celery:app SOURCE=../shop [REQUIREMENTS=../shop/requirements.txt].
+
+In containers it is two layers on the kit's image of the pool: its packages, then its code (deploy/Dockerfile, CODE=source).
+Without Docker its processes run in SOURCE, in an environment of their own where REQUIREMENTS is given.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from celery_kit.base.refusals import refuse
+from celery_kit.base.target import ROOT
+from celery_kit.operate.stacks.docker import last_line
+from celery_kit.operate.stacks.requirements import conflicts, flattened, reason
+
+#: What is made for codebases; git ignores it.
+HOME = ROOT / ".kit" / "codebases"
+#: What CELERY_APP is in a stack of a codebase: the app that APP names, with the kit in it. As in deploy/Dockerfile.
+INSTALLED = "celery_kit.operate.installed"
+#: What is kept of one with a running stack; each but the first is a path, and the variable that names it is in capitals.
+NOTED = ("app", "source", "requirements", "env_file")
+_APP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?")
+
+
+@dataclass(frozen=True)
+class Codebase:
+    """Whose tasks a stack runs. `app`: as `celery -A` takes it; `source`: the folder that it is imported from.
+
+    `env_file`: what its code reads from the environment. Paths are absolute.
+    """
+
+    app: str
+    source: Path
+    requirements: Path | None = None
+    env_file: Path | None = None
+
+    @property
+    def package(self) -> str:
+        """The package or module in `source` that holds the app."""
+        return re.split(r"[.:]", self.app)[0]
+
+    @property
+    def name(self) -> str:
+        """What its images are called, and its files here: two codebases, or two apps of one, are never mixed up."""
+        told = hashlib.sha256(f"{self.source}\0{self.app}".encode()).hexdigest()[:8]
+        return f"celery-kit-{self.package.lower().strip('_')}-{told}"
+
+    @property
+    def image(self) -> str:
+        """The images' name before the tag: IMAGE, or one of its own."""
+        return os.environ.get("IMAGE") or self.name
+
+    def noted(self) -> dict[str, str]:
+        """As JSON can keep it."""
+        return {name: str(getattr(self, name) or "") for name in NOTED}
+
+    @classmethod
+    def from_note(cls, note: Mapping[str, str]) -> "Codebase":
+        """What :meth:`noted` gave."""
+        requirements, env_file = (Path(note[name]) if note[name] else None for name in ("requirements", "env_file"))
+        return cls(note["app"], Path(note["source"]), requirements, env_file)
+
+    def check(self, *locks: str) -> None:
+        """Refuse requirements that contradict the locks of the kit, named by their files below requirements/."""
+        if self.requirements:
+            for line in conflicts(self.requirements, *locks):
+                refuse(line)
+
+    def environ(self) -> dict[str, str]:
+        """What Compose is told of it. Writes the requirements, in one file, into a folder that the build takes as a context."""
+        folder = HOME / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = flattened(self.requirements) if self.requirements else []
+        (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in lines))
+        return {
+            "CODE": "source",
+            "CODE_IMAGE": self.image,
+            "PACKAGES": str(folder),
+            **{name.upper(): value for name, value in self.noted().items() if value},
+        }
+
+    def here(self) -> dict[str, str]:
+        """What a process of this machine needs to import it, and to keep out of its folder."""
+        from dotenv import dotenv_values  # of the machine that `make` runs on, not of an image
+
+        own = dotenv_values(self.env_file) if self.env_file else {}
+        return {
+            **{name: value for name, value in own.items() if value is not None},
+            "APP": self.app,
+            "CELERY_APP": INSTALLED,
+            "PYTHONPATH": os.pathsep.join((str(self.source), str(ROOT))),
+            "DATA_DIR": os.environ.get("DATA_DIR") or str(ROOT / ".kit" / "data"),
+        }
+
+    def python(self) -> str:
+        """The interpreter that has its packages: this one, or that of an environment on top of this one's, made where missing.
+
+        Refuses packages that cannot be installed.
+        """
+        if not self.requirements:
+            return sys.executable
+        text = "".join(f"{line}\n" for line in flattened(self.requirements))
+        lock = (ROOT / "requirements/local.txt").read_bytes()
+        told = hashlib.sha256(b"\0".join((text.encode(), lock, sys.version.encode(), sys.prefix.encode()))).hexdigest()[:12]
+        folder = HOME / f"python-{told}"
+        done = folder / "requirements.txt"
+        if not done.exists():
+            print(f"setting up {folder.relative_to(ROOT)} from {self.requirements} (once)", file=sys.stderr)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            file = folder.with_suffix(".txt")
+            file.write_text(text)
+            pip = f"{sys.executable} -m pip"
+            script = [str(ROOT / "deploy/pip-beside.sh"), sys.prefix, str(folder), str(file)]
+            made = subprocess.run(script, env={**os.environ, "PIP": pip}, capture_output=True, text=True, check=False)
+            if made.returncode:
+                shutil.rmtree(folder, ignore_errors=True)
+                refuse_packages(self.requirements, made.stdout + made.stderr)
+                refuse(f"{folder} could not be made: {last_line(made.stderr)}")
+            file.replace(done)
+        return str(folder / "bin" / "python")
+
+
+#: What says what an app is, after the interpreter's name: celery_kit/operate/look/about.py.
+ABOUT = ("python", "-m", "celery_kit.operate.look.about")
+
+
+@dataclass(frozen=True)
+class About:
+    """What an app's modules say when they are loaded: names of its tasks; lines on what its settings contradict."""
+
+    tasks: list[str] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, codebase: Codebase, done: subprocess.CompletedProcess[str]) -> "About":
+        """From what :data:`ABOUT` printed. Refuses, in one line, an app that it could not load."""
+        said = done.stderr.strip().splitlines()
+        if done.returncode:
+            why = next((line for line in reversed(said) if line.startswith("celery-kit: ")), said[-1] if said else "")
+            why = why.removeprefix("celery-kit: ") or "it ended its process"
+            hint = "; REQUIREMENTS= names its packages" if "No module named" in why and not codebase.requirements else ""
+            refuse(f"{codebase.app} in {codebase.source}: {why}{hint}")
+        return cls(**json.loads(done.stdout.strip().splitlines()[-1]))  # above it: what their modules print
+
+
+@dataclass(frozen=True)
+class Started:
+    """A stack that has started. `places`: lines that say where things are."""
+
+    places: list[str]
+    about: About
+
+
+def about_here(codebase: Codebase, environ: Mapping[str, str]) -> About:
+    """What an app says of itself on this machine, before anything starts. Refuses one that cannot be loaded."""
+    codebase.check("local")
+    argv = [codebase.python(), *ABOUT[1:]]
+    environ = {**os.environ, **environ, **codebase.here()}
+    done = subprocess.run(argv, cwd=codebase.source, env=environ, capture_output=True, text=True, check=False)
+    return About.of(codebase, done)
+
+
+def python_of(codebase: Codebase | None) -> str:
+    """The interpreter of this machine that runs a codebase's processes, or those of app/."""
+    return codebase.python() if codebase else sys.executable
+
+
+def folder_of(codebase: Codebase | None) -> Path:
+    """The folder that they run in."""
+    return codebase.source if codebase else ROOT
+
+
+def environ_of(codebase: Codebase | None) -> dict[str, str]:
+    """What they need in their environment beside a stack's own variables."""
+    return codebase.here() if codebase else {}
+
+
+def refuse_packages(requirements: Path, output: str) -> None:
+    """Refuse requirements with what pip printed about them; do nothing where it was not pip that failed."""
+    if why := reason(output):
+        refuse(f"REQUIREMENTS={requirements} cannot be installed beside the kit's packages: {why}")
+
+
+def chosen(environ: Mapping[str, str]) -> Codebase | None:
+    """What APP, SOURCE, REQUIREMENTS and ENV_FILE name, paths as seen from the project; None: this repository's own app.
+
+    Refuses what can be seen to be wrong without running it.
+    """
+    app, source, *files = (environ.get(name.upper()) or "" for name in NOTED)
+    if not (app or source or any(files)):
+        return None
+    if not (app and source):
+        missing, of = ("SOURCE", "the folder that its module is imported from") if app else ("APP", "as shop.celery:app")
+        refuse(f"{missing} is missing: a codebase of your own is named by APP=module:app and SOURCE=folder ({of})")
+    if not _APP.fullmatch(app):
+        refuse(f"APP={app} is not allowed; a module, as shop or shop.celery, or module:name, as shop.celery:app")
+    folder = (ROOT / source).resolve()
+    if not folder.is_dir():
+        refuse(f"SOURCE={source} is no folder ({folder})")
+    requirements, env_file = (_file(name.upper(), given) for name, given in zip(NOTED[2:], files, strict=True))
+    found = Codebase(app, folder, requirements, env_file)
+    if not _has(folder, found.package):
+        hint = f"; SOURCE={folder.parent} has it" if _has(folder.parent, found.package) else ""
+        refuse(
+            f"APP={app}: SOURCE={source} has no module {found.package}, neither {found.package}/ nor {found.package}.py{hint}"
+        )
+    return found
+
+
+def _file(name: str, given: str) -> Path | None:
+    if given and not (ROOT / given).is_file():
+        refuse(f"{name}={given} is no file ({(ROOT / given).resolve()})")
+    return (ROOT / given).resolve() if given else None
+
+
+def _has(folder: Path, package: str) -> bool:
+    return (folder / package).is_dir() or (folder / f"{package}.py").is_file()
