@@ -37,8 +37,7 @@ def _lines(file: Path, above: tuple[Path, ...]) -> Iterator[str]:
             other = (file.parent / nested[1]).resolve()
             if other in above:
                 refuse(f"the requirements in {file} name each other: {line}")
-            kept = line.startswith(("-c", "--constraint"))
-            if kept:
+            if line.startswith(("-c", "--constraint")):
                 refuse(f"{file}: '{line}' is not supported; name the versions in the file itself")
             yield from _lines(other, (*above, file.resolve()))
         elif _FOLDER.match(line):
