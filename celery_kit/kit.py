@@ -18,39 +18,20 @@ from celery import Celery
 from celery import _state as state
 from celery.utils.imports import instantiate, symbol_by_name
 
-from celery_kit import defaults, forked, results
+from celery_kit import defaults, fixes, forked, results
 from celery_kit.base import security, signals
 from celery_kit.base.refusals import unless_refused
 from celery_kit.engine import pipes, prefetch
-from celery_kit.fixes import (
-    add_consumer,
-    beat_stop,
-    cancelled_timers,
-    cold_shutdown,
-    delayed_queue,
-    delayed_start,
-    eventlet_dns,
-    eventlet_timers,
-    hub_stall,
-    locked_mailbox,
-    quick_drain,
-    retry_queue,
-    short_delays,
-    solo_stop,
-    time_limit,
-)
+from celery_kit.fixes import delayed_messages
 from celery_kit.observe import health, runs, tracing, vitals
 from celery_kit.pools import table
 from celery_kit.produce import delay, spool
-from celery_kit.worker import grace, green_loop, set_aside
+from celery_kit.worker import grace, set_aside
 
 #: By name, for producers need no worker.
 STEPS = [f"celery_kit.{module}:Step" for module in ("brokers.rabbitmq.expired", "engine.commit_worker", "engine.fast_path")]
-#: Each has the workers of the kit's apps, or their beat, begin in its way.
-AT_THE_BEGIN = (
-    table, prefetch, pipes, add_consumer, time_limit, vitals, beat_stop, cancelled_timers, cold_shutdown, solo_stop,
-    grace, hub_stall, delayed_start, locked_mailbox, quick_drain,
-)  # fmt: skip
+#: Each prepares the workers of the kit's apps when they begin.
+AT_THE_BEGIN = (table, prefetch, pipes, vitals, grace)
 
 
 logger = logging.getLogger(__name__)
@@ -80,7 +61,8 @@ class Kit(Celery):
 
     @cached_property
     def events(self) -> Any:
-        return instantiate(combined(self.events_cls, "celery_kit.fixes.events_in_the_loop:Events"), app=self)
+        kits: Any = "celery_kit.fixes.event_loop:Events" if fixes.needed("events_in_the_loop") else self.events_cls
+        return instantiate(combined(self.events_cls, kits), app=self)
 
     @cached_property
     def log(self) -> Any:
@@ -115,16 +97,18 @@ class Kit(Celery):
         delayed = countdown or eta
         if (delayed or options.get("routing_key")) and self.conf.task_default_queue_type == "quorum":
             # The broker itself delays tasks. What a task without delay spends here, each `delay()` does.
-            options = retry_queue.named(options)
-            if delayed:
-                countdown, eta = short_delays.rounded_up(countdown, eta, self.now())
+            if fixes.needed("retry_queue"):
+                options = delayed_messages.named(options)
+            if delayed and fixes.needed("short_delays"):
+                countdown, eta = delayed_messages.rounded_up(countdown, eta, self.now())
+            if delayed and fixes.needed("delayed_queue"):
                 self.delayed.prepare(name, args, kwargs, options)
         return super().send_task(name, args, kwargs, countdown, eta, *more, **options)
 
     @cached_property
-    def delayed(self) -> delayed_queue.Delayed:
+    def delayed(self) -> delayed_messages.Delayed:
         """The queues that delayed tasks of this process can reach."""
-        return delayed_queue.Delayed(self)
+        return delayed_messages.Delayed(self)
 
     @cached_property
     def delays(self) -> delay.Delays:
@@ -179,11 +163,11 @@ def install(app: Any) -> None:
     forked.connect(app)
     for module in AT_THE_BEGIN:
         module.connect()
+    fixes.connect(app)
     defaults.connect(app)
     security.connect(app)
     app.steps["consumer"].update(STEPS)
     health.install(app)
-    green_loop.install(app)
     set_aside.install(app)
     _prepare_the_process()
     for task in list(app._tasks.values()) if others else ():
@@ -256,5 +240,3 @@ def _prepare_the_process() -> None:
     if why:  # a web server that has an app of the kit goes on
         logger.warning("celery-kit: %s; there are no traces of the kit", why)
     runs.connect()
-    eventlet_dns.connect()
-    eventlet_timers.connect()

@@ -28,7 +28,7 @@ PAGES = {
         *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe"),
     ],
     "The kit": [
-        *("docs/architecture", "docs/new-broker", "docs/reports/upstream"),
+        *("docs/architecture", "docs/new-broker", "docs/fixes", "docs/reports/upstream"),
         *("CONTRIBUTING", "CHANGELOG", "中文 <README.zh-CN>"),
     ],
 }

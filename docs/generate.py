@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from bench import report
 from celery_kit.base.facts import Queue, Server
 from celery_kit.brokers import BROKERS
+from celery_kit.fixes import FIXES, PARTS
 from celery_kit.operate.look import exporter
 from celery_kit.operate.look.status import Snapshot
 from celery_kit.pools.table import POOLS
@@ -250,9 +251,32 @@ def changes() -> str:
     )
 
 
+def _needs(needs: Mapping[str, str]) -> str:
+    return ", ".join(f"{package} {versions}" for package, versions in needs.items())
+
+
+def _reference(reference: str) -> str:
+    owner, _, number = reference.removeprefix("https://github.com/").rpartition("/")
+    return f"[{owner.split('/')[1]} #{number}]({reference})" if reference.startswith("https:") else reference
+
+
+def fixes() -> str:
+    return table(
+        ("fix", "the fault", "reference", "versions", "can go by"),
+        *((f"`{one.name}`", one.what, _reference(one.reference), _needs(one.needs), f"`{one.test}`") for one in FIXES.values()),
+    )
+
+
+def parts() -> str:
+    return table(
+        ("part", "versions", "elsewhere"),
+        *((one.name, _needs(one.needs), one.instead) for one in PARTS.values()),
+    )
+
+
 _TABLES = (
     alerts, metrics, pools, backends, brokers, broker_differences, pool_differences, faults, bench,
-    benchmark, choices, packages, speed, messages, changes,
+    benchmark, choices, packages, speed, messages, changes, fixes, parts,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{one.__name__: one for one in _TABLES},

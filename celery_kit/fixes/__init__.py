@@ -1,3 +1,207 @@
-"""Faults of Celery and kombu that the kit closes: a file each, with versions, reference, and the test that says
-when it can go.
+"""THE table of upstream faults that the kit closes: a row each, with the versions that need it and the test that says when it
+can go.
+
+A fix is applied where the installed versions are those of its row, and left out elsewhere: upstream may have closed the fault,
+and what the fix stands on may have changed. :data:`PARTS` are the parts of the kit, beside the engine's, that stand on private
+functions of other packages; outside of their versions Celery's and kombu's own way is taken. A worker and beat log once which
+these are.
 """
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from celery_kit.base.versions import installed, unmet
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+logger = logging.getLogger(__name__)
+SOURCES = "https://github.com/celery"
+CELERY, KOMBU = {"celery": ">=5.5.3,<5.8"}, {"kombu": ">=5.5.4,<5.8"}
+AMQP, EVENTLET = {"amqp": "==5.4.*"}, {"eventlet": ">=0.41,<0.42"}
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A row of the table.
+
+    `what`: the fault, in one line. `reference`: an issue or pull request, or a source file with its version.
+    `test`: what fails without the fix, or passes only as long as upstream has the fault.
+    `where`: module:name, imported when it is needed.
+    `at`: when `where` is called or entered - "install": with an app, without arguments; "worker", "beat": with the arguments of
+    celeryd_init or beat_init; "step": as a bootstep of the consumer; "use": by the code that it belongs to, which asks
+    :func:`needed` or :func:`patched`.
+    """
+
+    name: str
+    what: str
+    reference: str
+    test: str
+    where: str
+    at: Literal["install", "worker", "beat", "step", "use"]
+    needs: Mapping[str, str] = field(default_factory=lambda: CELERY)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the kit that stands on private functions. `instead`: what is taken where `needs` are not met."""
+
+    name: str
+    needs: Mapping[str, str]
+    instead: str
+
+
+_ROWS = (
+    Fix("add_consumer", "`celery control add_consumer` declares another type of queue than producers do: 406",
+        "celery/worker/consumer/consumer.py 5.7.0, add_task_queue", "tests/integration/test_control.py::test_add_consumer",
+        "celery_kit.fixes.control_commands:add_consumer", "worker", {"celery": ">=5.6,<5.8"}),
+    Fix("time_limit", "`celery control time_limit` is answered with ok, and changes nothing",
+        "celery/worker/request.py 5.7.0, create_request_cls", "tests/integration/test_control.py::test_time_limit_by_control",
+        "celery_kit.fixes.time_limit:connect", "install"),
+    Fix("beat_stop", "a beat that is stopped while it sends exits with a traceback, or hangs",
+        "celery/apps/beat.py 5.7.0, Beat.install_sync_handler", "tests/operator/test_beat.py",
+        "celery_kit.fixes.beat:beat_stop", "beat"),
+    Fix("cancelled_timers", "a prefork worker grows with each task that has a time limit, for as long as the limit lasts",
+        f"{SOURCES}/celery/issues/5200", "tests/unit/fixes/test_event_loop.py::test_what_is_cancelled_is_not_kept",
+        "celery_kit.fixes.event_loop:cancelled_timers", "worker", CELERY | KOMBU),
+    Fix("cold_shutdown", "a cold shutdown loses or fails the running tasks of every pool but prefork",
+        "celery/apps/worker.py 5.7.0, on_cold_shutdown", "tests/faults/test_shutdown.py::test_cold_shutdown_hands_back",
+        "celery_kit.fixes.shutdown:cold_shutdown", "worker"),
+    Fix("solo_stop", "a worker on solo that is stopped runs the tasks that RabbitMQ has sent ahead",
+        "celery/worker/pidbox.py 5.7.0, Pidbox._close_channel",
+        "tests/faults/test_shutdown.py::test_a_stop_begins_nothing_that_was_sent_ahead",
+        "celery_kit.fixes.solo_stop:connect", "install"),
+    Fix("hub_stall", "the worker's loop sleeps although callbacks are ready",
+        f"{SOURCES}/kombu/pull/1587",
+        "tests/unit/fixes/test_event_loop.py::test_what_a_callback_hands_to_the_loop_is_done_before_it_sleeps",
+        "celery_kit.fixes.event_loop:hub_stall", "worker", KOMBU),
+    Fix("quick_drain", "a worker on RabbitMQ does nothing for 0.1 s before its first round",
+        "celery/worker/loops.py 5.7.0, _quick_drain",
+        "tests/unit/fixes/test_event_loop.py::test_what_there_is_is_read_and_nothing_more_is_waited_for",
+        "celery_kit.fixes.event_loop:quick_drain", "worker"),
+    Fix("events_in_the_loop", "the worker's loop waits without a timeout for its own events to be confirmed",
+        "celery/worker/heartbeat.py 5.7.0, Heart._send",
+        "tests/engine/test_redis_restart.py::test_celery_still_waits_to_say_that_it_lives",
+        "celery_kit.fixes.event_loop:Events", "use"),
+    Fix("green_loop", "on green pools the loop waits up to 0.1 s for the event connection after every message",
+        "celery/worker/loops.py 5.7.0, synloop", "tests/engine/test_workers.py::test_events_of_a_green_pool_go_in_groups",
+        "celery_kit.worker.green_loop:GreenLoop", "step"),
+    Fix("locked_mailbox", "a worker that has lost its connection takes no task before the broker has noticed it, too",
+        "celery/worker/pidbox.py 5.7.0", "tests/engine/rabbitmq/test_worker.py::test_a_dead_connection_that_tells_nobody",
+        "celery_kit.fixes.mailbox:locked_mailbox", "worker"),
+    Fix("broadcast", "a task for a Broadcast queue reaches nobody, without an error: nobody has declared the exchange",
+        "celery/app/amqp.py 5.7.0, send_task_message", "tests/compat/test_broadcast.py",
+        "celery_kit.fixes.broadcast:exchanges", "use"),
+    Fix("fanouts", "a producer that has not declared a fanout exchange itself reaches none of its queues, on Redis",
+        "kombu/transport/virtual/base.py 5.7.0, Channel.typeof", "tests/compat/test_broadcast.py",
+        "celery_kit.brokers.redis.fixes:Fanouts", "use", KOMBU),
+    Fix("delayed_queue", "a delayed task for a queue that no worker has consumed yet fails or is lost, on RabbitMQ",
+        "celery/worker/consumer/delayed_delivery.py 5.7.0", "tests/integration/test_queues.py::test_delay_before_its_worker",
+        "celery_kit.fixes.delayed_messages:Delayed", "use", CELERY | KOMBU),
+    Fix("delayed_start", "a worker on RabbitMQ begins its first task a third of a second late: it declares the delays first",
+        "celery/worker/consumer/delayed_delivery.py 5.7.0, DelayedDelivery.start",
+        "tests/unit/fixes/test_delayed_messages.py::test_celery_still_makes_them_first",
+        "celery_kit.fixes.delayed_messages:delayed_start", "worker"),
+    Fix("short_delays", "a delay of less than a second fails on RabbitMQ",
+        "kombu/transport/native_delayed_delivery.py 5.7.0", "tests/integration/test_time.py::test_countdown_under_a_second",
+        "celery_kit.fixes.delayed_messages:rounded_up", "use", CELERY | KOMBU),
+    Fix("retry_queue", "a retry with a delay leaves its queue for the default one, on RabbitMQ",
+        "celery/app/task.py 5.7.0, signature_from_request", "tests/integration/test_retry.py::test_retry_stays_in_its_queue",
+        "celery_kit.fixes.delayed_messages:named", "use"),
+    Fix("polled_results", "a result by rpc that is asked for with `state` or `ready()` never comes",
+        f"{SOURCES}/celery/issues/5414", "tests/engine/test_polled_results.py",
+        "celery_kit.results.rpc:final_last", "use"),
+    Fix("abandoned_waits", "a `get()` that ran into its timeout keeps its result subscribed to, and in memory",
+        "celery/backends/asynchronous.py 5.7.0, _add_pending_result",
+        "tests/compat/test_results.py::test_who_gives_up_leaves_nothing_behind", "celery_kit.results.waits:Waits", "use"),
+    Fix("failed_ack", "an acknowledgement that Redis does not take leaves a worker that consumes nothing",
+        "kombu/transport/redis.py 5.7.0, QoS.ack", "tests/faults/test_faults.py::test_fault",
+        "celery_kit.brokers.redis.fixes:FailedAck", "use", KOMBU),
+    Fix("redis_restart", "a restart of a Redis broker kills the worker, where it holds an unacknowledged message",
+        "kombu/transport/redis.py 5.7.0, _connparams", "tests/engine/test_redis_restart.py",
+        "celery_kit.brokers.redis.fixes:RememberAddress", "use", KOMBU),
+    Fix("server_clock", "a worker whose clock is wrong has running tasks of others redelivered, on Redis",
+        "kombu/transport/redis.py 5.7.0, QoS.restore_visible", "tests/engine/test_clock.py",
+        "celery_kit.brokers.redis.fixes:ServerClock", "use", KOMBU),
+    Fix("eventlet_dns", "a worker on eventlet does not find its broker at a new address",
+        "eventlet/support/greendns.py 0.41.3, ResolverProxy.clear", "tests/unit/fixes/test_eventlet.py",
+        "celery_kit.fixes.eventlet:eventlet_dns", "install", EVENTLET),
+    Fix("eventlet_import", "a process on eventlet imports a resolver that it may not need: 0.1 s",
+        "eventlet/green/socket.py 0.41.3", "tests/unit/fixes/test_eventlet.py",
+        "celery_kit.fixes.eventlet:eventlet_import", "use", EVENTLET),
+    Fix("eventlet_timers", "an idle worker on eventlet wakes once for each timer that its last tasks have cancelled",
+        "eventlet/hubs/hub.py 0.41.3, BaseHub.sleep_until", "tests/unit/fixes/test_eventlet.py",
+        "celery_kit.fixes.eventlet:eventlet_timers", "install", EVENTLET),
+)  # fmt: skip
+FIXES = {row.name: row for row in _ROWS}
+
+PARTS: dict[str, Part] = {
+    part.name: part
+    for part in (
+        Part("dead letters", CELERY, "what cannot be run is dropped"),
+        Part("transport of RabbitMQ", KOMBU | AMQP, "kombu's own"),
+        Part("transport of Redis", KOMBU, "kombu's own: no priorities as AMQP has them, no dead letters"),
+        Part("waiting for results of rpc", CELERY, "Celery's own"),
+        Part("waiting for results in Redis", {"celery": "==5.7.*", "redis": "==8.*"}, "Celery's own"),
+    )
+}
+
+
+@cache
+def needed(name: str) -> bool:
+    """Whether the installed versions are those that a fix, or a part of :data:`PARTS`, is for."""
+    return not unmet((FIXES.get(name) or PARTS[name]).needs)
+
+
+def patched(celerys: Any, *names: str) -> Any:
+    """`celerys`, a class, with the classes of those of these fixes before it that are needed."""
+    found = tuple(_named(FIXES[name].where) for name in names if needed(name))
+    return type(celerys.__name__, (*found, celerys), {"__module__": celerys.__module__}) if found else celerys
+
+
+def connect(app: "Celery") -> None:
+    """Apply the fixes that the installed versions need to `app`'s workers, its beat and this process."""
+    from celery_kit.base.signals import beat_init, celeryd_after_setup, celeryd_init  # which import Celery
+
+    for fix in filter(lambda fix: needed(fix.name), _ROWS):
+        if fix.at == "install":
+            _named(fix.where)()
+        elif fix.at == "step":
+            app.steps["consumer"].add(fix.where)
+        elif fix.at in ("worker", "beat"):
+            signal = celeryd_init if fix.at == "worker" else beat_init
+            signal.connect(partial(_apply, fix), weak=False, dispatch_uid=fix.name)
+    for signal in (celeryd_after_setup, beat_init):  # both come when the log is set up
+        signal.connect(_say, weak=False)
+
+
+def _apply(fix: Fix, **given: Any) -> None:
+    _named(fix.where)(**given)
+
+
+def _named(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _say(**_: Any) -> None:
+    if line := left_out():
+        logger.info(line)
+
+
+def left_out() -> str:
+    """What is left out of this process because of the installed versions, in one line; empty where nothing is."""
+    rows: list[Fix | Part] = [*_ROWS, *PARTS.values()]
+    out = [one for one in rows if all(map(installed, one.needs)) and not needed(one.name)]
+    if not out:
+        return ""
+    packages = dict.fromkeys(package for one in out for package in one.needs)
+    versions = ", ".join(f"{package} {installed(package)}" for package in packages)
+    fixes = ", ".join(one.name for one in out if isinstance(one, Fix))
+    said = [f"without the fixes {fixes}"] if fixes else []
+    said += [f"without {one.name}: {one.instead}" for one in out if isinstance(one, Part)]
+    return f"celery-kit: with {versions}: {'; '.join(said)} (docs/fixes.md)"

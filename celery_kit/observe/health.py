@@ -24,7 +24,7 @@ from celery.utils.log import get_logger
 
 from celery_kit.base import times
 from celery_kit.base.refusals import whole_number
-from celery_kit.fixes import delayed_start
+from celery_kit.fixes import delayed_messages
 from celery_kit.pools.table import row
 
 logger = get_logger(__name__)
@@ -137,8 +137,8 @@ class Heartbeat(bootsteps.StartStopStep):
     """
 
     # The last step before the loop: whoever sees the file may send. Where the broker delays tasks, one that comes before its
-    # queue is bound to the delayed delivery is lost (celery_kit/fixes/delayed_start.py says when it is); and others wait for a
-    # broker that goes away meanwhile.
+    # queue is bound to the delayed delivery is lost (celery_kit/fixes/delayed_messages.py says when it is); others wait for a
+    # broker that becomes unavailable meanwhile.
     requires = (
         *(
             f"celery.worker.consumer.{step}"
@@ -179,7 +179,7 @@ class Heartbeat(bootsteps.StartStopStep):
     def _tick(self) -> None:
         if self.timer is None:  # the timers of green pools fire once more after they were cancelled
             return
-        if delayed_start.makes(self.parent):
+        if delayed_messages.makes(self.parent):
             self.parent.timer.call_after(SOON, self._tick)
             return
         stuck = bool(self.progress and self.progress.stuck())

@@ -21,7 +21,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 from celery_kit.base.correlation import HEADER, SENT
 from celery_kit.base.refusals import refuse, why_not_writable
-from celery_kit.fixes.retry_queue import DELAY
+from celery_kit.fixes.delayed_messages import DELAY
 from celery_kit.pools.table import named
 
 TASK = "kit_task"  # on a record

@@ -28,7 +28,7 @@ from celery_kit.base.conf import transport_options as own_options
 from celery_kit.base.messages import Part, RefusedError, UnroutedError
 from celery_kit.brokers import Queues, room, transports
 from celery_kit.engine.parts import on
-from celery_kit.fixes import broadcast
+from celery_kit.fixes import broadcast, needed
 
 T = TypeVar("T")
 PLAIN = (int, float, bool, type(None))
@@ -216,7 +216,7 @@ class AMQP(CelerysAMQP):  # type: ignore[misc]
         send = self._create_task_sender()
 
         def send_task_message(producer: Any, name: str, message: Any, headers: Any = None, **options: Any) -> Any:
-            if options.get("declare") is None:
+            if options.get("declare") is None and needed("broadcast"):
                 queue = options.get("queue")
                 queue = self.queues[queue] if isinstance(queue, str) else queue
                 if known := broadcast.exchanges(self.queues.values(), queue, options.get("exchange")):

@@ -1,23 +1,25 @@
 """Results as messages, back to the process that sent the task; no results server. Only that process can read them."""
 
+from collections.abc import Callable, Iterator
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from celery._state import task_join_will_block  # type: ignore[attr-defined]  # its stubs lack it
 from celery.backends import rpc
+from celery.states import READY_STATES
 from kombu.common import maybe_declare
 from kombu.utils.uuid import uuid
 
 from celery_kit import brokers
 from celery_kit.base.capabilities import DOCS, Limit
-from celery_kit.fixes.polled_results import final_last
+from celery_kit.fixes import needed, patched
 from celery_kit.results.contract import Backend
-from celery_kit.results.waits import Waits, listen, listen_anew
+from celery_kit.results.waits import listen, listen_anew
 
 if TYPE_CHECKING:
     from celery_kit.base.choices import Choices
 
-CelerysConsumer: Any = vars(rpc)["ResultConsumer"]  # unknown to celery-types
+CelerysConsumer: Any = patched(vars(rpc)["ResultConsumer"], "abandoned_waits")  # unknown to celery-types
 
 NO_CHORDS = Limit("cannot", "sending a chord raises NotImplementedError", f"{DOCS}/userguide/canvas.html#chords")
 CHORD_IN_A_TASK = Limit(
@@ -30,7 +32,7 @@ REPLY_TO_THE_WORKER = Limit(
 )
 
 
-class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
+class ResultConsumer(CelerysConsumer):  # type: ignore[misc]
     """Celery's, which is woken by its start: greenlets' drainer begins before that, and Celery's sleeps a second then. And one
     thread at a time reads its connection, where several wait for what one of them has sent.
     """
@@ -69,9 +71,25 @@ class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
 def adapt(backend: Any) -> None:
     """Have the queue for replies bound as below when a task is sent, and nothing thrown away when it is looked into."""
     backend.oid = backend.app.thread_oid  # now: Celery asks when it needs it first, which may be in another thread
-    listen(backend, ResultConsumer)
+    if needed("waiting for results of rpc"):
+        listen(backend, ResultConsumer)
     backend.on_task_call = lambda producer, task_id: _bind(backend, producer)
-    backend._slurp_from_queue = final_last(backend._slurp_from_queue)
+    if needed("polled_results"):
+        backend._slurp_from_queue = final_last(backend._slurp_from_queue)
+
+
+def final_last(slurp: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """`slurp`, which takes all messages from the queue for replies, with final states last: fix `polled_results`.
+
+    To look up a state, Celery takes all messages, keeps the last about the task, drops those before it, and requeues that one
+    unless it is final. Transports that cannot requeue at the front (Redis, memory) put it at the end: where the task ends in
+    between, STARTED comes after SUCCESS from there on, and the next look drops the result.
+    """
+    return lambda *args, **options: iter(sorted(slurp(*args, **options), key=_is_final))
+
+
+def _is_final(message: Any) -> bool:
+    return message.payload["status"] in READY_STATES
 
 
 def let_go(backend: Any) -> None:

@@ -17,12 +17,13 @@ from importlib import import_module, metadata
 from itertools import pairwise
 from typing import Any
 
-from celery_kit.fixes import eventlet_dns
+from celery_kit.fixes import needed
 from celery_kit.observe import tracing
 
 
 def _eventlet() -> None:
-    eventlet_dns.defer()
+    if needed("eventlet_import"):
+        import_module("celery_kit.fixes.eventlet").eventlet_import()
     import_module("eventlet").monkey_patch()
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
-from celery import Celery, bootsteps
+from celery import bootsteps
 
 RUN: int = vars(bootsteps)["RUN"]  # unknown to celery-types
 #: Seconds that a wait for messages lasts at most: so late does the loop see that the worker shall stop.
@@ -25,13 +25,12 @@ WAIT = 1.0
 GROUP_EVENTS = 0.05
 
 
-def install(app: Celery) -> None:
-    """Give every worker of `app` on a green pool this loop."""
-    app.steps["consumer"].add(GreenLoop)
-
-
 class GreenLoop(bootsteps.StartStopStep):
-    """Source: Celery's user guide, "Extensions and Bootsteps"; `Consumer.loop` is what its last step runs."""
+    """Gives every worker of an app on a green pool this loop, which `Consumer.loop` names and its last step runs: a row of
+    celery_kit/fixes.
+
+    Source: Celery's user guide, "Extensions and Bootsteps".
+    """
 
     requires = ("celery.worker.consumer.events:Events",)
 

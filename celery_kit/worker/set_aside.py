@@ -23,6 +23,7 @@ from celery_kit.base.choices import max_deliveries
 from celery_kit.base.messages import DELIVERIES
 from celery_kit.base.refusals import refuse
 from celery_kit.brokers.contract import DeadLetter
+from celery_kit.fixes import needed
 
 logger = get_logger(__name__)
 #: Answers to a declaration that can be another at the next try: a queue's node is down, somebody holds it alone. And for how
@@ -40,15 +41,16 @@ class SetAside(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         broker = brokers.room(parent.app.conf.broker_read_url)
-        self.enabled = broker is not None and broker.dead_letters is not None
-        if broker is None or broker.dead_letters is None:  # one that the kit has no room for
+        letters = broker.dead_letters if broker and needed("dead letters") else None
+        self.enabled = letters is not None
+        if broker is None or letters is None:  # one that the kit has no room for, or another Celery than it knows
             logger.warning("the kit keeps no dead letters on this broker: what cannot be run is dropped (docs/brokers.md)")
             return
         if broker.explain:
             lost = self.ending(parent, broker.explain, parent.on_connection_error_after_connected)
             parent.on_connection_error_after_connected = lost
         self.limit = max_deliveries()
-        self.letters = broker.dead_letters
+        self.letters = letters
         parent.on_decode_error = self.before(parent, parent.on_decode_error, "cannot be decoded")
         parent.on_unknown_message = self.before(parent, parent.on_unknown_message, "is no task")
         parent.on_unknown_task = self.before(parent, parent.on_unknown_task, "no such task")

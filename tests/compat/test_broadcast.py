@@ -1,4 +1,4 @@
-"""A task for a Broadcast queue reaches every worker that listens, whoever sends it and however."""
+"""A task for a Broadcast queue reaches every worker that listens, whoever sends it and however: fixes broadcast, fanouts."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -29,7 +29,7 @@ def test_a_broadcast_reaches_all(listeners: list[Side]) -> None:
     found = side.client("broadcast:heard", WAYS, side.environ["BROADCAST"], 2)
     wanted = {f"{way} {number}": 2 for way in WAYS for number in range(2)}
     if side.name == PLAIN_CELERY and side.place.name == "redis":
-        assert found == dict.fromkeys(wanted, 0)  # if not, celery_kit/fixes/broadcast.py may go
+        assert found == dict.fromkeys(wanted, 0)  # if not, the fix broadcast may go
     else:
         assert found == wanted
 

@@ -1,4 +1,4 @@
-"""Whatever a task raises is its end; on plain Celery it is that on prefork alone."""
+"""Whatever a task raises is its end; on plain Celery it is that on prefork alone: fix raised_in_process."""
 
 from collections.abc import Callable
 from typing import Any

@@ -51,7 +51,9 @@ def test_the_first_result_wakes_its_greenlet(served: dict[str, Side], patched: s
 
 @pytest.mark.parametrize(("served", "gives_up"), covering(["redis", "rabbitmq-rpc"], GIVES_UP, turns=1), indirect=["served"])
 def test_who_gives_up_leaves_nothing_behind(served: dict[str, Side], tmp_path: Path, gives_up: str) -> None:
-    """A wait that ends without its result lets go of all that it has taken, and a later one takes it again."""
+    """A wait that ends without its result lets go of all that it has taken, and a later one takes it again:
+    fix abandoned_waits.
+    """
     how, members = GIVES_UP[gives_up]
     value: Any = list(range(members)) if members else 0
     found = outcomes(served, "results:gives_up", str(tmp_path), how, members)

@@ -1,6 +1,6 @@
 """When a message was taken from Redis, and who has had it too long, is told by the server's clock: a worker's may be wrong.
 
-celery_kit/fixes/server_clock.py, celery_kit/brokers/redis/fetch.py
+Fix server_clock; celery_kit/brokers/redis/fetch.py
 """
 
 import time

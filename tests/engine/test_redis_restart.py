@@ -1,4 +1,4 @@
-"""A broker that restarts does not end the worker. celery_kit/fixes/redis_restart.py"""
+"""A broker that restarts does not end the worker. fix redis_restart"""
 
 from threading import Event, Thread
 from typing import Any
@@ -38,7 +38,7 @@ def test_a_worker_outlives_a_restart_of_the_broker(server: Server, pool: str, en
 
 
 def test_celery_still_needs_the_fix(server: Server) -> None:
-    """If this fails, celery_kit/fixes/redis_restart.py may go."""
+    """If this fails, the fix redis_restart may go."""
     queue = uuid4().hex[:8]
     app = producer(server)
     with worker(server, "prefork", PLAIN_CELERY, queue) as one:
@@ -69,7 +69,7 @@ def says_that_it_lives(server: Server, events: Any) -> Event:
 
 
 def test_a_worker_does_not_wait_to_say_that_it_lives(server: Server) -> None:
-    """Its loop goes on, and sees for itself that the broker is away. celery_kit/fixes/events_in_the_loop.py"""
+    """Its loop goes on, and sees for itself that the broker is away. fix events_in_the_loop"""
     over = says_that_it_lives(server, Kit.events_cls)
     try:
         assert over.wait(60)
@@ -78,7 +78,7 @@ def test_a_worker_does_not_wait_to_say_that_it_lives(server: Server) -> None:
 
 
 def test_celery_still_waits_to_say_that_it_lives(server: Server) -> None:
-    """If this fails, that part of celery_kit/fixes/events_in_the_loop.py may go."""
+    """If this fails, that part of the fix events_in_the_loop may go."""
     over = says_that_it_lives(server, Celery.events_cls)
     try:
         assert not over.wait(10)

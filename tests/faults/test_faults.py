@@ -28,7 +28,10 @@ def some() -> list[tuple[Pair, Fault]]:
     [pytest.param(*one, id=f"{one[0]}-{one[1].name}") for one in (some() if os.environ.get("QUICK") else TRIALS)],
 )
 def test_fault(setups: Setups, pair: Pair, fault: Fault) -> None:
-    """All that was accepted is done; twice only where at-least-once says why; every worker that runs works again."""
+    """All that was accepted is done; twice only where at-least-once says why; every worker that runs works again.
+
+    `broker_frozen` on Redis and solo: fix failed_ack.
+    """
     outcome = trial(setups(pair), fault)
     report.note(outcome)
     if outcome.error or outcome.lost or outcome.flowing is None:

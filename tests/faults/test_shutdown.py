@@ -1,4 +1,4 @@
-"""A worker that is told to end: what it has begun is done or handed back, and nothing is lost."""
+"""A worker that is told to end: what it has begun is done or requeued, and nothing is lost: fixes cold_shutdown, solo_stop."""
 
 from typing import Any
 

@@ -238,7 +238,7 @@ def test_rate_limit(cell: Cell) -> None:
     cell.saw([round(start - starts[0], 2) for start in starts])
 
 
-@pytest.mark.by_kit(COMBINATIONS, "Celery answers ok and goes on with the old limits: celery_kit/fixes/time_limit.py")
+@pytest.mark.by_kit(COMBINATIONS, "Celery answers ok and goes on with the old limits: fix time_limit")
 def test_time_limit_by_control(cell: Cell) -> None:
     """A time limit given at run time ends the task that takes longer."""
     single, name = node(cell), "control_probes.hold_limited"
@@ -312,9 +312,7 @@ def test_autoscale(cell: Cell) -> None:
         del cell.running.workers["elastic"]
 
 
-@pytest.mark.by_kit(
-    TYPED_QUEUES, "Celery declares a classic queue here, and the broker refuses it: celery_kit/fixes/add_consumer.py"
-)
+@pytest.mark.by_kit(TYPED_QUEUES, "Celery declares a classic queue here, and the broker refuses it: fix add_consumer")
 def test_add_consumer(cell: Cell) -> None:
     """A running worker is told to consume one more queue, by its name."""
     single, queue = node(cell), f"{cell.mark}.queue"

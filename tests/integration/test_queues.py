@@ -177,7 +177,7 @@ def test_delay_on_other_queue(cell: Cell) -> None:
     assert noted(cell) == ["at-once", "late", "late", "late"]
 
 
-@pytest.mark.by_kit(TYPED_QUEUES, "plain Celery loses it: bound to nothing, it is dropped: celery_kit/fixes/delayed_queue.py")
+@pytest.mark.by_kit(TYPED_QUEUES, "plain Celery loses it: bound to nothing, it is dropped: fix delayed_queue")
 def test_delay_before_its_worker(cell: Cell) -> None:
     """A delayed task for a queue that no worker has consumed yet waits there for its first worker, once its time has come."""
     queue = f"delayed-{uuid()}"

@@ -160,7 +160,7 @@ def test_reject_on_worker_lost(cell: Cell) -> None:
         assert spare.consumes()
 
 
-@pytest.mark.by_kit(DELAYED_BY_BROKER, "plain Celery sends it to the default queue: celery_kit/fixes/retry_queue.py")
+@pytest.mark.by_kit(DELAYED_BY_BROKER, "plain Celery sends it to the default queue: fix retry_queue")
 def test_retry_stays_in_its_queue(cell: Cell) -> None:
     """A task of another queue than the default one is tried again in its own, each time."""
     cell.running.worker("spare")

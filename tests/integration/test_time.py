@@ -49,7 +49,7 @@ def test_countdown(cell: Cell) -> None:
 
 @pytest.mark.by_kit(
     [one for one in COMBINATIONS if one.broker.delays_tasks],
-    "Celery 5.7.0 raises ValueError where the broker delays tasks itself; the kit rounds up to a second",
+    "Celery 5.7.0 raises ValueError where the broker delays tasks itself; the kit rounds up to a second: fix short_delays",
 )
 def test_countdown_under_a_second(cell: Cell) -> None:
     """A countdown may be a fraction of a second."""

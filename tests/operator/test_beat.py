@@ -1,4 +1,4 @@
-"""How beat ends."""
+"""How beat exits: fix beat_stop."""
 
 import json
 import os

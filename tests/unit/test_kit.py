@@ -249,7 +249,7 @@ def test_its_worker_is_the_kits() -> None:
         "celery_kit.engine.commit_worker:Step",
         "SetAside",
         "Heartbeat",
-        "GreenLoop",
+        "celery_kit.worker.green_loop:GreenLoop",
     } <= steps
 
 

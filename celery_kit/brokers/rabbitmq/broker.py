@@ -8,9 +8,17 @@ from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
 from celery_kit.engine.parts import engine, on
+from celery_kit.fixes import needed
 
 if TYPE_CHECKING:
     from celery_kit.base.choices import Choices
+
+#: By scheme, in place of kombu's; they stand on private functions of py-amqp.
+TRANSPORTS = {
+    "amqp": "celery_kit.brokers.rabbitmq.transport:Transport",
+    "pyamqp": "celery_kit.brokers.rabbitmq.transport:Transport",
+    "amqps": "celery_kit.brokers.rabbitmq.transport:SecureTransport",
+}
 
 
 def url(environ: Environ) -> str:
@@ -68,11 +76,7 @@ broker = Broker(
     dead_letters=RabbitmqDeadLetters(),
     facts="celery_kit.brokers.rabbitmq.facts:facts",
     compose_file="compose.rabbitmq.yaml",
-    transports={
-        "amqp": "celery_kit.brokers.rabbitmq.transport:Transport",
-        "pyamqp": "celery_kit.brokers.rabbitmq.transport:Transport",
-        "amqps": "celery_kit.brokers.rabbitmq.transport:SecureTransport",
-    },
+    transports=TRANSPORTS if needed("transport of RabbitMQ") else {},
     delays_tasks=True,
     explain=explain,
     bulk=Bulk,

@@ -23,7 +23,7 @@ from kombu.exceptions import OperationalError
 
 from celery_kit.base.messages import DEAD, DELIVERIES, NOTE
 from celery_kit.brokers.contract import Action, DeadLetter
-from celery_kit.fixes.retry_queue import DELAY
+from celery_kit.fixes.delayed_messages import DELAY
 
 #: RabbitMQ 4's own limit. Written down, so that one that has another default counts the same.
 BROKER_LIMIT = 20

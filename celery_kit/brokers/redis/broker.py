@@ -8,9 +8,10 @@ from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.redis.bulk import Bulk, like
 from celery_kit.brokers.redis.dead import RedisDeadLetters
 from celery_kit.engine.parts import engine, on
+from celery_kit.fixes import needed
 
-#: kombu's transport, with priorities as AMQP means them, and the fast engine's fetch.
-TRANSPORT = "celery_kit.brokers.redis.transport:Transport"
+#: kombu's transport, with priorities as AMQP means them, dead letters, and the fast engine's fetch; None: kombu's own is taken.
+TRANSPORT = "celery_kit.brokers.redis.transport:Transport" if needed("transport of Redis") else None
 
 if TYPE_CHECKING:
     from celery_kit.base.choices import Choices
@@ -57,10 +58,10 @@ broker = Broker(
     schemes=("redis", "rediss"),
     url=url,
     settings=settings,
-    dead_letters=RedisDeadLetters(),
+    dead_letters=RedisDeadLetters() if TRANSPORT else None,
     facts="celery_kit.brokers.redis.facts:facts",
     compose_file="compose.redis.yaml",
-    transports={"redis": TRANSPORT, "rediss": TRANSPORT},
+    transports={"redis": TRANSPORT, "rediss": TRANSPORT} if TRANSPORT else {},
     bulk=Bulk,
     like=like,
     let_go=let_go,

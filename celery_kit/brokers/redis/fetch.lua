@@ -5,7 +5,7 @@
 -- Returns pairs of a list's place and a message. The place is negative for an item that is no whole message: it has been put
 -- among the dead letters or, where even that fails, into `<list>.malformed` (dead.py, collect).
 --
--- A message is recorded with the server's time, as in celery_kit/fixes/server_clock.py. Its tag stands in its properties, at
+-- A message is recorded with the server's time, as in celery_kit/brokers/redis/fixes.py. Its tag stands in its properties, at
 -- its end: decoding a message of 1 MB would block the server for 10 ms.
 local unacked, index, dead = KEYS[1], KEYS[2], KEYS[3]
 local room, bytes, width = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])

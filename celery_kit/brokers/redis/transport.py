@@ -29,10 +29,7 @@ from celery_kit.brokers.redis import dead
 from celery_kit.brokers.redis.fetch import LOOK_AGAIN, Fetcher
 from celery_kit.engine.commit import commit
 from celery_kit.engine.wakeup import Bell
-from celery_kit.fixes.broadcast import Fanouts
-from celery_kit.fixes.failed_ack import FreedPlace
-from celery_kit.fixes.redis_restart import RememberAddress
-from celery_kit.fixes.server_clock import ServerClock
+from celery_kit.fixes import patched
 
 log = logging.getLogger(__name__)
 #: Seconds after which the hub makes a round in any case: kombu has it look after expiring queues each second.
@@ -40,9 +37,11 @@ HUBS_ROUND = 0.9
 #: Seconds by which two moments may differ and be the same; the hub's poll counts in milliseconds.
 SAME = 0.001
 redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
+QoSBase: Any = patched(dead.QoS, "failed_ack", "server_clock")
+ChannelBase: Any = patched(dead.Channel, "fanouts", "redis_restart")
 
 
-class QoS(FreedPlace, ServerClock, dead.QoS):
+class QoS(QoSBase):
     """Which messages are out. On the fast engine the fetch has already recorded them, and takes their acknowledgements."""
 
     channel: Any
@@ -85,7 +84,7 @@ class QoS(FreedPlace, ServerClock, dead.QoS):
         super().restore_unacked_once(stderr)
 
 
-class Channel(Fanouts, RememberAddress, dead.Channel):
+class Channel(ChannelBase):
     QoS = QoS
     #: Those that are read, the most urgent first.
     priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu

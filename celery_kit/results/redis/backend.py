@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from celery_kit.brokers.contract import Broker, Environ
+from celery_kit.fixes import needed
 from celery_kit.results.contract import Backend
 from celery_kit.results.waits import listen, listen_anew
 
@@ -61,13 +62,14 @@ def adapt(backend: Any) -> None:
     """
     from celery.backends import redis
 
-    from celery_kit.results.redis.waiting import ResultConsumer
-
     if not isinstance(backend, vars(redis)["RedisBackend"]):  # one of the user's own, for the same scheme
         return
     fit(backend)
-    backend.on_task_call = lambda producer, task_id: None
-    listen(backend, ResultConsumer)
+    if needed("waiting for results in Redis"):
+        from celery_kit.results.redis.waiting import ResultConsumer
+
+        backend.on_task_call = lambda producer, task_id: None
+        listen(backend, ResultConsumer)
 
 
 def let_go(backend: Any) -> None:

@@ -18,9 +18,9 @@ from celery.backends import redis
 from redis import client, exceptions
 from redis.utils import check_protocol_version
 
-from celery_kit.results.waits import Waits
+from celery_kit.fixes import patched
 
-CelerysConsumer: Any = vars(redis)["ResultConsumer"]  # unknown to celery-types
+CelerysConsumer: Any = patched(vars(redis)["ResultConsumer"], "abandoned_waits")  # unknown to celery-types
 PubSub: Any = client.PubSub  # half typed
 
 #: The largest number of unanswered reads: a server disconnects a subscriber whose answers pile up.
@@ -93,7 +93,7 @@ class Ear(PubSub):  # type: ignore[misc]
             raise exceptions.ConnectionError(f"no answer from the results server within {patience:g} s")
 
 
-class ResultConsumer(Waits, CelerysConsumer):  # type: ignore[misc]
+class ResultConsumer(CelerysConsumer):  # type: ignore[misc]
     """See the module."""
 
     _pubsub: Ear | None = None

@@ -169,7 +169,9 @@ def test_a_worker_goes_on_when_its_broker_is_back(fast: Fast) -> None:
 
 
 def test_a_dead_connection_that_tells_nobody(fast: Fast) -> None:
-    """What was connected is dead, and neither side is told: tasks run again, and remote control answers again."""
+    """What was connected is dead, and neither side is told: tasks run again, and remote control answers again:
+    fix locked_mailbox.
+    """
     fast.environ["HEARTBEAT"] = "4"
     proxy = fast.behind_a_proxy("CELERY_BROKER_URL")
     worker = fast.worker()

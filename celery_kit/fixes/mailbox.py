@@ -1,15 +1,4 @@
-"""A worker that has lost its connection waits for the broker to notice, too, before it takes a task.
-
-The queue of its remote control (pidbox) is exclusive: RabbitMQ answers 405, RESOURCE_LOCKED, as long as it takes the worker's
-last connection for alive, which is two to three heartbeat intervals. Celery 5.7.0 starts its consumer anew until then. On green
-pools, where the mailbox has a connection of its own, it gives remote control up for good, and the broker never notices: that
-connection has no heartbeats. Source: celery/worker/pidbox.py; kombu/pidbox.py;
-https://www.rabbitmq.com/docs/queues#exclusive-queues
-
-Closed by taking tasks at once and the mailbox when it is free, and by heartbeats on green pools. A name that another worker has
-is refused as before, in words that say what to do: only who had the mailbox waits for it. Can go when
-tests/engine/rabbitmq/test_worker.py::test_a_dead_connection_that_tells_nobody passes without it.
-"""
+"""Faults of a worker's remote control queue, the mailbox of its pidbox."""
 
 import time
 from importlib import import_module
@@ -18,10 +7,8 @@ from typing import Any
 
 from celery.utils.log import get_logger
 
-from celery_kit.base.signals import celeryd_init
-
 logger = get_logger(__name__)
-#: Seconds between two tries.
+#: Seconds between two attempts.
 EVERY = 1.0
 LOCKED = 405
 TAKEN = (
@@ -30,20 +17,24 @@ TAKEN = (
 )
 
 
-def connect() -> None:
-    """Have every worker's remote control wait by itself."""
-    celeryd_init.connect(_patch, weak=False)
+def locked_mailbox(**_: Any) -> None:
+    """Have a worker consume tasks at once and its remote control queue (pidbox) when that is free; and heartbeats on green
+    pools.
 
+    That queue is exclusive: RabbitMQ answers 405, RESOURCE_LOCKED, as long as it takes the worker's lost connection for alive,
+    two to three heartbeat intervals. Celery restarts its consumer until then. On green pools, where the mailbox has a
+    connection of its own, it gives remote control up for good, and the broker never notices, for that connection has no
+    heartbeats.
 
-def _patch(**_: Any) -> None:
-    """Give Celery's bootstep other mailboxes, once."""
+    A name that another worker has is refused as before, in words that say what to do: only who had the mailbox waits for it.
+    """
     pidbox: Any = import_module("celery.worker.pidbox")  # only in workers
     if not hasattr(pidbox.Pidbox, "waits"):
         pidbox.Pidbox, pidbox.gPidbox = _waiting(pidbox.Pidbox), _waiting_green(pidbox.gPidbox)
 
 
 def _ours(box: Any, error: BaseException) -> bool:
-    """It is the mailbox that this worker has had."""
+    """Whether it is the mailbox that this worker has had."""
     if getattr(error, "code", None) != LOCKED:
         return False
     if not box.had:
@@ -58,7 +49,7 @@ def _ours(box: Any, error: BaseException) -> bool:
 
 def _waiting(celerys: Any) -> Any:
     class Pidbox(celerys):  # type: ignore[misc]
-        """Tries again by the worker's timer."""
+        """Retries by the worker's timer."""
 
         had = told = False
         waits: Any = None
@@ -74,7 +65,7 @@ def _waiting(celerys: Any) -> Any:
             except connection.channel_errors as error:
                 if not _ours(self, error):
                     raise
-                self._close_channel(c)  # py-amqp has opened it again
+                self._close_channel(c)  # py-amqp has reopened it
                 self.waits = c.timer.call_after(EVERY, self._try, (c, connection))
             else:
                 self.had, self.waits = True, None
@@ -89,7 +80,7 @@ def _waiting(celerys: Any) -> Any:
 
 def _waiting_green(celerys: Any) -> Any:
     class GreenPidbox(celerys):  # type: ignore[misc]
-        """Tries again in its own greenlet, which also sends its connection's heartbeats."""
+        """Retries in its own greenlet, which also sends its connection's heartbeats."""
 
         had = told = waits = False
 
@@ -108,7 +99,7 @@ def _waiting_green(celerys: Any) -> Any:
                         try:
                             connection.drain_events(timeout=1.0)
                         except TimeoutError as error:
-                            if error.errno:  # not the wait's end: TCP has given the connection up
+                            if error.errno:  # not the timeout: TCP has given the connection up
                                 raise
                         connection.heartbeat_check(c.amqheartbeat_rate)
             finally:

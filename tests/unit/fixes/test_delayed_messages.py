@@ -1,7 +1,8 @@
-"""What delays tasks on the broker is made while a worker consumes."""
+"""Native delayed delivery: fixes delayed_start, short_delays and retry_queue."""
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 from celery import Celery
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
 from kombu import Queue
+from kombu.transport.native_delayed_delivery import calculate_routing_key
 
-from celery_kit.fixes import delayed_start
+from celery_kit.fixes import delayed_messages
+from celery_kit.fixes.delayed_messages import EXCHANGE, named, rounded_up
 from celery_kit.observe.health import Heartbeat
 from tests.harness.waiting import until
 
@@ -38,16 +41,16 @@ def consumer(queue_type: str = "quorum") -> Any:
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DelayedDelivery, "at_its_leisure", START, raising=False)
-    monkeypatch.setattr(DelayedDelivery, "start", delayed_start._start)
+    monkeypatch.setattr(DelayedDelivery, "start", delayed_messages._start)
 
 
 @pytest.mark.usefixtures("patched")
 def test_a_worker_starts_without_waiting_for_it_and_knows_when_it_is_there() -> None:
     step, worker = Slow(), consumer()
     step.start(worker)
-    assert delayed_start.makes(worker)
+    assert delayed_messages.makes(worker)
     step.answers.set()
-    until("it is there", lambda: not delayed_start.makes(worker))
+    until("it is there", lambda: not delayed_messages.makes(worker))
     assert step.thread != threading.get_ident()
 
 
@@ -67,7 +70,7 @@ def test_a_queue_that_a_task_names_meanwhile_does_not_disturb_it(monkeypatch: py
         app.amqp.queues.add(Queue(f"{queue.name}.another"))
 
     monkeypatch.setattr("celery.worker.consumer.delayed_delivery.bind_queue_to_native_delayed_delivery_exchange", bind)
-    make = delayed_start._of_this_moment(BIND)
+    make = delayed_messages._of_this_moment(BIND)
     make(Slow(), app, None)
     assert bound == ["one", "two"]
     bound.clear()
@@ -77,7 +80,7 @@ def test_a_queue_that_a_task_names_meanwhile_does_not_disturb_it(monkeypatch: py
 
 
 def test_a_worker_whose_broker_delays_nothing_has_nothing_to_wait_for() -> None:
-    assert not delayed_start.makes(SimpleNamespace())
+    assert not delayed_messages.makes(SimpleNamespace())
 
 
 def test_it_is_not_healthy_before_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +104,46 @@ def test_it_is_not_healthy_before_they_are_there(tmp_path: Path, monkeypatch: py
 
 
 def test_celery_still_makes_them_first() -> None:
-    """When this fails, `celery_kit/fixes/delayed_start.py` is no longer needed."""
+    """When this fails, the fix delayed_start is no longer needed."""
     step = Slow()
     step.answers.set()
     start: Callable[[Any, Any], None] = getattr(DelayedDelivery, "at_its_leisure", DelayedDelivery.start)
     start(step, consumer())
     assert step.thread == threading.get_ident()
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("countdown", "eta", "given_back"),
+    [
+        (0.5, None, (1, None)),
+        (None, NOW + timedelta(seconds=0.2), (1, None)),
+        (None, (NOW + timedelta(seconds=0.2)).isoformat(), (1, None)),
+        (None, None, (None, None)),
+        (0, None, (0, None)),
+        (-3, None, (-3, None)),
+        (1, None, (1, None)),
+        (7.5, None, (7.5, None)),
+        (None, NOW - timedelta(seconds=5), (None, NOW - timedelta(seconds=5))),
+    ],
+)
+def test_only_a_delay_below_a_second_is_changed(countdown: Any, eta: Any, given_back: Any) -> None:
+    assert rounded_up(countdown, eta, NOW) == given_back
+
+
+@pytest.mark.parametrize(
+    ("options", "queue"),
+    [
+        ({"exchange": "mails", "routing_key": "mails"}, "mails"),
+        ({"exchange": EXCHANGE, "routing_key": calculate_routing_key(5, "mails.urgent")}, "mails.urgent"),
+        ({"exchange": "news", "routing_key": "news.sport"}, None),
+        ({"exchange": "mails", "routing_key": "mails", "queue": "other"}, "other"),
+        ({}, None),
+    ],
+)
+def test_only_what_means_a_queue_is_named(options: dict[str, Any], queue: str | None) -> None:
+    found = named({**options, "retries": 2})
+    assert found.get("queue") == queue and found["retries"] == 2
+    assert ("exchange" in found) == ("exchange" in options and queue in (None, "other"))

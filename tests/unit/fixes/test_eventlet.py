@@ -1,4 +1,4 @@
-"""A name whose address changes, as eventlet's resolver sees it; by a name server of this test's own."""
+"""eventlet: fixes eventlet_dns (by a name server of this test's own), eventlet_import and eventlet_timers."""
 
 import os
 import subprocess
@@ -38,25 +38,23 @@ for _ in range(3):
 """
 
 
-def addresses(fix: str) -> list[str]:
+def said(program: str, fix: str) -> list[str]:
     environ = {**os.environ, "BROKER": "redis", "CELERY_BROKER_URL": "redis://127.0.0.1:1/0"}
-    run = subprocess.run(
-        [sys.executable, "-c", LOOK.format(fix=fix)], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
-    )
-    return run.stdout.split()
+    argv = [sys.executable, "-c", program.format(fix=fix)]
+    return subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 @pytest.mark.parametrize(
     ("fix", "seen"),
     [
         ("import app", ["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
-        # If this one fails, `celery_kit/fixes/eventlet_dns.py` is no longer needed.
+        # If this one fails, the fix eventlet_dns is no longer needed.
         ("", ["10.0.0.1", "10.0.0.1", "10.0.0.1"]),
     ],
     ids=["celery-kit", "eventlet alone"],
 )
 def test_a_name_is_looked_up_each_time(fix: str, seen: list[str]) -> None:
-    assert addresses(fix) == seen
+    assert said(LOOK, fix) == seen
 
 
 #: Prints whether eventlet's resolver is there: after a look at an address, and after one at a name.
@@ -78,3 +76,43 @@ def test_an_address_is_no_name_and_the_resolver_that_comes_with_one_keeps_no_ans
     assert [look.split()[0] for look in looks] == ["False", "False", "False", "True"]
     assert [look.split()[1] for look in looks[1:3]] == ["127.0.0.1", "::1"]
     assert clear == "and_keep_nothing"
+
+
+#: Prints how often the loop waits in half a second, in which fifty timers would be due that are cancelled.
+TIMERS = """
+import eventlet
+eventlet.monkey_patch()
+{fix}
+from eventlet.hubs import get_hub
+hub, waits = get_hub(), []
+wait = hub.wait
+
+def counted(seconds):
+    waits.append(seconds)
+    return wait(seconds)
+
+hub.wait = counted
+timers = [hub.schedule_call_global(0.05 + n / 125, print, "fired") for n in range(50)]
+fires = hub.schedule_call_global(0.25, print, "wanted")
+eventlet.sleep(0)  # as a loop that has run since: they are among its timers
+for timer in timers:
+    timer.cancel()
+eventlet.sleep(0.5)
+print(len(waits), len(hub.timers), hub.timers_canceled)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fix", "seldom"),
+    [
+        ("import app", True),
+        # If this one fails, the fix eventlet_timers is no longer needed.
+        ("", False),
+    ],
+    ids=["celery-kit", "eventlet alone"],
+)
+def test_a_cancelled_timer_does_not_wake_the_loop(fix: str, seldom: bool) -> None:
+    fired, counts = said(TIMERS, fix)
+    number, left, cancelled = map(int, counts.split())
+    assert (fired, left, cancelled) == ("wanted", 0, 0)
+    assert (number < 20) is seldom

@@ -1,4 +1,4 @@
-"""A mailbox that is locked: who had it waits, and who did not is told what to do."""
+"""A mailbox that is locked (fix locked_mailbox): who had it waits, and who did not is told what to do."""
 
 import logging
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from amqp.exceptions import NotFound, ResourceLocked
 
-from celery_kit.fixes.locked_mailbox import _ours
+from celery_kit.fixes.mailbox import _ours
 
 
 def test_who_had_it_waits() -> None:

@@ -1,15 +1,4 @@
-"""A cold shutdown (SIGQUIT, or Ctrl-C twice) loses or fails the running tasks of every pool but prefork.
-
-Celery 5.7.0's handler kills each task from within the signal. gevent and eventlet report a killed greenlet as a success, so
-that its message is acknowledged and the task is gone; a soft shutdown sleeps in their hub, which raises BlockingSwitchOutError.
-solo raises NotImplementedError into the running task, which then has FAILED. threads raises it too, and waits for its tasks.
-Source: celery/apps/worker.py, on_cold_shutdown; celery/concurrency/gevent.py and eventlet.py, _make_killable_target;
-celery/concurrency/base.py, terminate_job. Upstream's tests of it run on prefork alone: t/smoke/tests/test_worker.py.
-
-Closed by not killing anything: the worker closes its connection, so that the broker has the unacknowledged messages back, and
-ends with its tasks, and with exit code 0. worker_soft_shutdown_timeout is waited for by the worker's timer. Can go when
-tests/faults/test_shutdown.py::test_cold_shutdown_hands_back passes without it.
-"""
+"""Faults of a worker's shutdown."""
 
 import logging
 import os
@@ -25,18 +14,22 @@ from celery import platforms, signals
 from celery.exceptions import WorkerTerminate
 from kombu.common import ignore_errors
 
-from celery_kit.base.signals import celeryd_init
 from celery_kit.pools.table import chosen, row
 
-EVERY = 0.5  # seconds, between looks at whether a soft shutdown's tasks are done
+#: Seconds between two looks at whether a soft shutdown's tasks have ended.
+EVERY = 0.5
 
 
-def connect() -> None:
-    """Have every worker whose pool is no process pool shut down so."""
-    celeryd_init.connect(_install, weak=False)
+def cold_shutdown(conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """Have a cold shutdown (SIGQUIT, or Ctrl-C twice) requeue the running tasks, on every pool without child processes.
 
+    Celery's handler kills each task from within the signal. gevent and eventlet report a killed greenlet as a success, so that
+    its message is acknowledged and the task is lost; a soft shutdown sleeps in their hub, which raises BlockingSwitchOutError.
+    solo raises NotImplementedError into the running task, which then fails. threads raises it too, and waits for its tasks.
 
-def _install(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+    Here nothing is killed: the worker closes its connection, so that the broker requeues the unacknowledged messages, and exits
+    together with its tasks, with exit code 0. worker_soft_shutdown_timeout is waited for by the worker's timer.
+    """
     pool = row(chosen(conf, options))
     if pool is None or pool.has_children:
         return
@@ -51,7 +44,7 @@ def _remapped(worker: Any) -> None:
 
 
 def _handle(worker: Any, sig: str = "SIGQUIT", **_: Any) -> None:
-    """Make a signal end the worker cold; the second one ends a soft shutdown's wait, the third the process."""
+    """Make a signal shut the worker down cold; the second one cuts a soft shutdown short, the third kills the process."""
     steps = iter((_soften, _hand_back))
 
     def handler(*_: Any) -> None:
@@ -71,13 +64,13 @@ def _say(how: str, sig: str, worker: Any) -> None:
 
 
 def _soften(worker: Any) -> None:
-    """Wait worker_soft_shutdown_timeout for the running tasks, taking no new ones; then hand back."""
+    """Wait worker_soft_shutdown_timeout for the running tasks, consuming no new ones; then requeue them."""
     state: Any = import_module("celery.worker.state")
     timeout = float(worker.app.conf.worker_soft_shutdown_timeout or 0)
     if not timeout or not state.active_requests or not _runs(worker):
         _hand_back(worker)
     elif _has_one_thread(worker):
-        # The one thread is inside of the task: its end is seen by the loop, the end of the wait by an alarm.
+        # The only thread runs the task: the loop sees its end, and an alarm the end of the wait.
         state.should_terminate = platforms.EX_OK
         _at_alarm(timeout, lambda: _hand_back(worker) if state.active_requests else None)
     else:
@@ -93,10 +86,10 @@ def _soften(worker: Any) -> None:
 
 
 def _hand_back(worker: Any) -> None:
-    """End without waiting for a task: what is not acknowledged goes back to the broker."""
+    """Exit without waiting for a task: the broker requeues what is not acknowledged."""
     state: Any = import_module("celery.worker.state")
     if worker.__dict__.get("_handed_back"):
-        return  # on a signal or by the timer before this one: closing must not be cut short
+        return  # by an earlier signal, or by the timer: closing must not be interrupted
     worker._handed_back = True
     if _runs(worker):  # its loop looks at this
         state.should_terminate = platforms.EX_OK
@@ -108,7 +101,7 @@ def _hand_back(worker: Any) -> None:
 
         def leave() -> None:
             stopped()
-            _exit(worker)  # Python would wait for the threads of tasks that were handed back
+            _exit(worker)  # Python would wait for the threads of requeued tasks
 
         worker.blueprint.on_stopped = leave
     elif worker.pool.is_green:
@@ -118,10 +111,10 @@ def _hand_back(worker: Any) -> None:
 
 
 def _leave(worker: Any) -> None:
-    """End in the middle of a warm shutdown, which waits for the tasks."""
+    """Exit in the middle of a warm shutdown, which waits for the tasks."""
     with suppress(Exception):
         if worker.hub:
-            worker.hub.close()  # acknowledgements of what is done
+            worker.hub.close()  # sends pending acknowledgements
     with suppress(Exception):
         worker.consumer.shutdown()
     _exit(worker)
@@ -144,7 +137,7 @@ def _runs(worker: Any) -> bool:
 
 
 def _has_one_thread(worker: Any) -> bool:
-    """Its loop rests while a task runs."""
+    """Whether its loop rests while a task runs."""
     pool = row(worker.pool_cls)
     return pool is not None and not pool.answers_while_busy
 
