@@ -1,8 +1,10 @@
 # What a user types. Every recipe is one line; logic stands in app/ and deploy/, with tests.
 # Knobs: BROKER=embedded|rabbitmq|redis  POOL=prefork|eventlet|gevent|threads|solo  BACKEND=redis|rpc  SCALE=1
 # A codebase of your own: APP=shop.celery:app  SOURCE=../shop  REQUIREMENTS=../shop/requirements.txt  QUEUES=shop,payments
-KIT = .venv/bin/python -m celery_kit.operate.cli
-PYTEST = .venv/bin/pytest
+# CELERY=5.6|5.5 takes another Celery than the locked one, with an environment and images of its own.
+VENV = .venv$(if $(CELERY),-$(CELERY))
+KIT = $(VENV)/bin/python -m celery_kit.operate.cli
+PYTEST = $(VENV)/bin/pytest
 
 .DEFAULT_GOAL := help
 # What is typed, and what that needs, is never a file, whatever the folder holds.
@@ -88,7 +90,7 @@ test-producer: ## a producer whose broker is away, the spool, batches that are c
 test-monitor: ## MONITOR=1: Flower in a browser, metrics, alerts by rule and in life
 	deploy/env.sh dev && deploy/browser.sh && $(KIT) images && $(PYTEST) tests/deploy/test_monitor.py
 
-test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some; with APP= SOURCE= a stack of each with your code: TASK= ARGS=
+test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some, CELERY=5.6|5.5 an earlier Celery; with APP= SOURCE= a stack of each with your code: TASK= ARGS=
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) $(if $(APP),tests/deploy/test_codebase.py -k each,tests/integration -n 10 --reruns 2) -q --no-header
 
 test-faults:  ## each fault on every broker and pool, and on plain Celery; writes docs/reports/faults.* (hours; QUICK=1: minutes)
@@ -147,4 +149,4 @@ lock: env     ## pin every requirement again, with hashes
 
 clean: override export BROKER =
 clean: down   ## what was made here: the environment, the embedded broker's data
-	rm -rf .venv .kit site .mypy_cache .ruff_cache .pytest_cache reports dist
+	rm -rf .venv .venv-* .kit site .mypy_cache .ruff_cache .pytest_cache reports dist

@@ -21,7 +21,7 @@ from celery.utils.imports import instantiate, symbol_by_name
 from celery_kit import defaults, fixes, forked, results
 from celery_kit.base import security, signals
 from celery_kit.base.refusals import unless_refused
-from celery_kit.engine import pipes, prefetch
+from celery_kit.engine import parts, pipes, prefetch
 from celery_kit.fixes import delayed_messages
 from celery_kit.observe import health, runs, tracing, vitals
 from celery_kit.pools import table
@@ -163,7 +163,7 @@ def install(app: Any) -> None:
     forked.connect(app)
     for module in AT_THE_BEGIN:
         module.connect()
-    fixes.connect(app)
+    fixes.connect(app, parts.left_out)
     defaults.connect(app)
     security.connect(app)
     app.steps["consumer"].update(STEPS)

@@ -8,6 +8,9 @@ pin pyproject.toml --extra dev --upgrade -o requirements/dev.txt
 for extra in docs eventlet gevent local monitor worker; do
     pin pyproject.toml --extra worker --extra "$extra" -c requirements/dev.txt -o "requirements/$extra.txt"
 done
+# An earlier Celery, with all else as it is.
+others() { grep -oE '^[A-Za-z0-9._-]+==[^ ]+' requirements/dev.txt | grep -vE '^(celery|kombu|redis)=='; }
+for celery in requirements/celery-*.in; do others | pin "$celery" pyproject.toml -c /dev/stdin -o "${celery%.in}.txt"; done
 pin bench/peers/requirements.in -o bench/peers/requirements.txt
 pin tests/packages/requirements.in pyproject.toml --extra worker --override tests/packages/overrides.txt -o tests/packages/requirements.txt
 pin tests/upstream/requirements.in pyproject.toml --extra worker -o tests/upstream/requirements.txt

@@ -11,10 +11,12 @@ from typing import Any
 from unittest.mock import patch
 
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from bench import report
 from celery_kit.base.facts import Queue, Server
 from celery_kit.brokers import BROKERS
+from celery_kit.engine import parts as engine
 from celery_kit.fixes import FIXES, PARTS
 from celery_kit.operate.look import exporter
 from celery_kit.operate.look.status import Snapshot
@@ -260,6 +262,33 @@ def _reference(reference: str) -> str:
     return f"[{owner.split('/')[1]} #{number}]({reference})" if reference.startswith("https:") else reference
 
 
+def _meets(lock: str, needs: Mapping[str, str]) -> bool:
+    """Whether the versions of a lock, over those of the developers' one, meet `needs`."""
+    pins = _pins("dev") | _pins(lock)
+    return all(pins[package] in SpecifierSet(versions) for package, versions in needs.items())
+
+
+@cache
+def _pins(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w-]+)==([\w.!]+)", (ROOT / f"requirements/{lock}.txt").read_text(), re.MULTILINE))
+
+
+def compatibility() -> str:
+    """What is left out with the locks of earlier Celery versions, and what Celery's own way is there."""
+    locks = sorted((path.stem for path in (ROOT / "requirements").glob("celery-*.txt")), reverse=True)
+
+    def column(needs: Mapping[str, str], closed: Mapping[str, str] | None = None) -> list[str]:
+        return [
+            "yes" if _meets(lock, needs) else "not needed" if closed and _meets(lock, closed) else "**off**" for lock in locks
+        ]
+
+    rows = [(f"fix `{one.name}`", column(one.needs, one.closed), one.what) for one in FIXES.values()]
+    rows += [(one.name, column(one.needs), f"instead: {one.instead}") for one in PARTS.values()]
+    rows += [(f"fast engine: `{one.name}`", column(one.needs), one.what) for one in engine.PARTS.values()]
+    heads = [" + ".join(f"{name} {_pins(lock)[name]}" for name in ("celery", "kombu", "redis")) for lock in locks]
+    return table(("", *heads, ""), *((name, *cells, what) for name, cells, what in rows if set(cells) != {"yes"}))
+
+
 def fixes() -> str:
     return table(
         ("fix", "the fault", "reference", "versions", "can go by"),
@@ -276,7 +305,7 @@ def parts() -> str:
 
 _TABLES = (
     alerts, metrics, pools, backends, brokers, broker_differences, pool_differences, faults, bench,
-    benchmark, choices, packages, speed, messages, changes, fixes, parts,
+    benchmark, choices, packages, speed, messages, changes, fixes, parts, compatibility,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{one.__name__: one for one in _TABLES},

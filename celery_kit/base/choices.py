@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
-
 from celery_kit.base import times
 from celery_kit.base.refusals import choose, refuse, whole_number
 from celery_kit.base.security import Signing
@@ -23,6 +21,8 @@ COMPRESSIONS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
 #: fast: the kit's own transports and result writes; plain: Celery's and kombu's. Both understand each other's messages.
 ENGINES = ("fast", "plain")
 LOG_FORMATS = ("json", "text")
+#: Celery's word, from 5.7 on, for as many tasks at once as fit the pool.
+AUTO = "auto"
 #: The largest concurrency that a worker may be given, in tasks at once.
 MOST_CONCURRENCY = 10_000
 
@@ -82,7 +82,7 @@ class Choices:
             task_compression=_compression("TASK_COMPRESSION", environ),
             result_compression=_compression("RESULT_COMPRESSION", environ),
             signing=Signing.from_environ(environ),
-            concurrency=_concurrency(value("WORKER_CONCURRENCY", AUTO_CONCURRENCY)),
+            concurrency=_concurrency(value("WORKER_CONCURRENCY", AUTO)),
             prefetch=whole_number("WORKER_PREFETCH_MULTIPLIER", prefetch, 1, MOST_CONCURRENCY) if prefetch else None,
             report_every=whole_number("REPORT_EVERY", value("REPORT_EVERY", "0"), 0, 86_400, "seconds"),
             send_events=choose("WORKER_SEND_TASK_EVENTS", value("WORKER_SEND_TASK_EVENTS", "0"), ("0", "1")) == "1",
@@ -128,9 +128,14 @@ def report_bytes(environ: Mapping[str, str] = os.environ) -> int:
 
 def _concurrency(given: str) -> int | str:
     """A number of tasks, or Celery's word for the pool's own (celery_kit/pools/table.py)."""
-    if is_auto_concurrency(given):
-        return str(AUTO_CONCURRENCY)
-    return whole_number("WORKER_CONCURRENCY", given, 1, MOST_CONCURRENCY, f"tasks, or {AUTO_CONCURRENCY}")
+    if is_auto(given):
+        return AUTO
+    return whole_number("WORKER_CONCURRENCY", given, 1, MOST_CONCURRENCY, f"tasks, or {AUTO}")
+
+
+def is_auto(concurrency: object) -> bool:
+    """Whether a worker's concurrency is Celery's word for the pool's own."""
+    return isinstance(concurrency, str) and concurrency.strip().lower() == AUTO
 
 
 def _compression(name: str, environ: Mapping[str, str]) -> str | None:

@@ -1,11 +1,10 @@
 """The parts of the fast engine: where each works, and the versions that it was written for.
 
-A part stands on private functions of the packages in its `needs`. With other versions of them it is left out, the log says so
-once, and Celery's own code runs in its place. ENGINE_WITHOUT leaves out parts by name: to look for a fault, or to measure what
-each of them gains (`make bench ONLY=parts`).
+A part stands on private functions of the packages in its `needs`. With other versions of them it is left out, and Celery's own
+code runs in its place; a worker logs once which these are (celery_kit/fixes). ENGINE_WITHOUT leaves out parts by name: to look
+for a fault, or to measure what each of them gains (`make bench ONLY=parts`).
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +12,6 @@ from functools import cache
 from celery_kit.base.choices import engine_without
 from celery_kit.base.refusals import choose
 from celery_kit.base.versions import unmet
-
-logger = logging.getLogger(__name__)
 
 WORKER, DELAY, SEND_MANY = "worker", "delay", "send_many"
 PRODUCER = (DELAY, SEND_MANY)
@@ -67,11 +64,13 @@ PARTS: dict[str, Part] = {
 
 @cache
 def on(name: str) -> bool:
-    """Whether this process uses a part. Logs once that its versions are not installed."""
-    if why := unmet(PARTS[name].needs):
-        logger.warning("celery-kit: the fast engine goes without %s: %s", name, why)
-        return False
-    return name not in [choose("ENGINE_WITHOUT", one, PARTS) for one in engine_without()]
+    """Whether this process uses a part."""
+    return not unmet(PARTS[name].needs) and name not in [choose("ENGINE_WITHOUT", one, PARTS) for one in engine_without()]
+
+
+def left_out() -> list[str]:
+    """The names of the parts whose versions are not installed."""
+    return [part.name for part in PARTS.values() if unmet(part.needs)]
 
 
 def engine(chosen: str, part: str) -> str:

@@ -8,7 +8,7 @@ these are.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
@@ -35,6 +35,7 @@ class Fix:
     `at`: when `where` is called or entered - "install": with an app, without arguments; "worker", "beat": with the arguments of
     celeryd_init or beat_init; "step": as a bootstep of the consumer; "use": by the code that it belongs to, which asks
     :func:`needed` or :func:`patched`.
+    `needs`: the versions that have the fault, and that the fix is written for. `closed`: those that are known not to have it.
     """
 
     name: str
@@ -44,6 +45,11 @@ class Fix:
     where: str
     at: Literal["install", "worker", "beat", "step", "use"]
     needs: Mapping[str, str] = field(default_factory=lambda: CELERY)
+    closed: Mapping[str, str] = field(default_factory=dict)
+
+    def is_left_out(self) -> bool:
+        """Whether the installed versions are unknown to this row: neither those that need it nor those without the fault."""
+        return bool(unmet(self.needs) and (unmet(self.closed) or not self.closed) and all(map(installed, self.needs)))
 
 
 @dataclass(frozen=True)
@@ -54,14 +60,20 @@ class Part:
     needs: Mapping[str, str]
     instead: str
 
+    def is_left_out(self) -> bool:
+        return bool(unmet(self.needs))
+
 
 _ROWS = (
     Fix("add_consumer", "`celery control add_consumer` declares another type of queue than producers do: 406",
         "celery/worker/consumer/consumer.py 5.7.0, add_task_queue", "tests/integration/test_control.py::test_add_consumer",
-        "celery_kit.fixes.control_commands:add_consumer", "worker", {"celery": ">=5.6,<5.8"}),
+        "celery_kit.fixes.control_commands:add_consumer", "worker"),
     Fix("time_limit", "`celery control time_limit` is answered with ok, and changes nothing",
         "celery/worker/request.py 5.7.0, create_request_cls", "tests/integration/test_control.py::test_time_limit_by_control",
         "celery_kit.fixes.time_limit:connect", "install"),
+    Fix("auto_concurrency", "`worker_concurrency=auto` is no number of processes",
+        "celery/worker/worker.py 5.7.0, _resolve_auto_concurrency", "tests/unit/fixes/test_prefork.py",
+        "celery_kit.fixes.prefork:auto_concurrency", "worker", {"celery": ">=5.5.3,<5.7"}, {"celery": ">=5.7"}),
     Fix("beat_stop", "a beat that is stopped while it sends exits with a traceback, or hangs",
         "celery/apps/beat.py 5.7.0, Beat.install_sync_handler", "tests/operator/test_beat.py",
         "celery_kit.fixes.beat:beat_stop", "beat"),
@@ -127,6 +139,21 @@ _ROWS = (
     Fix("server_clock", "a worker whose clock is wrong has running tasks of others redelivered, on Redis",
         "kombu/transport/redis.py 5.7.0, QoS.restore_visible", "tests/engine/test_clock.py",
         "celery_kit.brokers.redis.fixes:ServerClock", "use", KOMBU),
+    Fix("earlier_channel", "how often messages of dead workers are looked for cannot be chosen, on Redis",
+        "kombu/transport/redis.py 5.6.2, MultiChannelPoller.maybe_restore_messages", "tests/unit/brokers/redis/test_earlier.py",
+        "celery_kit.brokers.redis.fixes:EarlierChannel", "use", {"kombu": ">=5.5.4,<5.7"}, {"kombu": ">=5.7"}),
+    Fix("earlier_poller", "kombu's poller has no means to leave its bell, on Redis",
+        "kombu/transport/redis.py 5.6.2, MultiChannelPoller", "tests/unit/brokers/redis/test_earlier.py",
+        "celery_kit.brokers.redis.fixes:EarlierPoller", "use", {"kombu": ">=5.5.4,<5.7"}, {"kombu": ">=5.7"}),
+    Fix("missing_queue_type", "a queue that is not in `task_queues` cannot be a quorum queue",
+        "celery/app/amqp.py 5.5.3, Queues.new_missing", "tests/unit/fixes/test_queues.py",
+        "celery_kit.fixes.queues:MissingQueueType", "use", {"celery": ">=5.5.3,<5.6"}, {"celery": ">=5.6"}),
+    Fix("generic_classes", "`Task[Any, Any]` in an annotation is a TypeError, though the stubs ask for it",
+        "celery/app/task.py 5.6.3", "tests/unit/fixes/test_generic_classes.py",
+        "celery_kit.fixes.generic_classes:generic_classes", "install", {"celery": ">=5.5.3,<5.7"}, {"celery": ">=5.7"}),
+    Fix("zstd", "compression by zstd needs another package than the one that Python 3.14 holds",
+        "kombu/compression.py 5.6.2", "tests/unit/fixes/test_compression.py",
+        "celery_kit.fixes.compression:zstd", "install", {"kombu": ">=5.5.4,<5.7"}, {"kombu": ">=5.7"}),
     Fix("eventlet_dns", "a worker on eventlet does not find its broker at a new address",
         "eventlet/support/greendns.py 0.41.3, ResolverProxy.clear", "tests/unit/fixes/test_eventlet.py",
         "celery_kit.fixes.eventlet:eventlet_dns", "install", EVENTLET),
@@ -163,8 +190,11 @@ def patched(celerys: Any, *names: str) -> Any:
     return type(celerys.__name__, (*found, celerys), {"__module__": celerys.__module__}) if found else celerys
 
 
-def connect(app: "Celery") -> None:
-    """Apply the fixes that the installed versions need to `app`'s workers, its beat and this process."""
+def connect(app: "Celery", engine: Callable[[], Sequence[str]] = tuple) -> None:
+    """Apply the fixes that the installed versions need to `app`'s workers, its beat and this process.
+
+    `engine`: gives the parts of the engine that are left out, for the log.
+    """
     from celery_kit.base.signals import beat_init, celeryd_after_setup, celeryd_init  # which import Celery
 
     for fix in filter(lambda fix: needed(fix.name), _ROWS):
@@ -176,7 +206,7 @@ def connect(app: "Celery") -> None:
             signal = celeryd_init if fix.at == "worker" else beat_init
             signal.connect(partial(_apply, fix), weak=False, dispatch_uid=fix.name)
     for signal in (celeryd_after_setup, beat_init):  # both come when the log is set up
-        signal.connect(_say, weak=False)
+        signal.connect(partial(_say, engine), weak=False, dispatch_uid=__name__)
 
 
 def _apply(fix: Fix, **given: Any) -> None:
@@ -188,20 +218,24 @@ def _named(where: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _say(**_: Any) -> None:
-    if line := left_out():
+def _say(engine: Callable[[], Sequence[str]] = tuple, **_: Any) -> None:
+    if line := left_out(engine()):
         logger.info(line)
 
 
-def left_out() -> str:
-    """What is left out of this process because of the installed versions, in one line; empty where nothing is."""
+def left_out(engine: Sequence[str] = ()) -> str:
+    """What is left out of this process because of the installed versions, in one line; empty where nothing is.
+
+    `engine`: the names of the engine's parts that are.
+    """
     rows: list[Fix | Part] = [*_ROWS, *PARTS.values()]
-    out = [one for one in rows if all(map(installed, one.needs)) and not needed(one.name)]
-    if not out:
+    out = [one for one in rows if one.is_left_out()]
+    if not out and not engine:
         return ""
     packages = dict.fromkeys(package for one in out for package in one.needs)
     versions = ", ".join(f"{package} {installed(package)}" for package in packages)
     fixes = ", ".join(one.name for one in out if isinstance(one, Fix))
     said = [f"without the fixes {fixes}"] if fixes else []
     said += [f"without {one.name}: {one.instead}" for one in out if isinstance(one, Part)]
+    said += [f"without the fast engine's {', '.join(engine)}"] if engine else []
     return f"celery-kit: with {versions}: {'; '.join(said)} (docs/fixes.md)"

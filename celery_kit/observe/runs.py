@@ -51,11 +51,11 @@ def connect() -> None:
         worker_process_shutdown.connect(_write_last, weak=False)
 
 
-def _started(task: Task[Any, Any], **_: Any) -> None:
+def _started(task: "Task[Any, Any]", **_: Any) -> None:
     setattr(task.request, STARTED, time.monotonic())
 
 
-def _ended(task: Task[Any, Any], task_id: str, state: str | None = None, **_: Any) -> None:
+def _ended(task: "Task[Any, Any]", task_id: str, state: str | None = None, **_: Any) -> None:
     if not is_the_kits(task.app):
         return
     seconds = time.monotonic() - getattr(task.request, STARTED, time.monotonic())

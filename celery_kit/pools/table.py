@@ -14,9 +14,9 @@ from typing import Any
 
 from celery.concurrency import ALIASES, get_implementation  # type: ignore[attr-defined]  # its stubs lack the table
 from celery.platforms import IS_WINDOWS
-from celery.utils.sysinfo import AUTO_CONCURRENCY, is_auto_concurrency  # type: ignore[attr-defined]  # its stubs lack them
 
 from celery_kit.base.capabilities import DOCS, Limit, Limits
+from celery_kit.base.choices import AUTO, is_auto
 from celery_kit.base.refusals import refuse, why_not_writable
 from celery_kit.base.signals import celeryd_init, worker_init
 
@@ -285,7 +285,7 @@ def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
     for line in check(pool, conf, options):
         logger.warning(line)
     if not options.get("concurrency") and not conf.worker_concurrency:
-        conf.worker_concurrency = AUTO_CONCURRENCY
+        conf.worker_concurrency = AUTO
 
 
 def _begin(sender: Any, **_: Any) -> None:
@@ -294,5 +294,5 @@ def _begin(sender: Any, **_: Any) -> None:
     """
     of_kits: Any = import_module("celery_kit.pools.kits")  # only in workers
     sender.pool_cls = of_kits.kits(get_implementation(sender.pool_cls))
-    if is_auto_concurrency(sender.concurrency) and (pool := row(sender.pool_cls)) and pool.concurrency:
+    if is_auto(sender.concurrency) and (pool := row(sender.pool_cls)) and pool.concurrency:
         sender.concurrency = pool.concurrency

@@ -28,7 +28,7 @@ from celery_kit.base.conf import transport_options as own_options
 from celery_kit.base.messages import Part, RefusedError, UnroutedError
 from celery_kit.brokers import Queues, room, transports
 from celery_kit.engine.parts import on
-from celery_kit.fixes import broadcast, needed
+from celery_kit.fixes import broadcast, needed, patched
 
 T = TypeVar("T")
 PLAIN = (int, float, bool, type(None))
@@ -195,10 +195,10 @@ class ConnectionPool(KombusConnectionPool):
         return PooledConnection(self, **dict(self.connection._info(resolve=False)))
 
 
-CelerysAMQP: Any = amqp.AMQP  # its stubs know little of it
+AMQPBase: Any = patched(amqp.AMQP, "missing_queue_type")  # its stubs know little of it
 
 
-class AMQP(CelerysAMQP):  # type: ignore[misc]
+class AMQP(AMQPBase):  # type: ignore[misc]
     """Celery's, with these connections and producers, and the brokers' own arguments of queues."""
 
     queues_cls = Queues

@@ -25,7 +25,7 @@ def _load(app: Any) -> None:
     app.loader.import_default_modules()
 
 
-def send(task: str, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None, **options: Any) -> AsyncResult[Any]:
+def send(task: str, args: Iterable[Any] = (), kwargs: dict[str, Any] | None = None, **options: Any) -> "AsyncResult[Any]":
     """Send one task by its name. `options` are those of Celery's apply_async (countdown and expires in seconds, eta, …).
 
     Raises TypeError where the arguments do not fit the task, NotRegistered where no such task is in `app/tasks/`.

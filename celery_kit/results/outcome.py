@@ -27,7 +27,7 @@ def look_up(task_id: str) -> Outcome:
     return outcome(target.current().AsyncResult(task_id))
 
 
-def outcome(result: AsyncResult[Any]) -> Outcome:
+def outcome(result: "AsyncResult[Any]") -> Outcome:
     """What `result` says now."""
     state, value, traceback = result.state, result.result, result.traceback
     done = result.date_done.isoformat() if result.date_done else None

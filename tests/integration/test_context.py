@@ -1,6 +1,6 @@
 """What surrounds a task: patched sockets, neighbours that run at the same time, contexts that do not mix."""
 
-from celery.utils.sysinfo import available_cpu_count  # type: ignore[attr-defined]  # its stubs lack it
+import os
 
 from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
@@ -8,7 +8,7 @@ from tests.integration.conftest import WAIT, Cell
 
 def promised(cell: Cell) -> int:
     """How many tasks the pool's row promises to run at once."""
-    return cell.combination.pool.concurrency or available_cpu_count()
+    return cell.combination.pool.concurrency or len(os.sched_getaffinity(0))
 
 
 def test_sockets_yield(cell: Cell) -> None:

@@ -1,6 +1,8 @@
 """Faults of kombu's Redis transport, each closed by a class that stands before kombu's own: rows of celery_kit/fixes."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from time import monotonic
 from typing import Any
@@ -128,3 +130,67 @@ class Fanouts:
             self._fanouts |= {exchange}
             with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
                 client.sadd(FANOUTS, exchange)
+
+
+class _Recording:
+    """A client whose commands that publish are recorded, and not sent."""
+
+    def __init__(self, client: Any, batch: Any) -> None:
+        self._client, self._batch = client, batch
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._batch.add, name) if name in ("lpush", "publish") else getattr(self._client, name)
+
+
+class EarlierChannel:
+    """For a Channel: what this one of the kit takes from kombu 5.7, where kombu is an earlier one.
+
+    How often messages of dead workers are looked for is a transport option (seconds, and every how many looks); credentials of
+    a provider and the expiry of bindings are not renewed.
+    """
+
+    unacked_restore_interval = 10
+    unacked_restore_throttle = 10
+    from_transport_options = (
+        *redis.Channel.from_transport_options,
+        "unacked_restore_interval",
+        "unacked_restore_throttle",
+    )
+
+    def basic_publish(self, message: Any, exchange: str, routing_key: str, _publish_batch: Any = None, **options: Any) -> Any:
+        """Publish; or, as kombu 5.7 does, add the commands to a batch."""
+        this: Any = self
+        if _publish_batch is not None:
+            acquire = this.conn_or_acquire
+
+            @contextmanager
+            def recording(client: Any = None) -> Iterator[Any]:
+                with acquire(client) as found:
+                    yield _Recording(found, _publish_batch)
+
+            this.conn_or_acquire = recording
+        try:
+            return super().basic_publish(message, exchange, routing_key, **options)  # type: ignore[misc]
+        finally:
+            vars(self).pop("conn_or_acquire", None)
+
+    def _flush_brpop_reauth(self) -> None:
+        """No credentials are renewed."""
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """No binding expires."""
+
+
+class EarlierPoller:
+    """For a MultiChannelPoller: see EarlierChannel."""
+
+    poller: Any
+
+    def maybe_reauth(self) -> None:
+        """No credentials are renewed."""
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """No binding expires."""
+
+    def _unregister_from_poll(self, fileno: int) -> None:
+        self.poller.unregister(fileno)

@@ -38,7 +38,10 @@ HUBS_ROUND = 0.9
 SAME = 0.001
 redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
 QoSBase: Any = patched(dead.QoS, "failed_ack", "server_clock")
-ChannelBase: Any = patched(dead.Channel, "fanouts", "redis_restart")
+ChannelBase: Any = patched(dead.Channel, "fanouts", "redis_restart", "earlier_channel")
+PollerBase: Any = patched(redis.MultiChannelPoller, "earlier_poller")
+#: Seconds between two looks at whether credentials are to be renewed; kombu before 5.7 does not.
+REAUTH = getattr(redis, "DEFAULT_REAUTH_CHECK_INTERVAL", 60)
 
 
 class QoS(QoSBase):
@@ -90,7 +93,7 @@ class Channel(ChannelBase):
     priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu
     #: And written: kombu's own, or what the transport option priority_steps names.
     written = tuple(redis.PRIORITY_STEPS)
-    from_transport_options = (*redis.Channel.from_transport_options, "engine", "take_ahead")
+    from_transport_options = (*ChannelBase.from_transport_options, "engine", "take_ahead")
     #: As the setting ENGINE.
     engine = "plain"
     #: Messages beyond the prefetch count may be taken: celery_kit/engine/prefetch.py.
@@ -177,7 +180,7 @@ class Channel(ChannelBase):
         super().close()
 
 
-class Poller(redis.MultiChannelPoller):
+class Poller(PollerBase):
     """Beside kombu's connections it polls the bell, which wakes it from any thread or greenlet."""
 
     #: kombu's hub, where there is one; elsewhere `get` is called again and again.
@@ -284,7 +287,7 @@ class Poller(redis.MultiChannelPoller):
         """What kombu has the hub's timers do, and leaves undone without a hub."""
         self.maybe_restore_messages()
         self.maybe_refresh_binding_expiry()
-        if monotonic() > self._upkept_at + redis.DEFAULT_REAUTH_CHECK_INTERVAL:
+        if monotonic() > self._upkept_at + REAUTH:
             self._upkept_at = monotonic()
             self.maybe_check_subclient_health()
             self.maybe_reauth()

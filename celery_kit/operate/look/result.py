@@ -16,7 +16,7 @@ from celery_kit.results import room
 from celery_kit.results.outcome import Outcome, forget, outcome
 
 
-def show(result: AsyncResult[Any], wait: float | None = None, as_json: bool = False) -> None:
+def show(result: "AsyncResult[Any]", wait: float | None = None, as_json: bool = False) -> None:
     """Print an outcome, after waiting up to `wait` seconds for it."""
     if wait is not None:
         with suppress(ResultTimeout):

@@ -37,6 +37,7 @@ from celery_kit.operate.stacks.docker import (
 )
 from celery_kit.operate.stacks.ports import check_ports, from_here, published, service_of
 from celery_kit.operate.stacks.pythons import STANDINS, Python, chosen
+from celery_kit.pools.table import POOLS
 from celery_kit.profile import Profile
 from celery_kit.results import BACKENDS
 
@@ -154,9 +155,11 @@ def _build_codebase(
 def image(tag: str, codebase: Codebase | None = None) -> str:
     """An image of this project, or of a codebase: a pool's, or `mail`. IMAGE is the name before the tag, with its registry.
 
-    The tag tells a version of Python that is not the default.
+    The tag tells a version of Python that is not the default, and a worker's a CELERY.
     """
-    return f"{codebase.image if codebase else os.environ.get('IMAGE') or 'celery-kit'}:{tag}{python().tag}"
+    celery = os.environ.get("CELERY") if tag in POOLS else ""
+    name = codebase.image if codebase else os.environ.get("IMAGE") or "celery-kit"
+    return f"{name}:{tag}{python().tag}{(celery and f'-celery{celery}') or ''}"
 
 
 def image_size(image: str) -> int:

@@ -44,7 +44,7 @@ def samples() -> tuple[str, str]:
     return "demo/picture.png", "demo/sound.wav"
 
 
-def work(chords: bool) -> list[tuple[str, str, AsyncResult[Any]]]:
+def work(chords: bool) -> "list[tuple[str, str, AsyncResult[Any]]]":
     """Send the sample work. Gives (task, what it is asked for, its result) for each."""
     import_module("celery_kit.operate.target")  # this process has its app, but not before the environment names the stack
     from celery_kit.produce.send import send, send_many
@@ -65,7 +65,7 @@ def work(chords: bool) -> list[tuple[str, str, AsyncResult[Any]]]:
     return [(name, what, result) for name, (what, result) in zip(names, sent, strict=False)]
 
 
-def _by_id(task_id: str) -> AsyncResult[Any]:
+def _by_id(task_id: str) -> "AsyncResult[Any]":
     from celery_kit.operate.target import app
 
     result: AsyncResult[Any] = app.AsyncResult(task_id)
@@ -102,7 +102,7 @@ def show(pool: str, backend: str) -> None:
             stack.down(volumes=False)
 
 
-def _watch(console: Console, sent: list[tuple[str, str, AsyncResult[Any]]]) -> list[tuple[str, str, str, str]]:
+def _watch(console: Console, sent: "list[tuple[str, str, AsyncResult[Any]]]") -> list[tuple[str, str, str, str]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     deadline = time.monotonic() + WAIT_SECONDS
     with Progress(*columns, console=console) as progress:

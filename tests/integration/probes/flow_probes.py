@@ -17,7 +17,7 @@ class OddNumberError(Exception):
         self.number = number
 
 
-class LeavesATrace(Task[Any, Any]):
+class LeavesATrace(Task):  # type: ignore[type-arg]  # before Celery 5.7 it is no generic class
     """Writes a file once all is done, the result's storage included."""
 
     def after_return(self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
@@ -35,7 +35,7 @@ def give(value: Any) -> Any:
 
 
 @shared_task(bind=True)
-def pass_the_gate(self: Task[Any, Any], gate: str) -> str:
+def pass_the_gate(self: "Task[Any, Any]", gate: str) -> str:
     """Wait until somebody makes the file `gate`."""
     (DATA / f"{gate}.reached").touch()
     for _ in range(600):
@@ -63,7 +63,7 @@ def keep_me(x: int, y: int) -> int:
 
 
 @shared_task(bind=True)
-def ids(self: Task[Any, Any], file: str | None = None) -> dict[str, Any]:
+def ids(self: "Task[Any, Any]", file: str | None = None) -> dict[str, Any]:
     """What the task knows of itself and of where it comes from."""
     request = self.request
     known = {"id": request.id, "root": request.root_id, "parent": request.parent_id}
@@ -73,7 +73,7 @@ def ids(self: Task[Any, Any], file: str | None = None) -> dict[str, Any]:
 
 
 @shared_task(bind=True)
-def ids_of_a_child(self: Task[Any, Any]) -> dict[str, Any]:
+def ids_of_a_child(self: "Task[Any, Any]") -> dict[str, Any]:
     """The same, and a child that writes down what it knows."""
     child = ids.delay(f"{self.request.id}.child")
     return {"id": self.request.id, "root": self.request.root_id, "parent": self.request.parent_id, "child": child.id}

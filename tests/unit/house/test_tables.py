@@ -60,8 +60,10 @@ def test_locks_agree_hold_hashes_and_name_no_index() -> None:
     for lock in Path(ROOT / "requirements").glob("*.txt"):
         text = lock.read_text()
         assert "://" not in text and "--index" not in text, lock
+        own = {"celery", "kombu", "redis"} if lock.stem.startswith("celery-") else set[str]()  # those of an earlier Celery
         for name, rest in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, re.MULTILINE):
-            pins.setdefault(name.lower(), set()).add(rest)
+            if name not in own:
+                pins.setdefault(name.lower(), set()).add(rest)
         assert text.count("==") <= text.count("--hash=sha256:"), lock
     assert not {name: versions for name, versions in pins.items() if len(versions) > 1}
 
