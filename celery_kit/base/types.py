@@ -1,0 +1,286 @@
+"""Types of what Celery, kombu and py-amqp hand to the kit, for annotations.
+
+Where their stubs describe an object well enough, annotate with the class itself: `celery.Celery` for an app,
+`celery.app.utils.Settings` for its `conf`, `celery.app.task.Context`, `celery.result.AsyncResult`, `kombu.Producer`,
+`celery.concurrency.base.BasePool`, `kombu.Queue`, `kombu.asynchronous.hub.Hub`, `billiard.einfo.ExceptionInfo`.
+The protocols below describe objects whose stubs lack what the kit uses; each has the members in use and no others.
+
+A value that is only handed on is an `object`. So are the keyword arguments that a signal's receiver does not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, MutableSet, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from celery import Celery, Task
+    from celery.app.task import Context
+    from celery.bootsteps import Blueprint
+    from kombu.asynchronous.hub import Hub
+    from kombu.transport.base import Transport
+
+#: A function that is called and whose value nobody reads, or is handed on unread.
+Callback: TypeAlias = Callable[..., object]
+#: A value as `json.loads` gives it.
+Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
+#: Celery settings, or options of a connection, by name.
+Options: TypeAlias = dict[str, object]
+#: A message's headers or properties as another process wrote them: check a value's type before relying on it.
+Headers: TypeAlias = dict[str, Any]
+#: What a pool's `apply_async` calls back with: whether the task failed, its value or its error, and its runtime in seconds.
+FailedValueRuntime: TypeAlias = tuple[int, object, float]
+#: A task, whatever it takes and gives.
+AnyTask: TypeAlias = "Task[..., object]"
+
+
+class Message(Protocol):
+    """A delivery, as a consumer gets it: kombu.message.Message, of which the stubs know text bodies and headers alone."""
+
+    body: bytes | str
+    headers: Headers
+    properties: Headers
+    delivery_info: Headers
+    delivery_tag: int | str
+    content_type: str
+    content_encoding: str
+    channel: Channel
+    #: Methods of kombu's class, which a caller may replace on one message.
+    ack: Callback
+    reject_log_error: Callback
+    ack_log_error: Callback
+
+    @property
+    def acknowledged(self) -> bool:
+        """It was acknowledged, rejected or requeued."""
+
+    @property
+    def payload(self) -> object:
+        """The decoded body. Raises what its serializer raises."""
+
+
+class Declared(Protocol):
+    """The answer to a queue's declaration: amqp.protocol.queue_declare_ok_t."""
+
+    queue: str
+    message_count: int
+    consumer_count: int
+
+
+class Channel(Protocol):
+    """What every transport's channel can do."""
+
+    connection_errors: tuple[type[BaseException], ...]
+    channel_errors: tuple[type[BaseException], ...]
+
+    def __enter__(self) -> Channel: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def queue_declare(self, queue: str, passive: bool = False, **options: object) -> Declared: ...
+
+    def queue_bind(self, queue: str, exchange: str, routing_key: str, **options: object) -> object: ...
+
+    def prepare_message(
+        self,
+        body: bytes | str,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, object] | None = None,
+        properties: Mapping[str, object] | None = None,
+    ) -> object:
+        """The transport's own form of a message, for `basic_publish`."""
+
+    def basic_publish(self, message: object, exchange: str, routing_key: str, **options: object) -> object: ...
+
+    def basic_get(self, queue: str, no_ack: bool = False) -> object: ...
+
+    def basic_ack(self, delivery_tag: int | str, multiple: bool = False) -> object: ...
+
+    def basic_reject(self, delivery_tag: int | str, requeue: bool = False) -> object: ...
+
+
+class Connection(Protocol):
+    """kombu.Connection. Annotate what `channel()` gives as :class:`Channel`; the stubs have a class without methods there."""
+
+    alt: list[str]
+    transport_options: dict[str, Any] | None
+    hostname: str | None
+
+    def channel(self) -> Any: ...
+
+    def clone(self, **options: Any) -> Connection: ...
+
+    def collect(self, socket_timeout: float | None = None) -> None:
+        """Close the sockets without a word to the server. `socket_timeout`: seconds."""
+
+    def drain_events(self, *, timeout: float = ...) -> None:
+        """Wait for one event, for `timeout` seconds at most. Raises TimeoutError, or one of the transport's errors."""
+
+    def heartbeat_check(self, rate: int = ...) -> None: ...
+
+    def get_heartbeat_interval(self) -> float:
+        """Seconds; 0 without heartbeats."""
+
+    def as_uri(self) -> str:
+        """Its URL, without the password."""
+
+    @property
+    def supports_heartbeats(self) -> bool: ...
+
+    @property
+    def transport(self) -> Transport: ...
+
+    @property
+    def default_channel(self) -> Any: ...
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]: ...
+
+    @property
+    def channel_errors(self) -> tuple[type[BaseException], ...]: ...
+
+
+class TimerEntry(Protocol):
+    """A planned call."""
+
+    def cancel(self) -> None: ...
+
+
+class Timer(Protocol):
+    """A worker's timer: that of kombu's event loop, of a thread, or of a green pool. Times are in seconds."""
+
+    @property
+    def queue(self) -> Sequence[object]: ...
+
+    def call_after(self, secs: float, fun: Callback, args: tuple[Any, ...] = ...) -> Any: ...
+
+    def call_repeatedly(self, secs: float, fun: Callback, args: tuple[Any, ...] = ...) -> Any: ...
+
+    def cancel(self, tref: Any) -> None: ...
+
+
+class EventDispatcher(Protocol):
+    """celery.events.EventDispatcher, of a worker."""
+
+    connection: Connection
+    enabled: bool
+    #: Groups of events that are published together, and what is called where one of them has got an event.
+    buffer_group: set[str]
+    on_send_buffered: Callback | None
+    #: Held while the connection is written or read.
+    mutex: AbstractContextManager[Any]
+
+    def send(self, type: str, **fields: object) -> object: ...
+
+    def flush(self) -> None: ...
+
+
+class Prefetch(Protocol):
+    """A consumer's prefetch count (kombu.common.QoS): `value` is what it should be, 0 without a limit, `prev` what was sent."""
+
+    value: int
+    prev: int
+
+    def update(self) -> object: ...
+
+
+class WorkerRequest(Protocol):
+    """A task that a worker holds: celery.worker.request.Request."""
+
+    id: str
+    name: str
+    message: Message
+    task: AnyTask
+    eventer: EventDispatcher | None
+    acknowledged: bool
+    #: Soft and hard, in seconds.
+    time_limits: tuple[float | None, float | None]
+    expires: datetime | None
+    store_errors: bool
+    #: The task's context, in the shape that result backends take.
+    _context: Context
+
+    def acknowledge(self) -> None: ...
+
+    def reject(self, requeue: bool = False) -> None: ...
+
+
+class WorkerState(Protocol):
+    """The module celery.worker.state: what this worker has taken and runs."""
+
+    requests: dict[str, WorkerRequest]
+    reserved_requests: MutableSet[WorkerRequest]
+    active_requests: MutableSet[WorkerRequest]
+    #: Tasks that began, by name, and all of them.
+    total_count: dict[str, int]
+    all_total_count: list[int]
+    should_stop: int | bool | None
+    should_terminate: int | bool | None
+
+    def task_ready(self, request: WorkerRequest) -> None:
+        """The request is over."""
+
+
+class Worker(Protocol):
+    """celery.worker.WorkController, or the program's celery.apps.worker.Worker."""
+
+    app: Celery
+    hostname: str
+    pool: Any
+    pool_cls: str | type
+    consumer: WorkerConsumer
+    blueprint: Blueprint
+    state: WorkerState
+    timer: Timer
+    hub: Hub | None
+
+
+class WorkerConsumer(Protocol):
+    """A worker's consumer, the `parent` of its bootsteps: celery.worker.consumer.Consumer.
+
+    Its handlers stand here as attributes, because bootsteps wrap them.
+    """
+
+    app: Celery
+    hostname: str
+    #: The pool's own class: celery.concurrency.base.BasePool.
+    pool: Any
+    hub: Hub | None
+    timer: Timer
+    controller: Worker
+    connection: Connection
+    #: The kombu.Consumer of the task queues; None before the step Tasks.
+    task_consumer: Any
+    event_dispatcher: EventDispatcher
+    qos: Prefetch
+    #: By task, the token bucket of its rate limit.
+    task_buckets: MutableMapping[str, Any]
+    #: By task, what takes a message of it.
+    strategies: dict[str, Callback]
+    blueprint: Blueprint
+    loop: Callback
+    create_task_handler: Callable[..., Callable[[Message], object]]
+    on_connection_error_after_connected: Callable[[Exception], None]
+    on_decode_error: Callback
+    on_unknown_message: Callback
+    on_unknown_task: Callback
+    on_invalid_task: Callback
+    on_task_request: Callback
+    on_ready: Callable[[], None]
+    perform_pending_operations: Callable[[], None]
+    call_soon: Callback
+
+
+class Control(Protocol):
+    """What a remote control command gets as its first argument."""
+
+    app: Celery
+    hostname: str
+    consumer: WorkerConsumer
