@@ -14,7 +14,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from bench import report
-from celery_kit.base.facts import Queue, Server
+from celery_kit.base.facts import Queue, Server, vitals_of
 from celery_kit.brokers import BROKERS
 from celery_kit.engine import parts as engine
 from celery_kit.fixes import FIXES, PARTS
@@ -219,7 +219,7 @@ def alerts() -> str:
 
 def metrics() -> str:
     """What the exporter serves, as it says it itself."""
-    worker = {"pool": "", "consuming": [], "active": 0, "reserved": 0, "processed": 0, "memory": 0}
+    worker = vitals_of({"pool": "", "consuming": [], "active": 0, "reserved": 0, "processed": 0, "memory": 0})
     found = Snapshot(Server("", "", [Queue("", 0, 0, 0, 0.0)]), None, {"": worker}, [])
     with patch.dict(os.environ, BEAT_HEARTBEAT_FILE=__file__):
         told = list(exporter.metrics(found))

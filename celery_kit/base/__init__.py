@@ -1,1 +1,1 @@
-"""What every part of the kit may use."""
+"""What every other package of the kit may import. It imports none of them."""

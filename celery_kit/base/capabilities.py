@@ -1,8 +1,8 @@
-"""What a broker, a backend or a pool cannot do, or does differently, as data: the rooms' tables are made of these rows.
+"""What a broker, a result backend or a pool cannot do, or does differently: the rows of the capability tables.
 
-The features are the rows of the support matrix, by the names of its tests (`tests/integration/`): `soft_time_limit` is
-`test_soft_time_limit`. What no row names works as Celery documents it. The matrix, the docs and the refusals at start all read
-these rows, and a test asserts each: what happens there instead.
+A feature has the name of its test in the support matrix (`tests/integration/`): `soft_time_limit` is `test_soft_time_limit`.
+A feature without a row works as Celery documents it. The matrix, the docs and the refusals at start read these rows, and a test
+asserts what each row says.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Limit:
-    """One such row. `what`: what happens instead, in a sentence; `reference`: where that is documented or was seen."""
+    """One row. `what`: what happens instead, in a sentence. `reference`: where that is documented, or which test shows it."""
 
     kind: Literal["cannot", "differently"]
     what: str
@@ -22,4 +22,5 @@ class Limit:
 #: Celery's documentation, for references.
 DOCS = "https://docs.celeryq.dev/en/v5.7.0"
 
+#: By feature.
 Limits = Mapping[str, Limit]

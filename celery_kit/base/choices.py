@@ -1,6 +1,6 @@
-"""What the user chose, beside the rooms: the environment, read and checked in one place.
+"""The user's choices, except for broker, result backend and pool (celery_kit/profile.py): the environment, read and checked.
 
-Names are Celery's own settings in capitals (TIMEZONE, TASK_TIME_LIMIT …).
+A variable has the name of Celery's setting in capitals (TIMEZONE, TASK_TIME_LIMIT …).
 """
 
 import os
@@ -16,20 +16,20 @@ from celery_kit.base.security import Signing
 
 SERIALIZERS = ("json", "yaml", "msgpack", "pickle")
 DELIVERIES = ("at-least-once", "at-most-once")
-#: By the names that kombu.compression knows; gzip is its other name for zlib.
+#: Names of kombu.compression, which has gzip as a second name of zlib.
 COMPRESSIONS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
-#: fast: the kit's own transports and result writes; plain: Celery's and kombu's. Both understand each other's messages.
+#: fast: the kit's own transports and result writes; plain: Celery's and kombu's. Each reads the other's messages.
 ENGINES = ("fast", "plain")
 LOG_FORMATS = ("json", "text")
 #: Celery's word, from 5.7 on, for as many tasks at once as fit the pool.
 AUTO = "auto"
-#: The largest concurrency that a worker may be given, in tasks at once.
+#: The largest concurrency of a worker, in tasks at once.
 MOST_CONCURRENCY = 10_000
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What goes with every combination. Times are in seconds."""
+    """The choices that apply to every combination. Times are in seconds."""
 
     engine: str
     timezone: str
@@ -57,7 +57,7 @@ class Choices:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Choices":
-        """Read the environment. Refuses (one line, exit code 2) whatever it cannot use."""
+        """Read the environment. Refuses an invalid value: one line, exit code 2."""
 
         def value(name: str, default: str) -> str:
             return environ.get(name) or default
@@ -97,12 +97,12 @@ class Choices:
 
 
 def task_time_limit(environ: Mapping[str, str] = os.environ) -> int:
-    """The one number that bounds a task of this project's stacks, in seconds."""
+    """The longest time that a task of this project's stacks may run, in seconds."""
     return whole_number("TASK_TIME_LIMIT", environ.get("TASK_TIME_LIMIT") or "300", 1, 86_400, "seconds")
 
 
 def stop_grace(environ: Mapping[str, str] = os.environ) -> int:
-    """How long a worker of this project's stacks may take to stop, in seconds: longer than the longest task."""
+    """How long a worker of this project's stacks may take to stop, in seconds: more than the longest task takes."""
     return times.seconds(times.STOP_GRACE_PERIOD, task_time_limit(environ), environ)
 
 
@@ -112,7 +112,7 @@ def data_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def max_deliveries(environ: Mapping[str, str] = os.environ) -> int:
-    """How often a message may be handed to a worker that does not end it. Not more than RabbitMQ 4 itself would allow."""
+    """How often a message may be delivered without being acknowledged. At most 20, the limit of RabbitMQ 4 itself."""
     return whole_number("MAX_DELIVERIES", environ.get("MAX_DELIVERIES") or "20", 1, 20)
 
 
@@ -122,19 +122,19 @@ def engine_without(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 
 
 def report_bytes(environ: Mapping[str, str] = os.environ) -> int:
-    """What the lines of all runs (celery_kit/observe/runs.py) may take on a day, in bytes; 0: none are written."""
+    """How many bytes a day the file of task runs may take (celery_kit/observe/runs.py); 0: no file is written."""
     return 1_000_000 * whole_number("REPORT_MEGABYTES", environ.get("REPORT_MEGABYTES") or "0", 0, 1_000_000, "megabytes a day")
 
 
 def _concurrency(given: str) -> int | str:
-    """A number of tasks, or Celery's word for the pool's own (celery_kit/pools/table.py)."""
+    """A number of tasks, or "auto", Celery's word for the pool's default (celery_kit/pools/table.py)."""
     if is_auto(given):
         return AUTO
     return whole_number("WORKER_CONCURRENCY", given, 1, MOST_CONCURRENCY, f"tasks, or {AUTO}")
 
 
 def is_auto(concurrency: object) -> bool:
-    """Whether a worker's concurrency is Celery's word for the pool's own."""
+    """Whether a worker's concurrency is "auto", Celery's word for the pool's default."""
     return isinstance(concurrency, str) and concurrency.strip().lower() == AUTO
 
 
@@ -145,7 +145,7 @@ def _compression(name: str, environ: Mapping[str, str]) -> str | None:
 
 def _spool(given: str) -> Path | None:
     if given and sys.platform == "win32":
-        refuse("SPOOL cannot be had on Windows: its file locks are those of Linux and macOS (docs/pools.md); leave it out")
+        refuse("SPOOL cannot be had on Windows: it needs file locks of Linux or macOS (docs/pools.md); leave it out")
     return Path(given).resolve() if given else None
 
 

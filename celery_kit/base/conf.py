@@ -1,13 +1,13 @@
-"""How a part of the kit reads its app's settings where the kit's own stand behind the user's."""
+"""Reading those of an app's settings that merge the kit's defaults with the user's values."""
 
-from typing import Any
+from celery.app.utils import Settings
+
+from celery_kit.base.types import Options
 
 OPTIONS = "broker_transport_options"
 
 
-def transport_options(conf: Any) -> dict[str, Any]:
-    """The options for the broker's connections: those that the user names, and the room's (celery_kit/defaults.py) for all
-    others.
-    """
-    rooms: dict[str, Any] = next((one.rooms() for one in getattr(conf, "maps", ()) if hasattr(one, "rooms")), {})
-    return {**rooms.get(OPTIONS, {}), **(conf.broker_transport_options or {})}
+def transport_options(conf: Settings) -> Options:
+    """The options of the broker's connections: the user's, and for all others those of celery_kit/defaults.py."""
+    defaults: dict[str, Options] = next((one.rooms() for one in getattr(conf, "maps", ()) if hasattr(one, "rooms")), {})
+    return {**defaults.get(OPTIONS, {}), **(conf.broker_transport_options or {})}

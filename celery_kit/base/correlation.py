@@ -1,20 +1,21 @@
-"""One name for all the work that a request brings about: a producer gives it, every task that follows from its tasks has it.
+"""A correlation name: a producer sets it, and every task that follows from its tasks inherits it.
 
     with correlation("order-7"):
         send("mail.send_email", ["a@b.c", "hi"])
 
-It goes as the header `correlation` of the message; inside a task, chains, groups, chords and retries take it on. Where nobody
-gave one, the logs show Celery's own root id in its place, which follows the same way. `sent`, seconds since the epoch, goes
-beside it: the age of what waits in a queue. `celery_kit/produce/publishing.py` puts both there.
+The name is the message's header `correlation`; chains, groups, chords and retries inside a task inherit it. Without one, the
+logs show Celery's root id, which is inherited the same way. The header `sent`, in seconds since the epoch, gives the age of a
+waiting message. `celery_kit/produce/publishing.py` sets both headers.
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 from celery._state import get_current_worker_task
+
+from celery_kit.base.types import Headers
 
 HEADER = "correlation"
 SENT = "sent"
@@ -24,7 +25,7 @@ _given: ContextVar[str | None] = ContextVar("correlation", default=None)
 
 @contextmanager
 def correlation(name: str) -> Iterator[None]:
-    """Give `name` to every task that is sent in this context, from this thread, greenlet or coroutine."""
+    """Name every task that is sent in this context, by this thread, greenlet or coroutine."""
     token = _given.set(name)
     try:
         yield
@@ -33,12 +34,12 @@ def correlation(name: str) -> Iterator[None]:
 
 
 def given() -> str | None:
-    """The name that the context gives."""
+    """The name that this context has set, or None."""
     return _given.get()
 
 
 def current() -> str | None:
-    """The name that a task sent now would have: that of the context, or of the task that runs; None where neither has one."""
+    """The name that a task sent now would get: the context's, or else the running task's. None if neither has one."""
     if given := _given.get():
         return given
     task = get_current_worker_task()
@@ -46,12 +47,12 @@ def current() -> str | None:
 
 
 def now() -> float:
-    """What the header `sent` says of a task that is sent now."""
+    """The header `sent` of a task that is sent now, in seconds since the epoch."""
     return round(time.time(), 3)
 
 
-def named(headers: dict[str, Any] | None) -> dict[str, Any]:
-    """A message's own headers with both; they are the same for all messages of one `send_many`."""
+def named(headers: Headers | None) -> Headers:
+    """A copy of a message's headers, with `sent` and `correlation`. All messages of one `send_many` share the two."""
     given = dict(headers or ())
     given[SENT] = now()
     if HEADER not in given and (name := current()):

@@ -1,26 +1,28 @@
-"""What a server says of itself, for people who watch: shapes that every room fills, and how they are asked for.
-
-`sent`, the time at which a waiting message was sent, is the header of `celery_kit/base/correlation.py`.
-"""
+"""What servers, workers and the stack's processes report about themselves: the shapes that `make status` and `doctor` read."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict, cast
 from urllib.parse import unquote
 
+from celery import Celery
 from kombu.utils.url import maybe_sanitize_url
 
-#: How long one server is waited for, in seconds: a person looks on.
+from celery_kit.base.types import Channel, Connection
+
+#: How long to wait for one server, in seconds. Short, because a person is waiting for the answer.
 PATIENCE = 1.0
 
-#: Queues that carry no tasks: remote control, its replies, events, the waiting rooms of RabbitMQ's delayed delivery.
+#: Queues that carry no tasks: remote control and its replies, events, the queues of RabbitMQ's delayed delivery.
 INTERNAL = ("pidbox", "celeryev", "celery_delayed")
 
 
 @dataclass(frozen=True)
 class Queue:
-    """`waiting`, `unacknowledged`, `consumers`: numbers; `oldest`: seconds since the next message was sent; None: not told."""
+    """`waiting`, `unacknowledged` and `consumers` are numbers; `oldest` is the seconds since the next message was sent, by its
+    header `sent`. None: the broker does not report it.
+    """
 
     name: str
     waiting: int
@@ -31,9 +33,11 @@ class Queue:
 
 @dataclass(frozen=True)
 class Server:
-    """`product` and `version` as it says them, `memory` in bytes, `keys` where it counts what it holds, `notes` in words;
-    `faults`: what is wrong with it, and what mends that. `url`: where it is, without a password. A version of "" is that of a
-    kind which the kit does not know how to ask."""
+    """A broker or results server. `version` is empty for a product that the kit cannot ask.
+
+    `memory`: bytes. `keys`: how many it holds, where it counts them. `notes`: sentences. `faults`: pairs of what is wrong and
+    what to do. `url`: its address, without a password.
+    """
 
     product: str
     version: str
@@ -45,22 +49,30 @@ class Server:
     url: str = ""
 
 
+class TimetableEntry(TypedDict):
+    """When one of beat's entries last ran (None: not yet) and is due next, in ISO 8601, and how often it ran."""
+
+    last: str | None
+    next: str
+    runs: int
+
+
 @dataclass(frozen=True)
 class Member:
-    """A process of the stack, as whoever started it sees it: a container, or a process of this machine.
+    """A process of the stack: a container, or a process of this machine.
 
-    `role`: worker, beat, broker … `node`: the worker's name; None for others. `state`: in words.
-    `said`: what beat wrote about its timetable.
+    `role`: worker, beat, broker … `state`: in words. `node`: the worker's name; None for others.
+    `said`: what beat wrote about its timetable; empty for others.
     """
 
     role: str
     state: str
     running: bool
     node: str | None = None
-    said: dict[str, Any] = field(default_factory=dict)
+    said: dict[str, TimetableEntry] = field(default_factory=dict)
 
 
-#: What a worker says of itself (celery_kit/observe/vitals.py), and of which kind each is.
+#: The fields of a worker's report (celery_kit/observe/vitals.py), and the types that each may have.
 VITALS: dict[str, tuple[type, ...]] = {
     "pool": (str,), "consuming": (list,), "tasks": (list,), "visibility_timeout": (int, float), "longest_task": (int, float),
     "clock": (int, float),
@@ -68,43 +80,66 @@ VITALS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def told(answer: Any) -> dict[str, Any]:
-    """A worker's answer with all of :data:`VITALS`; None is what it does not tell: it may be of another version."""
+class Vitals(TypedDict):
+    """A worker's report; None for a field that it lacks. Times are in seconds, memory in bytes."""
+
+    pool: str | None
+    concurrency: int | None
+    consuming: list[str] | None
+    #: Names of its tasks, and their number, where the list is cut (celery_kit/observe/vitals.py).
+    tasks: list[str] | None
+    registered: int | None
+    active: int | None
+    reserved: int | None
+    scheduled: int | None
+    processed: int | None
+    memory: int | None
+    visibility_timeout: float | None
+    longest_task: float | None
+    clock: float | None
+
+
+def vitals_of(answer: object) -> Vitals:
+    """A worker's report with all fields of :data:`VITALS`.
+
+    A field that is missing or of another type is None: the worker may run another version of the kit.
+    """
     given = answer if isinstance(answer, dict) else {}
     found = {name: given.get(name) if isinstance(given.get(name), kinds) else None for name, kinds in VITALS.items()}
     for name in ("consuming", "tasks"):
         if isinstance(names := found[name], list):
             found[name] = [str(one) for one in names]
-    return found
+    return cast(Vitals, found)
 
 
-def of_any_broker(app: Any, connection: Any, _: Any) -> Server:
-    """What can be asked of a broker that the kit has no room for, as kombu has it: how much waits in the default queue."""
+def of_any_broker(app: Celery, connection: Connection, _: object) -> Server:
+    """What kombu can ask any broker, for one that the kit has no module for: how many messages wait in the default queue."""
     name = app.conf.task_default_queue
+    channel: Channel = connection.channel()
     try:
-        waiting = connection.channel().queue_declare(name, passive=True).message_count
-    except connection.channel_errors:  # it is not there yet
+        waiting = channel.queue_declare(name, passive=True).message_count
+    except connection.channel_errors:  # the queue does not exist yet
         waiting = 0
-    notes = ["the kit does not know how to look into it: other queues are not shown, and there are no dead letters"]
+    notes = ["the kit has no module for this broker: other queues are not shown, and there are no dead letters"]
     return Server(connection.transport.driver_type, "", [Queue(name, int(waiting))], notes=notes)
 
 
-def address(app: Any) -> str:
-    """Where the broker is, or each of several, without passwords."""
+def address(app: Celery) -> str:
+    """The URL of the broker, or of each of several, without passwords."""
     connection = app.connection()
     return ", ".join(readable(one) for one in [connection.as_uri(), *map(maybe_sanitize_url, connection.alt[1:])])
 
 
 def readable(url: str) -> str:
-    """A URL as kombu and Celery show it, with the address of an IPv6 host as people write it."""
+    """A URL as kombu and Celery print it, with an IPv6 address in brackets in place of its quoted form."""
     return re.sub(r"^(\w+://(?:[^/@]*@)?)(\w*%3A[\w%.]*)", lambda found: f"{found[1]}[{unquote(found[2])}]", url)
 
 
 def carries_tasks(queue: str) -> bool:
-    """Whether tasks wait in a queue, by its name. Reply queues of rpc have a UUID for a name: 36 characters, four dashes."""
+    """Whether a queue holds tasks, by its name. The name of a reply queue of rpc is a UUID: 36 characters, four dashes."""
     return not any(word in queue for word in INTERNAL) and not (len(queue) == 36 and queue.count("-") == 4)
 
 
-def known_queues(app: Any, seen: Iterable[str]) -> list[str]:
-    """The default queue, and those of `seen` that carry tasks."""
+def known_queues(app: Celery, seen: Iterable[str]) -> list[str]:
+    """The default queue, and those of `seen` that hold tasks, sorted."""
     return sorted({app.conf.task_default_queue, *filter(carries_tasks, seen)})

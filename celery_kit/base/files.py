@@ -1,4 +1,4 @@
-"""Files that nobody else may have written."""
+"""Files that no other user can have written."""
 
 import errno
 import os
@@ -8,16 +8,17 @@ from pathlib import Path
 
 
 class NotOursError(PermissionError):
-    """A file or a folder that others own or may write to: what stands there may be theirs."""
+    """A file or a folder that another user owns or may write to, so that its content cannot be trusted."""
 
     def __init__(self, why: str, path: Path) -> None:
         super().__init__(errno.EPERM, why, str(path))
 
 
 def private(folder: Path, ours: Collection[str]) -> None:
-    """Make a folder that nobody else can look into, or take one that is there. Raises NotOursError, OSError.
+    """Make a folder that no other user can read, or check one that exists. Raises NotOursError, OSError.
 
-    `ours`: how the names of what we put there end. A folder that holds anything else is the user's, and keeps its mode.
+    `ours`: the endings of the names of our own files. A folder that others can read, and that holds any other file, is refused
+    and keeps its mode.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = folder.lstat()
@@ -31,10 +32,11 @@ def private(folder: Path, ours: Collection[str]) -> None:
 
 
 def read_ours(path: Path) -> bytes:
-    """What a file holds that this process's user alone can have written. Raises NotOursError, OSError."""
+    """Read a file that only this process's user can have written. Raises NotOursError, OSError."""
     if path.is_symlink():
         raise NotOursError("it is a link", path)
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))  # a FIFO would wait
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     with open(number, "rb") as file:
         about = os.fstat(number)
         if not stat.S_ISREG(about.st_mode):
@@ -45,7 +47,7 @@ def read_ours(path: Path) -> bytes:
 
 def _check_ours(about: os.stat_result, path: Path) -> None:
     mode = stat.S_IMODE(about.st_mode)
-    if not hasattr(os, "geteuid"):  # Windows has no such modes
+    if not hasattr(os, "geteuid"):  # Windows, which has no such file modes
         return
     if about.st_uid != os.geteuid():
         raise NotOursError(f"it belongs to user {about.st_uid}, and this process to {os.geteuid()}", path)

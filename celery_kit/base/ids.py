@@ -1,4 +1,4 @@
-"""Ids as kombu makes them, random UUIDs of version 4, many at once: a third of the time, which counts in `send_many`."""
+"""Random UUIDs of version 4, like kombu's. Making many at once takes a third of the time, which counts in `send_many`."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ _VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 
 
 def ids() -> Iterator[str]:
-    """Ids without end. For one thread, of one process: a forked child would go on with the same ones."""
+    """Ids without end. Each thread and process needs its own iterator: a forked child would repeat its parent's ids."""
     while True:
         block = os.urandom(16 * 256).hex()
         for at in range(0, len(block), 32):
@@ -15,7 +15,7 @@ def ids() -> Iterator[str]:
 
 
 def new_id() -> str:
-    """One of its own."""
+    """One id."""
     return _id(os.urandom(16).hex())
 
 

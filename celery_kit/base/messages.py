@@ -1,33 +1,34 @@
-"""What is said of a message wherever it is looked at: names of headers and queues, samples, why it was not taken."""
+"""Messages: names of headers and queues, what many messages are made from, and the errors of publishing one."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kombu.exceptions import OperationalError
 
 from celery_kit.base.correlation import SENT
+from celery_kit.base.types import Channel, Headers
 
-#: The queue, or the key, that holds what was set aside.
+#: The queue, or the key, that holds the dead letters.
 DEAD = "celery.dead"
-#: The header that counts how often a message came back; RabbitMQ's own name for it, which the kit uses on every broker.
+#: The header that counts a message's earlier deliveries. RabbitMQ's name for it, which the kit uses on every broker.
 DELIVERIES = "x-delivery-count"
-#: Where the worker writes what it knows of a message that it sets aside, in its headers.
+#: The header in which a worker notes why it dead-letters a message.
 NOTE = "celery-kit-dead"
-#: The state of a task that says how far it is (celery_kit/progress.py).
+#: The state of a task that reports its progress (celery_kit/progress.py).
 PROGRESS = "PROGRESS"
 
 
 class RefusedError(OperationalError):
-    """The broker answered, and did not take the message: a full queue, or a server that has no room. Trying again is no use."""
+    """The broker answered and refused the message: its queue, or the server, is full. An immediate retry would fail too."""
 
 
 class UnroutedError(OperationalError):
-    """The broker has confirmed a message, and given it back: there is no queue for it, or none yet."""
+    """The broker confirmed a message and returned it: no queue is bound for it, or none yet."""
 
 
 class UnconfirmedError(OperationalError):
-    """Messages that the broker has not confirmed: `ids`. Any of them may have arrived all the same."""
+    """The broker has not confirmed the messages with these `ids`. Some of them may have arrived nevertheless."""
 
     def __init__(self, why: str, ids: Collection[str]) -> None:
         super().__init__(why)
@@ -36,22 +37,22 @@ class UnconfirmedError(OperationalError):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A message just as Celery publishes it, its body serialized, to make others like it from."""
+    """A message exactly as Celery publishes it, with its body serialized: the pattern for other messages like it."""
 
     id: str
     body: bytes
     priority: int | None
     content_type: str
     content_encoding: str
-    headers: dict[str, Any]
-    properties: dict[str, Any]
+    headers: Headers
+    properties: Headers
     exchange: str
     routing_key: str
     mandatory: bool
 
 
 class Part(NamedTuple):
-    """What a message has of its own; all else is its sample's. An id that stands in the sample becomes this one.
+    """What one message does not share with its sample. Its `id` replaces the sample's id wherever that stands in the headers.
 
     `sent`: its header of that name, in seconds since the epoch.
     """
@@ -65,8 +66,8 @@ class Part(NamedTuple):
     reply_to: str
 
 
-def message_of(channel: Any, part: Part) -> Any:
-    """The message, as a channel of kombu's makes it."""
+def message_of(channel: Channel, part: Part) -> object:
+    """The message in the form that the channel's transport publishes."""
     sample = part.sample
     headers = {name: part.id if value == sample.id else value for name, value in sample.headers.items()}
     headers["argsrepr"], headers["kwargsrepr"] = part.argsrepr, part.kwargsrepr

@@ -1,4 +1,4 @@
-"""One clear line for a value that cannot be used."""
+"""Refusing a value: one clear line, exit code 2."""
 
 import sys
 import tempfile
@@ -12,9 +12,9 @@ _unprinted: ContextVar[list[str] | None] = ContextVar("unprinted", default=None)
 
 
 def refuse(message: str) -> NoReturn:
-    """Print `message` as one line on standard error and end with exit code 2.
+    """Print `message` as one line on standard error and exit with code 2.
 
-    SystemExit and not an ordinary error: Celery's command line would wrap that in a traceback.
+    Raises SystemExit, because Celery's command line would print a traceback for an ordinary error.
     """
     if (messages := _unprinted.get()) is None:
         print(f"celery-kit: {message}", file=sys.stderr)
@@ -38,7 +38,7 @@ def unless_refused(step: Callable[[], T]) -> tuple[T | None, str]:
 
 
 class Absent:
-    """Stands in for a module that this system does not have; whoever needs it is refused. `what`: that which does."""
+    """Stands in for a module that this system lacks: using it is refused. `what`: the feature that needs the module."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -48,7 +48,7 @@ class Absent:
 
 
 def choose(what: str, given: str, allowed: Iterable[str]) -> str:
-    """Give `given` back if it is one of `allowed`; refuse it otherwise. `what` names it, as the user typed it."""
+    """Return `given` if it is one of `allowed`, and refuse it otherwise. `what`: the name of the variable or option."""
     allowed = list(allowed)
     if given not in allowed:
         refuse(f"{what}={given} is not known; allowed: {', '.join(allowed)}")
@@ -56,7 +56,7 @@ def choose(what: str, given: str, allowed: Iterable[str]) -> str:
 
 
 def whole_number(what: str, given: str, least: int, most: int, unit: str = "") -> int:
-    """Give `given` back as an integer between `least` and `most`; refuse it otherwise."""
+    """Return `given` as an integer from `least` to `most`, and refuse it otherwise. `what`: the name of the variable."""
     try:
         number = int(given)
     except ValueError:
@@ -67,11 +67,11 @@ def whole_number(what: str, given: str, least: int, most: int, unit: str = "") -
 
 
 def why_not_writable(file: Path) -> str:
-    """In words why a file cannot be made, or written further where it is there; empty if it can. Leaves nothing behind."""
+    """Why a file cannot be created or appended to, in words; empty if it can. Leaves no file behind."""
     try:
         if file.is_file():
             file.open("ab").close()
-        elif not file.exists():  # else a device, or a pipe
+        elif not file.exists():  # a device or a pipe needs no check
             tempfile.TemporaryFile(dir=file.parent).close()
     except OSError as error:
         return error.strerror or str(error)

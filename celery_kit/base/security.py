@@ -1,7 +1,7 @@
-"""Signed messages, as a switch: SECURITY_KEY, SECURITY_CERTIFICATE and SECURITY_CERT_STORE, all three, turn them on.
+"""Signed messages. Setting SECURITY_KEY, SECURITY_CERTIFICATE and SECURITY_CERT_STORE, all three, turns them on.
 
-Every process then signs what it sends and refuses what none of the store's certificates signed: tasks, results, events and
-remote control. Messages are signed, not encrypted. Source: Celery's user guide, "Security: Message Signing".
+Every process then signs the tasks, results, events and remote control that it sends, and refuses those that no certificate of
+the store has signed. Messages are signed, not encrypted. Source: Celery's user guide, "Security: Message Signing".
 """
 
 import glob
@@ -9,16 +9,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from celery import Celery
 
 from celery_kit.base.refusals import refuse
+from celery_kit.base.types import Options
 
 SIGNED = "auth"  # Celery's name of the serializer
 
 
 @dataclass(frozen=True)
 class Signing:
-    """What a process signs with and trusts. `cert_store`: a directory of certificates, or a wildcard for them."""
+    """The files that a process signs with and trusts. `cert_store`: a directory of certificates, or a wildcard for them."""
 
     key: str
     certificate: str
@@ -26,7 +28,7 @@ class Signing:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Signing | None":
-        """None where none of the three is set. Refuses some without the others, and what cannot be read."""
+        """Read the three variables; None if none is set. Refuses one or two of them, and files that cannot be read."""
         names = ("SECURITY_KEY", "SECURITY_CERTIFICATE", "SECURITY_CERT_STORE")
         given = {name: environ.get(name) or "" for name in names}
         if not any(given.values()):
@@ -44,8 +46,8 @@ class Signing:
             _check("SECURITY_CERT_STORE", path)
         return cls(*given.values())
 
-    def settings(self) -> dict[str, Any]:
-        """Celery's settings for it. Results too: a signed task whose result is not would be refused by its sender."""
+    def settings(self) -> Options:
+        """Celery's settings for signed messages. They cover results, because a sender would refuse an unsigned one."""
         return {
             "security_key": self.key,
             "security_certificate": self.certificate,
@@ -64,17 +66,17 @@ def _check(name: str, path: str) -> None:
         refuse(f"{name}={path} cannot be read: {error.strerror}")
 
 
-def connect(app: Any) -> None:
-    """Have `app` sign and verify as soon as its settings are there, if they say so."""
+def connect(app: Celery) -> None:
+    """Have `app` sign and verify messages once it is configured, if its settings name a key."""
     app.on_after_configure.connect(_set_up, weak=False)
-    if app.configured:
+    if vars(app)["configured"]:
         _set_up(app)
 
 
-def _set_up(sender: Any, **_: Any) -> None:
+def _set_up(sender: Celery, **_: object) -> None:
     if not sender.conf.security_key:
         return
     try:
-        sender.setup_security(serializer=os.environ.get("TASK_SERIALIZER") or "json")  # of what is signed
-    except Exception as error:  # Celery logs what a signal's receiver raises, and would go on
+        sender.setup_security(serializer=os.environ.get("TASK_SERIALIZER") or "json")  # the format of the signed content
+    except Exception as error:  # Celery would log a receiver's exception and go on without signing
         refuse(f"messages cannot be signed: {error}")

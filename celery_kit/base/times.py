@@ -1,6 +1,6 @@
-"""One number bounds a task, TASK_TIME_LIMIT; every other time follows from it, here and in the compose files.
+"""Times that follow from TASK_TIME_LIMIT, the longest time that a task may run. The compose files derive the same values.
 
-Each may be given too, by its variable, where a task waits longer than it runs (a countdown of hours on Redis); a value that
+Each has a variable of its own, for tasks that wait longer than they run (a countdown of hours on Redis). A value that
 contradicts the time limit is refused.
 """
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 from celery_kit.base.refusals import refuse
 
-#: The longest of them, in seconds: a year. Compose and the operating system's timers end somewhere beyond.
+#: The longest allowed time, in seconds: a year. Compose and the operating system's timers have limits somewhere beyond it.
 MOST = 31_536_000
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600}
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A time that must be longer than the time limit. `of(limit)`: its value, in seconds, where none is given.
+    """A time that must be longer than the time limit. `of(limit)`: its default, in seconds, for a limit in seconds.
 
-    `unit`: of a number in its variable. `bare`: such a number may stand there without its unit. `otherwise`: what a shorter
-    time would do.
+    `unit`: the unit of a plain number in its variable. `bare`: a number without a unit is allowed. `otherwise`: what would
+    happen if the time were shorter.
     """
 
     name: str
@@ -30,22 +30,22 @@ class Derived:
     bare: bool = True
 
 
-#: Compose reads it, too, and takes no number without its unit.
+#: Compose reads this variable too, and requires a unit.
 STOP_GRACE_PERIOD = Derived(
     "STOP_GRACE_PERIOD", "s", lambda limit: limit + 30, "a stop would kill tasks that may still run", bare=False
 )
-#: Also longer than an hour: on Redis a worker holds a task until its ETA (celery #5935).
+#: At least an hour, because on Redis a worker holds a task until its ETA (celery #5935).
 VISIBILITY_TIMEOUT = Derived(
     "VISIBILITY_TIMEOUT", "s", lambda limit: max(3_600, 4 * limit), "a task would run again while it still runs"
 )
-#: As in deploy/brokers/rabbitmq/compose.yaml, which can append zeros and no more.
+#: The same formula as in deploy/brokers/rabbitmq/compose.yaml, which can only append zeros.
 CONSUMER_TIMEOUT = Derived(
     "CONSUMER_TIMEOUT", "ms", lambda limit: 100 * limit, "the broker would take a task from a worker that still runs it"
 )
 
 
 def seconds(derived: Derived, limit: int, environ: Mapping[str, str]) -> int:
-    """What it is, in seconds, for a time limit of `limit` seconds. Refuses what is no time, and what is too short."""
+    """The value of `derived` in seconds, for a time limit of `limit` seconds. Refuses what is not a time, or too short."""
     given = environ.get(derived.name)
     if not given:
         return derived.of(limit)

@@ -17,7 +17,7 @@ def tasks() -> Mapping[str, Any]:
     """Every task by its name, those of the modules that the app's settings name loaded."""
     app = target.current()
     _load(app)
-    return app.tasks  # type: ignore[no-any-return]
+    return app.tasks
 
 
 @cache

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_kit.base.facts import Member, Queue, Server
+from celery_kit.base.facts import Member, Queue, Server, vitals_of
 from celery_kit.base.target import ROOT
 from celery_kit.operate.look.status import Snapshot, lines, state_of
 from celery_kit.pools.table import POOLS
@@ -70,7 +70,7 @@ def test_a_worker_that_should_be_there_is_shown_by_its_state() -> None:
     found = Snapshot(
         Server("Broker", "1.0", [Queue("celery", 10_000, 3, 1, 7_300.0)]),
         None,
-        {"celery@good": answer, "celery@idle": {"consuming": []}},
+        {"celery@good": vitals_of(answer), "celery@idle": vitals_of({"consuming": []})},
         members,
     )
     states = {member.node: state_of(member.node or "", found) for member in members}

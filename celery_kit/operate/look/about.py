@@ -58,7 +58,8 @@ def unconsumed() -> list[str]:
 def _queue(task: str) -> str:
     """Where a task without arguments goes; empty where the app's own router cannot tell."""
     try:
-        found = app.amqp.router.route({"queue": app.tasks[task].queue} if getattr(app.tasks[task], "queue", None) else {}, task)
+        own = getattr(app.tasks[task], "queue", None)
+        found = app.amqp.router.route({"queue": own} if own else {}, task)
     except Exception:  # a router of the app's own may raise anything
         return ""
     queue = found.get("queue") or app.conf.task_default_queue

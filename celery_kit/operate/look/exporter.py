@@ -1,7 +1,7 @@
-"""What `make status` shows, as Prometheus' metrics on port 9808: queues by depth and age, workers, beat.
+"""Prometheus metrics on port 9808, the same facts as `make status`: depth and age of queues, workers, beat.
 
-`python -m celery_kit.operate.look.exporter`. Asked at each scrape, for a second at most; remembers nothing. A solo worker
-answers between tasks only: rules must be patient.
+Run it by `python -m celery_kit.operate.look.exporter`. Each scrape asks the servers and workers, for a second at most; nothing
+is stored. A solo worker answers only between tasks, so alert rules need some patience.
 """
 
 import os
@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -19,10 +20,17 @@ from celery_kit.base.facts import Server
 from celery_kit.operate.look.status import Snapshot, snapshot
 
 PORT = 9808
+#: Metrics that are a field of a worker's report, and what each counts.
+OF_A_WORKER: tuple[tuple[Literal["active", "reserved", "processed", "memory"], str], ...] = (
+    ("active", "Tasks that run"),
+    ("reserved", "Tasks taken and not begun"),
+    ("processed", "Tasks taken since its start"),
+    ("memory", "Memory, in bytes"),
+)
 
 
 def gauge(name: str, what: str, samples: Sequence[tuple[dict[str, str], float | None]]) -> Metric:
-    """One metric; samples that nobody tells are left out."""
+    """One metric with a value for each sample: its labels and its value. Samples of the value None are left out."""
     labels = list(samples[0][0]) if samples else []
     family = GaugeMetricFamily(f"celery_kit_{name}", what, labels=labels)
     for named, value in samples:
@@ -32,7 +40,7 @@ def gauge(name: str, what: str, samples: Sequence[tuple[dict[str, str], float | 
 
 
 def metrics(found: Snapshot) -> Iterator[Metric]:
-    """All of them, from one look."""
+    """All metrics of one snapshot. A server that cannot be asked has no value for whether it answers."""
     yield gauge("broker_up", "1: the broker answers", [({}, float(isinstance(found.broker, Server)))])
     unasked = isinstance(found.results, Server) and not found.results.version
     results = None if unasked else float(not isinstance(found.results, str))
@@ -44,14 +52,9 @@ def metrics(found: Snapshot) -> Iterator[Metric]:
     yield gauge("queue_oldest_seconds", "Since the next message was sent", [({"queue": q.name}, q.oldest) for q in queues])
     yield gauge("queue_workers", "Workers that consume it", [({"queue": q.name}, consumed[q.name]) for q in queues])
     yield gauge("workers", "Workers that consume something", [({}, sum(bool(a["consuming"]) for a in found.workers.values()))])
-    for name, what in (
-        ("active", "Tasks that run"),
-        ("reserved", "Tasks taken and not begun"),
-        ("processed", "Tasks taken since its start"),
-        ("memory", "Memory, in bytes"),
-    ):
-        answers = [({"worker": node, "pool": answer["pool"] or ""}, answer[name]) for node, answer in found.workers.items()]
-        yield gauge(f"worker_{name}", what, answers)
+    for field, what in OF_A_WORKER:
+        answers = [({"worker": node, "pool": answer["pool"] or ""}, answer[field]) for node, answer in found.workers.items()]
+        yield gauge(f"worker_{field}", what, answers)
     if file := os.environ.get("BEAT_HEARTBEAT_FILE"):
         path = Path(file)
         silent = time.time() - path.stat().st_mtime if path.exists() else float("inf")

@@ -17,7 +17,7 @@ from kombu.utils.imports import symbol_by_name
 
 from celery_kit import brokers, results
 from celery_kit.base import facts
-from celery_kit.base.facts import PATIENCE, Member, Queue, Server, address, readable, told
+from celery_kit.base.facts import PATIENCE, Member, Queue, Server, Vitals, address, readable, vitals_of
 from celery_kit.operate.arguments import Parser
 from celery_kit.operate.target import app
 
@@ -33,7 +33,7 @@ class Snapshot:
 
     broker: Server | str
     results: Server | str | None
-    workers: dict[str, dict[str, Any]]
+    workers: dict[str, Vitals]
     members: list[Member]
     unasked: str = ""
     broker_url: str = ""  # where they are, of one that does not say it itself
@@ -80,7 +80,7 @@ def _results_url() -> str:
         return str(app.conf.result_backend).partition(":")[0]
 
 
-def ask_workers(expected: int, patience: float) -> tuple[dict[str, dict[str, Any]], str]:
+def ask_workers(expected: int, patience: float) -> tuple[dict[str, Vitals], str]:
     """What each worker answers, by node name, and why nobody could be asked: a broker that is full takes no question either.
 
     Waits until `expected` have answered, `patience` seconds at most. Of a worker without the kit: what Celery's own command
@@ -89,7 +89,7 @@ def ask_workers(expected: int, patience: float) -> tuple[dict[str, dict[str, Any
     app.conf.publish_timeout = patience  # this process sends nothing else
     try:
         inspect: Any = app.control.inspect(timeout=patience, limit=expected or None)
-        answers = {node: told(answer) for node, answer in (inspect._request("vitals") or {}).items()}
+        answers = {node: vitals_of(answer) for node, answer in (inspect._request("vitals") or {}).items()}
         if others := [node for node, answer in answers.items() if answer["consuming"] is None]:
             inspect = app.control.inspect(others, timeout=patience, limit=len(others))
             for node, queues in (inspect.active_queues() or {}).items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_kit.base.facts import Member, Queue, Server, told
+from celery_kit.base.facts import Member, Queue, Server, vitals_of
 from celery_kit.base.target import ROOT
 from celery_kit.operate.look.status import Snapshot, lines, packed, seen, unpacked
 from celery_kit.operate.stacks.codebase import INSTALLED, About, Codebase, about_here, chosen
@@ -169,7 +169,7 @@ def test_an_app_that_cannot_be_loaded_is_one_line(shop: Path, capsys: pytest.Cap
 def test_a_look_from_within_a_stack_is_a_look_from_here() -> None:
     """What a process of the stack found comes as JSON, and the servers' addresses become this machine's."""
     broker = Server("Broker", "1", [Queue("celery", 3, 1)], faults=[("wrong", "mend it")], url="redis://broker:6379/0")
-    worker = told({"pool": "solo", "consuming": ["celery"], "tasks": ["add"], "registered": 1})
+    worker = vitals_of({"pool": "solo", "consuming": ["celery"], "tasks": ["add"], "registered": 1})
     found = Snapshot(broker, "does not answer: no", {"w@there": worker}, [Member("worker", "running", True, "w@there")])
     assert unpacked(packed(found)) == found
     assert unpacked(packed(Snapshot(broker, None, {}, []))).results is None
@@ -179,7 +179,7 @@ def test_a_look_from_within_a_stack_is_a_look_from_here() -> None:
 
 def test_the_tasks_of_the_workers_are_listed_as_far_as_a_screen_goes() -> None:
     def last(names: list[str], number: int) -> str:
-        worker = told({"consuming": ["celery"], "tasks": names, "registered": number})
+        worker = vitals_of({"consuming": ["celery"], "tasks": names, "registered": number})
         return lines(Snapshot(Server("Broker", "1"), None, {"w@there": worker}, []))[-1]
 
     assert last(["shop.add", "totals"], 2) == "tasks     shop.add, totals"

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 
-from celery_kit.base.facts import VITALS, Member, Queue, Server, readable, told
+from celery_kit.base.facts import VITALS, Member, Queue, Server, readable, vitals_of
 from celery_kit.operate.look.doctor import STACK, Scene
 from celery_kit.operate.look.exporter import metrics
 from celery_kit.operate.look.status import Snapshot, lines
@@ -27,12 +27,12 @@ ANSWERS: list[Any] = [
 def test_no_answer_of_a_worker_breaks_what_is_made_from_it(answer: Any) -> None:
     """An answer is taken for what it is where it comes in; nobody behind that sees its shape."""
     broker = Server("Broker", "1", [Queue("celery", 3)])
-    found = Snapshot(broker, None, {"w@there": told(answer)}, [Member("worker", "running", True, "w@there")])
+    found = Snapshot(broker, None, {"w@there": vitals_of(answer)}, [Member("worker", "running", True, "w@there")])
     assert any(line.startswith("w@there") for line in lines(found))
     list(metrics(found))
     with patch("celery_kit.operate.look.doctor.snapshot", lambda *_: found):
         faults = [what for check in STACK for what, _ in check(Scene(members=found.members))]
-    assert not any("no worker consumes" in one for one in faults) or told(answer)["consuming"] is not None
+    assert not any("no worker consumes" in one for one in faults) or vitals_of(answer)["consuming"] is not None
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,8 @@ def test_a_messages_header_is_written_from_its_samples(wire: Wire, reply_to: str
     method, header, body = channel.written
     assert (method[0], header[0], body[7:-1]) == (1, 2, part.body)
     prepare = SimpleNamespace(prepare_message=lambda body, priority, *about: (priority, *about))
-    priority, content_type, content_encoding, headers, properties = message_of(prepare, part)
+    prepared: Any = message_of(prepare, part)
+    priority, content_type, content_encoding, headers, properties = prepared
     assert decode_properties_basic(header, 19)[0] == {
         **properties,
         "content_type": content_type,
@@ -438,7 +439,8 @@ def test_a_messages_envelope_is_kombus(wire: Wire) -> None:
 def message_parts(part: Part) -> tuple[dict[str, Any], dict[str, Any]]:
     """Its headers, and its properties."""
     prepare = SimpleNamespace(prepare_message=lambda *about: about[-2:])
-    headers, properties = message_of(prepare, part)
+    prepared: Any = message_of(prepare, part)
+    headers, properties = prepared
     return headers, {**properties, "delivery_info": {}}
 
 
