@@ -26,7 +26,7 @@ from celery_kit.fixes import delayed_messages
 from celery_kit.observe import health, runs, tracing, vitals
 from celery_kit.pools import table
 from celery_kit.produce import delay, spool
-from celery_kit.worker import grace, set_aside
+from celery_kit.worker import dead_lettering, grace
 
 #: By name, for producers need no worker.
 STEPS = [f"celery_kit.{module}:Step" for module in ("brokers.rabbitmq.expired", "engine.commit_worker", "engine.fast_path")]
@@ -168,7 +168,7 @@ def install(app: Any) -> None:
     security.connect(app)
     app.steps["consumer"].update(STEPS)
     health.install(app)
-    set_aside.install(app)
+    dead_lettering.install(app)
     _prepare_the_process()
     for task in list(app._tasks.values()) if others else ():
         if type(task).__bound__ and task._app is app:

@@ -20,21 +20,25 @@ if TYPE_CHECKING:
     from celery import Celery, Task
     from celery.app.task import Context
     from celery.bootsteps import Blueprint
+    from kombu import Queue
     from kombu.asynchronous.hub import Hub
     from kombu.transport.base import Transport
 
 #: A function that is called and whose value nobody reads, or is handed on unread.
 Callback: TypeAlias = Callable[..., object]
-#: A value as `json.loads` gives it.
-Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
 #: Celery settings, or options of a connection, by name.
 Options: TypeAlias = dict[str, object]
 #: A message's headers or properties as another process wrote them: check a value's type before relying on it.
 Headers: TypeAlias = dict[str, Any]
 #: What a pool's `apply_async` calls back with: whether the task failed, its value or its error, and its runtime in seconds.
 FailedValueRuntime: TypeAlias = tuple[int, object, float]
-#: A task, whatever it takes and gives.
-AnyTask: TypeAlias = "Task[..., object]"
+if TYPE_CHECKING:
+    #: A task, whatever it takes and returns.
+    AnyTask: TypeAlias = Task[..., object]
+    #: A value as `json.loads` returns it.
+    Json: TypeAlias = str | int | float | bool | Sequence["Json"] | Mapping[str, "Json"] | None
+else:  # values, so that `AnyTask | None` needs no quotes, and this module does not import Celery
+    AnyTask = Json = object
 
 
 class Message(Protocol):
@@ -191,6 +195,19 @@ class Prefetch(Protocol):
     def update(self) -> object: ...
 
 
+class TaskConsumer(Protocol):
+    """The kombu.Consumer of a worker's task queues."""
+
+    on_message: Callable[[Message], object]
+    queues: Sequence[Queue]
+    #: Consumer tags, by queue name.
+    _active_tags: dict[str, str]
+
+    def consume(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+
 class WorkerRequest(Protocol):
     """A task that a worker holds: celery.worker.request.Request."""
 
@@ -256,8 +273,8 @@ class WorkerConsumer(Protocol):
     timer: Timer
     controller: Worker
     connection: Connection
-    #: The kombu.Consumer of the task queues; None before the step Tasks.
-    task_consumer: Any
+    #: None before the step Tasks.
+    task_consumer: TaskConsumer | None
     event_dispatcher: EventDispatcher
     qos: Prefetch
     #: By task, the token bucket of its rate limit.

@@ -221,8 +221,8 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
 
 
 class Step(bootsteps.StartStopStep):
-    """Opens the fast path in a worker with group commit (`celery_kit/engine/commit_worker.py`): `worker/set_aside.py` calls it
-    before Celery's handler.
+    """Opens the fast path in a worker with group commit (`celery_kit/engine/commit_worker.py`): `worker/dead_lettering.py`
+    calls it before Celery's handler.
     """
 
     label = "Fast path"

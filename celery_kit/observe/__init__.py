@@ -1,1 +1,1 @@
-"""Logs, health, traces, beat: what a process tells of itself."""
+"""Logs, health, traces, task runs and beat: what a process reports about itself."""

@@ -1,4 +1,4 @@
-"""Beat's scheduler: it shows that beat lives, and keeps as JSON what Celery's keeps as pickles."""
+"""Beat's scheduler. It writes a heartbeat file, and stores the last runs as JSON, where Celery's scheduler stores pickles."""
 
 import json
 import logging
@@ -11,30 +11,32 @@ from typing import Any
 
 from celery.beat import PersistentScheduler, ScheduleEntry
 
+from celery_kit.base.facts import TimetableEntry
 from celery_kit.base.refusals import refuse, why_not_writable
 from celery_kit.observe import health
 
 logger = logging.getLogger(__name__)
-#: What the file with the timetable is called: HEARTBEAT_FILE and this.
+#: The file with the timetable has the name of HEARTBEAT_FILE and this ending.
 TIMETABLE = ".timetable"
 
 
-class _Kept(dict[str, Any]):
-    """What Celery's scheduler keeps in a shelf, whose pickles would be executed: here the last runs alone, as JSON."""
+class _JsonShelf(dict[str, Any]):
+    """Takes the place of the scheduler's shelf, whose pickles could execute code. Stores only the last runs, as JSON."""
 
     def __init__(self, file: Path, entry: Callable[..., ScheduleEntry]) -> None:
         super().__init__()
         self.file = file
         try:
-            kept = json.loads(file.read_bytes())
-            kept["entries"] = {name: entry(name, **about) for name, about in kept["entries"].items()}
-            self.update(kept)
+            stored = json.loads(file.read_bytes())
+            stored["entries"] = {name: entry(name, **about) for name, about in stored["entries"].items()}
+            self.update(stored)
         except FileNotFoundError:
             pass
-        except Exception as error:  # whatever stands there
-            logger.warning("beat begins again: %s is no timetable of its own: %r", file, error)
+        except Exception as error:  # the file may hold anything
+            logger.warning("beat starts without its last runs: %s is no timetable of beat's: %r", file, error)
 
     def sync(self) -> None:
+        """Write the file, in one step."""
         entries = {
             name: {"last_run_at": entry.last_run_at.isoformat(), "total_run_count": entry.total_run_count}
             for name, entry in self.get("entries", {}).items()
@@ -44,44 +46,46 @@ class _Kept(dict[str, Any]):
         draft.replace(self.file)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 class Scheduler(PersistentScheduler):
-    """Celery's own scheduler; each round writes HEARTBEAT_FILE, if that is set, and what ran and is next beside it."""
+    """Celery's scheduler. Each round also writes HEARTBEAT_FILE, if that is set, and the timetable beside it."""
 
     schedule_filename: str
 
-    def _open_schedule(self) -> _Kept:
-        return _Kept(Path(self.schedule_filename), self._kept_entry)
+    def _open_schedule(self) -> _JsonShelf:
+        return _JsonShelf(Path(self.schedule_filename), self._restored_entry)
 
-    def _kept_entry(self, name: str, last_run_at: str, total_run_count: int) -> ScheduleEntry:
-        """An entry that is told by Celery what it is, and knows when it ran, in the app's own zone."""
+    def _restored_entry(self, name: str, last_run_at: str, total_run_count: int) -> ScheduleEntry:
+        """An entry with its last run, in the app's time zone. Celery adds its task and schedule from the settings."""
         ran = datetime.fromisoformat(last_run_at).astimezone(self.app.timezone)
         entry: ScheduleEntry = self.Entry(name=name, app=self.app, last_run_at=ran, total_run_count=int(total_run_count))
         return entry
 
     def setup_schedule(self) -> None:
+        """Read the last runs and the settings' schedule. Refuses a file that cannot be written."""
         file = Path(self.schedule_filename)
-        with suppress(OSError):  # why, is asked next
+        with suppress(OSError):  # the next check reports the reason
             file.parent.mkdir(parents=True, exist_ok=True)
-        if why := why_not_writable(file):  # Celery would take its file for a broken one, and delete it
+        if why := why_not_writable(file):  # Celery would take the file for a corrupted one, and delete it
             instead = "name a folder that can be written in DATA_DIR=, or a file in it by `celery beat --schedule`"
-            refuse(f"the timetable cannot be kept in {file}: {why}; {instead}")
+            refuse(f"the timetable cannot be stored in {file}: {why}; {instead}")
         super().setup_schedule()
 
-    def timetable(self) -> dict[str, Any]:
+    def timetable(self) -> dict[str, TimetableEntry]:
         """By entry: when it last ran (ISO 8601; None: not yet), when it is due next, how often it ran."""
-        told = {}
+        found: dict[str, TimetableEntry] = {}
         for name, entry in self.schedule.items():
             ran = entry.last_run_at if entry.total_run_count else None
             due = entry.default_now() + timedelta(seconds=entry.is_due()[1])
-            told[name] = {"last": ran and ran.isoformat(), "next": due.isoformat(), "runs": entry.total_run_count}
-        return told
+            found[name] = {"last": ran.isoformat() if ran else None, "next": due.isoformat(), "runs": entry.total_run_count}
+        return found
 
-    def tick(self, *args: Any, **kwargs: Any) -> Any:
-        waits = super().tick(*args, **kwargs)
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Send what is due. Returns the seconds until the next round."""
+        seconds = super().tick(*args, **kwargs)
         if file := os.environ.get("HEARTBEAT_FILE"):
             health.put(Path(f"{file}{TIMETABLE}"), json.dumps(self.timetable()))
             health.write(Path(file), health.now() + health.heartbeat_seconds())
-        return waits
+        return seconds

@@ -1,15 +1,15 @@
-"""A file that says how long the worker can be taken for healthy; written by its own loop, read by `deploy/healthy.sh`.
+"""The worker's heartbeat file: until when the worker counts as healthy. `deploy/healthy.sh` reads it.
 
-HEARTBEAT_FILE names it; without that variable nothing is written. It holds the process id and a time, in seconds since the
-machine's start (a step of the clock must not look like a frozen worker), and is there only while the worker is connected.
-A worker that waits for its broker is alive, but not ready: HEARTBEAT_FILE.alive holds its process id from start to end.
+HEARTBEAT_FILE names the file; without that variable nothing is written. The file holds the process id and a time, in seconds
+since the machine's start, so that a step of the clock does not look like a frozen worker. It exists only while the worker is
+connected. A worker that waits for its broker is alive but not ready: HEARTBEAT_FILE.alive holds the process id from start to
+exit.
 
-The time is HEARTBEAT_SECONDS ahead of the loop's last round. Two exceptions:
+The worker's own loop writes the time, HEARTBEAT_SECONDS ahead. There are two exceptions:
 
-- A pool whose loop rests during a task (solo) moves it ahead by the task time limit when the task begins; by a year where
-  there is none.
-- A worker that took nothing for HEARTBEAT_SECONDS while a queue of its own held messages and it had room for one is stuck,
-  whatever it thinks of its connection (celery #8030, #9054, #10205): the time is 0.
+- A pool whose loop stops during a task (solo) sets it ahead when a task begins: by the task time limit, or by a year.
+- The time is 0 for a worker that is stuck: it took no message for HEARTBEAT_SECONDS, while one of its queues held messages and
+  it had room for one, whatever state its connection seems to be in (celery #8030, #9054, #10205).
 """
 
 import os
@@ -17,44 +17,45 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from celery import Celery, bootsteps, signals
 from celery.utils.log import get_logger
 
 from celery_kit.base import times
 from celery_kit.base.refusals import whole_number
+from celery_kit.base.types import AnyTask, Channel, Connection, TimerEntry, WorkerConsumer, WorkerState
 from celery_kit.fixes import delayed_messages
 from celery_kit.pools.table import row
 
 logger = get_logger(__name__)
-#: Folders in which nothing could be written at the last try: that is said once, not every two seconds.
+#: Folders in which the last write failed, so that the log has it once and not every two seconds.
 _unwritable: set[Path] = set()
 EVERY = 2.0  # seconds
-#: Seconds between two looks at whether a worker that starts can be sent to.
+#: Seconds between two checks of whether a starting worker is ready for messages.
 SOON = 0.05
-#: So that a broker that does not answer cannot hold up the worker's loop; py-amqp waits for ever otherwise.
+#: Timeouts in seconds, so that a broker that does not answer cannot block the worker's loop. py-amqp would wait for ever.
 BOUNDED = {"read_timeout": 3, "write_timeout": 3, "socket_timeout": 3}
 
 
 def heartbeat_seconds() -> int:
-    """How old a sign of life may be, in seconds."""
+    """How old a heartbeat may be, in seconds."""
     return whole_number("HEARTBEAT_SECONDS", os.environ.get("HEARTBEAT_SECONDS") or "30", 5, 3_600, "seconds")
 
 
 def now() -> int:
-    """Seconds since the machine started, as /proc/uptime has them."""
+    """Seconds since the machine started, like /proc/uptime."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME)) if hasattr(time, "CLOCK_BOOTTIME") else int(time.monotonic())
 
 
 def write(file: Path, until: int) -> None:
-    """Say that this process is healthy until then."""
+    """Note that this process is healthy until a time of :func:`now`."""
     put(file, f"{os.getpid()} {until}\n")
 
 
 def put(file: Path, text: str) -> None:
-    """Write in one piece: a reader never sees half of it. What cannot be written - a full disk, a read-only root - is no reason
-    to end: the file gets old, and the probe says so.
+    """Write a file in one step, so that a reader never sees half of it. Raises nothing.
+
+    Where it cannot be written - a full disk, a read-only root - the file gets old, and the probe reports that.
     """
     draft = file.with_name(f"{file.name}.{os.getpid()}.draft")
     try:
@@ -66,7 +67,7 @@ def put(file: Path, text: str) -> None:
         if file.parent not in _unwritable:
             _unwritable.add(file.parent)
             logger.warning(
-                "no sign of life can be left in %s (%s): the work goes on, and the probe says that this process is unhealthy; "
+                "no heartbeat can be written to %s (%s): work goes on, and the probe reports this process as unhealthy; "
                 "make it writable - in a container by a tmpfs or a volume - or name another file in HEARTBEAT_FILE",
                 file, error.strerror or error,
             )  # fmt: skip
@@ -75,15 +76,16 @@ def put(file: Path, text: str) -> None:
 
 
 class Progress:
-    """Whether a worker that has room for a message takes one, where there is one. Asks the broker only when nothing comes."""
+    """Whether a worker that has room for a message takes one. Asks the broker only while the worker gets none."""
 
-    def __init__(self, parent: Any, seconds: int) -> None:
+    def __init__(self, parent: WorkerConsumer, seconds: int) -> None:
         self.parent, self.seconds = parent, seconds
-        self.queues = set(parent.app.amqp.queues.consume_from)  # also those that somebody cancels
+        self.queues = set(parent.app.amqp.queues.consume_from)  # remembered even if remote control cancels one
         self.taken, self.since, self.looked = -1, now(), now()
-        self.connection: Any = None
+        self.connection: Connection | None = None
 
     def stuck(self) -> bool:
+        """Whether it has taken no message for `seconds`, although messages waited and it had room."""
         state, seen = self.parent.controller.state, now()
         taken = state.all_total_count[0]
         if taken != self.taken or self.full(state):
@@ -94,66 +96,71 @@ class Progress:
                 self.since = seen
         return seen - self.since > self.seconds
 
-    def full(self, state: Any) -> bool:
-        """It holds all that it may, or its rate limits hold it back."""
+    def full(self, state: WorkerState) -> bool:
+        """Whether it holds as many messages as it may, or waits for a rate limit."""
         most = self.parent.qos.value if self.parent.qos else 0
         limited = any(bucket and bucket.contents for bucket in self.parent.task_buckets.values())
         return limited or bool(most and len(state.requests) >= most)
 
     def waiting(self) -> bool:
-        """Messages wait for it. False where the broker does not say: that is not the worker's fault."""
+        """Whether messages wait for it. False if the broker cannot be asked, which is not the worker's fault."""
         self.queues |= set(self.parent.app.amqp.queues.consume_from)
         try:
             if not self.connection:
                 self.connection = self._connect()
-            return any(self.depth(queue) for queue in self.queues)
+            return any(self.depth(self.connection, queue) for queue in self.queues)
         except Exception as error:
-            logger.warning("the broker was not asked for waiting messages: %r", error)
+            logger.warning("the broker could not be asked for waiting messages: %r", error)
             self.close()
             return False
 
-    def _connect(self) -> Any:
-        """To the broker that the worker consumes from, which of several is the one that answered it."""
+    def _connect(self) -> Connection:
+        """A connection to the broker that the worker consumes from, of several the one that it is connected to."""
         consumers = self.parent.connection
-        return consumers.clone(connect_timeout=3, heartbeat=0, transport_options={**consumers.transport_options, **BOUNDED})
+        options = {**(consumers.transport_options or {}), **BOUNDED}
+        return consumers.clone(connect_timeout=3, heartbeat=0, transport_options=options)
 
-    def depth(self, queue: str) -> int:
-        with self.connection.channel() as channel:
+    @staticmethod
+    def depth(connection: Connection, queue: str) -> int:
+        """How many messages wait in a queue; 0 if it does not exist."""
+        channel: Channel
+        with connection.channel() as channel:
             try:
                 return int(channel.queue_declare(queue, passive=True).message_count)
-            except self.connection.channel_errors:  # it is not there
+            except connection.channel_errors:
                 return 0
 
     def close(self) -> None:
+        """Drop the connection."""
         connection, self.connection = self.connection, None
         if connection:
             connection.collect(socket_timeout=1)
 
 
 class Heartbeat(bootsteps.StartStopStep):
-    """Write the file as long as the consumer is connected; take it away when it is not.
+    """Write the file while the consumer is connected, and delete it when it is not.
 
     Source: Celery's user guide, "Extensions and Bootsteps".
     """
 
-    # The last step before the loop: whoever sees the file may send. Where the broker delays tasks, one that comes before its
-    # queue is bound to the delayed delivery is lost (celery_kit/fixes/delayed_messages.py says when it is); others wait for a
-    # broker that becomes unavailable meanwhile.
+    # The last step before the loop, because other processes send once they see the file. Where the broker delays tasks, a task
+    # that comes before its queue is bound for delayed delivery would be lost (celery_kit/fixes/delayed_messages.py knows when it
+    # is bound).
     requires = (
         *(
             f"celery.worker.consumer.{step}"
             for step in ("tasks:Tasks", "delayed_delivery:DelayedDelivery", "heart:Heart", "control:Control")
         ),
-        "celery_kit.worker.set_aside:SetAside",
+        "celery_kit.worker.dead_lettering:DeadLettering",
     )
 
-    def __init__(self, parent: Any, **options: Any) -> None:
+    def __init__(self, parent: WorkerConsumer, **options: object) -> None:
         super().__init__(parent, **options)
         self.parent = parent
         self.file = Path(os.environ.get("HEARTBEAT_FILE", ""))
         self.enabled = self.file != Path()
         self.seconds = heartbeat_seconds()
-        self.timer: Any = None
+        self.timer: TimerEntry | None = None
         self.progress: Progress | None = None
         self.was_stuck = False
         if self.enabled:
@@ -162,13 +169,14 @@ class Heartbeat(bootsteps.StartStopStep):
             if (pool := row(parent.pool)) and not pool.answers_while_busy:
                 signals.task_prerun.connect(self._begins, weak=False)
 
-    def start(self, parent: Any) -> None:
+    def start(self, parent: WorkerConsumer) -> None:
+        """Write the file now, and every two seconds."""
         self.progress = Progress(parent, self.seconds)
         self.timer = parent.timer.call_repeatedly(EVERY, self._tick)
         self._tick()
 
-    def _lost(self, parent: Any, celerys: Callable[[Exception], None]) -> Callable[[Exception], None]:
-        """Say so before Celery closes the connection: on a dead one that takes it seconds."""
+    def _lost(self, parent: WorkerConsumer, celerys: Callable[[Exception], None]) -> Callable[[Exception], None]:
+        """Celery's handler of a lost connection, after the file is deleted: closing a dead connection takes seconds."""
 
         def lost(error: Exception) -> None:
             self.stop(parent)
@@ -177,7 +185,7 @@ class Heartbeat(bootsteps.StartStopStep):
         return lost
 
     def _tick(self) -> None:
-        if self.timer is None:  # the timers of green pools fire once more after they were cancelled
+        if self.timer is None:  # the timers of green pools fire once more after they are cancelled
             return
         if delayed_messages.makes(self.parent):
             self.parent.timer.call_after(SOON, self._tick)
@@ -188,15 +196,16 @@ class Heartbeat(bootsteps.StartStopStep):
         self.was_stuck = stuck
         write(self.file, 0 if stuck else now() + self.seconds)
 
-    def _begins(self, task: Any = None, **_: Any) -> None:
+    def _begins(self, task: AnyTask | None = None, **_: object) -> None:
         if self.timer is not None:
-            own = getattr(getattr(task, "request", None), "time_limit", None)  # of this message alone
+            own = getattr(getattr(task, "request", None), "time_limit", None)  # for this message only
             limit = own or getattr(task, "time_limit", None) or self.parent.app.conf.task_time_limit or times.MOST
             write(self.file, now() + int(limit) + self.seconds)
 
-    def stop(self, parent: Any) -> None:
+    def stop(self, parent: WorkerConsumer) -> None:
+        """Delete the file."""
         if self.timer is not None:
-            # Green pools give the greenlet of the first round, which is false and cannot be cancelled once that is over.
+            # Green pools return the greenlet of the first round, which is falsy and cannot be cancelled after that round.
             getattr(self.timer, "entry", self.timer).cancel()
             self.timer = None
         if self.progress:
@@ -209,5 +218,5 @@ class Heartbeat(bootsteps.StartStopStep):
 
 
 def install(app: Celery) -> None:
-    """Give every worker of `app` the heartbeat."""
+    """Have every worker of `app` write its heartbeat file."""
     app.steps["consumer"].add(Heartbeat)

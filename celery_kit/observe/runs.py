@@ -1,7 +1,8 @@
-"""What the workers ran: with REPORT_MEGABYTES each run is a line in DATA_DIR/runs, and :func:`statistics` sums them up.
+"""A record of task runs: with REPORT_MEGABYTES each run is a line in DATA_DIR/runs. :func:`statistics` sums them up.
 
-Lines are appended in one write for all of a moment, so that any number of workers and threads share a day's file without a
-lock. A worker that is killed loses the lines of its last moment. A file that is full takes no more; a week of files is kept.
+The lines of a tenth of a second are appended in one write, so that any number of workers and threads share a day's file without
+a lock. A worker that is killed loses the lines that it has not written. A full file takes no more lines. Files are deleted
+after a week.
 """
 
 import atexit
@@ -18,49 +19,79 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TypedDict
 
-from celery import Task
 from celery.signals import task_postrun, task_prerun, worker_process_shutdown
 
 from celery_kit.base.choices import data_dir, report_bytes
 from celery_kit.base.signals import is_the_kits
+from celery_kit.base.types import AnyTask
 from celery_kit.engine.quick_json import quoted
 
 logger = logging.getLogger(__name__)
 KEEP_DAYS = 7
-STARTED = "run_started"  # on the task's request, in seconds of the monotonic clock
+STARTED = "run_started"  # attribute of the task's request, in seconds of the monotonic clock
 DAY = 86_400  # seconds
-#: Lines that are written together at most, and the seconds that one waits for others at most. On a disk that servers make sync
-#: all the time, a write for each task took a tenth of what a quick task costs.
+#: At most so many lines are written together, and a line waits at most so many seconds for others. On a disk that servers sync
+#: all the time, one write for each task took a tenth of the time of a quick task.
 LINES, SECONDS = 64, 0.1
 
-_lines: deque[tuple[int, bytes]] = deque()  # by day
+
+class Run(TypedDict):
+    """A line of a file. `at`: the end of the run, in seconds since the epoch; `seconds`: its duration."""
+
+    at: float
+    task: str
+    id: str
+    state: str
+    seconds: float
+
+
+class Summary(TypedDict):
+    """The runs of one task, with their durations in seconds."""
+
+    runs: int
+    states: dict[str, int]
+    median_seconds: float
+    longest_seconds: float
+
+
+class Statistics(TypedDict):
+    """The runs between two moments (ISO 8601), by task."""
+
+    since: str
+    until: str
+    tasks: dict[str, Summary]
+
+
+_lines: deque[tuple[int, bytes]] = deque()  # each with its day, in days since the epoch
 _some = threading.Event()
 _writing = threading.Lock()
-_file = (-1, -1)  # a day, and its file's number
-_full = -1  # the last day whose file was
+_file = (-1, -1)  # the day and the descriptor of the open file
+_full = -1  # the last day whose file was full
 
 
 @cache
 def connect() -> None:
-    """Write down the runs of this process's tasks, where REPORT_MEGABYTES asks for it: every task pays for it."""
+    """Record the runs of this process's tasks, if REPORT_MEGABYTES is set. Off by default, because it costs each task some
+    time.
+    """
     if report_bytes():
         task_prerun.connect(_started, weak=False)
         task_postrun.connect(_ended, weak=False)
         worker_process_shutdown.connect(_write_last, weak=False)
 
 
-def _started(task: "Task[Any, Any]", **_: Any) -> None:
+def _started(task: AnyTask, **_: object) -> None:
     setattr(task.request, STARTED, time.monotonic())
 
 
-def _ended(task: "Task[Any, Any]", task_id: str, state: str | None = None, **_: Any) -> None:
+def _ended(task: AnyTask, task_id: str, state: str | None = None, **_: object) -> None:
     if not is_the_kits(task.app):
         return
     seconds = time.monotonic() - getattr(task.request, STARTED, time.monotonic())
     now = time.time()
-    # JSON by hand: every task pays for this line.
+    # JSON by hand, because each task pays for this line.
     about = f'"task": {quoted(task.name)}, "id": {quoted(task_id)}, "state": {quoted(state or "IGNORED")}'
     _lines.append((int(now // DAY), f'{{"at": {now!r}, {about}, "seconds": {seconds!r}}}\n'.encode()))
     if not _some.is_set():
@@ -72,9 +103,9 @@ def _ended(task: "Task[Any, Any]", task_id: str, state: str | None = None, **_: 
 
 @atexit.register
 def write() -> None:
-    """Write what waits; from any thread."""
+    """Write the lines that wait. Any thread may call it. Raises OSError."""
     taken = []
-    with suppress(IndexError):  # other threads write, too
+    with suppress(IndexError):  # other threads take lines at the same time
         while True:
             taken.append(_lines.popleft())
     with _writing:
@@ -89,16 +120,16 @@ def _append(day: int, lines: bytes) -> None:
         os.write(file, lines)
     elif _full != day:
         _full = day
-        logger.warning("no more runs are written down today: REPORT_MEGABYTES=%d are full", report_bytes() // 1_000_000)
+        logger.warning("no more runs are recorded today: REPORT_MEGABYTES=%d are full", report_bytes() // 1_000_000)
 
 
-def _write_last(**_: Any) -> None:
-    write()  # a pool's child process ends without atexit
+def _write_last(**_: object) -> None:
+    write()  # a pool's child process exits without running atexit's functions
 
 
 @cache
 def _writer() -> None:
-    """Has a thread write what has waited long enough."""
+    """Start the thread that writes lines which have waited long enough."""
 
     def work() -> None:
         while _some.wait():
@@ -106,26 +137,26 @@ def _writer() -> None:
             _some.clear()
             try:
                 write()
-            except Exception as error:  # the next lines have no other thread
-                logger.error("runs are not written down: %s", error)
+            except Exception as error:  # later lines need this thread
+                logger.error("runs are not recorded: %s", error)
 
     threading.Thread(target=work, name="runs", daemon=True).start()
 
 
-def _begin_anew() -> None:
-    """A child process has no thread of its parent's, and writes none of its lines."""
+def _reset() -> None:
+    """In a forked child: drop the parent's lines, and start a thread when the next one comes."""
     global _some, _writing
     _lines.clear()
-    _some, _writing = threading.Event(), threading.Lock()  # its parent may hold the others
+    _some, _writing = threading.Event(), threading.Lock()  # a thread of the parent may hold the old ones
     _writer.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_reset)
 
 
 def _of_day(number: int) -> int:
-    """A day's file, which stays open: to open it for each write would cost more than all else here."""
+    """The descriptor of a day's file. It stays open, because opening it for each write would cost more than all else here."""
     global _file
     if _file[0] != number:
         path = _runs() / f"{datetime.fromtimestamp(number * DAY, UTC):%Y-%m-%d}.jsonl"
@@ -149,26 +180,25 @@ def _runs() -> Path:
     return folder
 
 
-def statistics(since: datetime, until: datetime) -> dict[str, Any]:
-    """Sum up the runs between two moments, by task: how many, in which states they ended, how long they took (seconds).
+def statistics(since: datetime, until: datetime) -> Statistics:
+    """Sum up the recorded runs between two moments, by task: how many, their final states, their durations.
 
-    Gives {"since": …, "until": …, "tasks": {name: {"runs": …, "states": {…}, "median_seconds": …, "longest_seconds": …}}}.
-    It knows the runs alone that were written down: with REPORT_MEGABYTES, and until a day's file was full.
+    Runs are recorded only with REPORT_MEGABYTES, and until a day's file is full.
     """
     write()
     _delete_old(until)
-    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    runs: dict[str, list[Run]] = defaultdict(list)
     for path in sorted(_runs().glob("*.jsonl")):
         if path.stem >= f"{since:%Y-%m-%d}":
             for line in path.read_bytes().splitlines():
-                with suppress(LookupError, TypeError, ValueError):  # half of one: its worker was killed, or the disk full
+                with suppress(LookupError, TypeError, ValueError):  # half a line: its worker was killed, or the disk full
                     if since.timestamp() <= (run := json.loads(line))["at"] <= until.timestamp():
                         runs[run["task"]].append(run)
     tasks = {name: _sum_up(runs[name]) for name in sorted(runs)}
     return {"since": since.isoformat(), "until": until.isoformat(), "tasks": tasks}
 
 
-def _sum_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _sum_up(runs: list[Run]) -> Summary:
     states: dict[str, int] = defaultdict(int)
     for run in runs:
         states[run["state"]] += 1

@@ -1,12 +1,12 @@
-"""Traces, as an extra: with OTEL_TRACES_EXPORTER=otlp (or console) each task sent and each task run makes a span of one trace.
+"""Traces: with OTEL_TRACES_EXPORTER=otlp (or console), sending a task and running it are spans of one trace.
 
-All else is OpenTelemetry's own: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER … The packages are the
-extra `tracing`. Source: opentelemetry-python-contrib, "OpenTelemetry Celery Instrumentation".
+All other variables are OpenTelemetry's: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER … The extra
+`tracing` installs the packages. Source: opentelemetry-python-contrib, "OpenTelemetry Celery Instrumentation".
 """
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.versions import installed
@@ -19,7 +19,7 @@ PACKAGES = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "open
 
 
 def exporter(environ: Mapping[str, str] = os.environ) -> str:
-    """Which one is chosen, of EXPORTERS. Refuses one that is not known, or whose packages are missing."""
+    """The exporter that the environment names, of EXPORTERS. Refuses one that is unknown, or whose packages are missing."""
     kind = choose("OTEL_TRACES_EXPORTER", environ.get("OTEL_TRACES_EXPORTER") or "none", EXPORTERS)
     if kind != "none" and (missing := [name for name in PACKAGES if not installed(name)]):
         refuse(f"OTEL_TRACES_EXPORTER={kind} needs the packages of the extra `tracing`; not installed: {', '.join(missing)}")
@@ -27,7 +27,7 @@ def exporter(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def connect() -> None:
-    """Trace where the environment says so, and the process has no tracing of its own by now. Refuses as `exporter` does."""
+    """Trace this process if the environment names an exporter and the process has no tracing yet. Refuses as `exporter`."""
     if (kind := exporter()) == "none":
         return
     from opentelemetry import trace
@@ -36,12 +36,12 @@ def connect() -> None:
 
     if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return
-    # Its thread starts anew in a forked child: prefork's children export their own.
+    # Its thread starts again in a forked child, so that prefork's children export their own spans.
     install(BatchSpanProcessor(OTLPSpanExporter()) if kind == "otlp" else SimpleSpanProcessor(ConsoleSpanExporter()))
 
 
 def install(processor: "SpanProcessor") -> None:
-    """Have this process' spans go to `processor`."""
+    """Send this process's spans to `processor`."""
     from opentelemetry import trace
     from opentelemetry.instrumentation import celery
     from opentelemetry.sdk.trace import TracerProvider
@@ -49,5 +49,4 @@ def install(processor: "SpanProcessor") -> None:
     provider = TracerProvider()
     provider.add_span_processor(processor)
     trace.set_tracer_provider(provider)
-    instrumentor: Any = celery.CeleryInstrumentor
-    instrumentor().instrument(tracer_provider=provider)
+    celery.CeleryInstrumentor().instrument(tracer_provider=provider)  # type: ignore[no-untyped-call]

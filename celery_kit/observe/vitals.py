@@ -1,31 +1,32 @@
-"""A remote control command of every worker, `celery inspect vitals`: all that a table of workers needs, in one answer.
+"""`celery inspect vitals`, a remote control command of every worker: all that a table of workers needs, in one answer.
 
 Source: Celery's user guide, "Workers: Writing your own remote control commands".
 """
 
 import os
 import time
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from celery_kit.base.conf import transport_options
+from celery_kit.base.facts import Vitals
 from celery_kit.base.signals import celeryd_init
+from celery_kit.base.types import Control
 from celery_kit.pools.table import named
 
 clock = time.time
 
 
-#: How many names of tasks a worker tells at most.
+#: The most names of tasks that a worker reports.
 MOST_TASKS = 100
 
 
 def connect() -> None:
+    """Have every worker answer the command."""
     celeryd_init.connect(_register, weak=False)
 
 
 def memory(pids: list[int]) -> int:
-    """What processes hold together, in bytes: pages that they share count once (Linux; 0 elsewhere)."""
+    """The memory of several processes in bytes, where shared pages count once. 0 on systems other than Linux."""
     total = 0
     for pid in pids:
         try:
@@ -36,19 +37,19 @@ def memory(pids: list[int]) -> int:
     return total
 
 
-def _register(**_: Any) -> None:
-    control: Any = import_module("celery.worker.control")  # only in workers
-    work: Any = import_module("celery.worker.state")
+def _register(**_: object) -> None:
+    from celery.worker import control, state  # only in workers
 
     @control.inspect_command()
-    def vitals(state: Any) -> dict[str, Any]:
-        """Pool, concurrency, queues, numbers of tasks, names of those that it knows, memory (bytes)."""
-        consumer = state.consumer
+    def vitals(panel: Control) -> Vitals:
+        """Pool, concurrency, queues, numbers of tasks, names of registered tasks, memory (bytes)."""
+        consumer = panel.consumer
         consuming = [queue.name for queue in getattr(consumer.task_consumer, "queues", [])]
         info = consumer.pool.info if consumer.pool else {}
-        limits = [getattr(task, "time_limit", None) or state.app.conf.task_time_limit or 0 for task in state.app.tasks.values()]
-        active = len(work.active_requests)
-        known = sorted(name for name in state.app.tasks if not name.startswith("celery."))
+        limits = [getattr(task, "time_limit", None) or panel.app.conf.task_time_limit or 0 for task in panel.app.tasks.values()]
+        active = len(state.active_requests)
+        redelivery = transport_options(panel.app.conf).get("visibility_timeout")
+        known = sorted(name for name in panel.app.tasks if not name.startswith("celery."))
         return {
             "pool": named(consumer.pool),
             "concurrency": info.get("max-concurrency", 1),
@@ -56,11 +57,11 @@ def _register(**_: Any) -> None:
             "tasks": known[:MOST_TASKS],
             "registered": len(known),
             "active": active,
-            "reserved": max(0, len(work.reserved_requests) - active),
+            "reserved": max(0, len(state.reserved_requests) - active),
             "scheduled": len(consumer.timer.queue),
-            "processed": sum(work.total_count.values()),
+            "processed": sum(state.total_count.values()),
             "memory": memory([os.getpid(), *(pid for pid in info.get("processes", []) if isinstance(pid, int))]),
-            "visibility_timeout": transport_options(state.app.conf).get("visibility_timeout"),
+            "visibility_timeout": redelivery if isinstance(redelivery, int | float) else None,
             "longest_task": max(limits, default=None),
             "clock": clock(),
         }

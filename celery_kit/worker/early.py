@@ -1,12 +1,12 @@
-"""Sockets that are patched in time: `python -m app.worker` imports this package before its own first line.
+"""The first steps of a worker's start: `python -m app.worker` imports this module before anything else.
 
-Where POOL, or an option on the command line, asks for eventlet or gevent, the patch comes here, before anything else is
-imported: both look for locks in all that there is, and eventlet in Celery and kombu for 0.25 s, to say that it cannot mend 42
-of those that it finds. `celery worker --pool gevent` has Celery patch, as early as it can.
+Where POOL, or an option on the command line, asks for eventlet or gevent, sockets are patched here, before other modules are
+imported. Both search all imported modules for locks; eventlet would search Celery and kombu for 0.25 s, only to report that it
+cannot replace 42 of their locks. For `celery worker --pool gevent`, Celery patches as early as it can.
 
-And while a worker starts nothing is collected, and what is installed is read once. There is no garbage among what it imports,
-and to look for some takes a good part of a start's processor time; `celery_kit/worker/start.py` lets it begin. gevent asks 26
-times for the plugins of all packages, which is 0.1 s.
+Garbage collection is off while a worker starts: there is no garbage among its imports, and searching for some would take a good
+part of the start's CPU time. `celery_kit/worker/start.py` turns it on. The list of installed packages is read once, because
+gevent asks 26 times for the plugins of all packages, which takes 0.1 s.
 """
 
 import gc
@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from importlib import import_module, metadata
 from itertools import pairwise
-from typing import Any
 
 from celery_kit.fixes import needed
 from celery_kit.observe import tracing
@@ -31,16 +30,16 @@ def _gevent() -> None:
     import_module("gevent.monkey").patch_all()
 
 
-#: The pools' own table (celery_kit/pools/table.py) imports Celery, which is too late for these two.
-#: Pools whose tasks run in the thread that has made their trace: there Celery's own quicker stacks of tasks and requests take a
-#: tenth off a quick task. In any other thread a trace has, with them, the stacks of the thread that made it.
+# These two tables stand here because the table of pools (celery_kit/pools/table.py) imports Celery, which would be too late.
+#: Pools whose tasks run in the thread that built their trace function. There Celery's faster stacks of tasks and requests
+#: (USE_FAST_LOCALS) take a tenth off a quick task. In another thread, a trace function would use its builder's stacks.
 QUICK_STACKS = ("solo", "prefork")
 
 PATCHES: dict[str, Callable[[], None]] = {"eventlet": _eventlet, "gevent": _gevent}
 
 
 def pool(argv: list[str], default: str) -> str:
-    """The pool that a worker's command line names; Celery, too, takes the first one."""
+    """The pool that a worker's command line names, or `default`. Of several, the first one, as in Celery."""
     named = (
         following if word in ("-P", "--pool") else word.partition("=")[2]
         for word, following in pairwise([*argv, ""])
@@ -55,18 +54,18 @@ def start() -> None:
     gc.disable()
     installed = metadata.entry_points()
 
-    def entry_points(**chosen: Any) -> Any:
+    def entry_points(**chosen: str) -> object:
         return installed.select(**chosen)
 
-    metadata.entry_points = entry_points
+    vars(metadata)["entry_points"] = entry_points
     chosen = pool(sys.orig_argv, os.environ.get("POOL") or "prefork")
-    # The package alone, of which little is imported yet: it keeps os.write as it is now. In a signal's handler it must not be
-    # eventlet's, which ends the worker there (celery/apps/worker.py, safe_say).
-    celery: Any = import_module("celery")
+    # Importing the package, which loads little, saves os.write as it is now. In a signal handler it must not be eventlet's,
+    # which would end the worker there (celery/apps/worker.py, safe_say).
+    celery = import_module("celery")
     PATCHES.get(chosen, lambda: None)()
     if chosen in QUICK_STACKS:
         os.environ.setdefault("USE_FAST_LOCALS", "1")
-    celery.maybe_patch_concurrency(["--pool", chosen])  # what else Celery does for a pool this early
+    celery.maybe_patch_concurrency(["--pool", chosen])  # Celery's own early steps for a pool
 
 
 #: The scripts that become a worker.

@@ -1,47 +1,47 @@
-"""A stop that ends within its grace: SIGTERM finishes the running tasks, and hands back what does not end in time.
+"""A stop within its grace period: after SIGTERM running tasks finish, and those that take too long are requeued.
 
-Celery's warm shutdown waits for its tasks as long as they take. Then the grace ends with SIGKILL, and Redis gives their
-messages to another worker after the visibility timeout only. So the worker goes over to the cold shutdown shortly before.
+Celery's warm shutdown waits for its tasks without a limit. Then the grace period would end with SIGKILL, and on Redis their
+messages would reach another worker only after the visibility timeout. So the worker starts a cold shutdown shortly before.
 
-The grace is STOP_GRACE_PERIOD, or follows from the app's time limit; where there is neither, the worker waits as Celery's does.
+The grace period is STOP_GRACE_PERIOD, or follows from the app's time limit. Without either, the worker waits like Celery's.
 """
 
 import os
 import signal
 import sys
 import threading
-from typing import Any
 
 from celery import signals
+from celery.app.utils import Settings
 
 from celery_kit.base import times
 from celery_kit.base.signals import celeryd_init
 
-#: Seconds before the end of the grace at which running tasks are handed back: what closing takes on a slow connection. Half of
-#: a grace that is shorter than twice that.
+#: Running tasks are requeued so many seconds before the grace period ends: what closing takes on a slow connection. If the
+#: grace period is shorter than twice this, they are requeued after half of it.
 BEFORE_THE_END = 10.0
 
 
 def connect() -> None:
-    """Have every worker that is stopped by SIGTERM hand back its tasks before the grace ends."""
+    """Have every worker that SIGTERM stops requeue its running tasks before the grace period ends."""
     celeryd_init.connect(_begins, weak=False)
-    # The kernel keeps SIGTERM from a container's first process as long as it has no handler of its own, and Celery installs one
-    # late in its start: a stop before that would last until the grace ends.
-    main = threading.current_thread() is threading.main_thread()  # no other may install a handler
+    # The kernel does not deliver SIGTERM to a container's first process while that has no handler, and Celery installs one late
+    # in its start. A stop before that would last for the whole grace period.
+    main = threading.current_thread() is threading.main_thread()  # only this thread may install a handler
     if os.getpid() == 1 and main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-def grace_of(conf: Any) -> int | None:
+def grace_of(conf: Settings) -> int | None:
     """How long a stop of a worker with these settings may take, in seconds; None: not known."""
     if os.environ.get(times.STOP_GRACE_PERIOD.name):
         return times.seconds(times.STOP_GRACE_PERIOD, 0, os.environ)
     return times.STOP_GRACE_PERIOD.of(int(conf.task_time_limit)) if conf.task_time_limit else None
 
 
-def _begins(conf: Any, **_: Any) -> None:
-    def limit(sig: str, how: str, **_: Any) -> None:
-        # Windows has no signal that tells a process to end within a grace.
+def _begins(conf: Settings, **_: object) -> None:
+    def limit(sig: str, how: str, **_: object) -> None:
+        # On Windows, stopping a process involves no grace period.
         if hasattr(signal, "setitimer") and sig == "SIGTERM" and how == "Warm" and (grace := grace_of(conf)):
             _limit(grace)
 

@@ -1,12 +1,11 @@
 """The consumer's loop on green pools (eventlet, gevent), in place of Celery's synloop.
 
-Celery 5.7.0's synloop waits up to 0.1 s for the event connection after every message: with events or heartbeats on, a worker on
-RabbitMQ gets to 10 tasks/s beyond the first prefetch window. And each event is published by itself there, where the other pools
-send them in groups.
-Source: celery/worker/loops.py, synloop; celery/worker/consumer/events.py ("should actually buffer").
+Celery 5.7.0's synloop waits up to 0.1 s for the event connection after every message. With events or heartbeats on, a worker on
+RabbitMQ does at most 10 tasks/s after the first prefetch window. It also publishes each event alone, where the other pools send
+events in groups. Source: celery/worker/loops.py, synloop; celery/worker/consumer/events.py ("should actually buffer").
 
-Here the event connection is read once a second, and task events go in groups. What the broker's connection itself has to do
-between messages - notice a free place in the prefetch window, restore messages of dead workers - is its transport's part:
+This loop reads the event connection once a second, and sends task events in groups. What the broker's connection has to do
+between messages - refill the prefetch window, restore messages of dead workers - is the transport's part, for example in
 celery_kit/brokers/redis/transport.py. Can go when tests/engine/test_workers.py::test_events_of_a_green_pool_go_in_groups passes
 with Celery's own loop.
 """
@@ -14,40 +13,44 @@ with Celery's own loop.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
 
 from celery import bootsteps
+from celery.bootsteps import Blueprint
+
+from celery_kit.base.types import Connection, EventDispatcher, Prefetch, TaskConsumer, Timer, WorkerConsumer
 
 RUN: int = vars(bootsteps)["RUN"]  # unknown to celery-types
-#: Seconds that a wait for messages lasts at most: so late does the loop see that the worker shall stop.
+#: The longest wait for messages, in seconds. The loop notices a stop that much later at most.
 WAIT = 1.0
-#: Seconds that a task's event waits for others to go with it.
+#: Task events are collected for so many seconds, and sent together.
 GROUP_EVENTS = 0.05
 
 
 class GreenLoop(bootsteps.StartStopStep):
-    """Gives every worker of an app on a green pool this loop, which `Consumer.loop` names and its last step runs: a row of
-    celery_kit/fixes.
+    """Replaces `Consumer.loop`, which the consumer's last step runs, on green pools: a row of celery_kit/fixes.
 
     Source: Celery's user guide, "Extensions and Bootsteps".
     """
 
     requires = ("celery.worker.consumer.events:Events",)
 
-    def include_if(self, parent: Any) -> bool:
+    def include_if(self, parent: WorkerConsumer) -> bool:
+        """Green pools have no event loop of kombu's."""
         return parent.hub is None and getattr(parent.pool, "is_green", False)
 
-    def create(self, parent: Any) -> None:
+    def create(self, parent: WorkerConsumer) -> None:
+        """Set the loop."""
         parent.loop = loop
 
-    def start(self, parent: Any) -> None:
+    def start(self, parent: WorkerConsumer) -> None:
+        """Have task events sent in groups, on each new connection."""
         if dispatcher := parent.event_dispatcher:
             dispatcher.buffer_group = {"task"}
             dispatcher.on_send_buffered = _soon(parent.timer, dispatcher.flush)
 
 
-def _soon(timer: Any, flush: Callable[[], None]) -> Callable[[], None]:
-    """A function that has `flush` called once, GROUP_EVENTS seconds after its first call."""
+def _soon(timer: Timer, flush: Callable[[], None]) -> Callable[[], None]:
+    """A function whose first call has `flush` called once, GROUP_EVENTS seconds later."""
     pending: list[bool] = []
 
     def run() -> None:
@@ -63,18 +66,21 @@ def _soon(timer: Any, flush: Callable[[], None]) -> Callable[[], None]:
 
 
 def loop(
-    consumer: Any,
-    connection: Any,
-    task_consumer: Any,
-    blueprint: Any,
-    hub: Any,
-    qos: Any,
-    heartbeat: Any,
-    clock: Any,
-    rate: float = 2.0,
-    **_: Any,
+    consumer: WorkerConsumer,
+    connection: Connection,
+    task_consumer: TaskConsumer,
+    blueprint: Blueprint,
+    hub: object,
+    qos: Prefetch,
+    heartbeat: object,
+    clock: object,
+    rate: int = 2,
+    **_: object,
 ) -> None:
-    """Consume until the worker shall stop or its connection is lost. The signature is that of `Consumer.loop_args`."""
+    """Consume until the worker is stopping or its connection is lost. The parameters are those of `Consumer.loop_args`.
+
+    `rate`: heartbeats are checked so many times in each interval. Raises the transport's connection errors.
+    """
     from celery.worker.state import maybe_shutdown  # only in workers
 
     task_consumer.on_message = consumer.create_task_handler()
@@ -96,7 +102,7 @@ def loop(
                     read_events_at = monotonic()
                     _read(events)
             except TimeoutError as error:
-                if error.errno:  # not the wait's end: TCP has given the connection up
+                if error.errno:  # not the end of this wait, but TCP's own timeout: the connection is lost
                     raise
                 if events:
                     _read(events)
@@ -106,11 +112,11 @@ def loop(
 
 
 @contextmanager
-def _heartbeats(timer: Any, rate: float, connections: list[Any]) -> Iterator[list[Exception]]:
-    """Send each connection's heartbeats (AMQP) while the block runs; gives a list that takes the error of one that is lost."""
+def _heartbeats(timer: Timer, rate: int, connections: list[Connection]) -> Iterator[list[Exception]]:
+    """Send each connection's AMQP heartbeats while the block runs. Yields a list that gets the error of a lost connection."""
     lost: list[Exception] = []
 
-    def tick(connection: Any) -> None:
+    def tick(connection: Connection) -> None:
         try:
             connection.heartbeat_check(rate)
         except Exception as error:
@@ -128,14 +134,14 @@ def _heartbeats(timer: Any, rate: float, connections: list[Any]) -> Iterator[lis
             timer.cancel(entry)
 
 
-def _read(events: Any) -> None:
-    """Take what has come in on the event connection: the broker's heartbeats, or it would count as dead."""
+def _read(events: EventDispatcher) -> None:
+    """Read the broker's heartbeats from the event connection, which would count as dead otherwise."""
     if not events.connection.supports_heartbeats:
         return
     try:
         with events.mutex:  # two greenlets must not read one socket: a publisher waits for its confirm under this lock
             while True:
-                # Not 0: py-amqp loses a frame's first bytes where a socket that does not block has only those.
+                # Not 0: py-amqp loses the first bytes of a frame that a non-blocking socket has only in part.
                 events.connection.drain_events(timeout=0.001)
     except TimeoutError:
         pass

@@ -1,16 +1,15 @@
-"""Start a worker from what the environment chooses: `python -m app.worker [options of celery worker]`.
+"""Start the worker that the environment describes: `python -m app.worker [options of celery worker]`.
 
-This process becomes the worker: PID 1 of a container gets the worker's signals. `celery_kit/worker/early.py` has patched its
-sockets.
+This process itself becomes the worker, so that PID 1 of a container gets the worker's signals. `celery_kit/worker/early.py` has
+patched its sockets by then.
 """
 
 import gc
 import os
 import sys
-from typing import Any
 
+from celery import Celery, maybe_patch_concurrency
 from celery import __main__ as celery
-from celery import maybe_patch_concurrency
 from celery.bin.base import CLIContext
 from celery.bin.worker import worker
 from celery.signals import celeryd_after_setup
@@ -23,28 +22,28 @@ APP = "celery_kit.operate.target"
 
 
 def command(pool: Pool, options: list[str], banner: bool = True, python: str = sys.executable) -> list[str]:
-    """The command line of a worker on `pool`. `options` come last and win."""
+    """The command line of a worker on `pool`. `options` come last and override the others. `python`: its interpreter."""
     start = [python, "-m", "celery", "-A", APP, *([] if banner else ["--quiet"])]
     return [*start, "worker", "--pool", pool.name, *pool.worker_flags, *options]
 
 
-def _collect(**_: Any) -> None:
-    """Have garbage collected from now on, and what there is by now left alone: prefork's children go on sharing its memory."""
+def _collect(**_: object) -> None:
+    """Turn garbage collection on, but not for what exists by now: prefork's children can share that memory."""
     gc.freeze()
     gc.enable()
 
 
-def main(app: Any) -> None:
-    """Become a worker of `app`, on the pool of POOL."""
+def main(app: Celery) -> None:
+    """Become a worker of `app`, on the pool of POOL. Does not return."""
     celeryd_after_setup.connect(_collect, weak=False)
     pool = POOLS[choose("POOL", os.environ.get("POOL") or "prefork", POOLS)]
     options = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO", *sys.argv[1:]]
     banner = app.conf.log_format == "text"
     argv = command(pool, options, banner=banner)
     sys.argv[:] = [celery.__file__, *argv[3:]]
-    if app.user_options.get("preload"):  # options that go before the command's name: Celery's whole command line
+    if app.user_options.get("preload"):  # options that stand before the command's name need Celery's whole command line
         celery.main()
-    # The one command alone: its siblings, among them a shell with an editor, would all be imported.
+    # The worker command alone. Celery's group of commands would import all others, among them a shell with an editor.
     maybe_patch_concurrency()
     worker.params.extend(app.user_options.get("worker", ()))
     context = CLIContext(app=app, no_color=False, workdir=None, quiet=not banner)

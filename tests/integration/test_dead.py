@@ -19,7 +19,7 @@ from tests.integration.test_control import consumed
 
 #: As few as show it: on most pools every one of them ends a worker.
 TRIES = 2
-KEPT = "plain Celery drops it, and on some bodies the worker ends: celery_kit/worker/set_aside.py"
+KEPT = "plain Celery drops it, and on some bodies the worker ends: celery_kit/worker/dead_lettering.py"
 
 
 def dead(cell: Cell, queue: str) -> list[DeadLetter]:
@@ -59,7 +59,7 @@ class Restarted:
 
 
 @pytest.mark.by_kit(
-    COMBINATIONS, "a task that kills its process is tried a bounded number of times: celery_kit/worker/set_aside.py"
+    COMBINATIONS, "a task that kills its process is tried a bounded number of times: celery_kit/worker/dead_lettering.py"
 )
 def test_poison_is_set_aside(cell: Cell) -> None:
     """A task that kills its process each time is dead-lettered after so many tries; its result says so; requeued it runs."""
@@ -73,7 +73,7 @@ def test_poison_is_set_aside(cell: Cell) -> None:
         assert letter.reason == f"delivered {TRIES} times, and no worker lived to end it"
         if cell.combination.backend.read_elsewhere:
             error = result.get(timeout=WAIT, propagate=False)
-            assert isinstance(error, WorkerLostError) and "set aside" in str(error)
+            assert isinstance(error, WorkerLostError) and "dead-lettered" in str(error)
         (cell.running.data / f"{name}.cured").touch()
         sent = cell.running.python("celery_kit.operate.look.dead", f"--retry={result.id}")
         assert sent.stdout.splitlines()[-1] == "1 sent back", sent

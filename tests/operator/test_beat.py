@@ -30,4 +30,4 @@ def test_sign_of_life_that_cannot_be_left(machine: Machine) -> None:
     """A beat that cannot write its heartbeat - a full disk - says so and goes on sending."""
     beat = machine.start(*BEAT, HEARTBEAT_FILE="/proc/none/beat", REPORT_EVERY="1")
     until("it sends again and again", lambda: beat.said.count("Sending due task") > 2)
-    assert "no sign of life can be left in /proc/none/beat" in beat.said
+    assert "no heartbeat can be written to /proc/none/beat" in beat.said

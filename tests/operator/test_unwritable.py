@@ -75,7 +75,7 @@ def test_beat_whose_timetable_cannot_be_kept_says_so(machine: Machine, tmp_path:
         (tmp_path / "file").touch()
         blocked = str(tmp_path / "file")
     line = refusal(machine, "-m", "celery", "-A", "app", "beat", DATA_DIR=blocked)
-    assert f"the timetable cannot be kept in {blocked}/celerybeat-schedule" in line
+    assert f"the timetable cannot be stored in {blocked}/celerybeat-schedule" in line
     assert "DATA_DIR" in line and "--schedule" in line
 
 

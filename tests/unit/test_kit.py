@@ -247,7 +247,7 @@ def test_its_worker_is_the_kits() -> None:
     assert {
         "celery_kit.engine.fast_path:Step",
         "celery_kit.engine.commit_worker:Step",
-        "SetAside",
+        "DeadLettering",
         "Heartbeat",
         "celery_kit.worker.green_loop:GreenLoop",
     } <= steps

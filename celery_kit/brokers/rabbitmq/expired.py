@@ -24,7 +24,7 @@ AT_ONCE = 10
 class Step(bootsteps.StartStopStep):
     """Takes them by a channel of its own."""
 
-    requires = ("celery_kit.worker.set_aside:SetAside", "celery.worker.consumer.events:Events")
+    requires = ("celery_kit.worker.dead_lettering:DeadLettering", "celery.worker.consumer.events:Events")
 
     def include_if(self, parent: Any) -> bool:
         schemes = schemes_of(parent.app.conf.broker_read_url)

@@ -1,4 +1,4 @@
-"""Dead letters: list what was set aside (`celery_kit/worker/set_aside.py`), send it back, drop it. `python -m
+"""Dead letters: list what was set aside (`celery_kit/worker/dead_lettering.py`), send it back, drop it. `python -m
 celery_kit.operate.look.dead` does it.
 """
 

@@ -18,7 +18,7 @@ from kombu.utils import json as kombus_json
 
 from celery_kit.engine import commit_worker, fast_path, quick_json, trace
 from celery_kit.engine.commit import REQUEST
-from celery_kit.worker.set_aside import SetAside
+from celery_kit.worker.dead_lettering import DeadLettering
 
 HOST = "worker@here"
 request_class: Any = import_module("celery.worker.request").create_request_cls
@@ -210,7 +210,7 @@ def message(more: Any = None, body: Any = None, **options: Any) -> Any:
 def on_message(stand: Stand) -> tuple[Any, list[Any]]:
     """A worker's handler of messages, and what went Celery's way."""
     others: list[Any] = []
-    step: Any = SetAside.__new__(SetAside)
+    step: Any = DeadLettering.__new__(DeadLettering)
     step.limit = 5
     stand.fast_path = fast_path.handler(stand)
     stand.set_aside = []

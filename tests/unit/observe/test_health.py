@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -79,8 +80,8 @@ while True:
 
 def test_a_task_is_waited_for_as_long_as_its_own_message_allows(tmp_path: Path) -> None:
     """A moment that depends on a task is worked out from that run, not from what all have in common."""
-    task = SimpleNamespace(time_limit=5, request=SimpleNamespace(time_limit=1_000))
-    heartbeat = health.Heartbeat.__new__(health.Heartbeat)
+    task: Any = SimpleNamespace(time_limit=5, request=SimpleNamespace(time_limit=1_000))
+    heartbeat: Any = health.Heartbeat.__new__(health.Heartbeat)
     heartbeat.file, heartbeat.seconds, heartbeat.timer = tmp_path / "heartbeat", 30, object()
     before = health.now()
     heartbeat._begins(task)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -28,9 +27,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     runs._some.clear()
 
 
-def last_day() -> dict[str, Any]:
+def last_day() -> dict[str, runs.Summary]:
     now = datetime.now(UTC)
-    return runs.statistics(now - timedelta(days=1), now)["tasks"]  # type: ignore[no-any-return]
+    return runs.statistics(now - timedelta(days=1), now)["tasks"]
 
 
 def test_the_lines_of_a_moment_are_one_write(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +77,7 @@ def test_the_lines_of_a_day_take_no_more_than_they_may(data: Path, caplog: pytes
     (path,) = (data / "runs").glob("*.jsonl")
     assert 900_000 < path.stat().st_size <= 1_000_000
     assert [record.message for record in caplog.records].count(
-        "no more runs are written down today: REPORT_MEGABYTES=1 are full"
+        "no more runs are recorded today: REPORT_MEGABYTES=1 are full"
     ) == 1
 
 
