@@ -6,7 +6,7 @@ from celery_kit.base.choices import data_dir
 
 
 def inside(name: str) -> Path:
-    """The path of `name` below DATA_DIR, its folder made. Raises ValueError for a path that leads out of it."""
+    """The path of `name` below DATA_DIR. Makes its folder. Raises ValueError for a path that leads out of DATA_DIR."""
     folder = data_dir()
     path = (folder / name).resolve()
     if not path.is_relative_to(folder):

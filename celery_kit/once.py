@@ -1,7 +1,9 @@
-"""`@once`: a task whose effect happens once, however often its message arrives. What it promises and what not: docs/once.md.
+"""`@once`: a task whose effect happens once, however often its message is delivered. docs/once.md has its guarantees and
+limits.
 
-A run claims its key in the results store (or at ONCE_URL) before it begins. The claim is a lease that its process renews, so it
-outlasts the longest run and ends soon after a process that died. A later run with the same key gets the first one's result.
+A run claims its key in the results store (or at ONCE_URL) before it begins. The claim is a lease that its process renews, so
+that it lasts as long as the run, and expires soon after its process dies. A later run with the same key returns the first one's
+result.
 """
 
 import hashlib
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import NoReturn, TypedDict, TypeVar, cast, overload
 
 from celery import Celery, Task, current_task
 from celery.exceptions import Ignore as MessageIsDone
@@ -27,33 +29,47 @@ from kombu.utils.uuid import uuid
 from celery_kit import results
 from celery_kit.base.refusals import refuse
 from celery_kit.base.signals import worker_init
+from celery_kit.base.types import AnyTask, Callback, Worker
 from celery_kit.profile import once_url
 from celery_kit.results import Backend
 from celery_kit.results.redis.claims import Claims
 
 logger = logging.getLogger(__name__)
 
-#: What a key may be made of without a function: the task's arguments, or the message (every send counts; only its redeliveries
-#: are duplicates).
+#: The keys that have a name: the task's arguments, or the message. With "message" each send is a task of its own, and only
+#: redeliveries of its message are duplicates.
 KEYS = ("arguments", "message")
 CLAIM, DONE = b"claim ", b"done "
 #: Seconds until a step that the store did not answer is tried again.
 AGAIN = 0.5
 NO_STORE = "@once needs a store for its claims: BACKEND=redis, or ONCE_URL=redis://host:6379/1"
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
+Value = TypeVar("Value")
+
+
+@overload
+def once(function: Function) -> Function: ...
+
+
+@overload
+def once(
+    *, key: str | Callback = "arguments", expires: float = 86_400, lease: float = 60
+) -> Callable[[Function], Function]: ...
 
 
 def once(
-    function: Any = None, *, key: str | Callable[..., object] = "arguments", expires: float = 86_400, lease: float = 60
-) -> Any:
-    """Decorate a task's function, below `@shared_task`: of all runs with one key one has its effect, the others its result.
+    function: Function | None = None, *, key: str | Callback = "arguments", expires: float = 86_400, lease: float = 60
+) -> Function | Callable[[Function], Function]:
+    """Decorate a task's function, below `@shared_task`. Of all runs with one key, one has its effect, and the others its
+    result.
 
-    `key`: "arguments" (the default), "message", or a function that takes what the task takes, defaults filled in, and gives the
-    key. `expires`: seconds that the result is remembered. `lease`: seconds that a claim outlives its process at most; it is
-    renewed four times in that, so it has to be longer than a task ever holds its process without yielding (green pools).
-    A run that fails gives the key free. While another run holds it, the message is sent again, to be tried a tenth of the lease
-    later. Called directly, or eagerly, the function simply runs. Raises ValueError for another word as `key`.
+    `key`: "arguments" (the default), "message", or a function that takes the task's arguments, with defaults filled in, and
+    returns the key. `expires`: how long the result is remembered, in seconds. `lease`: how long a claim outlives its process at
+    most, in seconds. A claim is renewed four times in that time, so the lease has to be longer than a task ever blocks its
+    process (green pools). A run that fails frees the key. While another run holds the key, the message is sent again with a
+    delay of a tenth of the lease. Called directly or eagerly, the function just runs. Raises ValueError for an unknown name as
+    `key`.
     """
     if isinstance(key, str) and key not in KEYS:
         raise ValueError(f"key={key!r} is not known; allowed: {', '.join(KEYS)}, or a function")
@@ -62,30 +78,30 @@ def once(
         signature = inspect.signature(function)
 
         @wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            task: Any = current_task
+        def run(*args: object, **kwargs: object) -> object:
+            task = current_task
             if not task or task.request.called_directly or task.request.is_eager:
                 return function(*args, **kwargs)
-            itself = bool(args) and isinstance(args[0], Task)  # a bound task gets itself first
+            itself = bool(args) and isinstance(args[0], Task)  # the first argument of a bound task
             call = inspect.Signature([*signature.parameters.values()][itself:]).bind(*args[itself:], **kwargs)
             call.apply_defaults()
             return _Run(task, _name(task, key, call), expires, lease).of(lambda: function(*args, **kwargs))
 
-        run.__signature__ = signature  # type: ignore[attr-defined]  # else Celery would not check a call's arguments
+        run.__signature__ = signature  # type: ignore[attr-defined]  # for Celery's check of a call's arguments
         worker_init.connect(_refuse_without_store)
         return cast(Function, run)
 
     return decorate(function) if function else decorate
 
 
-def _refuse_without_store(sender: Any, **_: Any) -> None:
+def _refuse_without_store(sender: Worker, **_: object) -> None:
     backend, url = _where(sender.app)
     if not backend or not backend.claims:
         refuse(f"{NO_STORE}; BACKEND={backend.name if backend else url.partition(':')[0]} has none")
 
 
 def _where(app: Celery) -> tuple[Backend | None, str]:
-    """The store, by its own URL or as the results server, and its room."""
+    """The row and the URL of the store: of ONCE_URL, or else of the results server."""
     url = once_url() or app.conf.result_backend or ""
     return results.room(url), url
 
@@ -98,64 +114,71 @@ def _store(app: Celery) -> Claims:
     return backend.claims(app, url)
 
 
-def _name(task: Any, key: str | Callable[..., object], call: inspect.BoundArguments) -> str:
-    """The key's name in the store: readable as far as the task, a digest for the rest."""
+def _name(task: AnyTask, key: str | Callback, call: inspect.BoundArguments) -> str:
+    """The key's name in the store: the task's name, and a digest of the rest."""
     if callable(key):
-        what: Any = key(*call.args, **call.kwargs)
+        what = key(*call.args, **call.kwargs)
     else:
         what = task.request.id if key == "message" else list(call.arguments.items())
     return f"once:{task.name}:{hashlib.sha256(dumps(what, sort_keys=True).encode()).hexdigest()[:32]}"
 
 
+class Claim(TypedDict):
+    """The value of a key whose run is not done. `process`: see :func:`_process`."""
+
+    run: str
+    task: str
+    process: list[str | None]
+
+
 class _Run:
     """One run of a task under its key."""
 
-    def __init__(self, task: Any, name: str, expires: float, lease: float) -> None:
+    def __init__(self, task: AnyTask, name: str, expires: float, lease: float) -> None:
         self.task, self.name, self.expires, self.lease = task, name, expires, lease
         self.claims = _store(task.app)
         self.id = uuid()
         self.claim = CLAIM + json.dumps({"run": self.id, "task": task.request.id, "process": _process(os.getpid())}).encode()
         self.lock, self.holds = threading.Lock(), False
-        self.due, self.failed = (
-            math.inf,
-            False,
-        )  # its next renewal, in seconds of the monotonic clock; and whether the last failed
+        self.due = math.inf  # its next renewal, in seconds of the monotonic clock
+        self.failed = False  # the last renewal
 
-    def of(self, effect: Callable[[], Any]) -> Any:
+    def of(self, effect: Callable[[], object]) -> object:
+        """Run `effect` and return its value, or that of an earlier run. Raises Ignore if the task is sent again instead."""
         with keeper.keep(self):
             try:
                 found = self._patiently(self._take)
             except self.claims.away:
-                return self._later("cannot be claimed: its store is away")
+                return self._later("cannot be claimed: its store is unavailable")
             if found is None:
                 self.holds = True
                 return self._take_effect(effect)
         if not found.startswith(DONE):
             return self._later("is running elsewhere")
-        logger.info("%s[%s] ran already: its result is given again", self.task.name, self.task.request.id)
+        logger.info("%s[%s] ran already: its first result is returned", self.task.name, self.task.request.id)
         return self.task.app.backend.decode(found.removeprefix(DONE))
 
     def _take(self) -> bytes | None:
-        """Claim the key; gives None, or what stands there. What a run of a dead process left is taken over at once."""
+        """Claim the key. Returns None, or the key's value. The claim of a dead process is taken over at once."""
         found = self.claims.claim(self.name, self.claim, self.lease)
         if found and found.startswith(CLAIM) and _is_dead(json.loads(found.removeprefix(CLAIM))):
             logger.warning("%s: the run that claimed it has died; run again", self.name)
             found = self.claims.claim(self.name, self.claim, self.lease, dead=found)
-        return None if found == self.claim else found  # mine already: the answer got lost, and the question was put again
+        return None if found == self.claim else found  # mine already: the answer was lost, and the claim was sent again
 
-    def _take_effect(self, effect: Callable[[], Any]) -> Any:
+    def _take_effect(self, effect: Callable[[], object]) -> object:
         try:
             value = effect()
-            done = self.task.app.backend.encode(value)
+            done: bytes | str = self.task.app.backend.encode(value)
         except BaseException:
-            self._end("gives its key free", lambda: self.claims.release(self.name, self.claim))
+            self._end("frees its key", lambda: self.claims.release(self.name, self.claim))
             raise
         note = DONE + (done if isinstance(done, bytes) else done.encode())
-        self._end("notes its result", lambda: self.claims.replace(self.name, self.claim, note, self.expires))
+        self._end("stores its result", lambda: self.claims.replace(self.name, self.claim, note, self.expires))
         return value
 
-    def _end(self, what: str, step: Callable[[], Any]) -> None:
-        """The step after the effect; that it cannot be taken must not make the effect look undone."""
+    def _end(self, what: str, step: Callable[[], object]) -> None:
+        """The step after the effect. If it fails, the task does not fail, because its effect has happened."""
         with self.lock:
             self.holds = False
             try:
@@ -165,19 +188,20 @@ class _Run:
                 logger.error("%s: the store does not answer when this run %s: %s", self.name, what, error)
 
     def taken(self) -> None:
+        """Log that the claim is lost."""
         self.holds = False
         logger.error("%s: its claim ran out and another run has it; the effect may happen twice", self.name)
 
-    def _later(self, why: str) -> None:
-        """Send the message again, as it is, and be done with this one: at no moment is there none."""
+    def _later(self, why: str) -> NoReturn:
+        """Send the message again, then raise Ignore, which acknowledges this one. At no moment is there no message."""
         request = self.task.request
-        logger.info("%s[%s] %s: tried again later", self.task.name, request.id, why)
+        logger.info("%s[%s] %s: sent again, for later", self.task.name, request.id, why)
         again = self.task.signature_from_request(countdown=self.lease / 10, retries=request.retries, add_to_parent=False)
         again.apply_async()
         raise MessageIsDone
 
-    def _patiently(self, step: Callable[[], Any]) -> Any:
-        """Do a step in the store, and try for as long as a lease while that is away."""
+    def _patiently(self, step: Callable[[], Value]) -> Value:
+        """Do a step in the store. Retries for as long as a lease while the store is unavailable, then raises its error."""
         deadline = time.monotonic() + self.lease
         while True:
             try:
@@ -189,7 +213,7 @@ class _Run:
 
 
 class _Keeper:
-    """Renews the claims of this process while their runs last: a thread, or a greenlet where threads are green."""
+    """Renews the claims of this process during their runs, in a thread, or a greenlet where threads are green."""
 
     def __init__(self) -> None:
         self.runs: dict[str, _Run] = {}
@@ -199,6 +223,7 @@ class _Keeper:
 
     @contextmanager
     def keep(self, run: _Run) -> Iterator[None]:
+        """Renew the claim of `run` while the block runs."""
         run.due = time.monotonic() + run.lease / 4
         with self._change:
             self.runs[run.id] = run
@@ -223,12 +248,12 @@ class _Keeper:
             self._renew([run for run in list(self.runs.values()) if run.due <= time.monotonic()])
 
     def _renew(self, runs: list[_Run]) -> None:
-        """Renew what these hold, all in one round trip: a store that is slow delays each of them once."""
+        """Renew the claims of these runs in one round trip, so that a slow store delays each of them only once."""
         with ExitStack() as locked:
             held = []
             for run in runs:
                 run.due = time.monotonic() + run.lease / 4
-                if run.lock.acquire(blocking=False):  # else it is at its end
+                if run.lock.acquire(blocking=False):  # otherwise the run is ending
                     locked.callback(run.lock.release)
                     if run.holds:
                         held.append(run)
@@ -236,7 +261,7 @@ class _Keeper:
                 return
             try:
                 answers = held[0].claims.renew([(run.name, run.claim, run.lease) for run in held])
-            except Exception as error:  # others count on this thread
+            except Exception as error:  # other runs need this thread
                 answers = [error] * len(held)
             for run, answer in zip(held, answers, strict=True):
                 if isinstance(answer, Exception):
@@ -254,7 +279,7 @@ keeper = _Keeper()
 
 def _after_fork() -> None:
     global keeper
-    keeper = _Keeper()  # the parent's thread is not here
+    keeper = _Keeper()  # the parent's thread does not exist in the child
     _store.cache_clear()
 
 
@@ -263,10 +288,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _process(pid: int) -> list[str | None]:
-    """What tells a process from all others, of this machine and since its start: machine and process namespace, id, start."""
+    """What identifies a process: machine and process namespace, process id, start time. None for what is not known."""
     try:
         machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")  # noqa: PTH115
-    except OSError:  # not Linux: whether another process lives is not known, its claim has to run out
+    except OSError:  # not Linux, where another process cannot be checked: its claim has to expire
         return [None, str(pid), None]
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -275,10 +300,10 @@ def _process(pid: int) -> list[str | None]:
     return [machine, str(pid), None if state in "ZX" else fields[18]]  # proc(5): starttime
 
 
-def _is_dead(claim: dict[str, Any]) -> bool:
-    """Whether the run with this claim is known not to go on: its process has ended, or is this one, and has no such run."""
+def _is_dead(claim: Claim) -> bool:
+    """Whether the run with this claim is known to be over: its process is dead, or is this one and has no such run."""
     machine, pid, _ = claim["process"]
-    now = _process(int(pid))
+    now = _process(int(str(pid)))
     if not machine or now[0] != machine:
         return False
-    return now != claim["process"] or (int(pid) == os.getpid() and claim["run"] not in keeper.runs)
+    return now != claim["process"] or (int(str(pid)) == os.getpid() and claim["run"] not in keeper.runs)

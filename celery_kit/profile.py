@@ -1,6 +1,6 @@
-"""What the user chose: the environment, read and checked in one place.
+"""All of the user's choices: the environment, read and checked.
 
-Names are Celery's own settings in capitals (TIMEZONE, TASK_TIME_LIMIT …); BROKER, BACKEND and POOL choose the rooms.
+BROKER, BACKEND and POOL choose rows of their tables; the other variables are those of celery_kit/base/choices.py.
 """
 
 import os
@@ -18,7 +18,7 @@ from celery_kit.results import BACKENDS, Backend, other_backend
 
 @dataclass(frozen=True)
 class Profile(Choices):
-    """One combination and what goes with it. Times are in seconds."""
+    """One combination of broker, result backend and pool, with the other choices. Times are in seconds."""
 
     broker: Broker
     backend: Backend
@@ -29,12 +29,12 @@ class Profile(Choices):
 
     @property
     def prefetch_multiplier(self) -> int:
-        """Messages that a worker holds for each of its tasks at once."""
+        """Messages that a worker prefetches, for each task that it can run at once."""
         return self.prefetch or (self.pool.fast_prefetch if self.engine == "fast" else 1)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Profile":
-        """Read the environment. Refuses (one line, exit code 2) whatever it cannot use."""
+        """Read the environment. Refuses an invalid value: one line, exit code 2."""
 
         def value(name: str, default: str) -> str:
             return environ.get(name) or default
@@ -57,13 +57,15 @@ class Profile(Choices):
 
 
 def of_an_app(broker: Broker | None, backend: Backend | None, environ: Mapping[str, str] = os.environ) -> Profile:
-    """What is chosen beside the rooms, for an app whose settings name its servers. Some room stands in where it has none."""
+    """The other choices, for an app whose own settings name its servers. Where the kit has no row for one of them, Redis stands
+    in.
+    """
     rooms = {"BROKER": (broker or BROKERS["redis"]).name, "BACKEND": (backend or BACKENDS["redis"]).name}
     return Profile.from_environ({**environ, **rooms, "CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""})
 
 
 def limits(broker: Broker, backend: Backend, pool: Pool) -> Limits:
-    """By feature, what a combination cannot do or does differently; what is not in it works."""
+    """By feature, what a combination cannot do or does differently. A feature without a row works."""
     together = {**broker.pool_limits.get(pool.name, {}), **broker.backend_limits.get(backend.name, {})}
     return {**broker.limits, **together, **backend.limits, **pool.limits}
 
@@ -74,9 +76,9 @@ Room = TypeVar("Room", Broker, Backend)
 def _room(
     name: str, given: str, url_name: str, url: str, rooms: Mapping[str, Room], default: str, other: Callable[[str], Room | None]
 ) -> Room:
-    """The room that was asked for by name, or by the scheme of Celery's own URL, which wins; both must agree.
+    """The row that is chosen by name, or by the scheme of Celery's own URL. Refuses a name that contradicts the URL.
 
-    `other`: what stands in its place for what Celery knows and the kit has no room for.
+    `other`: makes a row for a scheme that Celery knows and the kit has no module for.
     """
     if given:
         choose(name, given, rooms)
@@ -97,7 +99,7 @@ def _room(
 
 
 def once_url(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Where `celery_kit/once.py` keeps its claims, if not on the results server. Refuses what it cannot use."""
+    """ONCE_URL, of the store for the claims of `celery_kit/once.py`; None: the results server. Refuses an unknown scheme."""
     if given := environ.get("ONCE_URL"):
         schemes = sorted({scheme for backend in BACKENDS.values() if backend.claims for scheme in backend.schemes})
         choose("the scheme of ONCE_URL", given.partition(":")[0].partition("+")[0], schemes)

@@ -1,15 +1,15 @@
-"""How far a long task is: the state PROGRESS with `current` of `total`, which any process can look up by the task's id.
+"""The progress of a long task: the state PROGRESS with `current` of `total`, which any process can look up by the task's id.
 
     for picture in progress(pictures):
         ...
 
-A write costs a round trip to the results server, so that at most one in EVERY seconds is made. Source: Celery's user guide,
-"Tasks: Custom states". Needs a backend that any process can read; on others it does nothing but count.
+A write costs a round trip to the results server, so at most one is made every EVERY seconds. Source: Celery's user guide,
+"Tasks: Custom states". Needs a result backend that any process can read; on others nobody sees the progress.
 """
 
 import time
 from collections.abc import Collection, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from celery._state import get_current_worker_task
 
@@ -20,18 +20,18 @@ EVERY = 0.5  # seconds
 T = TypeVar("T")
 
 
-def report(current: float, total: float, **more: Any) -> None:
-    """Say how far the running task is; `more` goes beside it, such as `text`. Outside of a task it does nothing."""
+def report(current: float, total: float, **more: object) -> None:
+    """Report the progress of the running task, with further fields such as `text`. Does nothing outside of a task."""
     task = get_current_worker_task()
     if task and not task.request.is_eager and not task.ignore_result:
         task.update_state(state=PROGRESS, meta={"current": current, "total": total, **more})
 
 
 def progress(items: Collection[T]) -> Iterator[T]:
-    """Give each of `items`, and report how many were done: at once, then at most each EVERY seconds."""
-    told = float("-inf")
+    """Yield each of `items`, and report how many are done: at once, then every EVERY seconds at most."""
+    reported = float("-inf")
     for number, item in enumerate(items):
-        if (now := time.monotonic()) - told >= EVERY:
+        if (now := time.monotonic()) - reported >= EVERY:
             report(number, len(items))
-            told = now
+            reported = now
         yield item

@@ -229,6 +229,31 @@ class WorkerRequest(Protocol):
     def reject(self, requeue: bool = False) -> None: ...
 
 
+class ResultBackend(Protocol):
+    """A result backend that waits for messages about results: those of rpc and Redis.
+
+    Its handlers stand here as attributes, because the kit replaces them on one object.
+    """
+
+    app: Celery
+    url: str | None
+    accept: object
+    #: Where its replies come to, for rpc.
+    oid: str
+    thread_safe: bool
+    #: celery.backends.asynchronous.BaseResultConsumer.
+    result_consumer: Any
+    #: Results that `get()` waits for, by task id: strong and weak references.
+    _pending_results: Sequence[MutableMapping[str, Any]]
+    _pending_messages: Any
+    #: Results that were looked up, by task id.
+    _cache: Any
+    add_pending_result: Callback
+    add_pending_results: Callable[[Sequence[object]], object]
+    remove_pending_result: Callback
+    on_task_call: Callback
+
+
 class WorkerState(Protocol):
     """The module celery.worker.state: what this worker has taken and runs."""
 

@@ -1,9 +1,9 @@
-"""SPOOL=directory: a task that the broker does not take is written to disk, and goes to the broker when that is back.
+"""SPOOL=directory: a task that cannot be sent, because the broker is unavailable, is written to disk and sent later.
 
 A task is accepted once its file is on the disk: written, synced, renamed, and the directory synced too. It is sent with the id
-that its sender got, and its file deleted then; a crash in between sends it twice, never not at all. While a process has files
-there its further tasks go there as well, behind them, without waiting for the broker again. A file that holds no task which the
-app accepts, or one that cannot be sent, is moved aside and keeps none of the others. docs/spool.md
+that its sender got, and then its file is deleted. A crash in between sends it twice, and never loses it. While a process has
+files in the spool, its further tasks are put behind them without waiting for the broker again. A file that holds no task which
+the app accepts, or one that cannot be sent, is renamed (`.bad`) and does not delay the others. docs/spool.md
 """
 
 import base64
@@ -14,14 +14,18 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypedDict
 from weakref import WeakValueDictionary
 
+from celery import Celery
+from celery.backends.base import Backend
+from celery.result import AsyncResult
 from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.serialization import dumps, loads, prepare_accept_content
 from kombu.utils.uuid import uuid
@@ -30,28 +34,46 @@ from celery_kit.base.files import NotOursError, private, read_ours
 from celery_kit.base.messages import RefusedError, UnroutedError
 from celery_kit.base.refusals import Absent
 
+fcntl: ModuleType | Absent
 try:
     import fcntl
-except ImportError:  # celery_kit/profile.py has refused SPOOL by then
-    fcntl: Any = Absent("SPOOL")  # type: ignore[no-redef]
+except ImportError:  # celery_kit/base/choices.py has refused SPOOL by then
+    fcntl = Absent("SPOOL")
 
 logger = logging.getLogger(__name__)
 
-#: Options of send_task that mean something in the process that called it only.
+#: Options of send_task that have a meaning only in the process that called it.
 LOCAL = ("producer", "publisher", "connection", "router", "result_cls", "task_type", "add_to_parent")
 #: Seconds between two tries to reach the broker.
 PAUSE = 2.0
-#: Tries of a task that fail for a reason of its own, before it is moved aside.
+#: A task that cannot be sent for a reason of its own is tried so many times, then renamed.
 TRIES = 5
-#: What a call holds, and the options that say where it goes.
+#: The types of a call's fields, and the options that decide where it is sent.
 KINDS: dict[str, type] = {"name": str, "task_id": str, "args": list, "kwargs": dict, "options": dict}
 PLACE = ("queue", "exchange", "routing_key")
 TASK, BAD = ".task", ".bad"
 OURS = (TASK, BAD, ".draft", "lock")
-#: Errors that say nothing about the task.
+#: Errors of an unavailable broker, which do not depend on the task.
 AWAY = (OperationalError, ConnectionError, LimitExceeded)
 
-Call = dict[str, Any]
+
+class Call(TypedDict):
+    """A call of send_task that another process can make later."""
+
+    name: str
+    task_id: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+
+
+#: What sends a call: raises one of AWAY if the broker is unavailable.
+Send = Callable[[Call], object]
+#: A delay in seconds, and a moment: a datetime, or ISO 8601.
+Args = Sequence[Any] | None
+Kwargs = Mapping[str, Any] | None
+Countdown = float | None
+Eta = datetime | str | None
 
 
 class BadFileError(ValueError):
@@ -59,14 +81,14 @@ class BadFileError(ValueError):
 
 
 class SpoolFullError(OperationalError):
-    """The broker is away, and the spool holds as many tasks as it may: this one was not accepted."""
+    """The broker is unavailable, and the spool is full: this task was not accepted."""
 
 
 class Spool:
-    """The tasks in a directory, `most` of them at most. Several processes of one user may share it.
+    """The tasks in a directory, at most `most` of them. Several processes of one user may share it.
 
-    `accept`: the serializers whose files are read, as in Celery's `accept_content`. Raises NotOursError for a directory that
-    others own or may write to.
+    `accept`: the serializers whose files are read, like Celery's `accept_content`. Raises NotOursError for a directory that
+    another user owns or may write to.
     """
 
     def __init__(self, directory: Path, most: int, accept: Collection[str]) -> None:
@@ -79,12 +101,12 @@ class Spool:
 
     def _begin(self) -> None:
         self._lock, self._pid = threading.Lock(), os.getpid()
-        self._sending: object | None = None  # one for each thread
+        self._sending: object | None = None  # a token of the thread that sends
 
     def put(self, call: Call, serializer: str) -> None:
-        """Accept a call of send_task. Raises SpoolFullError, OSError, or the serializer's error: it is not accepted then."""
+        """Accept a call of send_task. Raises SpoolFullError, OSError, or the serializer's error if it is not accepted."""
         if sum(1 for _ in self._entries(TASK, BAD)) >= self.most:
-            raise SpoolFullError(f"the broker is away, and the spool {self.directory} is full: {self.most} tasks")
+            raise SpoolFullError(f"the broker is unavailable, and the spool {self.directory} is full: {self.most} tasks")
         content_type, encoding, data = dumps(call, serializer)
         body = base64.b64encode(data if isinstance(data, bytes) else data.encode()).decode()
         record = {"task": call["name"], "id": call["task_id"], "type": content_type, "encoding": encoding, "call": body}
@@ -111,19 +133,19 @@ class Spool:
         return sorted(self._entries(TASK))
 
     def bad(self) -> list[str]:
-        """The files that were moved aside."""
+        """The files of tasks that could not be sent."""
         return sorted(self._entries(BAD))
 
     def _entries(self, *endings: str) -> Iterator[str]:
         with suppress(FileNotFoundError):  # somebody has deleted the directory
             yield from (entry.name for entry in os.scandir(self.directory) if entry.name.endswith(endings))
 
-    def forward(self, send: Callable[[Call], Any], again: bool = False) -> Iterator[str]:
-        """Send what is there, oldest first; gives each id once its task is sent. `again`: also what was moved aside.
+    def forward(self, send: Send, again: bool = False) -> Iterator[str]:
+        """Send the tasks, oldest first. Yields each id after its task is sent. `again`: also those that could not be sent.
 
-        Raises one of AWAY where the broker is: the rest stays. A task that `send` raises RefusedError for stays, and with it
-        what goes to the same place, until the next time. One that cannot be sent for a reason of its own is moved aside after
-        TRIES times, one that cannot be read at once. Nothing is sent while another process is at it.
+        Raises one of AWAY if the broker is unavailable; the other tasks stay. If `send` raises RefusedError, the task stays,
+        and with it all that go to the same place, until the next call. A task that cannot be sent for a reason of its own is
+        renamed after TRIES tries, a file that cannot be read at once. Sends nothing while another process sends.
         """
         full: set[tuple[str, ...]] = set()
         with self._alone() as alone:
@@ -151,7 +173,7 @@ class Spool:
                     yield task_id
 
     def _read(self, path: Path) -> tuple[str, Call]:
-        """A task's id and call. Raises BadFileError for what holds none that is accepted, NotOursError, OSError."""
+        """A file's task id and call. Raises BadFileError if it holds no task that is accepted, NotOursError, OSError."""
         text = read_ours(path)
         try:
             record = json.loads(text)
@@ -159,7 +181,7 @@ class Spool:
         except Exception as error:  # a file may hold anything
             raise BadFileError(f"{type(error).__name__}: {error}") from error
 
-    def _call_of(self, record: dict[str, Any]) -> Call:
+    def _call_of(self, record: Mapping[str, Any]) -> Call:
         accept = prepare_accept_content(self.accept)
         call: Call = loads(base64.b64decode(record["call"]), record["type"], record["encoding"], accept=accept)
         fit = isinstance(call, dict) and {name: type(call.get(name)) for name in KINDS} == KINDS
@@ -168,7 +190,7 @@ class Spool:
         return call
 
     def _failed(self, path: Path, why: str, tries: float) -> None:
-        """Note that a task was not sent; moves its file aside after so many times. The log has it once, and then."""
+        """Count a failed try, and rename the file after so many. Logs the first try and the last."""
         self._tries[path.stem] += 1
         if self._tries[path.stem] >= tries or path.suffix == BAD:
             logger.error("%s %s", path.with_suffix(BAD), why)
@@ -177,27 +199,27 @@ class Spool:
         elif self._tries[path.stem] == 1:
             logger.warning("%s %s", path, why)
 
-    def forward_in_background(self, send: Callable[[Call], Any]) -> None:
-        """Go on trying until nothing is left, in a thread that ends with the process."""
+    def forward_in_background(self, send: Send) -> None:
+        """Send until no task is left, in a daemon thread."""
         if self._pid != os.getpid():
-            self._begin()  # the parent's thread is not here, and may have held its lock
+            self._begin()  # the parent's thread does not exist in the child, and may have held the lock
         with self._lock:
             if not self._sending:
                 self._sending = object()
                 thread = threading.Thread(target=self._work, args=(send, self._sending), name="spool", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError as error:  # the process is ending, or may have no more threads
+                except RuntimeError as error:  # the process is exiting, or may have no more threads
                     self._sending = None
                     logger.warning("tasks wait in the spool %s: %s", self.directory, error)
 
     @property
     def sending(self) -> bool:
-        """This process has put tasks there, and not seen all of them go."""
+        """Whether this process has put tasks into the spool that are not all sent yet."""
         return self._sending is not None and self._pid == os.getpid()
 
-    def _work(self, send: Callable[[Call], Any], me: object) -> None:
-        said = ""
+    def _work(self, send: Send, me: object) -> None:
+        logged = ""
         try:
             while not self._is_empty():
                 sent, trouble = 0, ""
@@ -205,14 +227,14 @@ class Spool:
                     for _ in self.forward(send):
                         sent += 1
                 except AWAY as error:
-                    trouble = f"the broker is away ({error})"
-                except Exception as error:  # others count on this thread
+                    trouble = f"the broker is unavailable ({error})"
+                except Exception as error:  # later tasks need this thread
                     trouble = f"{type(error).__name__}: {error}"
                 if sent:
                     logger.warning("%d tasks sent from the spool %s", sent, self.directory)
-                if trouble and trouble != said:
+                if trouble and trouble != logged:
                     logger.warning("tasks wait in the spool %s: %s", self.directory, trouble)
-                said = trouble
+                logged = trouble
                 if not sent:
                     time.sleep(PAUSE)
         finally:
@@ -220,7 +242,7 @@ class Spool:
                 self._sending = None
 
     def _is_empty(self) -> bool:
-        """Nothing waits; what is put from now on needs a thread of its own."""
+        """Whether no task waits. If so, the next task that is put starts a thread of its own."""
         with self._lock:
             try:
                 if self.names():
@@ -244,7 +266,7 @@ class Spool:
             os.close(lock)
 
     def let_go(self) -> None:
-        """In a forked child: the parent's lock is not held by it, too."""
+        """In a forked child: close the descriptor that holds the parent's lock."""
         if self._held is not None:
             os.close(self._held)
 
@@ -252,19 +274,19 @@ class Spool:
 class Spooled:
     """send_task for an app that has a spool: `app.conf.spool` and `spool_most`."""
 
-    def __init__(self, app: Any, send: Callable[..., Any]) -> None:
+    def __init__(self, app: Celery, send: Callable[..., AsyncResult[Any]]) -> None:
         self.app, self.send = app, send
         self.spool = Spool(Path(app.conf.spool), app.conf.spool_most, app.conf.accept_content)
         self._looked = False
-        #: The backends of this process' threads, by where they get their replies.
-        self._backends: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        #: The result backends of this process's threads, by their queue for replies.
+        self._backends: WeakValueDictionary[str, Backend] = WeakValueDictionary()
 
-    def send_call(self, call: Call) -> Any:
-        """Send it. Raises as send_task does, and RefusedError for whatever the broker has answered no to."""
+    def send_call(self, call: Call) -> AsyncResult[Any]:
+        """Send a call. Raises what send_task raises, and RefusedError for each refusal of the broker."""
         own = {"task_id": call["task_id"], "add_to_parent": False}
         try:
             if backend := self._backends.get(call["options"].get("reply_to", "")):
-                with self.app.producer_or_acquire() as producer:  # what a task's sender does; this thread is another
+                with self.app.producer_or_acquire() as producer:  # for the backend of the sender, which is another thread
                     backend.on_task_call(producer, call["task_id"])
             return self.send(call["name"], call["args"], call["kwargs"], **call["options"], **own)
         except RefusedError:
@@ -275,29 +297,35 @@ class Spooled:
             raise
 
     def forward(self) -> Iterator[str]:
-        """Send what waits, and what was moved aside; gives the ids of what was sent. Raises one of AWAY where the broker is."""
+        """Send all tasks, also those that could not be sent before. Yields their ids. Raises one of AWAY, see Spool.forward."""
         return self.spool.forward(self.send_call, again=True)
 
-    def send_task(self, name: str, args: Any, kwargs: Any, countdown: Any, eta: Any, options: dict[str, Any]) -> Any:
-        """Send, or accept for later; gives an AsyncResult either way."""
+    def send_task(
+        self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: dict[str, Any]
+    ) -> AsyncResult[Any]:
+        """Send the task, or accept it for later. Raises SpoolFullError, OSError, or the serializer's error if it is not
+        accepted.
+        """
         options["task_id"] = options.get("task_id") or uuid()
         if not self._looked:
             self._looked = True
-            if self.spool.names():  # what an earlier process has left; this task goes behind it
+            if self.spool.names():  # an earlier process has left tasks, which go first
                 self.spool.forward_in_background(self.send_call)
         if not self.spool.sending:
             try:
                 return self.send(name, args, kwargs, countdown, eta, **options)
             except (OperationalError, ConnectionError, RefusedError) as error:
-                logger.warning("the broker is away (%s): tasks go to the spool %s", error, self.spool.directory)
+                logger.warning("the broker is unavailable (%s): tasks go to the spool %s", error, self.spool.directory)
         return self.accept(name, args, kwargs, countdown, eta, options)
 
-    def accept(self, name: str, args: Any, kwargs: Any, countdown: Any, eta: Any, options: dict[str, Any]) -> Any:
-        """Write it to the spool, to be sent later; gives an AsyncResult. `options` hold its `task_id`."""
+    def accept(
+        self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: dict[str, Any]
+    ) -> AsyncResult[Any]:
+        """Write the task to the spool, to be sent later. `options` hold its `task_id`. Raises what :meth:`Spool.put` raises."""
         self._backends.setdefault(self.app.thread_oid, self.app.backend)
         self.spool.put(self._call(name, args, kwargs, countdown, eta, options), self._serializer(options))
         self.spool.forward_in_background(self.send_call)
-        result = (options.get("result_cls") or self.app.AsyncResult)(options["task_id"])
+        result: AsyncResult[Any] = (options.get("result_cls") or self.app.AsyncResult)(options["task_id"])
         if options.get("add_to_parent", True) and (parent := self.app.current_worker_task):
             parent.add_trail(result)
         return result
@@ -305,8 +333,8 @@ class Spooled:
     def _serializer(self, options: dict[str, Any]) -> str:
         return str(options.get("serializer") or self.app.conf.task_serializer)
 
-    def _call(self, name: str, args: Any, kwargs: Any, countdown: Any, eta: Any, options: dict[str, Any]) -> Call:
-        """The call as it can be made later by another process: times are absolute, parents and the reply's way are named."""
+    def _call(self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: dict[str, Any]) -> Call:
+        """The call in a form for another process: with absolute times, and with the parent task and the queue for replies."""
         kept = {key: value for key, value in options.items() if key not in (*LOCAL, "task_id") and value is not None}
         if countdown:
             eta = self.app.now() + timedelta(seconds=countdown)
@@ -321,4 +349,10 @@ class Spooled:
         if parent := self.app.current_worker_task:
             kept.setdefault("root_id", parent.request.root_id or parent.request.id)
             kept.setdefault("parent_id", parent.request.id)
-        return {"name": name, "task_id": options["task_id"], "args": list(args or ()), "kwargs": kwargs or {}, "options": kept}
+        return {
+            "name": name,
+            "task_id": options["task_id"],
+            "args": list(args or ()),
+            "kwargs": dict(kwargs or {}),
+            "options": kept,
+        }

@@ -1,7 +1,6 @@
 """The result backends: one product, one module. The contract is :class:`Backend`, the table is :data:`BACKENDS`."""
 
 from functools import cache
-from typing import Any
 
 from celery.app.backends import BACKEND_ALIASES
 from kombu.utils.compat import entrypoints
@@ -18,20 +17,23 @@ BACKENDS: dict[str, Backend] = {room.name: room for room in (redis, rpc)}
 
 @cache
 def classes(engine: str) -> dict[str, str]:
-    """By scheme, the rooms' result backends that take the place of Celery's on an engine."""
-    rooms = [backend for backend in BACKENDS.values() if backend.fast_class and engine == "fast" and on("commit")]
-    return {scheme: str(backend.fast_class) for backend in rooms for scheme in backend.schemes}
+    """By scheme, the kit's classes that replace Celery's result backends on an engine."""
+    rows = [backend for backend in BACKENDS.values() if backend.fast_class and engine == "fast" and on("commit")]
+    return {scheme: str(backend.fast_class) for backend in rows for scheme in backend.schemes}
 
 
-def room(url: Any) -> Backend | None:
-    """The room of the result backend at `url`, if it is one of the table's; it may also be a class, or the name of one."""
-    # redis+socket: as Celery, celery/app/backends.py
+def room(url: object) -> Backend | None:
+    """The table's row for the setting `result_backend`, or None. The setting may be a URL, a class, or the name of one."""
+    # For redis+socket: the part before the plus, like celery/app/backends.py.
     scheme = url.partition(":")[0].partition("+")[0] if isinstance(url, str) else ""
     return next((backend for backend in BACKENDS.values() if scheme in backend.schemes), None)
 
 
 def other_backend(scheme: str) -> Backend | None:
-    """A result backend that Celery knows, or a package adds to it, and the kit has no room for: Celery's own class is used."""
+    """A row for a result backend of Celery, or of an installed package, that the kit has no module for. None if there is none.
+
+    Celery's own class is used.
+    """
     if scheme not in {*BACKEND_ALIASES, *(one.name for one, _ in entrypoints("celery.result_backends"))}:
         return None
     return Backend(
@@ -42,5 +44,5 @@ def other_backend(scheme: str) -> Backend | None:
         has_server=False,
         read_elsewhere=True,
         chords=True,
-        thread_safe=False,  # Celery's own default
+        thread_safe=False,  # Celery's default
     )

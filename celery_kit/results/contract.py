@@ -1,10 +1,11 @@
-"""What every result backend's room supplies."""
+"""What the module of every result backend supplies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery_kit.base.capabilities import Limits
+from celery_kit.base.types import Options
 from celery_kit.brokers.contract import Broker, Environ
 
 if TYPE_CHECKING:
@@ -19,28 +20,28 @@ class Backend:
     """A row of the table of result backends."""
 
     name: str
-    #: What its URLs begin with.
+    #: The schemes of its URLs.
     schemes: tuple[str, ...]
-    #: Where it is when CELERY_RESULT_BACKEND does not say.
+    #: Its URL if CELERY_RESULT_BACKEND is not set.
     url: Callable[[Environ, Broker], str]
-    #: Celery settings that it alone needs.
-    settings: Callable[["Choices"], dict[str, Any]]
+    #: Celery settings for this backend only.
+    settings: Callable[["Choices"], Options]
     #: It needs the service `results`.
     has_server: bool
-    #: Any process can read a result by its id, not the sender alone.
+    #: Any process can read a result by its id, not only the sender.
     read_elsewhere: bool
     #: A chord can be sent.
     chords: bool
-    #: One object of it may serve all threads and greenlets of a process: nothing in it belongs to the one that made it.
+    #: All threads and greenlets of a process may share one object: nothing in it belongs to the thread that made it.
     thread_safe: bool
-    #: Where the function stands that asks its server, where it has one: facts(app) gives an `celery_kit.base.facts.Server`.
+    #: The name of the function that asks its server, where it has one: facts(app) returns a `celery_kit.base.facts.Server`.
     facts: str | None = None
-    #: What takes the place of Celery's own class on ENGINE=fast.
+    #: The class that replaces Celery's on ENGINE=fast.
     fast_class: str | None = None
     limits: Limits = field(default_factory=dict)
-    #: claims(app, url): the store that `celery_kit/once.py` keeps its claims in, where a server of this kind can be one.
+    #: claims(app, url): the store for the claims of `celery_kit/once.py`, where a server of this kind can be one.
     claims: Callable[["Celery", str], "Claims"] | None = None
-    #: let_go(backend): the same in a forked child for what it shares with its parent; it begins anew.
-    let_go: Callable[[Any], None] | None = None
-    #: adapt(backend): change what the backend of a process does otherwise than Celery's own.
-    adapt: Callable[[Any], None] | None = None
+    #: let_go(backend): in a forked child, drop the connections that it shares with its parent, without a word to the server.
+    let_go: Callable[..., None] | None = None
+    #: adapt(backend): change, on a process's backend, what the kit does differently from Celery.
+    adapt: Callable[..., None] | None = None

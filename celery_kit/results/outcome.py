@@ -15,20 +15,20 @@ class Outcome:
 
     id: str
     state: str
-    value: Any = None
+    value: object = None
     error: str | None = None
     traceback: str | None = None
     done: str | None = None  # ISO 8601, UTC
-    progress: dict[str, Any] | None = None  # what a task that runs says of itself (celery_kit/progress.py)
+    progress: dict[str, Any] | None = None  # what a running task reports (celery_kit/progress.py)
 
 
 def look_up(task_id: str) -> Outcome:
-    """The state of a task, and its value (SUCCESS) or error (FAILURE, RETRY), without waiting."""
+    """The state of a task, and its value (SUCCESS) or error (FAILURE, RETRY). Does not wait. Raises the backend's errors."""
     return outcome(target.current().AsyncResult(task_id))
 
 
 def outcome(result: "AsyncResult[Any]") -> Outcome:
-    """What `result` says now."""
+    """The current state of `result`. Does not wait."""
     state, value, traceback = result.state, result.result, result.traceback
     done = result.date_done.isoformat() if result.date_done else None
     if isinstance(value, BaseException):

@@ -1,20 +1,22 @@
-"""Results as messages, back to the process that sent the task; no results server. Only that process can read them."""
+"""Results as messages to the process that sent the task, without a results server. Only that process can read them."""
 
 from collections.abc import Callable, Iterator
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery._state import task_join_will_block  # type: ignore[attr-defined]  # its stubs lack it
 from celery.backends import rpc
 from celery.states import READY_STATES
+from kombu import Queue
 from kombu.common import maybe_declare
 from kombu.utils.uuid import uuid
 
 from celery_kit import brokers
 from celery_kit.base.capabilities import DOCS, Limit
+from celery_kit.base.types import Message, Options, ResultBackend
 from celery_kit.fixes import needed, patched
 from celery_kit.results.contract import Backend
-from celery_kit.results.waits import listen, listen_anew
+from celery_kit.results.waits import listen, listen_again
 
 if TYPE_CHECKING:
     from celery_kit.base.choices import Choices
@@ -33,26 +35,31 @@ REPLY_TO_THE_WORKER = Limit(
 
 
 class ResultConsumer(CelerysConsumer):  # type: ignore[misc]
-    """Celery's, which is woken by its start: greenlets' drainer begins before that, and Celery's sleeps a second then. And one
-    thread at a time reads its connection, where several wait for what one of them has sent.
+    """Celery's result consumer, except that its start wakes a waiting drainer, and that one thread at a time reads its
+    connection.
+
+    The drainer of greenlets begins before the consumer has started; Celery's would sleep for a second then. Several threads may
+    wait for results of tasks that one of them has sent.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self._started, self._starts, self._reads = Event(), Lock(), Lock()
 
-    def start(self, initial_task_id: str, **options: Any) -> None:
+    def start(self, initial_task_id: str, **options: object) -> None:
+        """Connect and consume. Raises the transport's errors; the next call tries again."""
         with self._starts:
             if self._started.is_set():
                 return
             try:
                 super().start(initial_task_id, **options)
             except BaseException:
-                self._consumer = None  # else the next one would take it for started
+                self._consumer = None  # otherwise the next call would take it for started
                 raise
             self._started.set()
 
     def drain_events(self, timeout: float | None = None) -> None:
+        """Read results, for `timeout` seconds at most, or wait as long for the thread that reads them."""
         if not self._started.wait(timeout or 0):
             return
         if self._reads.acquire(blocking=False):
@@ -61,16 +68,26 @@ class ResultConsumer(CelerysConsumer):  # type: ignore[misc]
             finally:
                 self._reads.release()
         elif self._reads.acquire(timeout=-1 if timeout is None else timeout):
-            self._reads.release()  # what the other one has read may have been for this one
+            self._reads.release()  # the other thread may have read a result that this one waits for
 
     def _reconnect(self) -> None:
-        if self.backend.result_consumer is self:  # not where a greenlet has it from the process that this one was forked from
+        if self.backend.result_consumer is self:  # in a forked child, a greenlet may still hold the parent's consumer
             super()._reconnect()
 
 
-def adapt(backend: Any) -> None:
-    """Have the queue for replies bound as below when a task is sent, and nothing thrown away when it is looked into."""
-    backend.oid = backend.app.thread_oid  # now: Celery asks when it needs it first, which may be in another thread
+class RPCBackend(ResultBackend, Protocol):
+    """celery.backends.rpc.RPCBackend."""
+
+    #: The queue for replies, as a function of a channel.
+    binding: Callable[[object], Queue]
+    _slurp_from_queue: Callable[..., Iterator[Message]]
+
+    def _after_fork(self) -> None: ...
+
+
+def adapt(backend: RPCBackend) -> None:
+    """Have the queue for replies bound by :func:`_bind` when a task is sent, and no reply dropped when the queue is polled."""
+    backend.oid = backend.app.thread_oid  # set now, because Celery would set it at its first use, maybe in another thread
     if needed("waiting for results of rpc"):
         listen(backend, ResultConsumer)
     backend.on_task_call = lambda producer, task_id: _bind(backend, producer)
@@ -78,41 +95,45 @@ def adapt(backend: Any) -> None:
         backend._slurp_from_queue = final_last(backend._slurp_from_queue)
 
 
-def final_last(slurp: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def final_last(slurp: Callable[..., Iterator[Message]]) -> Callable[..., Iterator[Message]]:
     """`slurp`, which takes all messages from the queue for replies, with final states last: fix `polled_results`.
 
-    To look up a state, Celery takes all messages, keeps the last about the task, drops those before it, and requeues that one
-    unless it is final. Transports that cannot requeue at the front (Redis, memory) put it at the end: where the task ends in
-    between, STARTED comes after SUCCESS from there on, and the next look drops the result.
+    To look up a state, Celery takes all messages, keeps the last one about the task, drops those before it, and requeues the last
+    one unless its state is final. Transports that cannot requeue at the front (Redis, memory) put it at the end. If the task ends
+    in between, STARTED then comes after SUCCESS, and the next look-up drops the result.
     """
     return lambda *args, **options: iter(sorted(slurp(*args, **options), key=_is_final))
 
 
-def _is_final(message: Any) -> bool:
-    return message.payload["status"] in READY_STATES
+def _is_final(message: Message) -> bool:
+    payload: Any = message.payload
+    return payload["status"] in READY_STATES
 
 
-def let_go(backend: Any) -> None:
-    """Get replies by a queue of its own. What is on its way to the parent stays the parent's."""
+def let_go(backend: RPCBackend) -> None:
+    """In a forked child: get replies by a queue of its own. Replies to the parent stay in the parent's queue."""
     brokers.let_go(backend.result_consumer._connection)
-    listen_anew(backend)
+    listen_again(backend)
     backend._after_fork()  # Celery's
-    backend.oid = uuid()  # the app's is for what this process sends
+    backend.oid = uuid()  # the app's own id is the queue of the tasks that this process sends from now on
 
 
-def _bind(backend: Any, producer: Any) -> None:
-    """Have the queue for replies, as Celery has it, but not for ever where the broker is away (celery/backends/rpc.py)."""
+def _bind(backend: RPCBackend, producer: Any) -> None:
+    """Declare the queue for replies, like Celery, but with a limited wait if the broker is unavailable
+    (celery/backends/rpc.py).
+    """
     if task_join_will_block():
         return
     if hasattr(producer, "patiently"):
         producer.patiently(lambda: maybe_declare(backend.binding(producer.channel)))
-    else:  # beat's, or one of the user's own
+    else:  # beat's producer, or one that the user made
         maybe_declare(backend.binding(producer.channel), retry=True, interval_start=0, interval_step=1, max_retries=3)
 
 
-def settings(_: "Choices") -> dict[str, Any]:
+def settings(_: "Choices") -> Options:
+    """Celery's settings for this backend."""
     return {
-        # Durable, so that a restart of the broker does not lose an answer.
+        # Durable, so that a restart of the broker does not lose a reply.
         "result_persistent": True,
     }
 
@@ -125,7 +146,7 @@ backend = Backend(
     has_server=False,
     read_elsewhere=False,
     chords=False,
-    thread_safe=False,  # its queue for replies is that of the thread which made it
+    thread_safe=False,  # its queue for replies belongs to the thread that made it
     adapt=adapt,
     let_go=let_go,
     limits={

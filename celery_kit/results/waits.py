@@ -1,34 +1,46 @@
-"""What the backends' consumers of results have in common: whoever gives up waiting leaves nothing behind.
+"""Common parts of the backends' result consumers: a `get()` that gives up leaves nothing behind.
 
-Celery 5.7.0 lets go of a result when it comes. One whose `get()` ran into its timeout, or was interrupted, stays subscribed to
-and in memory for as long as the process lives; and one that could not be subscribed to counts as if it were, so that the next
-`get()` waits in vain. Source: celery/backends/asynchronous.py, _add_pending_result: "a get() that timed out keeps its result
-object alive". Can go when tests/compat/test_results.py::test_who_gives_up_leaves_nothing_behind says so of plain Celery.
+Celery 5.7.0 drops a result when it arrives. A result whose `get()` timed out, or was interrupted, stays subscribed and in
+memory for the life of the process. A result whose subscription failed counts as subscribed, so that the next `get()` waits in
+vain. Source: celery/backends/asynchronous.py, _add_pending_result: "a get() that timed out keeps its result object alive". Can
+go when tests/compat/test_results.py::test_who_gives_up_leaves_nothing_behind passes for plain Celery.
 """
 
 from collections.abc import Iterator
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
+
+from celery_kit.base.types import Callback, ResultBackend
+
+
+class TaskResult(Protocol):
+    """An AsyncResult, with what waiting for it needs."""
+
+    id: str
+    #: The task's final state, once it is known.
+    _cache: object
+    #: The promise that its `then` adds callbacks to.
+    on_ready: Any
 
 
 class Waits:
-    """For a ResultConsumer, before Celery's class."""
+    """A mixin for a ResultConsumer, before Celery's class."""
 
-    backend: Any
+    backend: Any  #: a ResultBackend, with what its product adds
     _pending_results: Any
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self._lock_of_waits = Lock()
-        self._waits: dict[int, int] = {}  # how many, by the identity of a result
+        self._waits: dict[int, int] = {}  # number of waits, by the identity of a result
 
-    def _wait_for_pending(self, result: Any, **options: Any) -> Iterator[Any]:
+    def _wait_for_pending(self, result: Any, **options: Any) -> Iterator[object]:
         awaited = [one for one in _leaves(result) if not one._cache]
         with self._lock_of_waits:
             for one in awaited:
                 self._waits[id(one)] = self._waits.get(id(one), 0) + 1
         try:
-            # Another thread may just have given up; and a group's members are taken in when it is made, and never again.
+            # Another thread may just have given up. And Celery subscribes a group's members when it is made, and never again.
             if missing := [one for one in awaited if not one._cache and not self._is_pending(one)]:
                 self.backend.add_pending_results(missing)
             yield from super()._wait_for_pending(result, **options)  # type: ignore[misc]
@@ -40,17 +52,17 @@ class Waits:
                     elif self._is_pending(one) and (one._cache or not _is_awaited_elsewhere(one, result)):
                         self.backend.remove_pending_result(one)
 
-    def _is_pending(self, one: Any) -> bool:
+    def _is_pending(self, one: TaskResult) -> bool:
         return any(id(one) in mapping.get(one.id, ()) for mapping in self._pending_results)
 
 
-def listen(backend: Any, consumer: type[Any]) -> None:
-    """Give `backend` a consumer of this class, which knows of nothing that was waited for before."""
+def listen(backend: ResultBackend, consumer: Callback) -> None:
+    """Give `backend` a new result consumer, of the class `consumer`."""
     pending = backend._pending_results, backend._pending_messages
     backend.result_consumer = consumer(backend, backend.app, backend.accept, *pending)
-    celerys = type(backend).add_pending_result
+    celerys: Callback = type(backend).add_pending_result
 
-    def add_pending_result(result: Any, *args: Any, **options: Any) -> Any:
+    def add_pending_result(result: TaskResult, *args: object, **options: object) -> object:
         try:
             return celerys(backend, result, *args, **options)
         except BaseException:
@@ -60,8 +72,11 @@ def listen(backend: Any, consumer: type[Any]) -> None:
     backend.add_pending_result = add_pending_result
 
 
-def listen_anew(backend: Any) -> None:
-    """The same in a forked child, whose parent goes on waiting. What greenlets still wait by the old one ends."""
+def listen_again(backend: ResultBackend) -> None:
+    """In a forked child: give `backend` a new result consumer, without the results that the parent waits for.
+
+    Greenlets that wait by the old consumer stop waiting.
+    """
     old = backend.result_consumer
     if stopped := getattr(old.drainer, "_stopped", None):
         stopped.set()
@@ -72,8 +87,8 @@ def listen_anew(backend: Any) -> None:
     backend._pending_messages.total = 0
 
 
-def _leaves(result: Any) -> Iterator[Any]:
-    """The results of single tasks in it."""
+def _leaves(result: Any) -> Iterator[TaskResult]:
+    """The results of single tasks in a result, which may be a group's."""
     if hasattr(result, "_cache"):
         yield result
     else:
@@ -81,8 +96,8 @@ def _leaves(result: Any) -> Iterator[Any]:
             yield from _leaves(one)
 
 
-def _is_awaited_elsewhere(one: Any, waited_for: Any) -> bool:
-    """Somebody has asked to be called (`then`) when it comes: by itself, or with a group."""
+def _is_awaited_elsewhere(one: TaskResult, waited_for: Any) -> bool:
+    """Whether a callback (`then`) waits for the result, or for a group with it."""
     groups = getattr(waited_for, "_on_full", None)
     if one is not waited_for and any(waited_for.on_ready.listeners):
         return True

@@ -36,7 +36,7 @@ def running(lease: float, effect: Callable[[], Any] = lambda: None) -> Iterator[
     """A run whose effect lasts until the end of the block."""
     end, begun = threading.Event(), threading.Event()
     backend = SimpleNamespace(encode=lambda value: b"null")
-    task = SimpleNamespace(name="some.task", app=SimpleNamespace(backend=backend), request=SimpleNamespace(id=uuid4().hex))
+    task: Any = SimpleNamespace(name="some.task", app=SimpleNamespace(backend=backend), request=SimpleNamespace(id=uuid4().hex))
     run = _Run(task, f"once:{uuid4()}", 60, lease)
 
     def work() -> None:

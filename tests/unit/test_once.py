@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 from celery import Celery
@@ -74,8 +73,8 @@ def test_a_worker_without_a_store_is_refused_at_its_start() -> None:
     assert done.stderr.splitlines()[-1] == f"celery-kit: {module.NO_STORE}; BACKEND=rpc has none"
 
 
-def claim_of(process: list[str | None], run: str = "another") -> dict[str, Any]:
-    return {"run": run, "process": process}
+def claim_of(process: list[str | None], run: str = "another") -> module.Claim:
+    return {"run": run, "task": "an id", "process": process}
 
 
 def test_the_claim_of_a_process_that_ended_is_dead_and_that_of_one_that_lives_is_not() -> None:

@@ -1,38 +1,53 @@
-"""Redis as the result backend: any process reads a result by its id, and chords work. Database 1."""
+"""Redis as the result backend, in database 1: any process can read a result by its id, and chords work."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from celery_kit.base.types import Options, ResultBackend
 from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.fixes import needed
 from celery_kit.results.contract import Backend
-from celery_kit.results.waits import listen, listen_anew
+from celery_kit.results.waits import listen, listen_again
 
 if TYPE_CHECKING:
     from celery import Celery
+    from redis import Redis
 
     from celery_kit.base.choices import Choices
     from celery_kit.results.redis.claims import Claims
 
 
+class RedisBackend(ResultBackend, Protocol):
+    """celery.backends.redis.RedisBackend."""
+
+    client: "Redis"
+    connparams: dict[str, Any]
+    #: Text on the class, bytes on an object.
+    task_keyprefix: Any
+
+
 def url(environ: Environ, broker: Broker) -> str:
+    """The URL of the results server that comes with the broker, or else of the host `results`."""
     return broker.results_url(environ) if broker.results_url else "redis://results:6379/1"
 
 
-def settings(_: "Choices") -> dict[str, Any]:
+def settings(_: "Choices") -> Options:
+    """Celery's settings for this backend."""
     return {
-        # A server that is frozen, or a connection that a firewall forgot, is noticed. In seconds.
+        # In seconds. They detect a frozen server, and a connection that a firewall has dropped.
         "redis_socket_timeout": 5.0,
         "redis_socket_connect_timeout": 3.0,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 30,
-        # A results server that is away for a moment delays a task's end; finite, so that a worker can still stop.
+        # Storing a result is retried while the results server is unavailable, but not for ever, so that a worker can still
+        # stop.
         "result_backend_always_retry": True,
         "result_backend_max_retries": 20,
     }
 
 
 def claims(app: "Celery", url: str) -> "Claims":
-    """The claims on the server at `url`, by a client with the settings above (and TLS) as Celery's backend makes it."""
+    """The claims on the server at `url`. The client has the settings above (and TLS), because Celery's backend makes it."""
     from celery_kit.results.redis.claims import Claims
 
     backend = celerys(app, url)
@@ -40,29 +55,29 @@ def claims(app: "Celery", url: str) -> "Claims":
     return Claims(backend.client, prefix)
 
 
-def celerys(app: "Celery", url: str) -> Any:
-    """Celery's own backend for the server at `url`, in whatever form that names it."""
+def celerys(app: "Celery", url: str) -> RedisBackend:
+    """Celery's own backend for the server at `url`."""
     from celery.app import backends
 
-    find: Any = backends.by_url
-    kind, url = find(url, app.loader)
+    kind, url = cast("tuple[Callable[..., RedisBackend], str]", backends.by_url(url, app.loader))
     return fit(kind(app=app, url=url))
 
 
-def fit(backend: Any) -> Any:
-    """Take from a backend what its kind of connection does not know: a socket file has nothing to keep alive."""
+def fit(backend: RedisBackend) -> RedisBackend:
+    """Remove the option `socket_keepalive` from a backend that connects to a socket file, which does not take it."""
     if "path" in backend.connparams:
         backend.connparams.pop("socket_keepalive", None)
     return backend
 
 
-def adapt(backend: Any) -> None:
-    """Have `get()` subscribe to what it waits for. Celery subscribes for every task that is sent: a third of a `delay()`, and
-    one more server that has to answer before a task can be sent.
+def adapt(backend: RedisBackend) -> None:
+    """Have `get()` subscribe to its results. Celery subscribes when a task is sent.
+
+    That takes a third of a `delay()`, and makes sending a task depend on one more server.
     """
     from celery.backends import redis
 
-    if not isinstance(backend, vars(redis)["RedisBackend"]):  # one of the user's own, for the same scheme
+    if not isinstance(backend, vars(redis)["RedisBackend"]):  # a class of the user's own, for the same scheme
         return
     fit(backend)
     if needed("waiting for results in Redis"):
@@ -72,13 +87,13 @@ def adapt(backend: Any) -> None:
         listen(backend, ResultConsumer)
 
 
-def let_go(backend: Any) -> None:
-    """Make another client, and listen by another connection."""
-    ear, backend.result_consumer._pubsub = backend.result_consumer._pubsub, None
-    if ear is not None and ear.connection is not None:
-        ear.connection.disconnect()  # no more than a close(), in another process than its own
+def let_go(backend: RedisBackend) -> None:
+    """In a forked child: make another client, and subscribe by another connection."""
+    pubsub, backend.result_consumer._pubsub = backend.result_consumer._pubsub, None
+    if pubsub is not None and pubsub.connection is not None:
+        pubsub.connection.disconnect()  # in a forked child redis-py only closes the socket
     vars(backend).pop("client", None)
-    listen_anew(backend)
+    listen_again(backend)
 
 
 backend = Backend(

@@ -1,11 +1,11 @@
-"""Claims on keys, kept in Redis: what `celery_kit/once.py` needs of a store, each an atomic step.
+"""Claims on keys, stored in Redis: the atomic steps that `celery_kit/once.py` needs.
 
-A key's value is the claim of the run that holds it, or the note of one that is done; who may write it is decided by comparing
-the whole value. Source: Redis' documentation of SET, "Patterns" (the value as a token of the lock's owner).
+A key's value is the claim of the run that holds it, or the result of a run that is done. Only the run whose claim is the whole
+value may write it. Source: Redis' documentation of SET, "Patterns" (the value as a token of the lock's owner).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from redis import Redis, exceptions
 
@@ -13,7 +13,7 @@ from celery_kit.base.lua import script
 
 
 class Claims:
-    """The claims of one Redis server. Times are in seconds. Each call raises one of `away` where the server is."""
+    """The claims of one Redis server. Times are in seconds. Each call raises one of `away` if the server is unavailable."""
 
     away = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError)
 
@@ -24,17 +24,18 @@ class Claims:
         )
 
     def claim(self, key: str, mine: bytes, seconds: float, dead: bytes = b"") -> bytes | None:
-        """Take the key, if it is free or `dead` stands there: None. Otherwise what stands there."""
-        found: Any = self._claim(keys=[self._prefix + key], args=[mine, int(seconds * 1000), dead])
-        return found  # type: ignore[no-any-return]
+        """Claim the key if it is free or its value is `dead`, and return None. Otherwise return its value."""
+        found = self._claim(keys=[self._prefix + key], args=[mine, int(seconds * 1000), dead])
+        return cast(bytes | None, found)
 
     def replace(self, key: str, mine: bytes, value: bytes, seconds: float) -> bool:
-        """Put `value` in the place of my claim, for so long; False if another run has the key."""
+        """Replace my claim by `value`, for so many seconds. False if another run holds the key."""
         return bool(self._replace(keys=[self._prefix + key], args=[mine, value, int(seconds * 1000)]))
 
     def renew(self, held: Sequence[tuple[str, bytes, float]]) -> list[bool | Exception]:
-        """Put off the end of several of my claims - key, claim, seconds - in one round trip. For each what `replace` gives, or
-        the error that its key alone has met.
+        """Extend several of my claims - key, claim, seconds - in one round trip.
+
+        Returns for each what `replace` returns, or the error of its key alone.
         """
         with self._client.pipeline(transaction=False) as pipe:
             for key, mine, seconds in held:
@@ -43,5 +44,5 @@ class Claims:
         return [answer if isinstance(answer, Exception) else bool(answer) for answer in answers]
 
     def release(self, key: str, mine: bytes) -> None:
-        """Give the key free, if it is still mine."""
+        """Free the key, if I still hold it."""
         self._release(keys=[self._prefix + key], args=[mine])
