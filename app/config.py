@@ -1,7 +1,7 @@
-"""This app's own settings, in Celery's own names: where its servers are, its tasks, its timetable.
+"""This app's own settings, in Celery's own names: its servers, its tasks, its timetable.
 
-All else that it has is in `celery_kit/defaults.py`; what is named here wins. What the user can choose stands in
-`celery_kit/profile.py`. Not read before Celery needs a setting.
+`celery_kit/defaults.py` has the defaults of all other settings; settings in this file override them. The variables of the
+environment are in `celery_kit/profile.py`. Celery imports this module when it first needs a setting.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ _profile = Profile.from_environ()
 
 broker_url = _profile.broker_url
 result_backend = _profile.result_backend
-# A task is a function in a module of app/tasks/, and nothing else has to be told.
+# Every module in app/tasks/; new ones need no entry here.
 imports = [f"app.tasks.{module.name}" for module in iter_modules([str(Path(__file__).parent / "tasks")])]
 
 # One number bounds a task; the stack's stop grace period and the broker's redelivery follow from it.
@@ -24,6 +24,6 @@ task_time_limit = _profile.task_time_limit
 timezone = _profile.timezone
 enable_utc = True  # times in messages, whatever TIMEZONE
 
-# app/schedule.py: its timetable, and where beat keeps when each entry ran.
+# The timetable is in app/schedule.py; beat stores the last run of each entry in the file.
 beat_schedule = schedule.timetable(_profile)
 beat_schedule_filename = str(_profile.data_dir / "celerybeat-schedule.json")

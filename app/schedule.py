@@ -1,15 +1,22 @@
 """Beat's timetable."""
 
-from typing import Any
+from typing import TypedDict
 
 from celery.schedules import crontab
 
 from celery_kit.profile import Profile
 
 
-def timetable(profile: Profile) -> dict[str, dict[str, Any]]:
+class Entry(TypedDict):
+    """An entry of Celery's beat_schedule. `schedule`: a crontab, or seconds."""
+
+    task: str
+    schedule: crontab | float
+
+
+def timetable(profile: Profile) -> dict[str, Entry]:
     """Celery's beat_schedule. Clock times are in the profile's time zone; REPORT_EVERY=seconds adds an entry to try it out."""
-    entries: dict[str, dict[str, Any]] = {
+    entries: dict[str, Entry] = {
         "daily statistics": {"task": "reports.daily_statistics", "schedule": crontab(hour=4, minute=0)},
     }
     if profile.report_every:

@@ -1,1 +1,1 @@
-"""The task codebase. Every module in this folder registers itself; `mail.py`'s `send_email` is the task `mail.send_email`."""
+"""The tasks. Celery imports every module in this folder; `send_email` in `mail.py` is the task `mail.send_email`."""

@@ -1,4 +1,4 @@
-"""Messages to people: I/O-bound work, tried again with back-off while the server is away."""
+"""Messages to people: I/O-bound work, retried with back-off while the server is unavailable."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from celery import Task, shared_task
 
 TIMEOUT = 10.0  # seconds, for one connection
 
-AWAY = (
+UNAVAILABLE = (
     ConnectionError,
     TimeoutError,
     socket.gaierror,
@@ -21,21 +21,21 @@ AWAY = (
     smtplib.SMTPServerDisconnected,
     urllib.error.URLError,
 )
-PATIENT: dict[str, Any] = {
+RETRIED: dict[str, Any] = {
     "bind": True,
-    "autoretry_for": AWAY,
-    "dont_autoretry_for": (urllib.error.HTTPError,),  # the gateway answered: asking again does not help
+    "autoretry_for": UNAVAILABLE,
+    "dont_autoretry_for": (urllib.error.HTTPError,),  # the gateway answered, so that a retry does not help
     "retry_backoff": 1,  # seconds, doubled each time
     "retry_backoff_max": 60,
     "max_retries": 5,
 }
 
 
-@shared_task(**PATIENT)
+@shared_task(**RETRIED)
 def send_email(self: Task[Any, Any], to: str, subject: str, body: str = "", sender: str = "celery-kit@localhost") -> str:
-    """Send one mail through SMTP_HOST:SMTP_PORT. Gives its Message-ID, which is the task's id: a second delivery shows.
+    """Send one mail through SMTP_HOST:SMTP_PORT. Returns its Message-ID, which contains the task's id, so that duplicates show.
 
-    Raises smtplib.SMTPRecipientsRefused and its kin when the server says no; connection failures are retried.
+    Raises smtplib.SMTPRecipientsRefused and similar errors if the server refuses it; connection failures are retried.
     """
     message = EmailMessage()
     message["From"], message["To"], message["Subject"] = sender, to, subject
@@ -46,11 +46,11 @@ def send_email(self: Task[Any, Any], to: str, subject: str, body: str = "", send
     return str(message["Message-ID"])
 
 
-@shared_task(**PATIENT)
+@shared_task(**RETRIED)
 def send_sms(self: Task[Any, Any], to: str, text: str) -> str:
-    """Send one SMS through the HTTP gateway at SMS_GATEWAY_URL. Gives the id that the gateway gave it.
+    """Send one SMS through the HTTP gateway at SMS_GATEWAY_URL. Returns the gateway's id of the message.
 
-    Raises urllib.error.HTTPError when the gateway says no; connection failures are retried.
+    Raises urllib.error.HTTPError if the gateway refuses it; connection failures are retried.
     """
     request = urllib.request.Request(
         os.environ.get("SMS_GATEWAY_URL") or "http://mail:8025/sms",

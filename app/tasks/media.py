@@ -14,7 +14,7 @@ from celery_kit.progress import progress
 
 @shared_task
 def thumbnail(picture: str, size: int = 128) -> dict[str, Any]:
-    """Write a JPEG of at most `size` x `size` pixels beside `picture`. Gives its path below DATA_DIR, width and height."""
+    """Write a JPEG of at most `size` x `size` pixels beside `picture`. Returns its path below DATA_DIR, width and height."""
     source = inside(picture)
     with Image.open(source) as image:
         small = image.convert("RGB")
@@ -26,16 +26,19 @@ def thumbnail(picture: str, size: int = 128) -> dict[str, Any]:
 
 @shared_task
 def thumbnails(pictures: list[str], size: int = 128) -> list[dict[str, Any]]:
-    """:func:`thumbnail` of each of `pictures`, one after the other; says how many are done."""
+    """Make a :func:`thumbnail` of each of `pictures`, and report the progress. Returns what each returns."""
     return [thumbnail(picture, size) for picture in progress(pictures)]
 
 
 @shared_task
 def waveform(sound: str, points: int = 100) -> dict[str, Any]:
-    """Measure a 16-bit WAV file. Gives its duration in seconds and at most `points` peaks between 0.0 and 1.0."""
+    """Measure a 16-bit WAV file. Returns its duration in seconds, and at most `points` peaks between 0.0 and 1.0.
+
+    Raises ValueError for another sample width.
+    """
     with wave.open(str(inside(sound)), "rb") as file:
         if file.getsampwidth() != 2:
-            raise ValueError(f"{sound} has {8 * file.getsampwidth()} bits a sample; 16 are read")
+            raise ValueError(f"{sound} has {8 * file.getsampwidth()} bits per sample; only 16 can be read")
         frames, channels = file.getnframes(), file.getnchannels()
         samples = array.array("h", file.readframes(frames))
         duration = frames / file.getframerate()

@@ -116,6 +116,7 @@ class Connection(Protocol):
     alt: list[str]
     transport_options: dict[str, Any] | None
     hostname: str | None
+    declared_entities: Any
 
     def channel(self) -> Any: ...
 

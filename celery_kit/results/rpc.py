@@ -98,9 +98,9 @@ def adapt(backend: RPCBackend) -> None:
 def final_last(slurp: Callable[..., Iterator[Message]]) -> Callable[..., Iterator[Message]]:
     """`slurp`, which takes all messages from the queue for replies, with final states last: fix `polled_results`.
 
-    To look up a state, Celery takes all messages, keeps the last one about the task, drops those before it, and requeues the last
-    one unless its state is final. Transports that cannot requeue at the front (Redis, memory) put it at the end. If the task ends
-    in between, STARTED then comes after SUCCESS, and the next look-up drops the result.
+    To look up a state, Celery takes all messages, keeps the last one about the task, drops those before it, and requeues the
+    last one unless its state is final. Transports that cannot requeue at the front (Redis, memory) put it at the end. If the
+    task ends in between, STARTED then comes after SUCCESS, and the next look-up drops the result.
     """
     return lambda *args, **options: iter(sorted(slurp(*args, **options), key=_is_final))
 

@@ -44,7 +44,7 @@ def test_every_command_works_where_no_other_program_is(bare: Checkout) -> None:
         assert "SUCCESS" in bare.make("result", f"ID={sent.stdout.strip()}", "WAIT=20").stdout
         assert "consuming" in bare.make("status").stdout
         assert "✗ no Docker client is installed" in bare.make("doctor").stdout
-        assert bare.make("dead").stdout == "0 set aside\n"
+        assert bare.make("dead").stdout == "0 dead letters\n"
         assert re.search(r"^worker1 +process \d+$", bare.make("ps").stdout, re.MULTILINE)
         assert f"Task mail.send_email[{sent.stdout.strip()}] succeeded" in bare.make("logs").stdout
         for words, shown in ((("top",), "consuming"), (("logs", "FOLLOW=1"), "ready.")):
@@ -115,7 +115,7 @@ def test_a_machine_with_make_git_and_python_runs_all_of_it(machine: Machine) -> 
     sent = machine.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "hi"]')
     assert machine.make("result", f"ID={sent.stdout.strip()}", "WAIT=20").stdout.startswith("state     SUCCESS\n")
     assert re.search(r"^worker1@\w+ +prefork +\d+ +consuming ", machine.make("status").stdout, re.MULTILINE)
-    assert machine.make("dead").stdout == "0 set aside\n"
+    assert machine.make("dead").stdout == "0 dead letters\n"
     found = [line for line in machine.make("doctor").stdout.splitlines() if line.startswith("✗")]
     assert found == ["✗ no Docker client is installed: stacks in containers cannot start"]
     assert "ready." in machine.make("logs").stdout

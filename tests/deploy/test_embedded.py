@@ -92,12 +92,12 @@ def test_what_cannot_be_run_is_listed_sent_back_and_dropped(checkout: Checkout, 
     with Redis.from_url(f"{json.loads((stack / 'stack.json').read_text())['address']}/0") as broker:
         broker.lpush("celery", b"no message")
     until("it is set aside", lambda: "queue celery" in checkout.make("dead").stdout, 30)
-    assert checkout.make("dead").stdout.endswith("1 set aside\n")
+    assert checkout.make("dead").stdout.endswith("1 dead letter\n")
     assert "no dead letter has the id 0; 'make dead' lists them" in checkout.refusal(checkout.make("dead", "RETRY=0"))
     assert checkout.make("dead", "RETRY=all").stdout.endswith("1 sent back\n")
     until("it is set aside again", lambda: "queue celery" in checkout.make("dead").stdout, 30)
     assert checkout.make("dead", "DROP=all").stdout.endswith("1 dropped\n")
-    assert checkout.make("dead").stdout == "0 set aside\n"
+    assert checkout.make("dead").stdout == "0 dead letters\n"
 
 
 def test_what_runs_is_watched_and_worked_on(checkout: Checkout, stack: Path) -> None:

@@ -171,7 +171,7 @@ def test_a_clock_and_a_redelivery_that_are_wrong(machine: Machine, healthy: Proc
     machine.worker("threads", "-I", "tests.operator.wrong_clock")
     code, lines = doctor(machine)
     assert code == 1 and len(lines) == 2
-    assert "the broker hands a task out again after 1 s, and a task may run for 300 s" in lines[0]
+    assert "the broker redelivers a task after 1 s, and a task may run for 300 s" in lines[0]
     assert lines[1].startswith("the clock of worker w1@")
 
 

@@ -24,7 +24,7 @@ def test_a_task_is_accepted_while_the_broker_is_away_and_forwarded_by_a_command(
     with broker.stopped():
         code, ids, err = producer.run(*SEND, SPOOL=str(spool))
         assert (code, len(ids)) == (0, 1)
-        assert err[-1] == f"celery-kit: the broker is away; tasks wait in {spool}: 'make forward' sends them"
+        assert err[-1] == f"celery-kit: the broker is unavailable; tasks wait in {spool}: 'make forward' sends them"
         code, out, err = producer.run("forward", SPOOL=str(spool))
         assert (code, out) == (2, []) and "cannot be reached" in err[-1]
     assert producer.run("forward", SPOOL=str(spool))[:2] == (0, ids)

@@ -1,1 +1,1 @@
-"""What a person asks a running stack."""
+"""Commands that ask a running stack: status, doctor, dead letters, sending, results."""

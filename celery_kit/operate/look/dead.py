@@ -1,9 +1,9 @@
-"""Dead letters: list what was set aside (`celery_kit/worker/dead_lettering.py`), send it back, drop it. `python -m
-celery_kit.operate.look.dead` does it.
+"""Dead letters (`celery_kit/worker/dead_lettering.py`): list them, send them back, drop them. `python -m
+celery_kit.operate.look.dead`, `make dead`.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from celery import Celery
@@ -18,15 +18,18 @@ from celery_kit.operate.target import app
 
 
 def each(app: Celery, decide: Callable[[DeadLetter], Action]) -> None:
-    """Show every letter to `decide`, the oldest first, and do what it says."""
+    """Call `decide` for every letter, oldest first, and do what it returns. Raises OperationalError if one cannot be sent back.
+
+    Refuses a broker on which the kit stores no dead letters.
+    """
     broker = brokers.room(app.conf.broker_read_url)
     if broker is None or broker.dead_letters is None:
-        refuse("the kit keeps no dead letters on this broker; CELERY_BROKER_URL names one that it has no room for")
+        refuse("the kit stores no dead letters on this broker: it has no module for the one that CELERY_BROKER_URL names")
     broker.dead_letters.each(app, decide)
 
 
 def letters(app: Celery) -> list[DeadLetter]:
-    """What is set aside, the oldest first."""
+    """All dead letters, oldest first."""
     found: list[DeadLetter] = []
 
     def note(letter: DeadLetter) -> Action:
@@ -38,21 +41,23 @@ def letters(app: Celery) -> list[DeadLetter]:
 
 
 def main() -> None:
-    parser = Parser(description="List what was set aside, send it back, drop it.")
+    """List the letters, or those of one id; or send them back or drop them."""
+    parser = Parser(description="List dead letters, send them back, drop them.")
     parser.add_argument("--retry", metavar="ID|all")
     parser.add_argument("--drop", metavar="ID|all")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     given = parser.parse_args()
     if given.retry and given.drop:
         refuse("RETRY and DROP contradict each other; give one of them")
-    wanted, action = given.retry or given.drop, "retry" if given.retry else "drop"
+    wanted = given.retry or given.drop
+    action: Action = "retry" if given.retry else "drop"
     seen: list[DeadLetter] = []
 
     def decide(letter: DeadLetter) -> Action:
         if wanted and wanted not in ("all", letter.id):
             return "keep"
         seen.append(letter)
-        return action if wanted else "keep"  # type: ignore[return-value]
+        return action if wanted else "keep"
 
     try:
         each(app, decide)
@@ -65,8 +70,9 @@ def main() -> None:
     for letter in sorted(seen, key=lambda one: one.when):
         print(json.dumps(asdict(letter)) if given.json else _line(letter))
     if not given.json:
-        done = {"retry": "sent back", "drop": "dropped"}[action] if wanted else "set aside"
-        print(f"{len(seen)} {done}")
+        done: Mapping[Action, str] = {"retry": "sent back", "drop": "dropped"}
+        listed = "dead letter" if len(seen) == 1 else "dead letters"
+        print(f"{len(seen)} {done[action] if wanted else listed}")
 
 
 def _line(letter: DeadLetter) -> str:

@@ -1,7 +1,7 @@
-"""`make doctor`: look at the machine and at the stack that runs, and say what is wrong, a line each, with what mends it.
+"""`make doctor`: check the machine and the running stack, and print each fault with what to do about it.
 
-A table of checks: each takes the scene and gives what it found. What only one product's server can have stands in that
-product's room (`Server.faults`), so that no check names one.
+The checks are a table of functions that take the scene and yield faults. Faults that only one product's server can have come
+from that product's module (`Server.faults`), so that no check names a product.
 """
 
 import hashlib
@@ -25,24 +25,27 @@ from celery_kit.operate.look.status import Snapshot, snapshot
 from celery_kit.operate.stacks.docker import EngineSilentError, ask, last_line, port_holder
 from celery_kit.produce.spool import OURS
 
-Found = Iterator[tuple[str, str]]  # what is wrong; what mends it
+Found = Iterator[tuple[str, str]]  # what is wrong; what to do
 
-PATIENCE = 3.0  # seconds: a verdict may take longer than a look
-CLOCK_SECONDS = 5.0  # apart; events, ETAs and expiry are off by as much
+PATIENCE = 3.0  # seconds; longer than for `make status`
+#: Clocks may differ by so many seconds. Events, ETAs and expiry are wrong by the difference.
+CLOCK_SECONDS = 5.0
+#: The least free disk space.
 DISK_BYTES = 1_000_000_000
-#: Of the engine, as the client agrees on it: a health check with a start interval needs Docker 25.
+#: The least version of the engine's API. A health check with a start interval needs Docker 25.
 API = (1, 44)
+#: The largest share of its memory limit that a container may use.
 MEMORY_SHARE = 0.9
-#: The folders of the project whose code an image holds; with a codebase of the user's own not app/.
+#: The project's folders that an image holds; without app/ for a codebase of the user's own.
 CODE = ("app", "celery_kit")
 
 
 @dataclass
 class Scene:
-    """What is looked at. `ports`: the variable and number of each port that a stack would publish; empty where one runs.
+    """What the checks look at. `ports`: the ports that a stack would publish, by variable; empty if a stack runs.
 
-    `look`: how members are asked what they do now, for so many seconds. `code`: folders that an image holds.
-    `inspected`: what the engine says of the stack's containers, empty without containers.
+    `look`: asks the servers and workers of such members, for so many seconds. `code`: folders that an image holds.
+    `inspected`: the stack's containers as `docker inspect` describes them; empty without containers.
     """
 
     members: list[Member] = field(default_factory=list)
@@ -54,15 +57,18 @@ class Scene:
 
     @cached_property
     def now(self) -> Snapshot:
+        """The servers and workers, asked once."""
         return self.look(self.members, PATIENCE)
 
     @property
     def broker(self) -> Server | None:
+        """The broker, or None if it does not answer."""
         return self.now.broker if isinstance(self.now.broker, Server) else None
 
 
 def engine(_: Scene) -> Found:
-    if not (ROOT / "Makefile").exists():  # another project, which starts no stack of these
+    """Docker's client, engine and compose plugin, for the stacks of this project."""
+    if not (ROOT / "Makefile").exists():  # another project, which starts none of these stacks
         return
     if not shutil.which("docker"):
         yield "no Docker client is installed: stacks in containers cannot start", "make engine; 'make demo' needs none"
@@ -83,7 +89,7 @@ def engine(_: Scene) -> Found:
 
 
 def packages(_: Scene) -> Found:
-    """What is installed beside the lock. A bare image has no lock: it was built from one."""
+    """Packages whose versions are not those of the lock file. An image has no lock file, but is built from one."""
     from packaging.markers import Marker
 
     lock = ROOT / "requirements/local.txt"
@@ -94,6 +100,7 @@ def packages(_: Scene) -> Found:
 
 
 def ports(scene: Scene) -> Found:
+    """Ports that another program uses."""
     import socket
 
     for variable, number in scene.ports.items():
@@ -107,7 +114,9 @@ def ports(scene: Scene) -> Found:
 
 
 def overcommit(scene: Scene) -> Found:
-    """With 2 a large process cannot fork; with 0, Linux' default, not where less than its size is free."""
+    """Memory for a server's fork: with policy 2 a large process cannot fork; with 0, the default, it needs its size in free
+    memory.
+    """
     setting = Path("/proc/sys/vm/overcommit_memory")
     policy = setting.read_text().strip() if setting.exists() else "1"
     needed = (scene.broker.memory or 0) if scene.stack and scene.broker else 0
@@ -116,12 +125,13 @@ def overcommit(scene: Scene) -> Found:
 
 
 def disk(_: Scene) -> Found:
+    """Free disk space."""
     if (free := shutil.disk_usage(ROOT).free) < DISK_BYTES:
         yield f"only {free / 1e6:.0f} MB of disk are free: brokers stop accepting tasks", "free some; docker image prune"
 
 
 def spool(_: Scene) -> Found:
-    """The one that this machine sees; a container's may be a place of its own."""
+    """This machine's spool. A container may have another one."""
     folder = Path(os.environ.get("SPOOL") or os.devnull)
     if folder.is_dir():
         try:
@@ -137,6 +147,7 @@ def spool(_: Scene) -> Found:
 
 
 def broker_answers(scene: Scene) -> Found:
+    """A broker that does not answer, or refuses the account."""
     if isinstance(scene.now.broker, str):
         reason = scene.now.broker
         if any(word in reason.lower() for word in ("access_refused", "auth", "noperm", "username", "403")):
@@ -147,24 +158,27 @@ def broker_answers(scene: Scene) -> Found:
 
 
 def results_answer(scene: Scene) -> Found:
+    """A results server that does not answer."""
     if isinstance(scene.now.results, str):
         in_stack = "'make ps' shows whether it runs; or correct CELERY_RESULT_BACKEND"
         yield f"the results server {scene.now.results}", advice(in_stack, "start it, or correct result_backend")
 
 
 def servers(scene: Scene) -> Found:
+    """Faults that a server's own module has found."""
     for server in (scene.now.broker, scene.now.results):
         if isinstance(server, Server):
             yield from server.faults
 
 
 def workers_live(scene: Scene) -> Found:
+    """Workers that do not run, or do not answer."""
     for member in scene.members:
         if member.node and not member.running:
             yield f"worker {member.node} is {member.state}", "'make logs' shows its last words, 'make up' starts it again"
         elif member.node and scene.broker and not scene.now.unasked and member.node not in scene.now.workers:
             yield f"worker {member.node} runs and does not answer", "a solo worker answers between tasks; else restart it"
-    if scene.now.unasked and not (scene.broker and scene.broker.faults):  # else it has said why
+    if scene.now.unasked and not (scene.broker and scene.broker.faults):  # the broker's faults would explain it
         yield (
             f"workers cannot be asked: {scene.now.unasked}",
             f"the broker's log; '{advice('make', 'celery-kit')} status' asks again",
@@ -174,6 +188,7 @@ def workers_live(scene: Scene) -> Found:
 
 
 def workers_consume(scene: Scene) -> Found:
+    """Workers that consume no queue."""
     for node, answer in scene.now.workers.items():
         if answer["consuming"] == []:
             yield (
@@ -183,9 +198,10 @@ def workers_consume(scene: Scene) -> Found:
 
 
 def queues_are_consumed(scene: Scene) -> Found:
-    told = [answer["consuming"] for answer in scene.now.workers.values()]
-    consumed = {name for names in told for name in names or ()}
-    for queue in scene.broker.queues if scene.broker and told and None not in told else []:
+    """Queues with tasks that no worker consumes. Nothing is known if one of the workers does not report its queues."""
+    reported = [answer["consuming"] for answer in scene.now.workers.values()]
+    consumed = {name for names in reported for name in names or ()}
+    for queue in scene.broker.queues if scene.broker and reported and None not in reported else []:
         if queue.waiting and queue.name not in consumed:
             yield (
                 f"{queue.waiting} tasks wait in queue {queue.name}, which no worker consumes",
@@ -194,22 +210,25 @@ def queues_are_consumed(scene: Scene) -> Found:
 
 
 def redelivery(scene: Scene) -> Found:
+    """Workers whose tasks may run longer than the broker waits before it redelivers them."""
     for node, answer in scene.now.workers.items():
         patience, longest = answer["visibility_timeout"], answer["longest_task"]
         if patience and longest and patience <= longest:
             yield (
-                f"worker {node}: the broker hands a task out again after {patience:g} s, and a task may run for {longest:g} s",
+                f"worker {node}: the broker redelivers a task after {patience:g} s, and a task may run for {longest:g} s",
                 "make visibility_timeout longer than the longest time limit, or that limit shorter",
             )
 
 
 def clocks(scene: Scene) -> Found:
+    """Workers whose clock differs from this machine's."""
     for node, answer in scene.now.workers.items():
         if answer["clock"] and (apart := abs(answer["clock"] - time.time())) > CLOCK_SECONDS:
             yield f"the clock of worker {node} is {apart:.0f} s apart from this machine's", "synchronise both (NTP)"
 
 
 def one_beat(scene: Scene) -> Found:
+    """More than one beat, in the stack or on this machine."""
     number = sum(member.role == "beat" and member.running for member in scene.members)
     number = max(number, len(_beats_here()))
     if number > 1:
@@ -217,6 +236,7 @@ def one_beat(scene: Scene) -> Found:
 
 
 def memory(scene: Scene) -> Found:
+    """Containers that ran out of memory, or nearly so."""
     for one in scene.inspected:
         limit, name = one["HostConfig"]["Memory"], one["Name"].lstrip("/")
         if one["State"].get("OOMKilled"):
@@ -225,19 +245,22 @@ def memory(scene: Scene) -> Found:
             yield f"{name} uses {used / 1e6:.0f} MB of its {limit / 1e6:.0f} MB of memory", "give it a larger limit"
 
 
-#: As the engine writes them, in bytes.
+#: The engine's units, in bytes.
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def memory_used(container: str) -> int:
-    """In bytes, without files that nobody reads; 0: not told. By the engine: a command inside might be what is too much."""
-    told = ask("docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", container).stdout
-    used = re.match(r"(\d+(?:\.\d+)?)(\w+)", told)
+    """A container's memory in bytes, without the cache of files; 0: unknown.
+
+    Asks the engine, because a command in the container might need more memory than there is.
+    """
+    usage = ask("docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", container).stdout
+    used = re.match(r"(\d+(?:\.\d+)?)(\w+)", usage)
     return int(float(used[1]) * UNITS.get(used[2], 1)) if used else 0
 
 
 def images(scene: Scene) -> Found:
-    """By content, not by date: a clone's files are as new as the clone."""
+    """Workers whose image has other code than this folder. Compares content, because a clone gives its files new dates."""
     mine = hashlib.sha256(b"".join(path.read_bytes() for folder in scene.code for path in _sorted(ROOT / folder))).hexdigest()
     for one in scene.inspected:
         if one["Config"]["Labels"].get("com.docker.compose.service") == "worker" and one["State"]["Running"]:
@@ -261,13 +284,13 @@ STACK: tuple[Check, ...] = (
 
 
 def examine(scene: Scene) -> list[tuple[str, str]]:
-    """All that is wrong: what, and what mends it."""
+    """All faults: what is wrong, and what to do."""
     checks = MACHINE + (STACK if scene.stack else ())
     return [found for check in checks for found in check(scene)]
 
 
 def show(scene: Scene) -> int:
-    """Print it; gives the exit code, 1 where something is wrong."""
+    """Print the faults. Returns the exit code: 1 if there are any."""
     found = examine(scene)
     for what, fix in found:
         print(f"✗ {what}\n  → {fix}")
@@ -291,7 +314,7 @@ def _sorted(folder: Path) -> list[Path]:
 
 
 def _beats_here() -> list[int]:
-    """Ids of the processes of this machine that are beat on the same broker."""
+    """The process ids of beats on this machine that use the same broker."""
     wanted = f"CELERY_BROKER_URL={os.environ.get('CELERY_BROKER_URL', '')}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -305,7 +328,7 @@ def _beats_here() -> list[int]:
 
 
 def _memory_available() -> int:
-    """Of this machine, in bytes."""
+    """The free memory of this machine, in bytes."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return next(int(line.split()[1]) * 1_024 for line in lines if line.startswith("MemAvailable:"))
 
@@ -318,7 +341,8 @@ def _holder(port: int) -> str:
 
 
 def main() -> None:
-    Parser(description="Say what is wrong with this machine and the app's stack, and what mends it.").parse_args()
+    """Check the machine, and the stack if the environment names its broker or its app."""
+    Parser(description="Check the machine and the app's stack, and print each fault with what to do about it.").parse_args()
     raise SystemExit(show(Scene(stack=any(os.environ.get(name) for name in ("CELERY_BROKER_URL", "CELERY_APP")))))
 
 

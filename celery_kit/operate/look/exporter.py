@@ -69,6 +69,7 @@ class Look(Collector):
 
 
 def main() -> None:
+    """Serve the metrics until the process is stopped."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Look())
     start_http_server(PORT, registry=registry)

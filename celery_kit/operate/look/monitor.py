@@ -1,7 +1,7 @@
-"""Start Flower: `python -m celery_kit.operate.look.monitor [options of flower]`. Never open: it wants MONITOR_USER and a
-password from a file.
+"""Start Flower: `python -m celery_kit.operate.look.monitor [options of flower]`. It always asks for MONITOR_USER and the
+password of a file.
 
-The password goes by Flower's own variable, FLOWER_BASIC_AUTH, so that no list of processes shows it.
+Flower gets the password by its own variable, FLOWER_BASIC_AUTH, so that no list of processes shows it.
 """
 
 import os
@@ -13,7 +13,7 @@ from celery_kit.worker.start import APP
 
 
 def password() -> str:
-    """What MONITOR_PASSWORD_FILE holds. Refuses where there is none."""
+    """The password in MONITOR_PASSWORD_FILE. Refuses a file that is missing or empty."""
     file = os.environ.get("MONITOR_PASSWORD_FILE") or refuse("MONITOR_PASSWORD_FILE names no file: Flower is not started open")
     try:
         found = Path(file).read_text().strip()
@@ -23,6 +23,7 @@ def password() -> str:
 
 
 def main() -> None:
+    """Replace this process by Flower."""
     os.environ["FLOWER_BASIC_AUTH"] = f"{os.environ.get('MONITOR_USER') or 'kit'}:{password()}"
     argv = [sys.executable, "-m", "celery", "-A", APP, "flower", "--address=0.0.0.0", "--port=5555", *sys.argv[1:]]
     os.execv(argv[0], argv)

@@ -17,7 +17,7 @@ from celery_kit.results.outcome import Outcome, forget, outcome
 
 
 def show(result: "AsyncResult[Any]", wait: float | None = None, as_json: bool = False) -> None:
-    """Print an outcome, after waiting up to `wait` seconds for it."""
+    """Print an outcome, after waiting for it up to `wait` seconds."""
     if wait is not None:
         with suppress(ResultTimeout):
             result.get(timeout=wait, propagate=False)
@@ -29,7 +29,7 @@ def show(result: "AsyncResult[Any]", wait: float | None = None, as_json: bool = 
 
 
 def show_outcome(found: Outcome) -> None:
-    """Print one for people."""
+    """Print an outcome in lines, for a terminal."""
     fields = {"state": found.state, "value": json.dumps(found.value, default=repr, ensure_ascii=False)}
     if found.state != "SUCCESS":
         del fields["value"]
@@ -43,7 +43,7 @@ def show_outcome(found: Outcome) -> None:
 
 
 def refuse_where_unreadable() -> None:
-    """End with one line where this process could never see a result."""
+    """Refuse a result backend whose results only their sender can read."""
     backend = room(app.conf.result_backend)
     if backend and not backend.read_elsewhere:
         refuse(
@@ -53,6 +53,7 @@ def refuse_where_unreadable() -> None:
 
 
 def main() -> None:
+    """Show or delete a result."""
     parser = Parser(description="Show a task's state and result.")
     parser.add_argument("id")
     parser.add_argument("--wait", type=float, metavar="SECONDS", help="wait this long for the task to end")
@@ -61,7 +62,7 @@ def main() -> None:
     given = parser.parse_args()
 
     refuse_where_unreadable()
-    app.conf.result_backend_always_retry = False  # a person waits: say at once that the server is away
+    app.conf.result_backend_always_retry = False  # a person waits: report an unavailable server at once
     try:
         if given.forget:
             forget(given.id)

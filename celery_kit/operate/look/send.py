@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 from celery.exceptions import OperationalError
 
@@ -15,8 +15,11 @@ from celery_kit.operate.arguments import Parser, advice, next_look
 from celery_kit.operate.target import app
 from celery_kit.produce.send import send, tasks
 
+Value = TypeVar("Value", list[object], dict[str, object])
+
 
 def main() -> None:
+    """Send a task, or forward the spool."""
     parser = Parser(description="Send a task; prints its id.")
     parser.add_argument("task", help="its name; or `forward`, to send what waits in the spool (docs/spool.md)")
     parser.add_argument("args", nargs="?", default="[]", help="a JSON array; or -, to read one JSON array a line")
@@ -45,22 +48,22 @@ def _send(given: argparse.Namespace) -> None:
             result = send(given.task, args, kwargs, countdown=given.countdown)
             print(result.id, flush=True)
             if given.wait is not None:
-                from celery_kit.operate.look.result import show  # only here: a producer need not know how results look
+                from celery_kit.operate.look.result import show  # only with --wait
 
                 show(result, given.wait)
     except (OperationalError, ConnectionError) as error:
-        _away(error)
+        _unavailable(error)
     except app.connection().channel_errors as error:
         refuse(explained(app, error) or f"the broker refuses the task: {error}")
     except OSError as error:
         _unusable(error)
     if app.spooled and app.spooled.spool.names():
         how = advice("make forward", "celery-kit send forward")
-        print(f"celery-kit: the broker is away; tasks wait in {app.conf.spool}: '{how}' sends them", file=sys.stderr)
+        print(f"celery-kit: the broker is unavailable; tasks wait in {app.conf.spool}: '{how}' sends them", file=sys.stderr)
 
 
 def forward() -> None:
-    """Send what waits in the spool; prints the ids."""
+    """Send the tasks of the spool, and print their ids. Refuses if some stay there."""
     tasks()
     try:
         if not app.spooled:
@@ -68,7 +71,7 @@ def forward() -> None:
         for task_id in app.spooled.forward():
             print(task_id, flush=True)
     except (OperationalError, ConnectionError) as error:
-        _away(error)
+        _unavailable(error)
     except OSError as error:
         _unusable(error)
     if rest := len([*app.spooled.spool.names(), *app.spooled.spool.bad()]):
@@ -79,11 +82,11 @@ def _unusable(error: OSError) -> NoReturn:
     refuse(f"SPOOL={app.conf.spool} cannot be used: {error.strerror}")
 
 
-def _away(error: Exception) -> NoReturn:
+def _unavailable(error: Exception) -> NoReturn:
     refuse(f"the broker at {address(app)} cannot be reached ({error}); {next_look()}")
 
 
-def _json(what: str, text: str, kind: type) -> Any:
+def _json(what: str, text: str, kind: type[Value]) -> Value:
     shapes: dict[type, str] = {list: 'an array, such as \'["a@b.c", "hi"]\'', dict: "an object, such as '{\"size\": 128}'"}
     shape = shapes[kind]
     try:
@@ -95,7 +98,7 @@ def _json(what: str, text: str, kind: type) -> Any:
     return value
 
 
-def _check_arguments(task: str, args: list[Any], kwargs: dict[str, Any]) -> None:
+def _check_arguments(task: str, args: list[object], kwargs: dict[str, object]) -> None:
     try:
         tasks()[task].__header__(*args, **kwargs)
     except TypeError as error:

@@ -1,7 +1,6 @@
-"""What a running stack does now: its broker, its queues, its workers, beat. `python -m celery_kit.operate.look.status` shows
-it.
+"""The state of a running stack: broker, queues, workers, beat. `python -m celery_kit.operate.look.status`, `make status`.
 
-Nobody is waited for longer than a second: a server that is away, or a worker that does not answer, is what the table is for.
+No server or worker is waited for longer than a second, because the table has to show those that do not answer.
 """
 
 import json
@@ -26,9 +25,9 @@ SHOWN_TASKS = 30
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was found. `broker`, `results`: what the server said, or in words why it did not; None: there is none.
+    """What was found. `broker`, `results`: facts about the server, or why it did not answer; None: there is none.
 
-    `unasked`: in words why the workers could not be asked.
+    `unasked`: why the workers could not be asked, in words; empty if they were.
     """
 
     broker: Server | str
@@ -36,12 +35,12 @@ class Snapshot:
     workers: dict[str, Vitals]
     members: list[Member]
     unasked: str = ""
-    broker_url: str = ""  # where they are, of one that does not say it itself
+    broker_url: str = ""  # for a server that did not answer
     results_url: str = ""
 
 
 def ask_broker() -> Server | str:
-    """What the broker says, or one line on why it does not. Of several: the first that answers."""
+    """Facts about the broker, of several the first that answers; or one line on why none does."""
     broker = brokers.room(app.conf.broker_read_url)
     options = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "max_retries": 0}
     away: list[str] = []
@@ -51,22 +50,22 @@ def ask_broker() -> Server | str:
             def gone(error: Exception, _: float) -> None:
                 away.append(f"{readable(connection.as_uri())} does not answer: {_first_line(error)}")
 
-            # Each once: connect() waits 2 s, and tries again.
+            # One try each, because connect() would wait 2 s and retry.
             others = max(0, len(connection.alt) - 1)
             connection.ensure_connection(gone, others, interval_start=0, reraise_as_library_errors=False)
             ask = symbol_by_name(broker.facts) if broker and broker.facts else facts.of_any_broker
             found: Server = ask(app, connection, os.environ)
             return replace(found, notes=[*away, *found.notes], url=readable(connection.as_uri()))
-    except Exception as error:  # whatever the room's client raises: it is shown, not handled
+    except Exception as error:  # any error of a broker's client is shown to the user
         return f"does not answer: {_first_line(error)}"
 
 
 def ask_results() -> Server | str | None:
-    """What the results server says, or one line on why it does not; None where the backend has none."""
+    """Facts about the results server, or one line on why it does not answer; None if the backend has no server."""
     try:
         backend = results.room(app.conf.result_backend)
         if backend is None:
-            return Server(type(app.backend).__name__, "", notes=["the kit does not know how to look into it"])
+            return Server(type(app.backend).__name__, "", notes=["the kit has no module for this result backend"])
         found: Server | None = symbol_by_name(backend.facts)(app) if backend.facts else None
         return found
     except Exception as error:
@@ -76,17 +75,17 @@ def ask_results() -> Server | str | None:
 def _results_url() -> str:
     try:
         return readable(app.backend.as_uri())
-    except Exception:  # a backend whose package is missing, or whose settings are: asking it says so
+    except Exception:  # its package or one of its settings is missing, which ask_results reports
         return str(app.conf.result_backend).partition(":")[0]
 
 
 def ask_workers(expected: int, patience: float) -> tuple[dict[str, Vitals], str]:
-    """What each worker answers, by node name, and why nobody could be asked: a broker that is full takes no question either.
+    """Each worker's report, by node name, and why none could be asked: a full broker refuses the question too.
 
-    Waits until `expected` have answered, `patience` seconds at most. Of a worker without the kit: what Celery's own command
-    tells.
+    Waits until `expected` workers have answered, for `patience` seconds at most. A worker without the kit reports only what
+    Celery's own commands do.
     """
-    app.conf.publish_timeout = patience  # this process sends nothing else
+    app.conf.publish_timeout = patience  # this process sends nothing but the question
     try:
         inspect: Any = app.control.inspect(timeout=patience, limit=expected or None)
         answers = {node: vitals_of(answer) for node, answer in (inspect._request("vitals") or {}).items()}
@@ -100,12 +99,13 @@ def ask_workers(expected: int, patience: float) -> tuple[dict[str, Vitals], str]
 
 
 def snapshot(tell: Callable[[], list[Member]] = list, patience: float = PATIENCE) -> Snapshot:
-    """Ask all of them, at the same time where that can be; `tell` is asked who should be there. `patience`, in seconds, is for
-    the workers.
+    """Ask broker, results server and workers, at the same time where possible. `tell`: returns the processes that should run.
+
+    `patience`: how long to wait for the workers, in seconds.
     """
     with ThreadPoolExecutor() as asking:
-        told, broker, results = asking.submit(tell), asking.submit(ask_broker), asking.submit(ask_results)
-        found, members = broker.result(), told.result()
+        stack, broker, results = asking.submit(tell), asking.submit(ask_broker), asking.submit(ask_results)
+        found, members = broker.result(), stack.result()
         expected = sum(member.running for member in members if member.node)
         ask = isinstance(found, Server) and (expected or not members)
         workers, unasked = ask_workers(expected, patience) if ask else ({}, "")
@@ -113,12 +113,12 @@ def snapshot(tell: Callable[[], list[Member]] = list, patience: float = PATIENCE
 
 
 def packed(found: Snapshot) -> str:
-    """What was found, as one line of JSON: for a process of another machine, or of another environment."""
+    """A snapshot as one line of JSON, for a process of another machine, or of another environment."""
     return json.dumps(asdict(found))
 
 
 def unpacked(text: str) -> Snapshot:
-    """What :func:`packed` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+    """The snapshot that :func:`packed` wrote. Raises ValueError, KeyError or TypeError for anything else."""
     given = json.loads(text)
     members = [Member(**one) for one in given.pop("members")]
     servers = {name: _unpacked_server(given.pop(name)) for name in ("broker", "results")}
@@ -126,7 +126,7 @@ def unpacked(text: str) -> Snapshot:
 
 
 def seen(found: Snapshot, address: Callable[[str], str]) -> Snapshot:
-    """What was found, with the servers' addresses as another machine has them: `address` translates one."""
+    """A snapshot with the addresses that the servers have on another machine. `address`: translates one."""
 
     def server(one: Any) -> Any:
         return replace(one, url=address(one.url)) if isinstance(one, Server) else one
@@ -148,7 +148,7 @@ def _unpacked_server(given: Any) -> Any:
 
 
 def lines(found: Snapshot) -> list[str]:
-    """The table, ready to print."""
+    """The table of `make status`, by lines."""
     shown = [f"broker    {_server(found.broker, found.broker_url)}"]
     shown += [f"          {note}" for note in (found.broker.notes if isinstance(found.broker, Server) else [])]
     shown += [f"          workers cannot be asked: {found.unasked}"] if found.unasked else []
@@ -174,7 +174,7 @@ def state_of(node: str, found: Snapshot) -> str:
     member = next((member for member in found.members if member.node == node), None)
     if answer := found.workers.get(node):
         if answer["consuming"] is None:
-            return "alive, does not tell what it consumes"
+            return "alive, does not report what it consumes"
         return "consuming" if answer["consuming"] else "ALIVE, CONSUMES NOTHING"
     if member is None or not member.running:
         return (member.state if member else "unknown").upper()
@@ -252,6 +252,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def main() -> None:
+    """Print the table, or the snapshot as JSON."""
     parser = Parser(description="Show broker, queues and workers.")
     parser.add_argument("--json", action="store_true", help="as one line of JSON; seconds and members come by standard input")
     if parser.parse_args().json:

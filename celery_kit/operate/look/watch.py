@@ -1,5 +1,5 @@
-"""Follow one task to its end, with a bar where it says how far it is. `python -m celery_kit.operate.look.watch ID`, `make
-result ID=… WATCH=1`.
+"""Follow one task until it ends, with a bar for a task that reports its progress. `python -m celery_kit.operate.look.watch ID`,
+`make result ID=… WATCH=1`.
 """
 
 import sys
@@ -17,14 +17,14 @@ WORDS = {states.PENDING: "waits, or is not known", states.STARTED: "runs", state
 
 
 def watch(task_id: str) -> Outcome:
-    """Draw it until it ends; gives what came of it. Ctrl-C ends the watching, not the task."""
+    """Draw a task's state until it ends, and return its outcome. Ctrl-C stops the drawing, not the task."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task(task_id, total=None, done="")
         while (now := look_up(task_id)).state not in states.READY_STATES:
-            said = now.progress or {}
-            current, total = said.get("current"), said.get("total")
-            text = said.get("text") or WORDS.get(now.state, now.state)
+            progressed = now.progress or {}
+            current, total = progressed.get("current"), progressed.get("total")
+            text = progressed.get("text") or WORDS.get(now.state, now.state)
             done = f"{current:g}/{total:g}" if current is not None and total else ""
             progress.update(bar, completed=current, total=total, description=f"{task_id[:8]} {text}", done=done)
             time.sleep(EVERY)
@@ -33,7 +33,8 @@ def watch(task_id: str) -> Outcome:
 
 
 def main() -> None:
-    parser = Parser(description="Follow a task to its end, with a bar where it says how far it is.")
+    """Watch a task. Exits with 1 unless it succeeds."""
+    parser = Parser(description="Follow a task until it ends, with a bar for one that reports its progress.")
     parser.add_argument("id")
     given = parser.parse_args()
     refuse_where_unreadable()
