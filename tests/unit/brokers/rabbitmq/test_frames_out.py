@@ -56,7 +56,8 @@ def test_a_messages_frames_say_what_py_amqps_say(headers: Any, body: bytes, prio
     for frame, kind in ((method, 1), (header, 2)):
         assert frame[:7] == bytes((kind, 0, 7)) + (len(frame) - 8).to_bytes(4, "big") and frame[-1] == 0xCE
     assert header[7:19] == bytes((0, 60, 0, 0)) + len(body).to_bytes(8, "big")
-    assert decoded(header[19:-1]) == decoded(message_of(channel, part)._serialize_properties())
+    message: Any = message_of(channel, part)
+    assert decoded(header[19:-1]) == decoded(message._serialize_properties())
 
 
 @pytest.mark.parametrize(
