@@ -148,7 +148,7 @@ class _Run:
         with keeper.keep(self):
             try:
                 found = self._patiently(self._take)
-            except self.claims.away:
+            except self.claims.unavailable:
                 return self._later("cannot be claimed: its store is unavailable")
             if found is None:
                 self.holds = True
@@ -206,7 +206,7 @@ class _Run:
         while True:
             try:
                 return step()
-            except self.claims.away:
+            except self.claims.unavailable:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(AGAIN)

@@ -41,8 +41,8 @@ class Profile(Choices):
 
         broker_url = environ.get("CELERY_BROKER_URL", "")
         result_backend = environ.get("CELERY_RESULT_BACKEND", "")
-        broker = _room("BROKER", value("BROKER", ""), "CELERY_BROKER_URL", broker_url, BROKERS, "embedded", other_broker)
-        backend = _room(
+        broker = _row("BROKER", value("BROKER", ""), "CELERY_BROKER_URL", broker_url, BROKERS, "embedded", other_broker)
+        backend = _row(
             "BACKEND", value("BACKEND", ""), "CELERY_RESULT_BACKEND", result_backend, BACKENDS, "redis", other_backend
         )
         return cls(
@@ -60,8 +60,8 @@ def of_an_app(broker: Broker | None, backend: Backend | None, environ: Mapping[s
     """The other choices, for an app whose own settings name its servers. Where the kit has no row for one of them, Redis stands
     in.
     """
-    rooms = {"BROKER": (broker or BROKERS["redis"]).name, "BACKEND": (backend or BACKENDS["redis"]).name}
-    return Profile.from_environ({**environ, **rooms, "CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""})
+    rows = {"BROKER": (broker or BROKERS["redis"]).name, "BACKEND": (backend or BACKENDS["redis"]).name}
+    return Profile.from_environ({**environ, **rows, "CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""})
 
 
 def limits(broker: Broker, backend: Backend, pool: Pool) -> Limits:
@@ -70,30 +70,30 @@ def limits(broker: Broker, backend: Backend, pool: Pool) -> Limits:
     return {**broker.limits, **together, **backend.limits, **pool.limits}
 
 
-Room = TypeVar("Room", Broker, Backend)
+Row = TypeVar("Row", Broker, Backend)
 
 
-def _room(
-    name: str, given: str, url_name: str, url: str, rooms: Mapping[str, Room], default: str, other: Callable[[str], Room | None]
-) -> Room:
+def _row(
+    name: str, given: str, url_name: str, url: str, rows: Mapping[str, Row], default: str, other: Callable[[str], Row | None]
+) -> Row:
     """The row that is chosen by name, or by the scheme of Celery's own URL. Refuses a name that contradicts the URL.
 
     `other`: makes a row for a scheme that Celery knows and the kit has no module for.
     """
     if given:
-        choose(name, given, rooms)
+        choose(name, given, rows)
     if not url:
-        return rooms[given or default]
+        return rows[given or default]
     schemes = schemes_of(url)
-    serving = [room for room in rooms.values() if schemes <= set(room.schemes)]
+    serving = [row for row in rows.values() if schemes <= set(row.schemes)]
     begins = f"begins with {', '.join(f'{scheme}:' for scheme in sorted(schemes))}"
-    if given and rooms[given] not in serving:
+    if given and rows[given] not in serving:
         refuse(f"{name}={given} contradicts {url_name}, which {begins}; leave one of them out")
     if given or serving:
-        return rooms[given] if given else serving[0]
+        return rows[given] if given else serving[0]
     others = [other(scheme) for scheme in sorted(schemes)]
     if not (all(others) and (found := others[0])):
-        allowed = sorted({scheme for room in rooms.values() for scheme in room.schemes})
+        allowed = sorted({scheme for row in rows.values() for scheme in row.schemes})
         refuse(f"{url_name} {begins}, which is not known; allowed: {', '.join(allowed)}, or what Celery has beside these")
     return found
 

@@ -54,7 +54,7 @@ PLACE = ("queue", "exchange", "routing_key")
 TASK, BAD = ".task", ".bad"
 OURS = (TASK, BAD, ".draft", "lock")
 #: Errors of an unavailable broker, which do not depend on the task.
-AWAY = (OperationalError, ConnectionError, LimitExceeded)
+UNAVAILABLE = (OperationalError, ConnectionError, LimitExceeded)
 
 
 class Call(TypedDict):
@@ -67,7 +67,7 @@ class Call(TypedDict):
     options: dict[str, Any]
 
 
-#: What sends a call: raises one of AWAY if the broker is unavailable.
+#: What sends a call: raises one of UNAVAILABLE if the broker is unavailable.
 Send = Callable[[Call], object]
 #: A delay in seconds, and a moment: a datetime, or ISO 8601.
 Args = Sequence[Any] | None
@@ -143,9 +143,9 @@ class Spool:
     def forward(self, send: Send, again: bool = False) -> Iterator[str]:
         """Send the tasks, oldest first. Yields each id after its task is sent. `again`: also those that could not be sent.
 
-        Raises one of AWAY if the broker is unavailable; the other tasks stay. If `send` raises RefusedError, the task stays,
-        and with it all that go to the same place, until the next call. A task that cannot be sent for a reason of its own is
-        renamed after TRIES tries, a file that cannot be read at once. Sends nothing while another process sends.
+        Raises one of UNAVAILABLE if the broker is unavailable; the other tasks stay. If `send` raises RefusedError, the task
+        stays, and with it all that go to the same place, until the next call. A task that cannot be sent for a reason of its
+        own is renamed after TRIES tries, a file that cannot be read at once. Sends nothing while another process sends.
         """
         full: set[tuple[str, ...]] = set()
         with self._alone() as alone:
@@ -162,7 +162,7 @@ class Spool:
                 except RefusedError as error:
                     full.add(place)
                     self._failed(path, f"waits: {error}", math.inf)
-                except AWAY:
+                except UNAVAILABLE:
                     raise
                 except Exception as error:
                     at_once = isinstance(error, BadFileError | NotOursError)
@@ -226,7 +226,7 @@ class Spool:
                 try:
                     for _ in self.forward(send):
                         sent += 1
-                except AWAY as error:
+                except UNAVAILABLE as error:
                     trouble = f"the broker is unavailable ({error})"
                 except Exception as error:  # later tasks need this thread
                     trouble = f"{type(error).__name__}: {error}"
@@ -297,7 +297,7 @@ class Spooled:
             raise
 
     def forward(self) -> Iterator[str]:
-        """Send all tasks, also those that could not be sent before. Yields their ids. Raises one of AWAY, see Spool.forward."""
+        """Send all tasks, also those that could not be sent before. Yields their ids. Raises as :meth:`Spool.forward`."""
         return self.spool.forward(self.send_call, again=True)
 
     def send_task(
@@ -335,24 +335,24 @@ class Spooled:
 
     def _call(self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: dict[str, Any]) -> Call:
         """The call in a form for another process: with absolute times, and with the parent task and the queue for replies."""
-        kept = {key: value for key, value in options.items() if key not in (*LOCAL, "task_id") and value is not None}
+        portable = {key: value for key, value in options.items() if key not in (*LOCAL, "task_id") and value is not None}
         if countdown:
             eta = self.app.now() + timedelta(seconds=countdown)
         if eta:
-            kept["eta"] = eta if isinstance(eta, str) else eta.isoformat()
-        expires = kept.get("expires")
+            portable["eta"] = eta if isinstance(eta, str) else eta.isoformat()
+        expires = portable.get("expires")
         if isinstance(expires, int | float):
             expires = self.app.now() + timedelta(seconds=expires)
         if expires:
-            kept["expires"] = expires if isinstance(expires, str) else expires.isoformat()
-        kept.setdefault("reply_to", self.app.thread_oid)
+            portable["expires"] = expires if isinstance(expires, str) else expires.isoformat()
+        portable.setdefault("reply_to", self.app.thread_oid)
         if parent := self.app.current_worker_task:
-            kept.setdefault("root_id", parent.request.root_id or parent.request.id)
-            kept.setdefault("parent_id", parent.request.id)
+            portable.setdefault("root_id", parent.request.root_id or parent.request.id)
+            portable.setdefault("parent_id", parent.request.id)
         return {
             "name": name,
             "task_id": options["task_id"],
             "args": list(args or ()),
             "kwargs": dict(kwargs or {}),
-            "options": kept,
+            "options": portable,
         }

@@ -62,7 +62,7 @@ def metrics(found: Snapshot) -> Iterator[Metric]:
 
 
 class Look(Collector):
-    """A look at each scrape."""
+    """Takes a snapshot for each scrape."""
 
     def collect(self) -> Iterator[Metric]:
         yield from metrics(snapshot())

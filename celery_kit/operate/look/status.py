@@ -43,19 +43,19 @@ def ask_broker() -> Server | str:
     """Facts about the broker, of several the first that answers; or one line on why none does."""
     broker = brokers.room(app.conf.broker_read_url)
     options = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "max_retries": 0}
-    away: list[str] = []
+    unanswered: list[str] = []
     try:
         with app.connection_for_read(connect_timeout=PATIENCE, transport_options=options) as connection:
 
             def gone(error: Exception, _: float) -> None:
-                away.append(f"{readable(connection.as_uri())} does not answer: {_first_line(error)}")
+                unanswered.append(f"{readable(connection.as_uri())} does not answer: {_first_line(error)}")
 
             # One try each, because connect() would wait 2 s and retry.
             others = max(0, len(connection.alt) - 1)
             connection.ensure_connection(gone, others, interval_start=0, reraise_as_library_errors=False)
             ask = symbol_by_name(broker.facts) if broker and broker.facts else facts.of_any_broker
             found: Server = ask(app, connection, os.environ)
-            return replace(found, notes=[*away, *found.notes], url=readable(connection.as_uri()))
+            return replace(found, notes=[*unanswered, *found.notes], url=readable(connection.as_uri()))
     except Exception as error:  # any error of a broker's client is shown to the user
         return f"does not answer: {_first_line(error)}"
 
@@ -98,13 +98,14 @@ def ask_workers(expected: int, patience: float) -> tuple[dict[str, Vitals], str]
         return {}, _first_line(error)
 
 
-def snapshot(tell: Callable[[], list[Member]] = list, patience: float = PATIENCE) -> Snapshot:
-    """Ask broker, results server and workers, at the same time where possible. `tell`: returns the processes that should run.
+def snapshot(list_members: Callable[[], list[Member]] = list, patience: float = PATIENCE) -> Snapshot:
+    """Ask broker, results server and workers, at the same time where possible. `list_members`: returns the stack's
+    processes.
 
     `patience`: how long to wait for the workers, in seconds.
     """
     with ThreadPoolExecutor() as asking:
-        stack, broker, results = asking.submit(tell), asking.submit(ask_broker), asking.submit(ask_results)
+        stack, broker, results = asking.submit(list_members), asking.submit(ask_broker), asking.submit(ask_results)
         found, members = broker.result(), stack.result()
         expected = sum(member.running for member in members if member.node)
         ask = isinstance(found, Server) and (expected or not members)

@@ -13,9 +13,9 @@ from celery_kit.base.lua import script
 
 
 class Claims:
-    """The claims of one Redis server. Times are in seconds. Each call raises one of `away` if the server is unavailable."""
+    """The claims of one Redis server. Times are in seconds. Calls raise one of `unavailable` if the server is."""
 
-    away = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError)
+    unavailable = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError)
 
     def __init__(self, client: Redis, prefix: str = "") -> None:
         self._client, self._prefix = client, prefix
