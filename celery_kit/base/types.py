@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from celery import Celery, Task
     from celery.app.task import Context
     from celery.bootsteps import Blueprint
+    from celery.result import AsyncResult
     from kombu import Queue
     from kombu.asynchronous.hub import Hub
     from kombu.transport.base import Transport
@@ -35,10 +36,12 @@ FailedValueRuntime: TypeAlias = tuple[int, object, float]
 if TYPE_CHECKING:
     #: A task, whatever it takes and returns.
     AnyTask: TypeAlias = Task[..., object]
+    #: The result of a task, whatever its value.
+    AnyResult: TypeAlias = AsyncResult[object]
     #: A value as `json.loads` returns it.
     Json: TypeAlias = str | int | float | bool | Sequence["Json"] | Mapping[str, "Json"] | None
 else:  # values, so that `AnyTask | None` needs no quotes, and this module does not import Celery
-    AnyTask = Json = object
+    AnyTask = AnyResult = Json = object
 
 
 class Message(Protocol):

@@ -25,7 +25,6 @@ from weakref import WeakValueDictionary
 
 from celery import Celery
 from celery.backends.base import Backend
-from celery.result import AsyncResult
 from kombu.exceptions import LimitExceeded, OperationalError
 from kombu.serialization import dumps, loads, prepare_accept_content
 from kombu.utils.uuid import uuid
@@ -33,6 +32,7 @@ from kombu.utils.uuid import uuid
 from celery_kit.base.files import NotOursError, private, read_ours
 from celery_kit.base.messages import RefusedError, UnroutedError
 from celery_kit.base.refusals import Absent
+from celery_kit.base.types import AnyResult
 
 fcntl: ModuleType | Absent
 try:
@@ -62,16 +62,16 @@ class Call(TypedDict):
 
     name: str
     task_id: str
-    args: list[Any]
-    kwargs: dict[str, Any]
+    args: list[object]
+    kwargs: dict[str, object]
     options: dict[str, Any]
 
 
 #: What sends a call: raises one of UNAVAILABLE if the broker is unavailable.
 Send = Callable[[Call], object]
 #: A delay in seconds, and a moment: a datetime, or ISO 8601.
-Args = Sequence[Any] | None
-Kwargs = Mapping[str, Any] | None
+Args = Sequence[object] | None
+Kwargs = Mapping[str, object] | None
 Countdown = float | None
 Eta = datetime | str | None
 
@@ -274,14 +274,14 @@ class Spool:
 class Spooled:
     """send_task for an app that has a spool: `app.conf.spool` and `spool_most`."""
 
-    def __init__(self, app: Celery, send: Callable[..., AsyncResult[Any]]) -> None:
+    def __init__(self, app: Celery, send: Callable[..., AnyResult]) -> None:
         self.app, self.send = app, send
         self.spool = Spool(Path(app.conf.spool), app.conf.spool_most, app.conf.accept_content)
         self._looked = False
         #: The result backends of this process's threads, by their queue for replies.
         self._backends: WeakValueDictionary[str, Backend] = WeakValueDictionary()
 
-    def send_call(self, call: Call) -> AsyncResult[Any]:
+    def send_call(self, call: Call) -> AnyResult:
         """Send a call. Raises what send_task raises, and RefusedError for each refusal of the broker."""
         own = {"task_id": call["task_id"], "add_to_parent": False}
         try:
@@ -302,7 +302,7 @@ class Spooled:
 
     def send_task(
         self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: dict[str, Any]
-    ) -> AsyncResult[Any]:
+    ) -> AnyResult:
         """Send the task, or accept it for later. Raises SpoolFullError, OSError, or the serializer's error if it is not
         accepted.
         """
@@ -320,12 +320,12 @@ class Spooled:
 
     def accept(
         self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: dict[str, Any]
-    ) -> AsyncResult[Any]:
+    ) -> AnyResult:
         """Write the task to the spool, to be sent later. `options` hold its `task_id`. Raises what :meth:`Spool.put` raises."""
         self._backends.setdefault(self.app.thread_oid, self.app.backend)
         self.spool.put(self._call(name, args, kwargs, countdown, eta, options), self._serializer(options))
         self.spool.forward_in_background(self.send_call)
-        result: AsyncResult[Any] = (options.get("result_cls") or self.app.AsyncResult)(options["task_id"])
+        result: AnyResult = (options.get("result_cls") or self.app.AsyncResult)(options["task_id"])
         if options.get("add_to_parent", True) and (parent := self.app.current_worker_task):
             parent.add_trail(result)
         return result

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from celery.result import AsyncResult
-
 from celery_kit.base import target
 from celery_kit.base.messages import PROGRESS
+from celery_kit.base.types import AnyResult
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ def look_up(task_id: str) -> Outcome:
     return outcome(target.current().AsyncResult(task_id))
 
 
-def outcome(result: "AsyncResult[Any]") -> Outcome:
+def outcome(result: AnyResult) -> Outcome:
     """The current state of `result`. Does not wait."""
     state, value, traceback = result.state, result.result, result.traceback
     done = result.date_done.isoformat() if result.date_done else None

@@ -4,19 +4,18 @@ import json
 import sys
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
 
 from celery.exceptions import TimeoutError as ResultTimeout
-from celery.result import AsyncResult
 
 from celery_kit.base.refusals import refuse
+from celery_kit.base.types import AnyResult
 from celery_kit.operate.arguments import Parser, next_look
 from celery_kit.operate.target import app
 from celery_kit.results import room
 from celery_kit.results.outcome import Outcome, forget, outcome
 
 
-def show(result: "AsyncResult[Any]", wait: float | None = None, as_json: bool = False) -> None:
+def show(result: AnyResult, wait: float | None = None, as_json: bool = False) -> None:
     """Print an outcome, after waiting for it up to `wait` seconds."""
     if wait is not None:
         with suppress(ResultTimeout):
