@@ -97,7 +97,7 @@ ROOMS = {
     "brokers/embedded.py": "the embedded broker is a Valkey",
     "brokers/__init__.py": "THE table of brokers",
     "results/__init__.py": "THE table of result backends",
-    "fixes/server_clock.py": "a fix of kombu's Redis transport",
+    "fixes/__init__.py": "THE table of fixes names where each stands",
     "kit.py": "two bootsteps of RabbitMQ's, by name",
     "once.py": "claims are kept in Redis alone",
     "results/contract.py": "claims, likewise",
