@@ -99,10 +99,10 @@ class Kit(Celery):
             # The broker itself delays tasks. What a task without delay spends here, each `delay()` does.
             if fixes.needed("retry_queue"):
                 options = delayed_messages.named(options)
-            if delayed and fixes.needed("short_delays"):
-                countdown, eta = delayed_messages.rounded_up(countdown, eta, self.now())
             if delayed and fixes.needed("delayed_queue"):
                 self.delayed.prepare(name, args, kwargs, options)
+            if delayed and fixes.needed("short_delays"):
+                countdown, eta = delayed_messages.rounded_up(countdown, eta, self.now())
         return super().send_task(name, args, kwargs, countdown, eta, *more, **options)
 
     @cached_property

@@ -16,6 +16,8 @@ DELAY = re.compile(r"^(?:[01]\.){28}")
 #: The exchange that delayed messages are published to.
 EXCHANGE = "celery_delayed_delivery"
 KIND = "topic"
+#: Seconds to an ETA within which sending may take until less than one is left.
+NEAR = 10
 
 
 class Delayed:
@@ -56,15 +58,16 @@ class Delayed:
 
 
 def rounded_up(countdown: float | None, eta: datetime | str | None, now: datetime) -> tuple[float | None, Any]:
-    """Return countdown (seconds) and ETA, as a countdown of one second where less than that is left: fix `short_delays`.
+    """Return countdown (seconds) and ETA, as a countdown of at least one second where the ETA is NEAR: fix `short_delays`.
 
     Celery passes `int(countdown)` to kombu, which refuses 0: `ValueError: countdown must be a positive number`. apply_async
-    raises; in a worker Task.retry turns a retry into a failure. Retries with jitter meet it by chance.
+    raises; in a worker Task.retry turns a retry into a failure. Retries with jitter meet it by chance, and so does an ETA of
+    which less than a second is left once the connection is there: a countdown does not get shorter meanwhile.
     """
     if isinstance(eta, str):
         eta = datetime.fromisoformat(eta)
     left = (maybe_make_aware(eta) - now).total_seconds() if eta else countdown or 0
-    return (1, None) if 0 < left < 1 else (countdown, eta)
+    return (max(1, left), None) if 0 < left < (NEAR if eta else 1) else (countdown, eta)
 
 
 def named(options: dict[str, Any]) -> dict[str, Any]:

@@ -126,10 +126,13 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
         (-3, None, (-3, None)),
         (1, None, (1, None)),
         (7.5, None, (7.5, None)),
+        (None, NOW + timedelta(seconds=1.5), (1.5, None)),
+        (None, NOW + timedelta(seconds=60), (None, NOW + timedelta(seconds=60))),
         (None, NOW - timedelta(seconds=5), (None, NOW - timedelta(seconds=5))),
     ],
 )
-def test_only_a_delay_below_a_second_is_changed(countdown: Any, eta: Any, given_back: Any) -> None:
+def test_no_delay_is_below_a_second_by_the_time_that_it_is_sent(countdown: Any, eta: Any, given_back: Any) -> None:
+    """Whatever a connection takes: an ETA that is near does not pass meanwhile, and one that is far stays to the letter."""
     assert rounded_up(countdown, eta, NOW) == given_back
 
 
