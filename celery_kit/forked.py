@@ -36,7 +36,7 @@ _threads = 1
 def connect(app: Celery) -> None:
     """Have every child of this process drop the connections of `app`."""
     if not _apps and hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_count, after_in_child=_let_go)
+        os.register_at_fork(before=_count, after_in_child=_close_inherited)
     _apps.add(app)
 
 
@@ -50,7 +50,7 @@ def _count() -> None:
     _threads = threading.active_count()
 
 
-def _let_go() -> None:
+def _close_inherited() -> None:
     if _threads > 1:
         _renew_locks()
     for app in list(_apps):
@@ -58,15 +58,15 @@ def _let_go() -> None:
         vars(app)["_local"] = threading.local()  # the queue for replies, and the backend of a thread that has its own
         vars(app).pop("oid", None)
         if spooled := vars(app).pop("spooled", None):
-            spooled.spool.let_go()
+            spooled.spool.close_inherited()
         if control := vars(app).get("control"):
             with suppress(AttributeError):  # no command has been sent
                 control._after_fork()
     for backend in list(_backends):
         if hasattr(backend._cache, "mutex"):
             backend._cache.mutex = threading.RLock()
-        if (row := results.room(backend.url)) and row.let_go:
-            row.let_go(backend)
+        if (row := results.room(backend.url)) and row.close_inherited:
+            row.close_inherited(backend)
 
 
 def _renew_locks() -> None:
@@ -89,7 +89,7 @@ def _drop_producers(app: Celery) -> None:
     of_producers = amqp._producer_pool.connections if amqp and amqp._producer_pool else None
     for pool in filter(None, (vars(app).get("_pool"), of_producers)):
         for connection in (*pool._resource.queue, *pool._dirty):
-            brokers.let_go(connection)
+            brokers.close_inherited(connection)
         for key in [key for key, one in pools.connections.items() if one is pool]:
             pools.connections.pop(key)
     vars(app)["_pool"] = None

@@ -13,7 +13,7 @@ from celery_kit.brokers.rabbitmq.broker import broker as rabbitmq
 from celery_kit.brokers.rabbitmq.dead import Queues
 from celery_kit.brokers.redis.broker import broker as redis
 
-__all__ = ["BROKERS", "Broker", "Queues", "explained", "let_go", "other_broker", "room", "schemes_of", "transports"]
+__all__ = ["BROKERS", "Broker", "Queues", "close_inherited", "explained", "other_broker", "room", "schemes_of", "transports"]
 
 BROKERS: dict[str, Broker] = {room.name: room for room in (rabbitmq, redis, embedded)}
 
@@ -41,7 +41,7 @@ def other_broker(scheme: str) -> Broker | None:
     return Broker(name=scheme, schemes=(scheme,), url=lambda _: "", settings=lambda _: {}, dead_letters=None, facts=None)
 
 
-def let_go(connection: Connection) -> None:
+def close_inherited(connection: Connection) -> None:
     """In a forked child: close its end of one of the parent's connections, without a word to the server.
 
     The connection is opened again when it is used.
@@ -50,7 +50,7 @@ def let_go(connection: Connection) -> None:
     if transport is None:
         return
     if broker := room(transport.driver_type):
-        broker.let_go(connection)
+        broker.close_inherited(connection)
     vars(connection).update(_transport=None, _connection=None, _default_channel=None)
     connection.declared_entities.clear()
 

@@ -54,9 +54,9 @@ class DeadLetters(Protocol):
 
 
 class Bulk(Protocol):
-    """Publishes many messages at once. `patience`: seconds to wait for the broker."""
+    """Publishes many messages at once. `timeout`: seconds to wait for the broker."""
 
-    def __init__(self, connection: Connection, patience: float) -> None: ...
+    def __init__(self, connection: Connection, timeout: float) -> None: ...
 
     def send(self, parts: Sequence[Part]) -> None:
         """Publish, and wait until the broker has confirmed all of them. Raises UnconfirmedError if it does not."""
@@ -93,8 +93,8 @@ class Broker:
     transports: Mapping[str, str] = field(default_factory=dict)
     #: Tasks with an ETA wait in the broker, not in a worker.
     delays_tasks: bool = False
-    #: let_go(connection): closes, in a forked child, its end of the parent's sockets, without a word to the server.
-    let_go: Callable[[Connection], None] = lambda connection: None
+    #: close_inherited(connection): closes, in a forked child, its end of the parent's sockets, and sends nothing to the server.
+    close_inherited: Callable[[Connection], None] = lambda connection: None
     #: Publishes many messages at once, for `send_many`.
     bulk: type[Bulk] | None = None
     #: like(channel, part, seconds): publishes one message like its sample, and returns after the broker has accepted it.

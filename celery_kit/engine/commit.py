@@ -33,11 +33,11 @@ BYTES = 1_000_000
 #: The largest result that a child process passes to its parent, in bytes, unless it cannot store it.
 CARRIED = 65_536
 #: Results that a child process remembers after it has passed them on: those of the parent's group, and of the one before.
-HANDED = 2 * COUNT
+PASSED_ON = 2 * COUNT
 #: Checks, SECONDS apart, that find nothing before the writing thread sleeps. To wake it then costs each task some time.
 IDLE = 25
 #: Seconds between two tries while the results server is unavailable.
-PATIENCE = 0.5
+RETRY_PAUSE = 0.5
 
 #: States that a late RETRY or STARTED must not overwrite. Any other state must not overwrite a SUCCESS.
 LASTING = {states.RETRY: (states.SUCCESS, states.FAILURE, states.REVOKED), states.STARTED: (states.SUCCESS, states.REVOKED)}
@@ -98,7 +98,7 @@ class Commit:
         self.ending = False
         self.carried: Write | None = None
         #: The last results passed to the parent, which may not have stored them yet.
-        self._handed: dict[str, Write] = {}
+        self._passed_on: dict[str, Write] = {}
         #: The parent has no other result to batch with this one: the child stores it.
         self.alone = False
         self._store: Store | None = None
@@ -208,10 +208,10 @@ class Commit:
     def hand_over(self, task_id: str) -> Write | None:
         """The result of this task, for the parent to store; None if this process has stored it."""
         if write := self.carried:
-            self._handed[task_id] = write.of(task_id)
+            self._passed_on[task_id] = write.of(task_id)
             self.carried = None
-            if len(self._handed) > HANDED:
-                del self._handed[next(iter(self._handed))]
+            if len(self._passed_on) > PASSED_ON:
+                del self._passed_on[next(iter(self._passed_on))]
         return write
 
     def end(self) -> None:
@@ -221,14 +221,14 @@ class Commit:
             self.try_flush()
             self.carried = None
 
-    def look(self, task_ids: Iterable[str]) -> None:
+    def before_read(self, task_ids: Iterable[str]) -> None:
         """Store what this process has reported of these tasks: somebody in it is about to read their results."""
-        if self._handed:
-            for write in [self._handed.pop(one) for one in task_ids if one in self._handed]:
+        if self._passed_on:
+            for write in [self._passed_on.pop(one) for one in task_ids if one in self._passed_on]:
                 self._take(write)
         self.try_flush()
 
-    def look_by_hand(self) -> None:
+    def before_raw_read(self) -> None:
         """The same for whoever takes the server's client; that may be the garbage collector, within :meth:`_take`."""
         if not self._lock.locked():
             self.try_flush()
@@ -261,21 +261,21 @@ class Commit:
     def tick(self) -> None:
         """Called when the worker's loop is about to wait."""
         self._loop = threading.get_ident()
-        if self._in_loop and not (self._lazy and self._gathers()):
+        if self._in_loop and not (self._lazy and self._may_wait()):
             self._in_loop = False
             self.try_flush()
 
-    def _gathers(self) -> bool:
+    def _may_wait(self) -> bool:
         """Whether more tasks are running than have ended, so that the group can wait for them."""
         young = self._since is not None and time.monotonic() - self._since < SECONDS
         return young and len(self._acks) < min(COUNT, self._busy())
 
-    def gather(self, send: Callable[[], None]) -> bool:
+    def defer(self, send: Callable[[], None]) -> bool:
         """While this thread sends a group's acknowledgements: have `send` called after the last one, and return True."""
-        gathers = self._sending and self._flusher == threading.get_ident()
-        if gathers:
+        defers = self._sending and self._flusher == threading.get_ident()
+        if defers:
             self._after.add(send)
-        return gathers
+        return defers
 
     @unbroken
     def flush(self) -> None:
@@ -358,7 +358,7 @@ class Commit:
                     self._waiting.wait()
                 idle = 0
             elif self._away:
-                time.sleep(PATIENCE)
+                time.sleep(RETRY_PAUSE)
                 self._try()
             elif (left := since + SECONDS - time.monotonic()) > 0:
                 time.sleep(left)

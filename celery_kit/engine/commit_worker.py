@@ -51,7 +51,7 @@ class Step(bootsteps.StartStopStep):
             return getattr(parent.task_consumer, "channel", None)  # there is none as yet, or any more
 
         def busy() -> int:
-            return len(reserved) + len(getattr(channel(), "kept", ()))
+            return len(reserved) + len(getattr(channel(), "prefetched", ()))
 
         def more() -> None:
             if refill := getattr(channel(), "refill", None):

@@ -23,7 +23,7 @@ MOST = 100
 STALLED = 1.0
 
 
-class Pace:
+class Throughput:
     """How many messages the worker may prefetch beyond its prefetch count, by its recent throughput."""
 
     def __init__(self) -> None:

@@ -6,26 +6,30 @@ from contextlib import suppress
 from celery_kit.engine.parts import on
 
 
-class Bell:
-    """The loop polls it like a socket, and calls `hear` when it is readable; `ring` wakes the loop."""
+class WakeUp:
+    """The loop polls it like a socket, and calls `drain` when it is readable. Any thread or greenlet may call `wake`."""
 
     def __init__(self) -> None:
-        self._heard, self._rung = socket.socketpair()
-        for end in (self._heard, self._rung):
+        self._reader, self._writer = socket.socketpair()
+        for end in (self._reader, self._writer):
             end.setblocking(False)
 
     def fileno(self) -> int:
-        return self._heard.fileno()
+        """The descriptor to poll."""
+        return self._reader.fileno()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
+        """Make it readable. Never blocks, and does nothing once it is closed."""
         if on("wake_up"):
             with suppress(OSError):  # the loop is being woken, or has ended
-                self._rung.send(b"!")
+                self._writer.send(b"!")
 
-    def hear(self) -> None:
+    def drain(self) -> None:
+        """Read what was written, so that it is readable only after the next :meth:`wake`."""
         with suppress(BlockingIOError):
-            self._heard.recv(4096)
+            self._reader.recv(4096)
 
     def close(self) -> None:
-        for end in (self._heard, self._rung):
+        """Close both sockets."""
+        for end in (self._reader, self._writer):
             end.close()

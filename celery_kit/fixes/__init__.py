@@ -142,7 +142,7 @@ _ROWS = (
     Fix("earlier_channel", "how often messages of dead workers are looked for cannot be chosen, on Redis",
         "kombu/transport/redis.py 5.6.2, MultiChannelPoller.maybe_restore_messages", "tests/unit/brokers/redis/test_earlier.py",
         "celery_kit.brokers.redis.fixes:EarlierChannel", "use", {"kombu": ">=5.5.4,<5.7"}, {"kombu": ">=5.7"}),
-    Fix("earlier_poller", "kombu's poller has no means to leave its bell, on Redis",
+    Fix("earlier_poller", "kombu's poller has no means to leave its wake-up, on Redis",
         "kombu/transport/redis.py 5.6.2, MultiChannelPoller", "tests/unit/brokers/redis/test_earlier.py",
         "celery_kit.brokers.redis.fixes:EarlierPoller", "use", {"kombu": ">=5.5.4,<5.7"}, {"kombu": ">=5.7"}),
     Fix("missing_queue_type", "a queue that is not in `task_queues` cannot be a quorum queue",

@@ -40,7 +40,7 @@ class Delayed:
         with self.app.producer_or_acquire() as producer:
             to = producer.connection
             if (queue.name, to.hostname, to.port) not in self.bound:  # each of several brokers has its own
-                producer.patiently(lambda: self._bind(producer.connection, queue))
+                producer.with_retries(lambda: self._bind(producer.connection, queue))
                 self.bound.add((queue.name, to.hostname, to.port))
 
     def _bind(self, producers: Any, queue: Any) -> None:

@@ -71,7 +71,7 @@ class _Recorder(KombuProducer):
     raw: Any = None
 
     def __init__(self, producer: Any) -> None:
-        self.patiently = producer.patiently
+        self.with_retries = producer.with_retries
         super().__init__(producer.connection, auto_declare=False)
 
     def publish(self, body: Any, **options: Any) -> Any:  # type: ignore[override]  # kombu spells the options out
@@ -89,7 +89,7 @@ class Maker:
         self.app, self.task, self.options, self.producer = app, task, options, producer
         self.recorder = _Recorder(producer)
         self.declared: dict[int, Any] = {}
-        self.each_is_seen = self._each_is_seen()
+        self.celery_makes_each = self._celery_makes_each()
 
     def pattern(self, part: Part) -> Pattern | None:
         """The pattern of the last recorded message; None if its body is not plain JSON."""
@@ -97,11 +97,11 @@ class Maker:
             return None
         return Pattern(self.app, part.sample, self.recorder.raw[2], self.options)
 
-    def _each_is_seen(self) -> bool:
+    def _celery_makes_each(self) -> bool:
         """Whether each message must be made by Celery: something has to see it, or its body is not plain JSON."""
         conf = self.app.conf
         return bool(
-            publishing_is_seen()
+            publishing_has_receivers()
             or not kombus_writer()
             or not all(isinstance(route, MapRoute) for route in self.app.amqp.routes)
             or not all(map(is_celerys, path(self.task)))
@@ -122,7 +122,7 @@ class Maker:
         mandatory, _, exchange, declare = self.recorder.taken[7:11]
         for entity in declare or ():
             if hash(entity) not in self.declared:
-                self.producer.patiently(lambda entity=entity: self.producer.maybe_declare(entity))
+                self.producer.with_retries(lambda entity=entity: self.producer.maybe_declare(entity))
                 self.declared[hash(entity)] = entity
         body = body if isinstance(body, bytes) else body.encode()
         about = priority, content_type, content_encoding, needed(headers), properties, exchange, routing_key
@@ -155,6 +155,6 @@ def check_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         check(*args, **kwargs)
 
 
-def publishing_is_seen() -> bool:
+def publishing_has_receivers() -> bool:
     """Whether a signal of publishing has a receiver."""
     return any(signal.receivers for signal in SEEN_BY)

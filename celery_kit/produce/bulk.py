@@ -35,15 +35,15 @@ class NotAllSentError(OperationalError):
 class OneByOne:
     """Publishes one message after the other, for a broker without a `Bulk` of its own."""
 
-    def __init__(self, connection: Any, patience: float) -> None:
-        self.channel, self.patience = connection.channel(), patience
+    def __init__(self, connection: Any, timeout: float) -> None:
+        self.channel, self.timeout = connection.channel(), timeout
         self.errors = (*connection.connection_errors, *connection.channel_errors)
 
     def send(self, parts: Sequence[Part]) -> None:
         for number, part in enumerate(parts):
             to = (part.sample.exchange, part.sample.routing_key)
             try:
-                self.channel.basic_publish(message_of(self.channel, part), *to, timeout=self.patience)
+                self.channel.basic_publish(message_of(self.channel, part), *to, timeout=self.timeout)
             except self.errors as error:
                 raise UnconfirmedError(str(error) or type(error).__name__, {one.id for one in parts[number:]}) from error
 
@@ -58,7 +58,7 @@ class Sender(Maker):
         super().__init__(app, task, options, producer)
         self.bulk_class: type[Bulk] = getattr(room(app.conf.broker_write_url), "bulk", None) or OneByOne
         self.ids = ids() if on("quick_ids") else iter(uuid, "")
-        self.each_is_seen = self.each_is_seen or not on("many_alike")
+        self.celery_makes_each = self.celery_makes_each or not on("many_alike")
         self._pattern: Pattern | None = None
 
     def send(self, calls: Iterable[Call]) -> list[str]:
@@ -76,12 +76,12 @@ class Sender(Maker):
     def _start(self) -> Bulk:
         for entity in self.declared.values():
             self.producer.maybe_declare(entity)  # another broker may not have it
-        return self.bulk_class(self.producer.connection, self.producer.share)
+        return self.bulk_class(self.producer.connection, self.producer.broker_timeout)
 
     @contextmanager
     def _started(self) -> Iterator[Bulk]:
         """The broker's `Bulk`. It is closed at the end, unless a message was not confirmed: then its connection is dropped."""
-        bulk, connection, lost = self.producer.patiently(self._start), self.producer.connection, False
+        bulk, connection, lost = self.producer.with_retries(self._start), self.producer.connection, False
         try:
             yield bulk
         except UnconfirmedError:
@@ -125,14 +125,14 @@ class Sender(Maker):
 
     def part(self, call: Call) -> Part:
         """The message of a call. Raises as apply_async."""
-        if call.options or self.options.get("task_id") or self.each_is_seen:
+        if call.options or self.options.get("task_id") or self.celery_makes_each:
             return self.recorded(call)
         if self.task.typing:
             check_arguments(self.task, call.args, call.kwargs)
         if not self._pattern:
             first = self.recorded(call)
             self._pattern = self.pattern(first)
-            self.each_is_seen = self._pattern is None
+            self.celery_makes_each = self._pattern is None
             return first
         sample = self._pattern.sample
         return self._pattern.part(

@@ -19,7 +19,7 @@ from celery_kit.base.ids import new_id
 from celery_kit.base.messages import Part
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import kombus_writer
-from celery_kit.produce.alike import OWN_FILES, Call, Maker, Pattern, check_arguments, path, publishing_is_seen
+from celery_kit.produce.alike import OWN_FILES, Call, Maker, Pattern, check_arguments, path, publishing_has_receivers
 
 CelerysTask: Any = celerys.Task  # its stubs know little of it
 _NOTHING: dict[str, Any] = {}
@@ -86,7 +86,7 @@ class _Plan:
     ignore_result: bool
     pattern: Pattern | None = None
     declare: Sequence[Any] = ()
-    patience: float = 0.0
+    timeout: float = 0.0
     acquire: float | None = None
 
 
@@ -104,7 +104,13 @@ class Delays:
     def send(self, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
         """Publish, and return the result; None if Celery has to do so. Raises as apply_async. `options`: of KEPT."""
         app = self.app
-        if not on("alike") or publishing_is_seen() or given() is not None or app.current_worker_task or not kombus_writer():
+        if (
+            not on("alike")
+            or publishing_has_receivers()
+            or given() is not None
+            or app.current_worker_task
+            or not kombus_writer()
+        ):
             return None
         if type(args) not in (tuple, list) or type(kwargs) is not dict:
             return None
@@ -145,13 +151,13 @@ class Delays:
         made_from = (conf, dict(changes), dict(options), *rest)
         with app.producer_or_acquire() as producer:
             maker = Maker(app, task, given, producer)
-            if maker.each_is_seen or self._is_celerys(task, producer):
+            if maker.celery_makes_each or self._is_celerys(task, producer):
                 self._plans[key] = _Plan(made_from, {}, task.ignore_result)
                 return None
             part = maker.recorded(Call(args, kwargs))
             declare = maker.recorder.taken[10] or ()
             queues = {queue.name: self.amqp.queues.get(queue.name) for queue in declare}
-            waits = producer.patience_of(conf.task_publish_retry_policy), conf.broker_pool_acquire_timeout
+            waits = producer.timeout_of(conf.task_publish_retry_policy), conf.broker_pool_acquire_timeout
             plan = _Plan(made_from, queues, task.ignore_result, maker.pattern(part), declare, *waits)
             self._plans[key] = plan
         return self._publish(plan, task, part)
@@ -179,7 +185,7 @@ class Delays:
             producer.publish_like(part, plan.declare)
 
         with self.amqp.producer_pool.acquire(block=True, timeout=plan.acquire) as producer:
-            producer.patiently(step, plan.patience)
+            producer.with_retries(step, plan.timeout)
         result = task.AsyncResult(part.id)
         result.ignored = plan.ignore_result
         return result

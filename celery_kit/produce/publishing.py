@@ -62,15 +62,15 @@ def must_arrive(declared: Any, exchange: Any, key: str | None) -> bool:
 
 
 class Producer(KombuProducer):
-    """Retries for `patience` seconds, whether the broker answers or not, and then raises OperationalError.
+    """Retries for `publish_timeout` seconds, whether the broker answers or not, and then raises OperationalError.
 
     With `retry=False` it tries once. The message may have reached the broker all the same, if its confirm was lost. A retry has
     the same task id.
     """
 
-    patience = 10.0
-    #: Seconds for one broker of several, so that some of the patience is left for the next.
-    share = 10.0
+    publish_timeout = 10.0
+    #: Seconds for one broker of several, so that there is time left for the next.
+    broker_timeout = 10.0
     #: `Broker.like`, `Broker.explain`.
     like: Callable[[Any, Part, float], None] | None = None
     explain: Callable[[BaseException], str | None] | None = None
@@ -78,32 +78,32 @@ class Producer(KombuProducer):
     def publish(  # type: ignore[override]  # kombu spells the options out
         self, body: Any, retry: bool = False, retry_policy: Any = None, **options: Any
     ) -> Any:
-        options["timeout"] = options.get("timeout") or self.share
-        options["confirm_timeout"] = options.get("confirm_timeout") or self.share
+        options["timeout"] = options.get("timeout") or self.broker_timeout
+        options["confirm_timeout"] = options.get("confirm_timeout") or self.broker_timeout
         if options.get("mandatory") is None:
             options["mandatory"] = must_arrive(options.get("declare"), options.get("exchange"), options.get("routing_key"))
         publish = super().publish
         if not retry:
             return publish(body, **options)
-        return self.patiently(lambda: publish(body, **options), self.patience_of(retry_policy))
+        return self.with_retries(lambda: publish(body, **options), self.timeout_of(retry_policy))
 
-    def patience_of(self, retry_policy: Any) -> float:
-        """The producer's patience, or that of a policy which asks for more. In seconds."""
-        return max(self.patience, _seconds(retry_policy or {}))
+    def timeout_of(self, retry_policy: Any) -> float:
+        """How long to retry, in seconds: the producer's timeout, or the policy's if it is longer."""
+        return max(self.publish_timeout, _seconds(retry_policy or {}))
 
     def publish_like(self, part: Part, declare: Iterable[Any]) -> None:
         """Publish one message that is like its sample, once."""
         for entity in declare:
             self.maybe_declare(entity)
         if self.like:
-            self.like(self.channel, part, self.share)
+            self.like(self.channel, part, self.broker_timeout)
 
-    def patiently(self, step: Callable[[], T], patience: float | None = None) -> T:
-        """Do a step on this producer's channel. Retry it on a new connection for `patience` seconds.
+    def with_retries(self, step: Callable[[], T], timeout: float | None = None) -> T:
+        """Do a step on this producer's channel. Retry it on a new connection for `timeout` seconds.
 
         The new connection is to the next broker, if there are several, as in kombu's own retry.
         """
-        deadline = time.monotonic() + (patience or self.patience)
+        deadline = time.monotonic() + (timeout or self.publish_timeout)
         pause, failures = 0.05, 0
         while True:
             try:
@@ -138,7 +138,7 @@ class Producer(KombuProducer):
         fresh = callable(self._channel)  # a promise
         channel = KombuProducer._get_channel(self)
         if fresh and (bound := getattr(channel, "bound", None)):  # celery_kit/brokers/rabbitmq/transport.py
-            bound(self.share)
+            bound(self.broker_timeout)
         return channel
 
     channel = property(_get_channel, KombuProducer._set_channel)
@@ -235,11 +235,11 @@ class AMQP(AMQPBase):  # type: ignore[misc]
     def producer_pool(self: Any) -> Any:
         if self._producer_pool is None:
             conf = self.app.conf
-            # Connecting is tried once at a time; the patience is the producer's.
+            # Connecting is tried once at a time: the producer retries.
             connection = self.app.connection_for_write(transport_options={"max_retries": 0})
             broker = room(conf.broker_write_url)
-            patience = float(conf.get("publish_timeout", Producer.patience))
-            more: dict[str, Any] = {"patience": patience, "share": patience / max(1, len(connection.alt))}
+            timeout = float(conf.get("publish_timeout", Producer.publish_timeout))
+            more: dict[str, Any] = {"publish_timeout": timeout, "broker_timeout": timeout / max(1, len(connection.alt))}
             for name in ("like", "explain"):
                 if step := getattr(broker, name, None):
                     more[name] = staticmethod(step)

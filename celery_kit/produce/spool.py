@@ -265,7 +265,7 @@ class Spool:
                 self._held = None
             os.close(lock)
 
-    def let_go(self) -> None:
+    def close_inherited(self) -> None:
         """In a forked child: close the descriptor that holds the parent's lock."""
         if self._held is not None:
             os.close(self._held)

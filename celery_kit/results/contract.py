@@ -41,7 +41,7 @@ class Backend:
     limits: Limits = field(default_factory=dict)
     #: claims(app, url): the store for the claims of `celery_kit/once.py`, where a server of this kind can be one.
     claims: Callable[["Celery", str], "Claims"] | None = None
-    #: let_go(backend): in a forked child, drop the connections that it shares with its parent, without a word to the server.
-    let_go: Callable[..., None] | None = None
+    #: close_inherited(backend): closes, in a forked child, its end of the parent's sockets, and sends nothing to the server.
+    close_inherited: Callable[..., None] | None = None
     #: adapt(backend): change, on a process's backend, what the kit does differently from Celery.
     adapt: Callable[..., None] | None = None

@@ -110,9 +110,9 @@ def _is_final(message: Message) -> bool:
     return payload["status"] in READY_STATES
 
 
-def let_go(backend: RPCBackend) -> None:
+def close_inherited(backend: RPCBackend) -> None:
     """In a forked child: get replies by a queue of its own. Replies to the parent stay in the parent's queue."""
-    brokers.let_go(backend.result_consumer._connection)
+    brokers.close_inherited(backend.result_consumer._connection)
     listen_again(backend)
     backend._after_fork()  # Celery's
     backend.oid = uuid()  # the app's own id is the queue of the tasks that this process sends from now on
@@ -124,8 +124,8 @@ def _bind(backend: RPCBackend, producer: Any) -> None:
     """
     if task_join_will_block():
         return
-    if hasattr(producer, "patiently"):
-        producer.patiently(lambda: maybe_declare(backend.binding(producer.channel)))
+    if hasattr(producer, "with_retries"):
+        producer.with_retries(lambda: maybe_declare(backend.binding(producer.channel)))
     else:  # beat's producer, or one that the user made
         maybe_declare(backend.binding(producer.channel), retry=True, interval_start=0, interval_step=1, max_retries=3)
 
@@ -148,7 +148,7 @@ backend = Backend(
     chords=False,
     thread_safe=False,  # its queue for replies belongs to the thread that made it
     adapt=adapt,
-    let_go=let_go,
+    close_inherited=close_inherited,
     limits={
         "result_is_read_elsewhere": Limit(
             "cannot",

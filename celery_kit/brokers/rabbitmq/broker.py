@@ -54,7 +54,7 @@ def settings(profile: "Choices") -> dict[str, Any]:
     }
 
 
-def let_go(connection: Any) -> None:
+def close_inherited(connection: Any) -> None:
     """The socket is closed, not shut down, and no channel takes it for its own any more."""
     amqp = connection._connection
     if amqp is None or amqp._transport is None:
@@ -81,7 +81,7 @@ broker = Broker(
     explain=explain,
     bulk=Bulk,
     like=like,
-    let_go=let_go,
+    close_inherited=close_inherited,
     variables="RABBITMQ_",
     ports={15672: "RABBITMQ_MANAGEMENT_PORT"},
     limits={

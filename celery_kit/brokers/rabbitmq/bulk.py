@@ -33,8 +33,8 @@ def like(channel: Any, part: Part, seconds: float) -> None:
 class Bulk:
     """A channel of its own, in confirm mode. Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms"""
 
-    def __init__(self, connection: Any, patience: float) -> None:
-        self.connection, self.patience = connection, patience
+    def __init__(self, connection: Any, timeout: float) -> None:
+        self.connection, self.timeout = connection, timeout
         self.channel = connection.channel()
         try:
             self.channel.confirm_select()
@@ -53,7 +53,7 @@ class Bulk:
         self._unrouted: set[str] = set()
 
     def send(self, parts: Sequence[Part]) -> None:
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.timeout
         while parts:
             self._publish(parts, deadline)
             parts = [part for part in parts if part.id in self._unrouted]
@@ -71,9 +71,9 @@ class Bulk:
             for part in parts:
                 self._tag += 1
                 self._ids[self._tag] = part.id
-                if not _written(self.channel, "write_like", part, self.patience):
+                if not _written(self.channel, "write_like", part, self.timeout):
                     to = (part.sample.exchange, part.sample.routing_key, part.sample.mandatory)
-                    self.channel._basic_publish(message_of(self.channel, part), *to, timeout=self.patience)
+                    self.channel._basic_publish(message_of(self.channel, part), *to, timeout=self.timeout)
             while self._waiting:
                 self.connection.drain_events(timeout=max(deadline - time.monotonic(), 0.001))
         except (*self.connection.connection_errors, *self.connection.channel_errors) as error:

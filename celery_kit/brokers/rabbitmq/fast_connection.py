@@ -23,7 +23,7 @@ from celery_kit.brokers.rabbitmq.read_ahead import SSLTransport, TCPTransport
 from celery_kit.brokers.rabbitmq.transport import Bounded, KombusChannel
 from celery_kit.brokers.rabbitmq.window import TURN, Window
 from celery_kit.engine.commit import commit
-from celery_kit.engine.wakeup import Bell
+from celery_kit.engine.wakeup import WakeUp
 
 _BASIC_ACK = (60, 80)
 
@@ -148,8 +148,8 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
                 self._open.remove(tag)
                 self._acked.append(tag)
                 self.window.settled(tag)
-                self.window.pace.done()
-        if not commit.gather(self.flush_acks) and not self.connection.gathers:
+                self.window.throughput.done()
+        if not commit.defer(self.flush_acks) and not self.connection.defers_acks:
             self.flush_acks()
 
     def flush_acks(self) -> None:
@@ -168,7 +168,7 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
             self.connection.wake()
 
     @property
-    def kept(self) -> Collection[Any]:
+    def prefetched(self) -> Collection[Any]:
         """Messages that were sent ahead, and wait for a free place in the prefetch window."""
         return self.window.ready
 
@@ -203,7 +203,7 @@ class Connection(transport.Connection):
 
     Channel = Channel
     loop: Any = None
-    _bell: Bell | None = None
+    _wake_up: WakeUp | None = None
     _loops_thread: int | None = None
 
     def __init__(self, *args: Any, take_ahead: bool = True, **options: Any) -> None:
@@ -232,36 +232,36 @@ class Connection(transport.Connection):
         )
 
     @property
-    def gathers(self) -> bool:
+    def defers_acks(self) -> bool:
         """Acknowledgements wait for the loop's next tick."""
         return self.loop is not None
 
     def attach(self, loop: Any) -> None:
         """Have `loop` handle what arrives, and send the acknowledgements."""
-        self.loop, self._bell = loop, Bell()
+        self.loop, self._wake_up = loop, WakeUp()
         loop.add_reader(self.sock, self.on_readable)
-        loop.add_reader(self._bell, self._on_bell)
+        loop.add_reader(self._wake_up, self._on_wake_up)
         loop.on_tick.add(self.on_tick)
 
     def wake(self) -> None:
         """Have the loop look whether it may hand more over. From any thread."""
-        if (bell := self._bell) is None:  # `collect` may be about to take it
+        if (wake_up := self._wake_up) is None:  # `collect` may be about to take it
             return
         if threading.get_ident() == self._loops_thread:
             self.loop.call_soon(self.handle)
         else:
-            bell.ring()
+            wake_up.wake()
 
-    def _on_bell(self) -> None:
-        if self._bell:
-            self._bell.hear()
+    def _on_wake_up(self) -> None:
+        if self._wake_up:
+            self._wake_up.drain()
             self.handle()
 
     def collect(self) -> None:
-        bell, self._bell = self._bell, None
-        if bell:
-            self.loop.remove_reader(bell)
-            bell.close()
+        wake_up, self._wake_up = self._wake_up, None
+        if wake_up:
+            self.loop.remove_reader(wake_up)
+            wake_up.close()
         super().collect()
 
     def on_readable(self) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from amqp import spec
 
 from celery_kit.engine.commit import commit
-from celery_kit.engine.prefetch import STALLED, Pace
+from celery_kit.engine.prefetch import STALLED, Throughput
 
 #: The largest window in bytes, by the size of the last messages.
 BYTES = 4_000_000
@@ -62,7 +62,7 @@ class Window:
     def __init__(self, channel: Any, lock: AbstractContextManager[Any]) -> None:
         self.channel = channel
         self._lock = lock
-        self.pace = Pace()
+        self.throughput = Throughput()
         #: Celery's last prefetch count, for each consumer; None if it is for the channel as a whole.
         self.prefetch: int | None = None
         #: Queues that are not deleted while they have no consumer.
@@ -172,7 +172,7 @@ class Window:
 
     def turn(self, now: float) -> bool:
         """Called when the loop is about to wait. Returns whether there is more to hand over at once."""
-        self.pace.update(now)
+        self.throughput.update(now)
         if self.channel.connection.take_ahead:
             self._follow(now)
         if not self.ready or self._free() > 0:
@@ -182,7 +182,7 @@ class Window:
         return False
 
     def _follow(self, now: float) -> None:
-        self._wanted = min(self.pace.ahead, BYTES // max(1, self._size))
+        self._wanted = min(self.throughput.ahead, BYTES // max(1, self._size))
         ahead = [consumer for consumer in self._consumers.values() if consumer.ahead]
         if any(self._wanted * SLOWER >= consumer.ahead for consumer in ahead):
             self._quick_at = now

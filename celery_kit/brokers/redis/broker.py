@@ -45,7 +45,7 @@ def settings(profile: "Choices") -> dict[str, Any]:
     }
 
 
-def let_go(connection: Any) -> None:
+def close_inherited(connection: Any) -> None:
     """Those that wait for messages. The others are redis-py's affair: it looks who has made them."""
     for channel in list(connection._transport.channels):
         for name in ("client", "subclient"):
@@ -64,7 +64,7 @@ broker = Broker(
     transports={"redis": TRANSPORT, "rediss": TRANSPORT} if TRANSPORT else {},
     bulk=Bulk,
     like=like,
-    let_go=let_go,
+    close_inherited=close_inherited,
     limits={
         "quorum_queues": Limit("cannot", "a queue is a list, on one server; the argument is ignored", "seen by this test"),
         "acks_late_redelivery": Limit(

@@ -106,7 +106,7 @@ def like(channel: Any, part: Part, seconds: float) -> None:
 class Bulk:
     """LPUSH of all messages at once."""
 
-    def __init__(self, connection: Any, patience: float) -> None:
+    def __init__(self, connection: Any, timeout: float) -> None:
         self.channel = connection.default_channel
         self.errors = (*connection.connection_errors, *connection.channel_errors)
         self.client = self.channel._create_client()

@@ -23,7 +23,7 @@ from redis.exceptions import ResponseError
 from celery_kit.base.lua import script
 from celery_kit.base.messages import DEAD
 from celery_kit.brokers.redis import dead
-from celery_kit.engine.prefetch import MOST, STALLED, Pace
+from celery_kit.engine.prefetch import MOST, STALLED, Throughput
 from celery_kit.engine.quick_json import parse
 
 log = logging.getLogger(__name__)
@@ -51,13 +51,13 @@ ACKS: defaultdict[tuple[str, str], deque[str]] = defaultdict(deque)
 class Fetcher:
     """Replaces BRPOP for a channel that consumes with acknowledgements.
 
-    Only the loop's thread or greenlet may call `turn`; any may call `acknowledge`. `ring()` wakes the loop.
+    Only the loop's thread or greenlet may call `turn`; any may call `acknowledge`. `wake()` wakes the loop.
     """
 
-    def __init__(self, channel: Any, ring: Any) -> None:
+    def __init__(self, channel: Any, wake: Any) -> None:
         self.channel = channel
-        self.ring = ring
-        self.pace = Pace()
+        self.wake = wake
+        self.throughput = Throughput()
         self.acks = ACKS[channel.connection.client.as_uri(), channel.unacked_key]
         #: Messages that are recorded as unacknowledged and not handed over yet, with their queues.
         self.ready: deque[tuple[str, bytes]] = deque()
@@ -79,7 +79,7 @@ class Fetcher:
         self._not_before = 0.0
         self._yield = YIELD
         self._acked_at = 0.0  # when the oldest of acks came
-        self._rung = False
+        self._woken = False
 
     # Called by the loop
 
@@ -97,22 +97,22 @@ class Fetcher:
         if not self.acks:
             self._acked_at = monotonic()
         self.acks.append(tag)
-        self.pace.done()
+        self.throughput.done()
         self._wake()
 
     def _wake(self) -> None:
-        if not self._rung and get_ident() != self._loop:
-            self._rung = True
-            self.ring()
+        if not self._woken and get_ident() != self._loop:
+            self._woken = True
+            self.wake()
 
     def refill(self) -> None:
         """Wake the loop once half of the prefetch window is free: waking it for every free slot would cost more."""
-        if self.ready and not self._rung and 2 * self._free(0) >= self.channel.qos.prefetch_count:
+        if self.ready and not self._woken and 2 * self._free(0) >= self.channel.qos.prefetch_count:
             self._wake()
 
     def turn(self) -> float:
         """Hand over messages, and send a request if one is due. Returns the seconds until the next turn."""
-        self._loop, self._rung = get_ident(), False
+        self._loop, self._woken = get_ident(), False
         self.hand_over()
         if self.ready and self._free(0) > 0:
             return 0.0
@@ -164,13 +164,13 @@ class Fetcher:
             until = until or now + SLICE
             if now > until:
                 if self.ready:
-                    self.ring()
+                    self.wake()
                 break
         return some
 
     def _follow(self, now: float) -> None:
         if self.channel.take_ahead:
-            self.pace.update(now)
+            self.throughput.update(now)
 
     def _ask(self, now: float) -> None:
         """Request the next batch while this one is handed over: of large messages each is a batch."""
@@ -209,13 +209,13 @@ class Fetcher:
     def _room(self) -> int:
         if not self.channel.active_queues:
             return 0
-        return min(MOST, self._free(self.pace.ahead) - len(self.ready))
+        return min(MOST, self._free(self.throughput.ahead) - len(self.ready))
 
     def _due(self, now: float) -> float:
         """When the next request is due, by the monotonic clock."""
         due = now + LOOK_AGAIN
         room = self._room()
-        if room > self.pace.ahead // 2:
+        if room > self.throughput.ahead // 2:
             due = self._not_before if self._notified else self._looked_at + LOOK_AGAIN
         if self.acks:
             qos = self.channel.qos

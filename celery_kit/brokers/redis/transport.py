@@ -28,7 +28,7 @@ from redis.exceptions import ResponseError
 from celery_kit.brokers.redis import dead
 from celery_kit.brokers.redis.fetch import LOOK_AGAIN, Fetcher
 from celery_kit.engine.commit import commit
-from celery_kit.engine.wakeup import Bell
+from celery_kit.engine.wakeup import WakeUp
 from celery_kit.fixes import patched
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class QoS(QoSBase):
 
     def can_consume(self) -> bool:
         fetcher, window = self.channel.fetcher, self.prefetch_count
-        return super().can_consume() if fetcher is None else not window or self.held < window + fetcher.pace.ahead
+        return super().can_consume() if fetcher is None else not window or self.held < window + fetcher.throughput.ahead
 
     @property
     def held(self) -> int:
@@ -99,7 +99,7 @@ class Channel(ChannelBase):
     #: Messages beyond the prefetch count may be taken: celery_kit/engine/prefetch.py.
     take_ahead = True
     fetcher: Fetcher | None = None
-    _kept: Any = None
+    _own_client: Any = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -120,16 +120,16 @@ class Channel(ChannelBase):
         """The client, made once for a pool of connections: kombu makes one for every message, a third of a `delay()`."""
         if asynchronous:
             return redis.Channel._create_client(self, asynchronous)
-        if self._kept is None or self._kept.connection_pool is not self.pool:
-            self._kept = redis.Channel._create_client(self)
-        return self._kept
+        if self._own_client is None or self._own_client.connection_pool is not self.pool:
+            self._own_client = redis.Channel._create_client(self)
+        return self._own_client
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **options: Any) -> Any:
         if queue not in self._fanout_queues:
             if no_ack:
                 self.be_plain()
             elif self.engine == "fast" and self.fetcher is None:
-                self.fetcher = Fetcher(self, self.connection.cycle.ring)
+                self.fetcher = Fetcher(self, self.connection.cycle.wake)
         return super().basic_consume(queue, no_ack, *args, **options)
 
     def be_plain(self) -> None:
@@ -140,7 +140,7 @@ class Channel(ChannelBase):
             fetcher.hand_back()
 
     @property
-    def kept(self) -> Collection[Any]:
+    def prefetched(self) -> Collection[Any]:
         """Messages that were fetched, and wait for a free place in the prefetch window."""
         return self.fetcher.ready if self.fetcher else ()
 
@@ -156,7 +156,7 @@ class Channel(ChannelBase):
             if self.fetcher:
                 self.fetcher.flush()
         elif self.fetcher is None:
-            cycle.ring_from_elsewhere()
+            cycle.wake_from_elsewhere()
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         answer = super()._basic_cancel(consumer_tag)
@@ -181,40 +181,40 @@ class Channel(ChannelBase):
 
 
 class Poller(PollerBase):
-    """Beside kombu's connections it polls the bell, which wakes it from any thread or greenlet."""
+    """Beside kombu's connections it polls a wake-up, which wakes it from any thread or greenlet."""
 
     #: kombu's hub, where there is one; elsewhere `get` is called again and again.
     hub: Any = None
     _loop: int | None = None
-    _bell: Bell | None = None
+    _wake_up: WakeUp | None = None
     _wait = LOOK_AGAIN
     _wakes_at = 0.0  # by the hub
     _restored_at = -math.inf
     _upkept_at = -math.inf
 
-    def ring(self) -> None:
-        if bell := self._bell:
-            bell.ring()
+    def wake(self) -> None:
+        if wake_up := self._wake_up:
+            wake_up.wake()
 
-    def ring_from_elsewhere(self) -> None:
+    def wake_from_elsewhere(self) -> None:
         """Ring, unless it is the loop itself that asks, or there is a hub: that looks after each of its events."""
         if self.hub is None and get_ident() != self._loop:
-            self.ring()
+            self.wake()
 
     def close(self) -> None:
-        if self._bell:
+        if self._wake_up:
             with suppress(KeyError, ValueError):
-                self._unregister_from_poll(self._bell.fileno())
-            self._bell.close()
-            self._bell = None
+                self._unregister_from_poll(self._wake_up.fileno())
+            self._wake_up.close()
+            self._wake_up = None
         super().close()
 
     def on_poll_start(self) -> None:
         self._loop = get_ident()
-        if self._bell is None and any(channel.active_queues for channel in self._channels):
-            self._bell = Bell()
-            self._fd_to_chan[self._bell.fileno()] = (None, "BELL")
-            self.poller.register(self._bell, self.eventflags)
+        if self._wake_up is None and any(channel.active_queues for channel in self._channels):
+            self._wake_up = WakeUp()
+            self._fd_to_chan[self._wake_up.fileno()] = (None, "WAKE_UP")
+            self.poller.register(self._wake_up, self.eventflags)
         super().on_poll_start()
         self._wait = min([self._turn(channel) for channel in list(self._channels) if channel.fetcher], default=LOOK_AGAIN)
         if self.hub is not None and self._wait < HUBS_ROUND:
@@ -243,12 +243,12 @@ class Poller(PollerBase):
 
     def _wake_hub_in(self, wait: float) -> None:
         now = monotonic()
-        # The same moment, worked out anew in each round, is a little earlier each time: an idle worker would ring itself awake
+        # The same moment, worked out anew in each round, is a little earlier each time: an idle worker would wake itself
         # three times a second for it.
         if not now < self._wakes_at <= now + wait + min(wait / 10, SAME):
             self._wakes_at = now + wait
             self.hub.call_later(wait, lambda: None)
-            self.ring()  # the hub has decided how long it will poll before it asked us
+            self.wake()  # the hub has decided how long it will poll before it asked us
 
     def _register_BRPOP(self, channel: Any) -> None:
         if channel.fetcher is None:
@@ -256,8 +256,8 @@ class Poller(PollerBase):
 
     def on_readable(self, fileno: int) -> Any:
         channel, kind = self._fd_to_chan.get(fileno, (None, ""))
-        if kind == "BELL" and self._bell:
-            self._bell.hear()
+        if kind == "WAKE_UP" and self._wake_up:
+            self._wake_up.drain()
             return False
         if kind == "FETCH" and channel.fetcher:
             return channel.fetcher.read()

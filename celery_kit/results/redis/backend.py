@@ -87,7 +87,7 @@ def adapt(backend: RedisBackend) -> None:
         listen(backend, ResultConsumer)
 
 
-def let_go(backend: RedisBackend) -> None:
+def close_inherited(backend: RedisBackend) -> None:
     """In a forked child: make another client, and subscribe by another connection."""
     pubsub, backend.result_consumer._pubsub = backend.result_consumer._pubsub, None
     if pubsub is not None and pubsub.connection is not None:
@@ -108,6 +108,6 @@ backend = Backend(
     facts="celery_kit.results.redis.facts:facts",
     claims=claims,
     adapt=adapt,
-    let_go=let_go,
+    close_inherited=close_inherited,
     fast_class="celery_kit.results.redis.store:Backend",
 )

@@ -135,11 +135,11 @@ class Backend(RedisBackend):  # type: ignore[misc]
         return bytes_to_str(key).removeprefix(bytes_to_str(self.task_keyprefix))
 
     def get(self, key: Any) -> Any:
-        commit.look([self._id(key)])
+        commit.before_read([self._id(key)])
         return super().get(key)
 
     def mget(self, keys: Any) -> Any:
-        commit.look([self._id(key) for key in keys])
+        commit.before_read([self._id(key) for key in keys])
         return super().mget(keys)
 
     def _wait_for_pending(self, result: Any, **options: Any) -> Any:
@@ -148,7 +148,7 @@ class Backend(RedisBackend):  # type: ignore[misc]
 
     @property
     def client(self) -> Any:
-        commit.look_by_hand()
+        commit.before_raw_read()
         return self._client
 
     @cached_property

@@ -47,7 +47,7 @@ def server() -> Server:
 def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """The worker's unfinished tasks; one to begin with. Groups grow old after a minute, unless a test says otherwise."""
     monkeypatch.setattr(commit, "SECONDS", 60.0)
-    monkeypatch.setattr(commit, "PATIENCE", 0.01)
+    monkeypatch.setattr(commit, "RETRY_PAUSE", 0.01)
     yield {"another task"}
 
 
@@ -94,7 +94,7 @@ def test_a_place_that_is_free_before_its_acknowledgement_goes_is_told_of(server:
 def test_what_waits_in_the_transport_keeps_a_group_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker has taken messages ahead: it is busy with them, although no task runs at the moment."""
     monkeypatch.setattr(commit_worker, "commit", started := MagicMock())
-    channel = SimpleNamespace(kept=["a message"], refill=MagicMock())
+    channel = SimpleNamespace(prefetched=["a message"], refill=MagicMock())
     parent: Any = SimpleNamespace(
         app=MagicMock(), hub=None, pool=SimpleNamespace(uses_semaphore=False), task_consumer=SimpleNamespace(channel=channel)
     )
@@ -270,7 +270,7 @@ def test_what_strikes_in_the_midst_of_an_acknowledgement_stops_no_other(group: C
     strikes, sent = [SystemExit("of the task that runs here")], server.ack("all")
 
     def struck() -> None:
-        assert group.gather(sent)
+        assert group.defer(sent)
         if strikes:
             raise strikes.pop()
         server.ack("a")()
@@ -331,10 +331,10 @@ def test_no_time_limit_strikes_while_a_thread_writes_for_others(server: Server, 
 def test_a_transport_is_called_once_after_a_groups_acknowledgements(group: Commit, server: Server) -> None:
     sent = server.ack("all")
     for _ in range(2):
-        group.ack(lambda: server.seen.append(str(group.gather(sent))))
+        group.ack(lambda: server.seen.append(str(group.defer(sent))))
     group.flush()
     assert server.seen == ["True", "True", "ack all"]
-    assert not group.gather(sent)
+    assert not group.defer(sent)
 
 
 def request(server: Server, late: bool = True) -> Any:
@@ -491,13 +491,13 @@ def test_a_parent_takes_what_is_carried_for_the_task_that_it_asked_for_alone(
     assert server.seen == []
 
 
-@pytest.mark.parametrize("look", ["look", "flush", "look_by_hand"])
+@pytest.mark.parametrize("look", ["before_read", "flush", "before_raw_read"])
 def test_a_child_process_stores_its_success_before_somebody_looks(group: Commit, server: Server, look: str) -> None:
     """What this process has said is stored before it reads."""
     group.child = True
     group.result(write("a"))
     assert server.seen == []
-    getattr(group, look)(*([["a"]] if look == "look" else []))
+    getattr(group, look)(*([["a"]] if look == "before_read" else []))
     assert server.seen == ["a:SUCCESS"]
     assert group.hand_over("a") is None
 
@@ -508,7 +508,7 @@ def test_a_child_process_stores_what_it_handed_over_when_it_looks_for_that(group
     for name in ("a", "b"):
         group.result(write(name))
         assert group.hand_over(name) == write(name)
-    group.look(["a", "c"])
+    group.before_read(["a", "c"])
     assert server.seen == ["a:SUCCESS"]
 
 

@@ -11,7 +11,7 @@ from celery.bin.worker import worker
 
 from celery_kit.base.signals import celeryd_init
 from celery_kit.engine import prefetch
-from celery_kit.engine.prefetch import HORIZON, MOST, Pace
+from celery_kit.engine.prefetch import HORIZON, MOST, Throughput
 from tests.unit.app.test_config import settings
 
 
@@ -62,7 +62,7 @@ def test_one_of_the_command_line_does_too(
 
 
 def test_a_burst_is_no_pace_and_slowness_counts_at_once() -> None:
-    one = Pace()
+    one = Throughput()
     now = one._since
 
     def after(done: int) -> int:

@@ -1,31 +1,31 @@
-"""The bell wakes who polls it, once, however often it was rung."""
+"""A wake-up is readable once, however often it was written to."""
 
 import select
 import threading
 
-from celery_kit.engine.wakeup import Bell
+from celery_kit.engine.wakeup import WakeUp
 
 
-def rings(bell: Bell, seconds: float = 0) -> bool:
-    return bool(select.select([bell], [], [], seconds)[0])
+def readable(wake_up: WakeUp, seconds: float = 0) -> bool:
+    return bool(select.select([wake_up], [], [], seconds)[0])
 
 
-def test_it_is_rung_in_another_thread_and_heard_once() -> None:
-    bell = Bell()
-    assert not rings(bell)
-    threading.Thread(target=bell.ring).start()
-    assert rings(bell, 60)
-    bell.ring()
-    bell.hear()
-    assert not rings(bell)
-    bell.hear()  # nothing rings
-    bell.close()
+def test_another_thread_wakes_the_loop_once() -> None:
+    wake_up = WakeUp()
+    assert not readable(wake_up)
+    threading.Thread(target=wake_up.wake).start()
+    assert readable(wake_up, 60)
+    wake_up.wake()
+    wake_up.drain()
+    assert not readable(wake_up)
+    wake_up.drain()  # there is nothing to read
+    wake_up.close()
 
 
-def test_it_can_be_rung_without_an_end_and_after_its_end() -> None:
-    bell = Bell()
+def test_any_number_of_wakes_never_block_nor_fail_after_it_is_closed() -> None:
+    wake_up = WakeUp()
     for _ in range(10_000):
-        bell.ring()
-    assert rings(bell)
-    bell.close()
-    bell.ring()
+        wake_up.wake()
+    assert readable(wake_up)
+    wake_up.close()
+    wake_up.wake()

@@ -52,7 +52,7 @@ class Anything:
     """Stands where a producer would; nothing is sent here."""
 
     connection = None
-    patiently = None
+    with_retries = None
 
 
 def nothing() -> None: ...
@@ -63,10 +63,10 @@ def test_each_message_goes_through_celery_when_somebody_wants_to_see_it() -> Non
 
     app = Kit("nowhere", set_as_current=False, broker="memory://")
     task = app.task(name="some.task")(nothing)
-    assert not Sender(app, task, {}, Anything()).each_is_seen
-    assert Sender(app, task, {"serializer": "yaml"}, Anything()).each_is_seen
+    assert not Sender(app, task, {}, Anything()).celery_makes_each
+    assert Sender(app, task, {"serializer": "yaml"}, Anything()).celery_makes_each
     signals.before_task_publish.connect(see)
-    assert Sender(app, task, {}, Anything()).each_is_seen
+    assert Sender(app, task, {}, Anything()).celery_makes_each
     signals.before_task_publish.disconnect(see)
 
 

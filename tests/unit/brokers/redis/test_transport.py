@@ -12,12 +12,12 @@ class Poller(transport.Poller):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        self.now, self.rings = 0.0, 0
+        self.now, self.wakes = 0.0, 0
         self.hub = SimpleNamespace(call_later=lambda *_: None)
         monkeypatch.setattr(transport, "monotonic", lambda: self.now)
 
-    def ring(self) -> None:
-        self.rings += 1
+    def wake(self) -> None:
+        self.wakes += 1
 
     def wake_at(self, due: float, seen_at: float, late: float) -> None:
         """Ask for the moment `due`, worked out at `seen_at` and asked for `late` seconds after that."""
@@ -30,7 +30,7 @@ def test_the_same_moment_is_rung_for_once(monkeypatch: pytest.MonkeyPatch) -> No
     poller = Poller(monkeypatch)
     for seen_at, late in ((0.0, 0.0005), (0.1, 0.0003), (0.2, 0.0001)):
         poller.wake_at(1.0, seen_at, late)
-    assert poller.rings == 1
+    assert poller.wakes == 1
 
 
 @pytest.mark.parametrize("sooner", [0.9, 0.003])
@@ -38,4 +38,4 @@ def test_an_earlier_moment_is_rung_for(monkeypatch: pytest.MonkeyPatch, sooner: 
     poller = Poller(monkeypatch)
     poller.wake_at(1.0, 0.0, 0.0)
     poller.wake_at(sooner, 0.001, 0.0)
-    assert poller.rings == 2
+    assert poller.wakes == 2
