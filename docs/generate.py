@@ -24,9 +24,9 @@ from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
 from docs import reference
 from docs.reference import table
+from testbed.servers import SERVERS
 from tests.compat.messages import ANYWHERE, REDIS
 from tests.faults.table import FAULTS, Fault
-from tests.faults.trial import QUIET
 from tests.integration.report import SIGNS
 from tests.packages.table import TABLE, versions
 
@@ -141,7 +141,7 @@ def faults() -> str:
         )
         if not kit:
             return (f"`{fault.name}`", fault.what, "not run", *[""] * 5)
-        fits = sum(fault.fits(broker, pool) for broker in QUIET for pool in POOLS)
+        fits = sum(fault.fits(broker, pool) for broker in SERVERS for pool in POOLS)
         never = _pairs(one for one in kit if one["flowing"] is None)
         seconds = max((one["flowing"] for one in kit if one["flowing"] is not None), default=None)
         again = [f"{seconds:.0f} s"] if seconds is not None else []

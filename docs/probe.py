@@ -20,7 +20,7 @@ from celery_kit.base.refusals import choose
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from docs.reference import table
-from tests.faults.servers import SERVERS
+from testbed.servers import SERVERS
 from tests.faults.setup import Pair, Setup
 from tests.harness.containers import clean
 from tests.harness.waiting import until

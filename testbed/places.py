@@ -12,7 +12,8 @@ from typing import Any
 import requests
 from redis import Redis
 
-from testbed.servers import SERVERS, virtual_host
+from testbed.servers import SERVERS
+from testbed.servers.rabbitmq import virtual_host
 from testbed.stack import Stack
 
 

@@ -1,6 +1,7 @@
 """The servers of a stack, as its compose file starts them."""
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from functools import cache
@@ -18,6 +19,15 @@ SESSION = os.environ.setdefault("CELERY_KIT_TEST_SESSION", f"celery-kit-test-{os
 #: Seconds until all servers of a stack are healthy.
 HEALTHY = 180
 
+#: The variables of the ports that stacks publish: the containers' labels name them.
+PORTS = tuple(
+    sorted(
+        variable
+        for file in (ROOT / "deploy").rglob("*.yaml")
+        for variable in re.findall(r"^ +celery-kit\.port\.\d+: (\w+)$", file.read_text(), re.MULTILINE)
+    )
+)
+
 
 class Stack:
     """The servers of one broker's compose file - broker, results, mail catcher - on ports that were free.
@@ -34,7 +44,7 @@ class Stack:
             **{key: value for key, value in dotenv_values(ROOT / ".env").items() if value},
             **of_python(),
             "COMPOSE_PROJECT_NAME": self.project,
-            **dict.fromkeys(("RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT"), "0"),
+            **dict.fromkeys(PORTS, "0"),
         }
         # The results server has a service of its own, or the broker answers to that name.
         self.results = "results" if "results" in self.run("config", "--services").split() else "broker"

@@ -8,6 +8,7 @@ the first connection is refused in one line.
 """
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from celery import Celery
@@ -18,11 +19,8 @@ from kombu.transport.base import Transport
 from celery_kit.base.refusals import refuse
 from celery_kit.base.signals import beat_init, celeryd_init
 from celery_kit.base.target import ROOT
-from celery_kit.brokers.contract import Broker, Environ
-from celery_kit.brokers.redis.broker import TRANSPORT, settings
+from celery_kit.brokers.contract import Environ
 from celery_kit.brokers.redis.broker import broker as redis
-from celery_kit.brokers.redis.bulk import Bulk
-from celery_kit.brokers.redis.dead import RedisDeadLetters
 
 if TYPE_CHECKING:
     from celery.app.utils import Settings
@@ -108,16 +106,4 @@ def results_url(_: Environ) -> str:
     return _database(1)
 
 
-broker = Broker(
-    name="embedded",
-    schemes=("redis",),
-    url=url,
-    settings=settings,
-    dead_letters=RedisDeadLetters() if TRANSPORT else None,
-    facts="celery_kit.brokers.redis.facts:facts",
-    results_url=results_url,
-    transports={"redis": TRANSPORT} if TRANSPORT else {},
-    bulk=Bulk,
-    limits=redis.limits,
-    backend_limits=redis.backend_limits,
-)
+broker = replace(redis, name="embedded", schemes=("redis",), url=url, results_url=results_url, compose_file=None)

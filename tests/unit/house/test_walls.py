@@ -87,13 +87,18 @@ def test_lua_stands_in_files_of_its_own() -> None:
     assert all("redis.call(" in path.read_text() for path in (ROOT / "celery_kit").rglob("*.lua"))
 
 
+#: The packages of the products.
+PACKAGES = {
+    f"{floor}/{path.name}/": path.name
+    for floor in ("brokers", "results")
+    for path in (ROOT / "celery_kit" / floor).iterdir()
+    if (path / "__init__.py").exists()
+}
 #: Servers that the kit works with. AMQP is a protocol, and `app.amqp` Celery's word.
-PRODUCT = re.compile("redis|rabbit|valkey", re.IGNORECASE)
+PRODUCT = re.compile("|".join({"valkey", *(name.removesuffix("mq") for name in PACKAGES.values())}), re.IGNORECASE)
 #: Where code may name a product: the product's own package, the tables that list them, and where else there is a reason.
 ROOMS = {
-    "brokers/redis/": "Redis",
-    "brokers/rabbitmq/": "RabbitMQ",
-    "results/redis/": "Redis",
+    **PACKAGES,
     "brokers/embedded.py": "the embedded broker is a Valkey",
     "brokers/__init__.py": "THE table of brokers",
     "results/__init__.py": "THE table of result backends",

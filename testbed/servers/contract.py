@@ -1,0 +1,66 @@
+"""What a broker that runs as a server supplies to tests and benchmark."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery import Celery
+
+Command = tuple[str, ...]
+#: The host's port for one of the container's.
+Port = Callable[[int], int]
+
+
+@dataclass(frozen=True)
+class Container:
+    """The container of a server, from the same image and configuration as the stacks'.
+
+    `image`: the variable that names it, and its default. `data`: the folder of its data. `files`: on the host, and inside.
+    """
+
+    image: tuple[str, str]
+    data: str
+    uid: int
+    files: dict[str, str]
+    command: Command = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    #: Further ports that a test uses.
+    ports: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How faults are made on a server.
+
+    `memory`: commands that begin and end its memory alarm. `leave`: bytes that a full disk has left; 0 for a server that
+    notices failing writes, its own limit for one that watches the free space. `no_connections(port)`: ends all connections,
+    refuses new ones, and returns a function that accepts them again. `quiet`: a message counts as lost after so many seconds
+    in which nothing was done. `restore_after`: the visibility timeout of these tests, in seconds, for a broker that has one.
+    """
+
+    memory: tuple[Command, Command]
+    leave: int
+    no_connections: Callable[[Port], Callable[[], Any]]
+    quiet: float
+    restore_after: int | None = None
+
+
+@dataclass(frozen=True)
+class Server:
+    """How a broker of a stack is reached: the port that it listens on, and what its URL ends with.
+
+    `default`: the namespace that the stack itself uses. `namespace(number, port)`: an empty one; `version(port)`: the product
+    and its release. `port` gives the host's port for one of the container.
+    """
+
+    url: str
+    port: int
+    default: str
+    namespace: Callable[[int, Port], str]
+    version: Callable[[Port], str]
+    container: Container
+    faults: Faults
+    #: Requeue what a killed worker held, now; a broker that sees a connection end does it by itself.
+    restore: Callable[[Celery], None] = lambda _: None
+    #: Put into a queue what only somebody with the server's own client can; gives how many.
+    put_raw: Callable[[Celery, str], int] = lambda _app, _queue: 0

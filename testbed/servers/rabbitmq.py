@@ -1,0 +1,67 @@
+"""RabbitMQ, with its management interface."""
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+from celery_kit.base.target import ROOT
+from testbed.servers.contract import Container, Faults, Port, Server
+
+
+def virtual_host(api: str, name: str) -> str:
+    """Create one with the stacks' account, through RabbitMQ's management interface at the URL `api`; gives its name."""
+    rights = {"configure": ".*", "write": ".*", "read": ".*"}
+    for path, body in ((f"vhosts/{name}", None), (f"permissions/{name}/kit", rights)):
+        requests.put(f"{api}/{path}", json=body, auth=("kit", "kit"), timeout=30).raise_for_status()
+    return name
+
+
+def _api(port: Port) -> str:
+    return f"http://127.0.0.1:{port(15672)}/api"
+
+
+def _version(port: Port) -> str:
+    found = requests.get(f"{_api(port)}/overview", auth=("kit", "kit"), timeout=10).json()
+    return f"RabbitMQ {found['rabbitmq_version']}"
+
+
+def _no_connections(port: Port) -> Callable[[], Any]:
+    api = _api(port)
+    session = requests.Session()
+    session.auth = ("kit", "kit")
+    limit = f"{api}/vhost-limits/kit/max-connections"
+    session.put(limit, json={"value": 0}, timeout=10).raise_for_status()
+    for connection in session.get(f"{api}/connections", timeout=10).json():
+        session.delete(f"{api}/connections/{quote(connection['name'])}", timeout=10)
+    return lambda: session.delete(limit, timeout=10).raise_for_status()
+
+
+server = Server(
+    url="amqp://kit:kit@{host}:{port}/{namespace}",
+    port=5672,
+    default="kit",
+    namespace=lambda number, port: virtual_host(_api(port), f"test{number}"),
+    version=_version,
+    container=Container(
+        image=("RABBITMQ_IMAGE", "rabbitmq:4-management"),
+        data="/var/lib/rabbitmq",
+        uid=999,
+        files={str(ROOT / "deploy/brokers/rabbitmq/celery-kit.conf"): "/etc/rabbitmq/conf.d/20-celery-kit.conf"},
+        environment={
+            **{f"RABBITMQ_DEFAULT_{name}": "kit" for name in ("USER", "PASS", "VHOST")},
+            "CONSUMER_TIMEOUT": "30000000",
+        },
+        ports=(15672,),
+    ),
+    faults=Faults(
+        memory=(
+            ("rabbitmqctl", "-q", "set_vm_memory_high_watermark", "absolute", "1MB"),
+            ("rabbitmqctl", "-q", "set_vm_memory_high_watermark", "0.6"),
+        ),
+        leave=20_000_000,  # below its disk_free_limit of 50 MB
+        no_connections=_no_connections,
+        quiet=30.0,
+    ),
+)

@@ -1,0 +1,83 @@
+"""Redis, and what other servers of its protocol share with it."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from redis import Redis
+
+from celery_kit.base.target import ROOT
+from celery_kit.brokers.redis.facts import product_of
+from testbed.servers.contract import Container, Faults, Port, Server
+
+RESTORE_AFTER = 20  # seconds
+
+
+def _version(port: Port) -> str:
+    return " ".join(product_of(Redis(port=port(6379)).info("server")))
+
+
+def _restore_visible(app: Celery) -> None:
+    """Have the broker hand out what a killed worker held: any process may once the visibility timeout is over; here it is 0."""
+    with app.connection_for_write(transport_options={"visibility_timeout": 0}) as connection:
+        channel: Any = connection.default_channel
+        channel.qos.restore_visible(interval=1)
+
+
+def _put_items(app: Celery, queue: str) -> int:
+    """Put items into a queue that are no messages of kombu's; gives their number."""
+    about = {"delivery_tag": "t", "delivery_info": {"exchange": "", "routing_key": queue}, "body_encoding": "base64"}
+    whole: dict[str, Any] = {"body": "e30=", "headers": {}, "properties": about}
+    shapes: list[Any] = [5, None, [], {}, {"properties": {}}, {**whole, "headers": "text"}, {**whole, "body": "!!!"}]
+    shapes += [{**whole, "properties": {**about, **wrong}} for wrong in ({"body_encoding": "rot13"}, {"delivery_info": "text"})]
+    items = [b"", b"garbage", b"\xff\xff", *(json.dumps(shape).encode() for shape in shapes)]
+    with app.connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        channel.client.lpush(queue, *items)
+    return len(items)
+
+
+def _no_connections(port: Port) -> Callable[[], Any]:
+    redis = Redis(port=port(6379), socket_timeout=5, single_connection_client=True)  # it stays, as the only one
+    redis.config_set("maxclients", 1)
+    for kind in ("normal", "pubsub"):
+        redis.client_kill_filter(skipme=True, _type=kind)
+
+    def accept() -> None:
+        redis.config_set("maxclients", 10_000)
+        redis.close()
+
+    return accept
+
+
+def of_protocol(name: str, image: str) -> Server:
+    """The row of a server of Redis's protocol, whose programs, files and user are called after `name`."""
+    inside = f"/usr/local/etc/{name}/{name}.conf"
+    set_memory = (f"{name}-cli", "config", "set", "maxmemory")
+    return Server(
+        url="redis://{host}:{port}/{namespace}",
+        port=6379,
+        default="0",
+        namespace=lambda number, _: str(2 + number),  # databases 0 and 1 are the stack's own
+        version=_version,
+        container=Container(
+            image=(f"{name.upper()}_IMAGE", image),
+            data="/data",
+            uid=999,
+            files={str(ROOT / f"deploy/brokers/{name}/{name}.conf"): inside},
+            command=(f"{name}-server", inside),
+        ),
+        faults=Faults(
+            memory=((*set_memory, "1mb"), (*set_memory, "0")),
+            leave=0,
+            no_connections=_no_connections,
+            quiet=RESTORE_AFTER + 25.0,
+            restore_after=RESTORE_AFTER,
+        ),
+        restore=_restore_visible,
+        put_raw=_put_items,
+    )
+
+
+server = of_protocol("redis", "redis:8")
