@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from celery_kit.base.capabilities import Limits
-from celery_kit.base.choices import Choices
+from celery_kit.base.choices import TASK_TIME_LIMIT, Choices
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.brokers import BROKERS, Broker, other_broker, schemes_of
 from celery_kit.pools.table import POOLS, Pool
@@ -33,8 +33,8 @@ class Profile(Choices):
         return self.prefetch or (self.pool.fast_prefetch if self.engine == "fast" else 1)
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Profile":
-        """Read the environment. Refuses an invalid value: one line, exit code 2."""
+    def from_environ(cls, environ: Mapping[str, str] = os.environ, limit: int = TASK_TIME_LIMIT) -> "Profile":
+        """Read the environment. Refuses an invalid value: one line, exit code 2. `limit`: as of Choices.from_environ."""
 
         def value(name: str, default: str) -> str:
             return environ.get(name) or default
@@ -46,7 +46,7 @@ class Profile(Choices):
             "BACKEND", value("BACKEND", ""), "CELERY_RESULT_BACKEND", result_backend, BACKENDS, "redis", other_backend
         )
         return cls(
-            **vars(Choices.from_environ(environ)),
+            **vars(Choices.from_environ(environ, limit)),
             broker=broker,
             backend=backend,
             pool=POOLS[choose("POOL", value("POOL", "prefork"), POOLS)],
@@ -61,7 +61,7 @@ def of_an_app(broker: Broker | None, backend: Backend | None, environ: Mapping[s
     in.
     """
     rows = {"BROKER": (broker or BROKERS["redis"]).name, "BACKEND": (backend or BACKENDS["redis"]).name}
-    return Profile.from_environ({**environ, **rows, "CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""})
+    return Profile.from_environ({**environ, **rows, "CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""}, limit=0)
 
 
 def limits(broker: Broker, backend: Backend, pool: Pool) -> Limits:

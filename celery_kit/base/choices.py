@@ -23,6 +23,8 @@ ENGINES = ("fast", "plain")
 LOG_FORMATS = ("json", "text")
 #: Celery's word, from 5.7 on, for as many tasks at once as fit the pool.
 AUTO = "auto"
+#: The time limit of this project's own tasks, in seconds. An app of the user's own has none unless it is set.
+TASK_TIME_LIMIT = 300
 #: The largest concurrency of a worker, in tasks at once.
 MOST_CONCURRENCY = 10_000
 
@@ -56,8 +58,11 @@ class Choices:
     spool_most: int
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> "Choices":
-        """Read the environment. Refuses an invalid value: one line, exit code 2."""
+    def from_environ(cls, environ: Mapping[str, str] = os.environ, limit: int = TASK_TIME_LIMIT) -> "Choices":
+        """Read the environment. Refuses an invalid value: one line, exit code 2.
+
+        `limit`: the time limit of tasks if TASK_TIME_LIMIT is not set, in seconds; 0: they have none.
+        """
 
         def value(name: str, default: str) -> str:
             return environ.get(name) or default
@@ -65,7 +70,7 @@ class Choices:
         serializer = choose("TASK_SERIALIZER", value("TASK_SERIALIZER", "json"), SERIALIZERS)
         accepted = value("ACCEPT_CONTENT", serializer).replace(" ", "").split(",")
         prefetch = value("WORKER_PREFETCH_MULTIPLIER", "")
-        limit = task_time_limit(environ)
+        limit = task_time_limit(environ, limit)
         for derived in (times.STOP_GRACE_PERIOD, times.CONSUMER_TIMEOUT):
             times.seconds(derived, limit, environ)
         held = times.seconds(times.VISIBILITY_TIMEOUT, limit, environ)
@@ -96,9 +101,10 @@ class Choices:
         )
 
 
-def task_time_limit(environ: Mapping[str, str] = os.environ) -> int:
-    """The longest time that a task of this project's stacks may run, in seconds."""
-    return whole_number("TASK_TIME_LIMIT", environ.get("TASK_TIME_LIMIT") or "300", 1, 86_400, "seconds")
+def task_time_limit(environ: Mapping[str, str] = os.environ, default: int = TASK_TIME_LIMIT) -> int:
+    """The longest time that a task may run, in seconds. `default`: for an environment without TASK_TIME_LIMIT."""
+    given = environ.get("TASK_TIME_LIMIT")
+    return whole_number("TASK_TIME_LIMIT", given, 1, 86_400, "seconds") if given else default
 
 
 def stop_grace(environ: Mapping[str, str] = os.environ) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from dotenv import dotenv_values, load_dotenv
 
+from celery_kit.base.choices import TASK_TIME_LIMIT
 from celery_kit.base.facts import PATIENCE, Member
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from celery_kit.operate.look.status import Snapshot
 
 Stack = Local | Compose
-#: How long a process of a stack may take to look at it, in seconds, its start included.
 #: The brokers whose stacks run in containers.
 IN_CONTAINERS = [broker.name for broker in BROKERS.values() if broker.compose_file]
+#: How long a process of a stack may take to look at it, in seconds, its start included.
 LOOK_SECONDS = 20.0
 
 
@@ -108,14 +109,14 @@ def codebase_options(command: Any) -> Any:
     return command
 
 
-def _check(broker: str, pool: str, backend: str) -> None:
-    """Refuse now, before anything starts, what the worker would refuse."""
+def _check(broker: str, pool: str, backend: str, limit: int) -> None:
+    """Refuse now, before anything starts, what the worker would refuse. `limit`: as of Choices.from_environ."""
     axes = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
     servers = {  # where they will be is not asked here
         "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",
         "CELERY_RESULT_BACKEND": f"{BACKENDS[backend].schemes[0]}://",
     }
-    Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **axes})
+    Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **axes}, limit)
 
 
 def _on_this_machine() -> None:
@@ -152,8 +153,8 @@ def up(
 ) -> None:
     """Start a stack and wait until it is healthy."""
     os.environ |= {"CELERY_WORKER_QUEUES": queues} if queues else {}  # a worker's own variable for --queues
-    _check(broker, pool, backend)
     stack = stack_of(broker)
+    _check(broker, pool, backend, 0 if codebase and isinstance(stack, Local) else TASK_TIME_LIMIT)
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
     if profiles and not isinstance(stack, Compose):
         refuse(

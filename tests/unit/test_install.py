@@ -144,6 +144,19 @@ def test_no_task_ends_sooner_than_with_celery() -> None:
     assert installed(plain(task_time_limit=7_200)).conf.broker_transport_options["visibility_timeout"] > 7_200
 
 
+@pytest.mark.parametrize(
+    ("limit", "held", "said"), [(None, 200, ""), (60, 200, ""), (600, 3_600, "contradicts TASK_TIME_LIMIT=600")]
+)
+def test_a_visibility_timeout_is_checked_against_the_apps_own_time_limit(
+    limit: int | None, held: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a time limit there is nothing that it could contradict."""
+    with patch.dict(os.environ, {"VISIBILITY_TIMEOUT": "200"}):
+        conf = installed(plain(task_time_limit=limit)).conf
+        assert conf.broker_transport_options["visibility_timeout"] == held
+    assert said in caplog.text and bool(said) == ("VISIBILITY_TIMEOUT" in caplog.text)
+
+
 # Tasks
 
 
