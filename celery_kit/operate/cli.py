@@ -260,7 +260,7 @@ def status() -> None:
 @cli.command()
 def doctor() -> None:
     """Look at the machine and at the stack, if one runs, and say what is wrong and what mends it."""
-    from celery_kit.operate.look.doctor import CODE, Scene, show
+    from celery_kit.operate.look.doctor import CODE, KIT, Code, Scene, show
 
     try:
         stack = next((one for one in meant() if one.running()), None)
@@ -270,7 +270,8 @@ def doctor() -> None:
         sys.exit(show(Scene(stack=False, ports=published_ports())))
     inspected = _join(stack)
     containers = inspected if isinstance(stack, Compose) else []
-    code = ("celery_kit",) if stack.codebase(inspected) else CODE
+    codebase = stack.codebase(inspected)
+    code = (Code(codebase.source, "/srv/source"), KIT) if codebase else CODE
 
     def look(members: list[Member], patience: float) -> "Snapshot":
         return _look(stack, inspected, members, patience)

@@ -36,15 +36,52 @@ DISK_BYTES = 1_000_000_000
 API = (1, 44)
 #: The largest share of its memory limit that a container may use.
 MEMORY_SHARE = 0.9
-#: The project's folders that an image holds; without app/ for a codebase of the user's own.
-CODE = ("app", "celery_kit")
+#: Folders of a codebase that its image does not hold (deploy/Dockerfile).
+NOT_COPIED = {".git", ".venv", "venv", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Code:
+    """A folder whose code an image holds, and the image's own."""
+
+    folder: Path
+    inside: str
+
+    def __str__(self) -> str:
+        return f"{self.folder.name if self.folder.parent == ROOT else self.folder}/"
+
+    def here(self) -> dict[str, str]:
+        """The SHA-256 of each Python or Lua file, by its path in the folder."""
+        found = (path for path in self.folder.rglob("*") if path.suffix in (".py", ".lua") and path.is_file())
+        names = {path: path.relative_to(self.folder) for path in found}
+        return {
+            f"./{name}": hashlib.sha256(path.read_bytes()).hexdigest()
+            for path, name in names.items()
+            if not NOT_COPIED & {*name.parts}
+        }
+
+    def differs(self, container: str) -> bool:
+        """Whether a container has other code. False if it cannot be asked. Files that a .dockerignore may leave out may be
+        missing there.
+        """
+        listed = f"cd {self.inside} && find . \\( -name '*.py' -o -name '*.lua' \\) -type f -exec sha256sum {{}} +"
+        lines = ask("docker", "exec", container, "sh", "-c", listed).stdout.splitlines()
+        here, there = self.here(), {name: told for told, _, name in (line.partition("  ") for line in lines)}
+        if (self.folder / ".dockerignore").exists():
+            here = {name: told for name, told in here.items() if name in there}
+        return bool(there) and here != there
+
+
+KIT = Code(ROOT / "celery_kit", "/srv/celery_kit")
+#: The code in this repository's images.
+CODE = (Code(ROOT / "app", "/srv/app"), KIT)
 
 
 @dataclass
 class Scene:
     """What the checks look at. `ports`: the ports that a stack would publish, by variable; empty if a stack runs.
 
-    `look`: asks the servers and workers of such members, for so many seconds. `code`: folders that an image holds.
+    `look`: asks the servers and workers of such members, for so many seconds. `code`: what the workers' image holds.
     `inspected`: the stack's containers as `docker inspect` describes them; empty without containers.
     """
 
@@ -53,7 +90,7 @@ class Scene:
     ports: dict[str, int] = field(default_factory=dict)
     stack: bool = True
     look: Callable[[list[Member], float], Snapshot] = lambda members, patience: snapshot(lambda: members, patience)
-    code: tuple[str, ...] = CODE
+    code: tuple[Code, ...] = CODE
 
     @cached_property
     def now(self) -> Snapshot:
@@ -260,19 +297,13 @@ def memory_used(container: str) -> int:
 
 
 def images(scene: Scene) -> Found:
-    """Workers whose image has other code than this folder. Compares content, because a clone gives its files new dates."""
-    mine = hashlib.sha256(b"".join(path.read_bytes() for folder in scene.code for path in _sorted(ROOT / folder))).hexdigest()
+    """Workers whose image has other code than this machine. Compares content, because a clone gives its files new dates."""
     for one in scene.inspected:
-        if one["Config"]["Labels"].get("com.docker.compose.service") == "worker" and one["State"]["Running"]:
-            listed = (
-                f"cd /srv && find {' '.join(scene.code)} -name '*.py' -o -name '*.lua' | LC_ALL=C sort | xargs cat | sha256sum"
-            )
-            theirs = ask("docker", "exec", one["Id"], "sh", "-c", listed).stdout.split()
-            if theirs and theirs[0] != mine:
-                yield (
-                    f"{one['Name'].lstrip('/')} runs other code than {'/ and '.join(scene.code)}/ hold",
-                    "make up builds the image and starts it again",
-                )
+        if one["Config"]["Labels"].get("com.docker.compose.service") != "worker" or not one["State"]["Running"]:
+            continue
+        if differing := [str(code) for code in scene.code if code.differs(one["Id"])]:
+            folders = f"{' and '.join(differing)} {'holds' if len(differing) == 1 else 'hold'}"
+            yield f"{one['Name'].lstrip('/')} runs other code than {folders}", "make up builds the image and starts it again"
 
 
 Check = Callable[[Scene], Found]
@@ -306,11 +337,6 @@ def _installed(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _sorted(folder: Path) -> list[Path]:
-    code = (path for path in folder.rglob("*") if path.suffix in (".py", ".lua"))
-    return sorted(code, key=lambda path: f"./{path.relative_to(folder)}".encode())
 
 
 def _beats_here() -> list[int]:
