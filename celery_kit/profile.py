@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from celery_kit.base.capabilities import Limits
+from celery_kit.base.capabilities import EARLIER, Limits, earlier
 from celery_kit.base.choices import TASK_TIME_LIMIT, Choices
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.brokers import BROKERS, Broker, other_broker, schemes_of
@@ -67,7 +67,7 @@ def of_an_app(broker: Broker | None, backend: Backend | None, environ: Mapping[s
 def limits(broker: Broker, backend: Backend, pool: Pool) -> Limits:
     """By feature, what a combination cannot do or does differently. A feature without a row works."""
     together = {**broker.pool_limits.get(pool.name, {}), **broker.backend_limits.get(backend.name, {})}
-    return {**broker.limits, **together, **backend.limits, **pool.limits}
+    return {**earlier([*EARLIER, *backend.earlier]), **broker.limits, **together, **backend.limits, **pool.limits}
 
 
 Row = TypeVar("Row", Broker, Backend)

@@ -14,6 +14,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from bench import report
+from celery_kit.base import capabilities
 from celery_kit.base.facts import Queue, Server, vitals_of
 from celery_kit.brokers import BROKERS
 from celery_kit.engine import parts as engine
@@ -289,6 +290,20 @@ def compatibility() -> str:
     return table(("", *heads, ""), *((name, *cells, what) for name, cells, what in rows if set(cells) != {"yes"}))
 
 
+def earlier() -> str:
+    """What earlier versions of Celery do differently, as the matrix' rows know it."""
+    titles = {name: about["title"] for name, about in _matrix()["features"].items()}
+    rows = [("", one) for one in capabilities.EARLIER]
+    rows += [(f"`BACKEND={backend.name}`", one) for backend in BACKENDS.values() for one in backend.earlier]
+    return table(
+        ("what the test says", "versions", "where", "there", "reference"),
+        *(
+            (titles[one.feature], _needs(one.needs), where, one.limit.what, _reference(one.limit.reference))
+            for where, one in rows
+        ),
+    )
+
+
 def fixes() -> str:
     return table(
         ("fix", "the fault", "reference", "versions", "can go by"),
@@ -305,7 +320,7 @@ def parts() -> str:
 
 _TABLES = (
     alerts, metrics, pools, backends, brokers, broker_differences, pool_differences, faults, bench,
-    benchmark, choices, packages, speed, messages, changes, fixes, parts, compatibility,
+    benchmark, choices, packages, speed, messages, changes, fixes, parts, compatibility, earlier,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
     **{one.__name__: one for one in _TABLES},

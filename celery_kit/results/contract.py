@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from celery_kit.base.capabilities import Limits
+from celery_kit.base.capabilities import Earlier, Limits
 from celery_kit.base.types import Options
 from celery_kit.brokers.contract import Broker, Environ
 
@@ -39,6 +39,8 @@ class Backend:
     #: The class that replaces Celery's on ENGINE=fast.
     fast_class: str | None = None
     limits: Limits = field(default_factory=dict)
+    #: Those that only earlier versions of Celery have.
+    earlier: tuple[Earlier, ...] = ()
     #: claims(app, url): the store for the claims of `celery_kit/once.py`, where a server of this kind can be one.
     claims: Callable[["Celery", str], "Claims"] | None = None
     #: close_inherited(backend): closes, in a forked child, its end of the parent's sockets, and sends nothing to the server.

@@ -12,7 +12,7 @@ from kombu.common import maybe_declare
 from kombu.utils.uuid import uuid
 
 from celery_kit import brokers
-from celery_kit.base.capabilities import DOCS, Limit
+from celery_kit.base.capabilities import DOCS, Earlier, Limit
 from celery_kit.base.types import Message, Options, ResultBackend
 from celery_kit.fixes import needed, patched
 from celery_kit.results.contract import Backend
@@ -193,4 +193,11 @@ backend = Backend(
             "celery/backends/rpc.py, destination_for: a reply goes to the queue of the task's own sender",
         ),
     },
+    earlier=(
+        Earlier(
+            "forget",
+            {"celery": "<5.7"},
+            Limit("cannot", "forget() raises NotImplementedError", "celery/backends/rpc.py 5.7.0: its _forget is new"),
+        ),
+    ),
 )

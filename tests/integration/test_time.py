@@ -302,9 +302,10 @@ def test_beat_entry_has_options(cell: Cell, beat: Beat) -> None:
 
 def test_beat_crontab_is_in_its_time_zone(cell: Cell, beat: Beat) -> None:
     """Beat reads a crontab in its own time zone, here one that is 5:45 h from UTC, and makes up for a run that it missed."""
-    beat.until("the crontab's tick", lambda: beat.ticks("here") == 1)
+    sent = 0 if cell.limit else 1
+    beat.until("the crontab's tick", lambda: beat.ticks("here") == sent)
     beat.goes_on()
-    assert (beat.ticks("here"), beat.ticks("elsewhere")) == (1, 0)
+    assert (beat.ticks("here"), beat.ticks("elsewhere")) == (sent, 0)
 
 
 def test_beat_restart_keeps_its_schedule(cell: Cell, beat: Beat) -> None:
