@@ -37,6 +37,8 @@ class Pool(asynpool.AsynPool):  # type: ignore[misc]
         finally:
             for job in held:
                 del job.discard
+                if not job.ready():  # Celery 5.5 empties the cache where no writer is active
+                    self._cache.setdefault(job._job, job)
 
 
 class Prefork(InChildren, prefork.TaskPool):  # type: ignore[misc]

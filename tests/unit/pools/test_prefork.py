@@ -1,0 +1,35 @@
+"""What the pool of processes forgets when a worker stops. celery_kit/pools/prefork.py"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from celery_kit.pools.prefork import Pool, asynpool
+
+
+class Job:
+    """billiard's ApplyResult, as far as flush() asks it. `child`: what has it."""
+
+    _accepted = False
+
+    def __init__(self, cache: dict[int, Any], number: int, child: object) -> None:
+        self._job, self._cache, self._write_to = number, cache, child
+        cache[number] = self
+
+    def ready(self) -> bool:
+        return False
+
+    def discard(self) -> None:
+        self._cache.pop(self._job, None)
+
+
+def test_only_what_no_child_has_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asynpool, "_get_job_writer", lambda _: None)
+    pool: Any = object.__new__(Pool)
+    cache: dict[int, Any] = {}
+    held, waiting = Job(cache, 1, SimpleNamespace()), Job(cache, 2, None)
+    vars(pool).update(_cache=cache, _state=asynpool.RUN, synack=False, outbound_buffer=[waiting], maintain_pool=lambda: None)
+    vars(pool).update({name: set() for name in ("_active_writers", "_active_writes", "_busy_workers")})
+    pool.flush()
+    assert (cache, pool.outbound_buffer) == ({1: held}, [])
