@@ -35,5 +35,5 @@ def test_it_needs_what_importing_it_takes_and_brings_a_command(wheel: ZipFile) -
     texts = {Path(name).name: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name and "." in name}
     needed = [line for line in texts["METADATA"].splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
     names = [line.split()[1].partition("=")[0].partition(">")[0] for line in needed]
-    assert names == ["celery", "kombu", "packaging", "python-json-logger", "redis"]
+    assert names == ["amqp", "celery", "kombu", "packaging", "python-json-logger", "redis"]
     assert "celery-kit = celery_kit.operate.script:main" in texts["entry_points.txt"]
