@@ -32,7 +32,7 @@ def ready(worker: Process) -> bool:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_worker_whose_sign_of_life_cannot_be_left_works_and_says_that_it_is_unhealthy(machine: Machine, pool: str) -> None:
+def test_a_worker_whose_heartbeat_cannot_be_written_works_and_reports_that_it_is_unhealthy(machine: Machine, pool: str) -> None:
     """At its start as later: the file is for the probe alone. One line, not one every two seconds; a clean end."""
     worker = machine.start(
         "celery",
@@ -51,7 +51,7 @@ def test_a_worker_whose_sign_of_life_cannot_be_left_works_and_says_that_it_is_un
     until("it is ready", lambda: [line for line in worker.lines() if line["message"].endswith(" ready.")])
     worker.process.terminate()
     assert worker.process.wait(20) == 0
-    (line,) = (line["message"] for line in worker.lines() if "sign of life" in line["message"])
+    (line,) = (line["message"] for line in worker.lines() if "no heartbeat can be written" in line["message"])
     assert "/proc/none/beat" in line and "unhealthy" in line and "HEARTBEAT_FILE" in line
     assert "Traceback" not in worker.said
 
