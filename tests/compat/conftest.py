@@ -68,10 +68,6 @@ def covering(*axes: Iterable[Any], turns: int = 2) -> list[Any]:
     return [pytest.param(*row, marks=() if row in quick else FULL) for row in product(*values)]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: not in the quick run")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out = [item for item in items if os.environ.get("QUICK") and item.get_closest_marker("full")]
     config.hook.pytest_deselected(items=left_out)

@@ -30,6 +30,7 @@ INVERTED = bool(os.environ.get("INVERT_LIMITS"))
 EVERY = 4 if os.environ.get("QUICK") else 1
 
 #: What the workers of a failed cell said.
+HERE = Path(__file__).parent
 FAILED = Path("reports/failed")
 
 WAIT = 15 if INVERTED else 60  # seconds; a deadline, never an expectation
@@ -157,6 +158,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCombinatio
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    others = [item for item in items if not item.path.is_relative_to(HERE)]  # of other suites, in a run of several
+    items[:] = [item for item in items if item.path.is_relative_to(HERE)]
     if INVERTED:  # the features that have a limit somewhere; a test that passes all the same is the failure here
         limited = {feature for one in COMBINATIONS for feature in limits(one.broker, one.backend, one.pool)}
         config.hook.pytest_deselected(items=[item for item in items if _feature(item) not in limited])
@@ -174,7 +177,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             kept.append(item)
             item.user_properties += report.describe(item, one)
     config.hook.pytest_deselected(items=skipped)
-    items[:] = sorted(kept, key=lambda item: _turn(_combination(item)))
+    items[:] = others + sorted(kept, key=lambda item: _turn(_combination(item)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
