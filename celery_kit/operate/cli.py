@@ -354,9 +354,9 @@ def demo(pool: str, backend: str) -> None:
 @cli.command()
 def dev() -> None:
     """A worker of the running stack, on this machine, that starts again when code in app/ changes. Ctrl-C ends it."""
-    pool, stack = os.environ.get("POOL"), running_stack()
+    given, stack = {"POOL": os.environ.get("POOL"), "CELERY_WORKER_QUEUES": os.environ.get("QUEUES")}, running_stack()
     inspected = _join(stack)
-    os.environ |= {"POOL": pool} if pool else {}
+    os.environ.update({name: value for name, value in given.items() if value})
     from celery_kit.operate.stacks.dev import main as develop
 
     develop(codebase=stack.codebase(inspected))

@@ -186,6 +186,7 @@ def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | No
         if not mine:
             refuse("an embedded stack runs already; 'make status' shows it, 'make down' stops it")
         about: dict[str, Any] = {"owner": owner, "pool": pool, "backend": backend, "ready": False}
+        about |= {"queues": os.environ.get("CELERY_WORKER_QUEUES", "")}
         about |= {"codebase": codebase.noted()} if codebase else {}
         pidfile.write(STATE, os.getpid(), **about)
         broker, processes, beats = server(), _Processes(), list[Path]()
@@ -239,6 +240,7 @@ def environment(about: Mapping[str, Any]) -> dict[str, str]:
         "CELERY_BROKER_URL": f"{about['address']}/0",
         "CELERY_RESULT_BACKEND": BACKENDS[about["backend"]].url({}, BROKERS["embedded"]),
         "POOL": about["pool"],
+        "CELERY_WORKER_QUEUES": about["queues"],
         "SMTP_HOST": "127.0.0.1",
         "SMTP_PORT": str(about["smtp"]),
         "SMS_GATEWAY_URL": f"http://127.0.0.1:{about['http']}/sms",

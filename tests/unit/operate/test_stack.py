@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_kit.operate.stacks import compose
+from celery_kit.operate.stacks import compose, embedded
 
 
 @pytest.fixture
@@ -64,3 +64,8 @@ def test_a_password_file_that_cannot_be_made_is_one_line(
     with pytest.raises(SystemExit):
         compose.monitor_password()
     assert "cannot be made: Not a directory" in capsys.readouterr().err
+
+
+def test_a_worker_beside_an_embedded_stack_consumes_its_queues() -> None:
+    about = {"address": "redis://127.0.0.1:1", "backend": "redis", "pool": "solo", "smtp": 2, "http": 3, "queues": "a,b"}
+    assert embedded.environment(about)["CELERY_WORKER_QUEUES"] == "a,b"
