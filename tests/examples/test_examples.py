@@ -34,7 +34,7 @@ def test_what_celery_gives_it_gives_with_the_kit(started: tuple[Project, str]) -
         status = project.done("celery-kit", "--app", example.app, "status")
         (row,) = [line.split() for line in status.splitlines() if line.startswith(node)]
         assert row[1] == pool and "consuming" in row, status  # a worker of plain Celery does not tell its pool
-        assert project.done("celery-kit", "--app", example.app, "dead") == "0 set aside\n"
+        assert project.done("celery-kit", "--app", example.app, "dead") == "0 dead letters\n"
         said = log.read_text()
         assert "celery-kit: " not in said and "CRITICAL" not in said, said
 
