@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench import report
 from bench.contenders import CELERYS, CORES, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender, otherwise
 from bench.idle import side_by_side
+from bench.limits import LIMITS
 from bench.parts import ROWS, SIDES, contender, lines, without
 from bench.publish import WAYS
 from bench.rounds import ROOT, Case, NothingDoneError, consume, environment
@@ -73,7 +74,7 @@ class Plan:
 
     def consumed(self, section: str, contenders: Iterable[Contender], case: Case) -> Iterator[Trial]:
         for one in contenders:
-            if case.broker in one.brokers:
+            if not one.brokers or case.broker in one.brokers:
                 yield Trial(section, f"{section} {case}", one.name, case, _consume(one, case, self.seconds))
 
 
@@ -102,7 +103,7 @@ def peers(plan: Plan) -> Iterator[Trial]:
 
 def limits(plan: Plan) -> Iterator[Trial]:
     """What the bare client library does, and how much of it one worker keeps."""
-    for broker in plan.brokers:
+    for broker in (name for name in plan.brokers if name in LIMITS):
         case = Case(broker, "solo")
         loops = [Trial("limits", "", name, case, _limit(loop, case)) for loop, name in report.LOOPS.items()]
         trials = [*loops, *plan.consumed("limits", (FAST,), case)]

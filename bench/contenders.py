@@ -29,7 +29,7 @@ class Contender:
 
     `send`: the command that sends; NUMBER WORK BYTES are added. `worker(pool, number)`: the command of one worker, the
     `number`th. `environ(place)`: what both need. `most`: tasks that it gets at least through in a round, so that no time goes
-    into sending more. `done(place, sent)`: how many have a result. `brokers`: where it can take part.
+    into sending more. `done(place, sent)`: how many have a result. `brokers`: where it can take part; empty: on each.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Contender:
     environ: Callable[[Place], Mapping[str, str]]
     most: int
     done: Callable[[Place, int], int] = stored
-    brokers: tuple[str, ...] = ("redis", "rabbitmq")
+    brokers: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     #: read(place): how many results say that the task has succeeded, read back one by one.
     read: Callable[[Place], int] | None = None
@@ -94,11 +94,12 @@ def _peers() -> list[Contender]:
     def tool(*argv: Any) -> Callable[[str, int], list[str]]:
         return lambda *_: [PEERS.command(argv[0]), *map(str, argv[1:])]
 
+    redis, both = ("redis",), ("redis", "rabbitmq")
+
     def dramatiq(processes: int) -> Contender:
         worker = tool("dramatiq", "bench.peers.dramatiqs", "--processes", processes, "--threads", 8)
-        return Contender(f"dramatiq, {processes} processes", python("dramatiqs"), worker, _peer, 20_000)
+        return Contender(f"dramatiq, {processes} processes", python("dramatiqs"), worker, _peer, 20_000, brokers=both)
 
-    redis = ("redis",)
     return [
         dramatiq(CORES),
         dramatiq(2 * CORES),
@@ -108,7 +109,7 @@ def _peers() -> list[Contender]:
         ),
         Contender(
             "taskiq", python("taskiqs"), tool("taskiq", "worker", "bench.peers.taskiqs:broker", "--workers", CORES),
-            _peer, 15_000,
+            _peer, 15_000, brokers=both,
         ),
         Contender(
             "arq", python("arqs"), tool("arq", "bench.peers.arqs.Worker"), _peer, 8_000, _left("arq:queue", "zcard"), redis
