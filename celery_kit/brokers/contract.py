@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from celery_kit.base.capabilities import Limits
 from celery_kit.base.messages import Part
-from celery_kit.base.types import Channel, Connection, Message, Options
+from celery_kit.base.types import Connection, Message, Options
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -33,6 +34,11 @@ class DeadLetter:
     reason: str
     when: str
     deliveries: int
+
+
+def now() -> str:
+    """The current time as `DeadLetter.when` has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class DeadLetters(Protocol):
@@ -98,7 +104,7 @@ class Broker:
     #: Publishes many messages at once, for `send_many`.
     bulk: type[Bulk] | None = None
     #: like(channel, part, seconds): publishes one message like its sample, and returns after the broker has accepted it.
-    like: Callable[[Channel, Part, float], None] | None = None
+    like: Callable[..., None] | None = None
     #: explain(error): one line on an error that a declaration would get again and again, and what to do; None for other errors.
     explain: Callable[[BaseException], str | None] | None = None
     #: The prefix of its own variables; by port of its container, the variable for the port where that is published.

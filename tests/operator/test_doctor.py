@@ -112,7 +112,7 @@ def test_a_disk_that_is_nearly_full(machine: Machine, healthy: Process, tmp_path
 def test_servers_that_are_too_old() -> None:
     """By what such a server says of itself: none can be had here."""
     info = {"redis_version": "6.2.14", "maxmemory_policy": "noeviction", "aof_enabled": 1, "used_memory": 1}
-    assert [what for what, _ in faults(info, "broker")] == ["the broker is Redis 6.2.14, too old for its client"]
+    assert [what for what, _ in faults(info, "broker")] == ["the broker is Redis 6.2.14, too old for redis-py"]
     assert not faults({**info, "redis_version": "7.2.4", "valkey_version": "8.1.0"}, "broker")
     assert [what for what, _ in too_old("3.13.7")] == ["the broker is RabbitMQ 3.13.7: its queues know no priorities"]
     assert not too_old("4.0.5")
@@ -148,9 +148,9 @@ def test_a_server_that_throws_keys_away_or_forgets_them(machine: Machine, health
     finally:
         client.config_set("maxmemory-policy", "noeviction")
     assert code == 1 and lines == [
-        "the broker throws keys away when its memory is full (allkeys-lru)",
+        "the broker evicts keys when its memory is full (allkeys-lru)",
         "the broker writes no append-only file: a restart loses tasks",
-        "the results server throws keys away when its memory is full (allkeys-lru)",
+        "the results server evicts keys when its memory is full (allkeys-lru)",
     ]
 
 

@@ -1,56 +1,61 @@
 """Redis as the broker: a server that keeps its data (append-only file), database 0."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery_kit.base.capabilities import DOCS, Limit
 from celery_kit.base.choices import MOST_CONCURRENCY
+from celery_kit.base.types import Connection, Options
 from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.redis.bulk import Bulk, like
 from celery_kit.brokers.redis.dead import RedisDeadLetters
 from celery_kit.engine.parts import engine, on
 from celery_kit.fixes import needed
 
-#: kombu's transport, with priorities as AMQP means them, dead letters, and the fast engine's fetch; None: kombu's own is taken.
+#: The kit's transport, with AMQP's priorities, dead letters, and the fetch of ENGINE=fast. None: kombu's own is used.
 TRANSPORT = "celery_kit.brokers.redis.transport:Transport" if needed("transport of Redis") else None
 
 if TYPE_CHECKING:
     from celery_kit.base.choices import Choices
+    from celery_kit.brokers.redis.transport import Transport
 
 
 def url(_: Environ) -> str:
+    """The URL of the host `broker`, database 0."""
     return "redis://broker:6379/0"
 
 
-def settings(profile: "Choices") -> dict[str, Any]:
+def settings(profile: "Choices") -> Options:
+    """Celery's settings for this broker."""
     return {
         "broker_transport_options": {
             # Read by celery_kit/produce/publishing.py and celery_kit/brokers/redis/transport.py
             "engine": engine(profile.engine, "fetch"),
-            "take_ahead": not profile.prefetch and on("take_ahead"),  # ENGINE=fast's: celery_kit/engine/prefetch.py
-            # An unacknowledged message runs again after this long: longer than any task, and any ETA's wait (celery #5935).
+            "take_ahead": not profile.prefetch and on("take_ahead"),  # of ENGINE=fast: celery_kit/engine/prefetch.py
+            # Seconds until an unacknowledged message is redelivered: longer than any task, and any ETA's wait (celery #5935).
             "visibility_timeout": profile.visibility_timeout,
-            # How often that is looked after, in seconds, and on every look; kombu's 10 and every tenth add 100 s. Whoever dies
-            # while looking keeps the others from it for as long as the last.
+            # Look for such messages every 5 s. kombu looks at every tenth of 10 s, which adds 100 s. A worker that dies while
+            # it looks locks the others out for as long as the last of these says.
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 10,
-            # kombu passes None where nothing is named, and a frozen server then hangs the publisher for ever (celery #6911).
+            # By default kombu passes None, and a frozen server then blocks the publisher for ever (celery #6911).
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
             "socket_keepalive": True,
             "health_check_interval": 25,
-            # A connection for each running task's acknowledgement: kombu's 10 fail on green pools (kombu #1350). Only a cap.
+            # Only a limit: one connection for each running task's acknowledgement. kombu's 10 fail on green pools (#1350).
             "max_connections": MOST_CONCURRENCY + 20,
         },
     }
 
 
-def close_inherited(connection: Any) -> None:
-    """Those that wait for messages. The others are redis-py's affair: it looks who has made them."""
-    for channel in list(connection._transport.channels):
+def close_inherited(connection: Connection) -> None:
+    """In a forked child: close the parent's connections that wait for messages. redis-py itself discards the others."""
+    transport: Transport = vars(connection)["_transport"]
+    for channel in list(transport.channels):
         for name in ("client", "subclient"):
             if own := getattr(vars(channel).get(name), "connection", None):
-                own.disconnect()  # no more than a close(), in another process than its own
+                own.disconnect()  # in a forked child redis-py only closes the socket
 
 
 broker = Broker(

@@ -1,10 +1,12 @@
-"""Many messages in one command: kombu's envelope is made once for a sample, and each message fills in its own parts."""
+"""Publish many messages by one command. kombu makes the envelope once for a sample, and each message fills in its own parts."""
+
+from __future__ import annotations
 
 import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from kombu.utils.uuid import uuid
@@ -15,38 +17,43 @@ from celery_kit.base.messages import Part, Sample, UnconfirmedError
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import quoted
 
+if TYPE_CHECKING:
+    from upstream.kombu_redis import Channel
+
+    from celery_kit.base.types import Connection
+
 #: Placeholders in a sample's envelope for what each message has of its own.
 BODY, ARGS, KWARGS, SENT_AT, REPLY_TO = (f"@{uuid()}@" for _ in range(5))
 
-
+#: Makes one command of a message, from its parts and its delivery tag: the command's name, key and value.
 Fill = Callable[[Part, str], tuple[str, str, str]]
 
 
 class _Commands:
-    """Records the commands that kombu's channel would send for a message, as its publish batches do."""
+    """Records the commands that kombu's channel would send for a message, like kombu's publish batches."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[str, tuple[Any, ...]]] = []
+        self.recorded: list[tuple[str, tuple[object, ...]]] = []
 
-    def add(self, name: str, *args: Any) -> None:
-        self.taken.append((name, args))
+    def add(self, name: str, *args: object) -> None:
+        self.recorded.append((name, args))
 
 
 class Envelopes:
-    """The commands for messages that are like a sample. Source: kombu/transport/redis.py, Channel._put."""
+    """The commands that publish messages like a sample. Source: kombu/transport/redis.py, Channel._put."""
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Sample, list[Fill]] = WeakKeyDictionary()
 
-    def commands(self, channel: Any, part: Part, tag: str) -> list[tuple[str, str, str]]:
+    def commands(self, channel: Channel, part: Part, tag: str) -> list[tuple[str, str, str]]:
         """The name, key and value of each command of a message. `tag`: its delivery tag."""
         fills = self._known.get(part.sample)
         if fills is None:
             fills = self._known[part.sample] = self._learn(channel, part.sample)
         return [fill(part, tag) for fill in fills]
 
-    def _learn(self, channel: Any, sample: Sample) -> list[Fill]:
-        """For each command of a message like `sample`, a function that makes it from the message's own parts."""
+    def _learn(self, channel: Channel, sample: Sample) -> list[Fill]:
+        """For each command of a message like `sample`, a function that makes it from another message's own parts."""
         headers = {**sample.headers, "argsrepr": ARGS, "kwargsrepr": KWARGS}
         if SENT in headers:
             headers[SENT] = SENT_AT
@@ -60,7 +67,7 @@ class Envelopes:
         tag = message["properties"]["delivery_tag"]
         own = (b64encode(body).decode(), ARGS, KWARGS, sample.id, tag, SENT_AT, REPLY_TO)
         places = {f'"{text}"': index for index, text in enumerate(own)}
-        return [self._filled(name, str(key), str(value), places) for name, (key, value) in commands.taken]
+        return [self._filled(name, str(key), str(value), places) for name, (key, value) in commands.recorded]
 
     def _filled(self, name: str, key: str, value: str, places: dict[str, int]) -> Fill:
         pieces = [piece for piece in re.split(f"({'|'.join(map(re.escape, places))})", value) if piece]
@@ -84,11 +91,14 @@ class Envelopes:
         return fill
 
 
-_envelopes: WeakKeyDictionary[Any, Envelopes] = WeakKeyDictionary()
+_envelopes: WeakKeyDictionary[Channel, Envelopes] = WeakKeyDictionary()
 
 
-def like(channel: Any, part: Part, seconds: float) -> None:
-    """Publish one message, usually by one command. The client's socket_timeout bounds it. Raises redis-py's errors."""
+def like(channel: Channel, part: Part, seconds: float) -> None:
+    """Publish one message, usually by one command. Raises redis-py's errors.
+
+    `seconds` is not used: the client's socket_timeout limits the wait.
+    """
     # The queues that are bound to an exchange may change.
     envelopes = Envelopes() if part.sample.exchange else _envelopes.setdefault(channel, Envelopes())
     commands = envelopes.commands(channel, part, new_id())
@@ -104,16 +114,17 @@ def like(channel: Any, part: Part, seconds: float) -> None:
 
 
 class Bulk:
-    """LPUSH of all messages at once."""
+    """Publishes all messages by one pipeline, with one LPUSH for each list."""
 
-    def __init__(self, connection: Any, timeout: float) -> None:
-        self.channel = connection.default_channel
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self.channel: Channel = connection.default_channel
         self.errors = (*connection.connection_errors, *connection.channel_errors)
         self.client = self.channel._create_client()
         self.envelopes = Envelopes()
         self.tags = ids() if on("quick_ids") else iter(uuid, "")
 
     def send(self, parts: Sequence[Part]) -> None:
+        """Publish, and wait for the server's answer. Raises UnconfirmedError if it fails."""
         commands = [command for part in parts for command in self.envelopes.commands(self.channel, part, next(self.tags))]
         try:
             with self.client.pipeline(transaction=False) as pipe:
@@ -129,4 +140,4 @@ class Bulk:
             raise UnconfirmedError(str(error), {part.id for part in parts}) from error
 
     def close(self) -> None:
-        pass
+        """Nothing to close: the connections belong to the channel."""

@@ -1,9 +1,11 @@
-"""What is set aside on Redis: a hash, by delivery tag; and the parts of the transport that count deliveries and lose nothing.
+"""Dead letters on Redis: a hash, by delivery tag. Its channel counts deliveries, and dead-letters what it cannot read.
 
-RabbitMQ counts how often a message came back, and keeps what is rejected (`rabbitmq_dead.py`). kombu 5.7.0's Redis transport
-does neither, and drops on the way what it cannot read: such an item raises in the worker's event loop, after it was popped.
+RabbitMQ counts how often a message is redelivered, and dead-letters rejected messages. kombu 5.7.0's Redis transport does
+neither, and loses what it cannot read: such an item raises in the worker's event loop after it was popped.
 Source: kombu/transport/redis.py, Channel._brpop_read, _do_restore_message; QoS.reject.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -12,37 +14,44 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import import_module
 from queue import Empty
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from kombu.exceptions import InconsistencyError, OperationalError
-from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
 from celery_kit.base.messages import DEAD, DELIVERIES
-from celery_kit.brokers.contract import Action, DeadLetter
+from celery_kit.brokers.contract import Action, DeadLetter, now
 
-redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
+if TYPE_CHECKING:
+    from celery import Celery
+    from kombu import Connection
+    from upstream import kombu_redis as redis
+    from upstream import kombu_virtual as virtual
+    from upstream.redis import Client, Pipeline
 
+    from celery_kit.base.types import Headers
+    from celery_kit.base.types import Message as AnyMessage
+else:
+    from kombu.transport import redis, virtual
 
-#: A message's tag, in a text that is no JSON to Python.
+#: A message's tag, in a text that Python cannot parse as JSON.
 TAG = re.compile(rb'"delivery_tag": "([^"]+)"')
-#: What the fetch sets aside by itself.
+#: The reason of what the fetch's script dead-letters.
 NO_MESSAGE = "it has no delivery tag, or is no JSON"
 logger = logging.getLogger(__name__)
 
 
 class MalformedError(ValueError):
-    """An item of a queue that is no message of kombu's."""
+    """An item of a queue is not a message of kombu's."""
 
 
 class Message(virtual.Message):
-    """kombu's, which says what is wrong with an item before anything is done with it."""
+    """A message whose item is checked first. Raises MalformedError, with what is wrong with it."""
 
-    def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
+    def __init__(self, payload: Headers, channel: object = None, **kwargs: object) -> None:
         try:
             info = payload["properties"]["delivery_info"]
             parts = info["exchange"], info["routing_key"], payload["properties"]["delivery_tag"]
@@ -55,8 +64,11 @@ class Message(virtual.Message):
             raise MalformedError(f"{type(error).__name__}: {error}") from error
 
 
-def addressed(payload: Any, queue: str) -> Any:
-    """An item with an address, where its sender left that out or null: kombu reads it, and goes by it when it is restored."""
+def addressed(payload: Headers, queue: str) -> Headers:
+    """Add `queue` as the address of an item whose sender left it out or set it to null. Returns the item, which it changes.
+
+    kombu reads the address, and restores a message to it.
+    """
     properties = payload.get("properties")
     if isinstance(properties, dict):
         if isinstance(properties.get("delivery_tag"), int):
@@ -73,10 +85,12 @@ def addressed(payload: Any, queue: str) -> Any:
 
 
 class QoS(redis.QoS):
-    channel: "Channel"
+    """The unacknowledged messages of a channel. Those that are rejected without requeue are dead-lettered."""
 
-    def restore_unacked(self, client: Any = None) -> None:
-        # A worker that stops hands back what it holds. That says nothing about the messages.
+    channel: Channel
+
+    def restore_unacked(self, client: Client | None = None) -> None:
+        """Requeue all of them. A worker that stops does so, and it does not count as a delivery of the messages."""
         self.channel.counts_deliveries = False
         try:
             super().restore_unacked(client)
@@ -84,20 +98,22 @@ class QoS(redis.QoS):
             self.channel.counts_deliveries = True
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Requeue or dead-letter a message. Raises redis-py's errors."""
         if not requeue and self._delivered and (message := self._delivered.get(delivery_tag)):
             put(self.channel, message, letter_of(message, "rejected by its task, without requeue"))
         super().reject(delivery_tag, requeue)
 
 
 class Channel(redis.Channel):
-    """kombu's, which counts deliveries, and sets aside what cannot be read."""
+    """kombu's channel, which also counts deliveries, and dead-letters what cannot be read."""
 
     Message = Message
     QoS = QoS
+    #: A message that is requeued counts as delivered.
     counts_deliveries = True
 
     def deliver_raw(self, item: bytes, queue: str) -> None:
-        """Deliver an item that was popped off a queue; one that is no message is set aside."""
+        """Deliver an item that was popped from `queue`, or dead-letter it if it is not a message."""
         try:
             payload = loads(bytes_to_str(item))
             if not isinstance(payload, dict):
@@ -110,11 +126,10 @@ class Channel(redis.Channel):
             put_raw(self, item, queue, error)
             about = payload.get("properties")
             if isinstance(about, dict) and isinstance(tag := about.get("delivery_tag"), str):
-                qos: Any = self.qos  # which has recorded it already, where that is part of the fetch
-                qos._remove_from_indices(tag).execute()
+                self.qos._remove_from_indices(tag).execute()  # the fetch may have recorded it already
 
     def can_deliver(self, item: bytes, queue: str) -> bool:
-        """Whether `deliver_raw` can, of an item that the fetch has not found whole."""
+        """Whether `deliver_raw` can deliver an item that the fetch's script could not read."""
         try:
             self.Message(addressed(loads(bytes_to_str(item)), queue), channel=self)
         except (ValueError, AttributeError):
@@ -122,13 +137,13 @@ class Channel(redis.Channel):
         return True
 
     def take_back(self, item: bytes, key: str, to_it: bool = False) -> None:
-        """Take an item of the list `key` that can be delivered from where the fetch has set it aside."""
+        """Remove from the dead letters an item of the list `key` that can be delivered after all. `to_it`: requeue it."""
         with self.conn_or_acquire() as client, client.pipeline() as pipe:
             if to_it:
                 pipe.rpush(key, item)
             pipe.hdel(DEAD, name_of(item)).lrem(f"{self.global_keyprefix}{key}.malformed", 1, item).execute()
 
-    def _brpop_read(self: Any, **options: Any) -> bool:  # kombu's own, with deliver_raw
+    def _brpop_read(self, **options: object) -> bool:  # kombu's own, with deliver_raw
         try:
             try:
                 found = self.client.parse_response(self.client.connection, "BRPOP", **options)
@@ -146,7 +161,7 @@ class Channel(redis.Channel):
             self._flush_brpop_reauth()
 
     def _do_restore_message(
-        self: Any, payload: Any, exchange: str, routing_key: str, pipe: Any, leftmost: bool = False
+        self, payload: Headers, exchange: str, routing_key: str, pipe: Pipeline, leftmost: bool = False
     ) -> None:
         # kombu logs and drops a message whose headers are null.
         headers = payload["headers"] = dict(payload.get("headers") or {})
@@ -155,20 +170,21 @@ class Channel(redis.Channel):
         super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
 
 
-def letter_of(message: Any, reason: str) -> DeadLetter:
-    """What a message says of itself, with the reason for which it is set aside."""
+def letter_of(message: virtual.Message, reason: str) -> DeadLetter:
+    """The dead letter for a message, by its headers, with the reason why it is dead-lettered."""
     headers = message.headers
     return DeadLetter(
         id=str(headers.get("id") or message.properties.get("correlation_id") or message.delivery_tag),
         task=str(headers.get("task") or ""),
         queue=queue_of(message),
         reason=reason,
-        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        when=now(),
         deliveries=int(headers.get(DELIVERIES) or 0) + 1,
     )
 
 
-def queue_of(message: Any) -> str:
+def queue_of(message: virtual.Message) -> str:
+    """The queue that a message came from, by its address."""
     info = message.delivery_info
     try:
         queues = message.channel._lookup(info["exchange"], info["routing_key"])
@@ -177,30 +193,34 @@ def queue_of(message: Any) -> str:
     return str(next(iter(queues), info["routing_key"]))
 
 
-def put(channel: Any, message: Any, letter: DeadLetter) -> None:
-    """Keep a message. Its delivery tag is its name there: set aside twice, it is there once."""
-    _keep(channel, message.delivery_tag, dumps(message._raw).encode(), letter)
+def put(channel: redis.Channel, message: virtual.Message, letter: DeadLetter) -> None:
+    """Store a message by its delivery tag, so that storing it twice stores it once. Raises redis-py's errors."""
+    _store(channel, message.delivery_tag, dumps(message._raw).encode(), letter)
 
 
 def name_of(item: bytes) -> str:
-    """What an item that has no tag is called among the dead letters."""
+    """The name in the hash for an item without a tag: the first 12 digits of its SHA-1."""
     return hashlib.sha1(item).hexdigest()[:12]
 
 
-def put_raw(channel: Any, item: bytes, queue: str, error: Exception) -> None:
+def put_raw(channel: redis.Channel, item: bytes, queue: str, error: Exception) -> None:
+    """Store an item of `queue` that is not a message. Raises redis-py's errors."""
     name = name_of(item)
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    _keep(channel, name, item, DeadLetter(name, "", queue, f"no message: {error}", when, 1))
+    _store(channel, name, item, DeadLetter(name, "", queue, f"no message: {error}", now(), 1))
 
 
-def _keep(channel: Any, name: str, item: bytes, letter: DeadLetter) -> None:
+def _store(channel: redis.Channel, name: str, item: bytes, letter: DeadLetter) -> None:
     record = {"letter": asdict(letter), "item": item.decode("utf-8", "surrogateescape")}
     with channel.conn_or_acquire() as client:
         client.hset(DEAD, name, json.dumps(record))
 
 
-def collect(app: Any, channel: Any, client: Any) -> None:
-    """Put among the dead letters what the fetch could not, or an earlier version was killed at: `<list>.malformed`."""
+def collect(app: Celery, channel: redis.Channel, client: Client) -> None:
+    """Move the items of the lists `<list>.malformed` to the dead letters. Raises redis-py's errors.
+
+    The fetch's script writes an item there that it cannot store itself, and an earlier version may have been killed before it
+    had moved one.
+    """
     keys = {
         f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}.malformed": queue
         for queue in list(app.amqp.queues)
@@ -214,8 +234,8 @@ def collect(app: Any, channel: Any, client: Any) -> None:
                     client.lrem(key, 1, item)
 
 
-def _read(channel: Any, name: str, record: bytes) -> tuple[DeadLetter, bytes]:
-    """A letter and its item. The fetch's script notes of an item only the list that it came from, and when."""
+def _read(channel: redis.Channel, name: str, record: bytes) -> tuple[DeadLetter, bytes]:
+    """A letter and its item. The fetch's script only records the list that an item came from, and the time."""
     try:
         about = json.loads(record.decode("utf-8", "surrogateescape"))
         item: bytes = about["item"].encode("utf-8", "surrogateescape")
@@ -227,30 +247,40 @@ def _read(channel: Any, name: str, record: bytes) -> tuple[DeadLetter, bytes]:
         if not isinstance(letter.when, str):
             raise TypeError("it has no time")
         return letter, item
-    except Exception as error:  # whatever stands there
+    except Exception as error:  # anybody can write there
         return DeadLetter(name, "", "", f"its record cannot be read: {type(error).__name__}: {error}", "", 0), record
 
 
+def _channel(connection: Connection) -> redis.Channel:
+    return cast("redis.Channel", connection.default_channel)
+
+
 class RedisDeadLetters:
-    def prepare(self, app: Any) -> None:
-        """A hash is made by its first field; but some items may be on their way there."""
-        with app.connection_for_write() as connection, connection.default_channel.conn_or_acquire() as client:
+    """See DeadLetters."""
+
+    def prepare(self, app: Celery) -> None:
+        """Nothing has to be declared; items that wait to be stored are moved. Raises the connection's errors."""
+        with app.connection_for_write() as connection, (channel := _channel(connection)).conn_or_acquire() as client:
             try:
-                collect(app, connection.default_channel, client)
+                collect(app, channel, client)
             except ResponseError as error:
-                logger.warning("what waits to be set aside was not looked at: %s", error)
+                logger.warning("items that wait to be dead-lettered were not moved: %s", error)
 
-    def put(self, app: Any, message: Any, letter: DeadLetter) -> None:
-        put(message.channel, message, letter)
+    def put(self, app: Celery, message: AnyMessage, letter: DeadLetter) -> None:
+        """Store a message. Raises redis-py's errors."""
+        put(cast("redis.Channel", message.channel), cast("virtual.Message", message), letter)
 
-    def queue_of(self, message: Any, by_tag: Mapping[str, str]) -> str:
-        return queue_of(message)
+    def queue_of(self, message: AnyMessage, by_tag: Mapping[str, str]) -> str:
+        """The queue that a message came from, by its address."""
+        return queue_of(cast("virtual.Message", message))
 
-    def each(self, app: Any, decide: Callable[[DeadLetter], Action]) -> None:
-        with app.connection_for_read() as connection, connection.default_channel.conn_or_acquire() as client:
-            channel = connection.default_channel
+    def each(self, app: Celery, decide: Callable[[DeadLetter], Action]) -> None:
+        """Call `decide` for every letter and do what it returns. Raises OperationalError at the end if one cannot be sent
+        back.
+        """
+        with app.connection_for_read() as connection, (channel := _channel(connection)).conn_or_acquire() as client:
             collect(app, channel, client)
-            found = client.hgetall(f"{channel.global_keyprefix}{DEAD}")  # kombu puts its prefix before HSET's key, not here
+            found = client.hgetall(f"{channel.global_keyprefix}{DEAD}")  # kombu adds its prefix to HSET's key only
             letters = [(name, *_read(channel, bytes_to_str(name), record)) for name, record in found.items()]
             failed = ""
             for name, letter, item in sorted(letters, key=lambda one: one[1].when):
@@ -265,10 +295,10 @@ class RedisDeadLetters:
             if failed:
                 raise OperationalError(failed)
 
-    def _send_back(self, channel: Any, client: Any, queue: str, item: bytes) -> None:
+    def _send_back(self, channel: redis.Channel, client: Client, queue: str, item: bytes) -> None:
         try:
             payload = loads(item.decode())
             (payload.get("headers") or {}).pop(DELIVERIES, None)
             channel._put(queue, payload)
-        except (ValueError, AttributeError, KeyError, TypeError):  # as it came
+        except (ValueError, AttributeError, KeyError, TypeError):  # not a message: send it unchanged
             client.lpush(queue, item)

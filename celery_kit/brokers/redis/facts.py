@@ -1,13 +1,16 @@
-"""What Redis, as the broker, says: how much waits in which list, how much workers hold, how old the next message is.
+"""Facts about Redis as the broker: messages that wait, messages that workers hold, and the age of the next message.
 
-A queue is a list for each step of priority; the next message is at its right end. What workers hold is one hash for all queues.
+A queue is one list for each step of priorities, with the next message at its right end. What workers hold is one hash for all
+queues.
 Source: kombu/transport/redis.py, Channel._size, QoS.append, Channel._queue_bind.
 """
+
+from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from redis import Redis
 
@@ -15,21 +18,29 @@ from celery_kit.base.correlation import SENT
 from celery_kit.base.facts import Queue, Server, known_queues
 from celery_kit.brokers.contract import Environ
 
-#: How many held messages are looked at for their queues; beyond it only their number is told.
+if TYPE_CHECKING:
+    from celery import Celery
+    from redis import ConnectionPool
+    from upstream.kombu_redis import Channel
+    from upstream.redis import Client
+
+    from celery_kit.base.types import Connection, Headers
+
+#: The largest number of unacknowledged messages whose queues are read. If there are more, only their number is reported.
 MOST = 5_000
 
-#: The oldest release that the kit is for: that of its client, redis-py 8. Valkey says of itself which of Redis' it is like.
+#: The oldest release that the kit supports, because its client, redis-py 8, does. Valkey reports an equivalent Redis release.
 OLDEST = 7
 
 #: The share of its memory at which a server counts as full.
 FULL = 0.9
 
 
-def facts(app: Any, connection: Any, _: Environ) -> Server:
-    """Ask the server behind `connection`. Raises the connection's errors where it does not answer."""
-    channel = connection.default_channel
-    # The channel's own connections. Its client puts the prefix before the keys of some commands only.
-    client: Any = Redis(connection_pool=channel.client.connection_pool)
+def facts(app: Celery, connection: Connection, _: Environ) -> Server:
+    """Ask the server of `connection`. Raises the connection's errors if it does not answer."""
+    channel: Channel = connection.default_channel
+    # The channel's own connections, but not its client, which adds the key prefix for some commands only.
+    client = cast("Client", Redis(connection_pool=cast("ConnectionPool", channel.client.connection_pool)))
     steps, prefix = channel.priority_steps, channel.global_keyprefix
     info = client.info()
     keys = client.scan_iter(match=f"{prefix}_kombu.binding.*", count=1_000)
@@ -47,23 +58,23 @@ def facts(app: Any, connection: Any, _: Environ) -> Server:
         mine = answers[position * number : (position + 1) * number]
         ages = [age for age in map(_age, mine[1::2]) if age is not None]
         queues.append(Queue(name, sum(mine[0::2]), held[name] if held is not None else None, None, max(ages, default=None)))
-    notes = [f"{answers[-1]} messages are held by workers"] if held is None else []
+    notes = [f"{answers[-1]} messages are unacknowledged"] if held is None else []
     return Server(*product_of(info), queues, info["used_memory"], notes=notes, faults=faults(info, "broker"))
 
 
-def product_of(info: dict[str, Any]) -> tuple[str, str]:
-    """Its name and version, from INFO."""
+def product_of(info: Headers) -> tuple[str, str]:
+    """The server's product and version, from its answer to INFO."""
     valkey = info.get("valkey_version")
     return ("Valkey", str(valkey)) if valkey else ("Redis", str(info["redis_version"]))
 
 
-def faults(info: dict[str, Any], role: str) -> list[tuple[str, str]]:
-    """What INFO tells that loses tasks or results, and what mends it."""
+def faults(info: Headers, role: str) -> list[tuple[str, str]]:
+    """Settings in the answer to INFO that lose tasks or results, with their remedies. `role`: broker, or results server."""
     found = []
     if int(str(info["redis_version"]).partition(".")[0]) < OLDEST:
-        found.append((f"the {role} is {' '.join(product_of(info))}, too old for its client", f"Redis {OLDEST} or later"))
+        found.append((f"the {role} is {' '.join(product_of(info))}, too old for redis-py", f"Redis {OLDEST} or later"))
     if (policy := info.get("maxmemory_policy")) != "noeviction":
-        found.append((f"the {role} throws keys away when its memory is full ({policy})", "set maxmemory-policy noeviction"))
+        found.append((f"the {role} evicts keys when its memory is full ({policy})", "set maxmemory-policy noeviction"))
     if role == "broker" and not info.get("aof_enabled"):
         found.append(("the broker writes no append-only file: a restart loses tasks", "set appendonly yes"))
     if (most := info.get("maxmemory")) and info["used_memory"] > FULL * most:
@@ -71,12 +82,12 @@ def faults(info: dict[str, Any], role: str) -> list[tuple[str, str]]:
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _held(client: Any, key: str, number: int) -> Counter[str] | None:
-    """By queue, how many messages workers hold; None where they are too many to look at."""
+def _held(client: Client, key: str, number: int) -> Counter[str] | None:
+    """How many unacknowledged messages each queue has; None if there are more than MOST."""
     if number > MOST:
         return None
     return Counter(json.loads(value)[2] for value in client.hvals(key))

@@ -2,11 +2,11 @@
 --
 -- KEYS: the hash and the index of unacknowledged messages, the hash of dead letters, then the lists, `width` of each priority.
 -- ARGV: room (messages), bytes, width, then the tags of acknowledged messages.
--- Returns pairs of a list's place and a message. The place is negative for an item that is no whole message: it has been put
--- among the dead letters or, where even that fails, into `<list>.malformed` (dead.py, collect).
+-- Returns pairs of a list's place and a message. The place is negative for an item that is not a whole message: it was
+-- dead-lettered or, if that failed, pushed to `<list>.malformed` (dead.py, collect).
 --
--- A message is recorded with the server's time, as in celery_kit/brokers/redis/fixes.py. Its tag stands in its properties, at
--- its end: decoding a message of 1 MB would block the server for 10 ms.
+-- A message is recorded with the server's time, as in celery_kit/brokers/redis/fixes.py. Its tag is in its properties, which
+-- are at its end: decoding a message of 1 MB would block the server for 10 ms.
 local unacked, index, dead = KEYS[1], KEYS[2], KEYS[3]
 local room, bytes, width = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if #ARGV > 3 then
@@ -43,8 +43,8 @@ local function take(place)
     scores[#scores + 1] = its.delivery_tag
   else
     local record = cjson.encode({list = KEYS[place], item = message, at = time[1]})
-    local kept = redis.pcall('HSET', dead, string.sub(redis.sha1hex(message), 1, 12), record)
-    if type(kept) == 'table' and kept.err then redis.call('LPUSH', KEYS[place] .. '.malformed', message) end
+    local stored = redis.pcall('HSET', dead, string.sub(redis.sha1hex(message), 1, 12), record)
+    if type(stored) == 'table' and stored.err then redis.call('LPUSH', KEYS[place] .. '.malformed', message) end
   end
   found[#found + 1] = its and place - 3 or 3 - place
   found[#found + 1] = message

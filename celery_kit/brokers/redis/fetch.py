@@ -10,12 +10,15 @@ count is 0, which means no limit. Sources: kombu/transport/redis.py, QoS.append 
 https://redis.io/docs/latest/develop/reference/client-side-caching/.
 """
 
+from __future__ import annotations
+
 import logging
 from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import get_ident
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import ResponseError
@@ -25,6 +28,13 @@ from celery_kit.base.messages import DEAD
 from celery_kit.brokers.redis import dead
 from celery_kit.engine.prefetch import MOST, STALLED, Throughput
 from celery_kit.engine.quick_json import parse
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from upstream.redis import Connection
+
+    from celery_kit.brokers.redis.transport import Channel
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +64,7 @@ class Fetcher:
     Only the loop's thread or greenlet may call `turn`; any may call `acknowledge`. `wake()` wakes the loop.
     """
 
-    def __init__(self, channel: Any, wake: Any) -> None:
+    def __init__(self, channel: Channel, wake: Callable[[], None]) -> None:
         self.channel = channel
         self.wake = wake
         self.throughput = Throughput()
@@ -65,7 +75,7 @@ class Fetcher:
         self._odd: dict[bytes, str] = {}
         self._moved_at = 0.0  # when the last message was fetched or handed over
         self._loop: int | None = None
-        self._socket: Any = None  # the one that is prepared
+        self._socket: socket | None = None  # the one that is set up
         self._script = b""
         self._sent: list[str] | None = None  # the acknowledgements of the pending request
         self._sent_at = 0.0
@@ -84,7 +94,8 @@ class Fetcher:
     # Called by the loop
 
     @property
-    def connection(self) -> Any:
+    def connection(self) -> Connection:
+        """The connection that the channel reads from."""
         return self.channel.client.connection
 
     @property
@@ -188,7 +199,7 @@ class Fetcher:
         try:
             message = parse(raw.decode())
         except ValueError as error:  # the script can read it, and Python cannot
-            self._set_aside(queue, raw, error)
+            self._dead_letter(queue, raw, error)
             return
         tag = self.channel.qos.recorded = message["properties"]["delivery_tag"]
         try:
@@ -251,7 +262,7 @@ class Fetcher:
             self._script = connection.read_response()
         self._socket, self._notified = connection._sock, True
 
-    def _take(self, answer: list[Any]) -> None:
+    def _take(self, answer: Sequence[Any]) -> None:
         self._sent = None
         now = self._moved_at = monotonic()
         for place, message in zip(answer[::2], answer[1::2], strict=True):
@@ -262,7 +273,7 @@ class Fetcher:
                 self._odd[message] = self._lists[-place - 1]
                 self.ready.append((queue, message))
             else:
-                log.error("set aside: an item of queue %s that is no message ('make dead' lists it)", queue)
+                log.error("dead-lettered an item of queue %s that is not a message ('make dead' lists it)", queue)
         self._ask_at = len(self.ready) // 4
         if answer:
             self._yield = YIELD
@@ -274,7 +285,7 @@ class Fetcher:
             self._not_before = now + self._yield
             self._yield = min(MOST_YIELD, 2 * self._yield)
 
-    def _set_aside(self, queue: str, raw: bytes, error: ValueError) -> None:
+    def _dead_letter(self, queue: str, raw: bytes, error: ValueError) -> None:
         """Dead-letter what Python cannot read, and acknowledge it by the tag that the script has found."""
         dead.put_raw(self.channel, raw, queue, error)
         if tags := dead.TAG.findall(raw):
@@ -341,5 +352,5 @@ class Fetcher:
             try:
                 self.channel.qos.restore_by_tag(parse(raw.decode())["properties"]["delivery_tag"])
             except ValueError as error:
-                self._set_aside(queue, raw, error)
+                self._dead_letter(queue, raw, error)
         self.channel.counts_deliveries = True

@@ -1,25 +1,44 @@
-"""Faults of kombu's Redis transport, each closed by a class that stands before kombu's own: rows of celery_kit/fixes."""
+"""Fixes for kombu's Redis transport: mixins that come before kombu's classes. They are rows of celery_kit/fixes."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from importlib import import_module
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
-from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps
 
-redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
+if TYPE_CHECKING:
+    from upstream import kombu_redis as redis
+    from upstream import kombu_virtual as virtual
+    from upstream.kombu_redis import Channel as KombusChannel
+    from upstream.kombu_redis import QoS as KombusQoS
+    from upstream.redis import Client
+
+    from celery_kit.base.types import Callback, Headers, Options
+
+    KombusPoller = redis.MultiChannelPoller[redis.Channel]
+else:
+    from kombu.transport import redis, virtual
+
+    KombusChannel = KombusPoller = KombusQoS = object
 
 
-class ServerClock:
-    """For a QoS: when a message was fetched is recorded by the server's clock, which is the same for all workers.
+class Batch(Protocol):
+    """What kombu's channel adds the commands of a message to, in place of sending them."""
 
-    kombu records it by the worker's wall clock, and compares it with its own when it looks for messages of dead workers: a
-    worker whose clock is an hour ahead believes that all others are dead, and their tasks run twice. Between two readings of
-    the server's clock the monotonic one goes on from there, which nobody sets.
+    def add(self, name: str, *args: str | bytes) -> object: ...
+
+
+class ServerClock(KombusQoS):
+    """For a QoS: record with the server's clock when a message was fetched. That clock is the same for all workers.
+
+    kombu records the worker's wall-clock time, and compares it with its own when it looks for messages of dead workers. A
+    worker whose clock is an hour ahead then takes all others for dead, and their tasks run twice. Between two readings of the
+    server's clock the monotonic clock continues from the last one, because nobody sets that.
     """
 
     #: Seconds that the server's clock is ahead of this machine's monotonic one.
@@ -31,122 +50,120 @@ class ServerClock:
         self._ahead = now - monotonic()
         return now
 
-    def append(self, message: Any, delivery_tag: str) -> None:
-        this: Any = self
+    def append(self, message: virtual.Message, delivery_tag: str) -> None:
+        """Record a delivered message as unacknowledged. Raises redis-py's errors."""
         info = message.delivery_info
         record = dumps([message._raw, info["exchange"], info["routing_key"]])
-        with this.channel.conn_or_acquire() as client, client.pipeline() as pipe:
+        with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
             now = self._seen(client.time()) if self._ahead is None else self._ahead + monotonic()
-            pipe.zadd(this.unacked_index_key, {delivery_tag: now}).hset(this.unacked_key, delivery_tag, record).execute()
-        virtual.QoS.append(this, message, delivery_tag)
+            pipe.zadd(self.unacked_index_key, {delivery_tag: now}).hset(self.unacked_key, delivery_tag, record).execute()
+        virtual.QoS.append(self, message, delivery_tag)
 
     def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
-        """At every `interval`th call: restore what was fetched longer ago than the visibility timeout, `num` or all of it."""
-        this: Any = self
-        this._vrestore_count += 1
-        if (this._vrestore_count - 1) % (interval or 1):
+        """At each `interval`th call: restore messages that were fetched longer ago than the visibility timeout.
+
+        `num`: how many at most; None for all. Raises redis-py's errors.
+        """
+        self._vrestore_count += 1
+        if (self._vrestore_count - 1) % (interval or 1):
             return
-        with this.channel.conn_or_acquire() as client:
+        client: Client
+        with self.channel.conn_or_acquire() as client:
             with client.pipeline(transaction=False) as pipe:
-                time, oldest = pipe.time().zrange(this.unacked_index_key, 0, 0, withscores=True).execute()
-            until = self._seen(time) - this.visibility_timeout
-            if not oldest or oldest[0][1] > until:  # the rule: no need to lock the others out
+                time, oldest = pipe.time().zrange(self.unacked_index_key, 0, 0, withscores=True).execute()
+            until = self._seen(time) - self.visibility_timeout
+            if not oldest or oldest[0][1] > until:  # the usual case, which needs no lock
                 return
-            with suppress(redis.MutexHeld), redis.Mutex(client, this.unacked_mutex_key, this.unacked_mutex_expire):
+            with suppress(redis.MutexHeld), redis.Mutex(client, self.unacked_mutex_key, self.unacked_mutex_expire):
                 limit = {"offset": start, "num": num} if num else {}
-                for tag in client.zrange(this.unacked_index_key, until, 0, desc=True, byscore=True, **limit):
-                    this.restore_by_tag(tag, client)
+                for tag in client.zrange(self.unacked_index_key, until, 0, desc=True, byscore=True, **limit):
+                    self.restore_by_tag(tag, client)
 
 
-class FailedAck:
-    """For a QoS: a message's place in the prefetch window is freed also where its acknowledgement fails.
+class FailedAck(KombusQoS):
+    """For a QoS: free a message's slot in the prefetch window even if its acknowledgement fails.
 
-    kombu frees it after Redis has taken the acknowledgement. Where that raises, as with a server that froze for longer than
-    socket_timeout, Celery logs "Couldn't ack" and goes on, and the place stays taken for as long as the connection lives: with
-    a prefetch count of 1 nothing is ever consumed again. The acknowledgement is sent again with the next one that goes through;
-    where none does, the message is redelivered after the visibility timeout.
+    kombu frees the slot after Redis has received the acknowledgement. If that raises, for instance because the server froze for
+    longer than socket_timeout, Celery logs "Couldn't ack" and continues. The slot then stays occupied as long as the connection
+    lives: with a prefetch count of 1, nothing is ever consumed again. Here the acknowledgement is sent again with the next one
+    that succeeds. If none does, the message is redelivered after the visibility timeout.
     """
-
-    _not_taken: set[str]
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge; raises what the client raises, with the place free."""
-        not_taken = self.__dict__.setdefault("_not_taken", set())
-        this: Any = self
+        """Acknowledge a message. Raises redis-py's errors, with the slot freed."""
+        failed: set[str] = self.__dict__.setdefault("_failed", set())
         try:
-            super().ack(delivery_tag)  # type: ignore[misc]
+            super().ack(delivery_tag)
         except Exception:
-            not_taken.add(delivery_tag)
-            virtual.QoS.ack(this, delivery_tag)
+            failed.add(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)
             raise
-        while not_taken:
-            this._remove_from_indices(tag := next(iter(not_taken))).execute()
-            not_taken.discard(tag)
+        while failed:
+            self._remove_from_indices(tag := next(iter(failed))).execute()
+            failed.discard(tag)
 
 
-class RememberAddress:
-    """For a Channel: it remembers its server's address.
+class RememberAddress(KombusChannel):
+    """For a Channel: remember the server's address.
 
-    Celery closes a lost connection at once. When the task is over, kombu acknowledges its message on a new connection, whose
-    address it looks up in the one that is gone: `AttributeError: 'NoneType' object has no attribute 'hostname'`, exit code 1.
+    Celery closes a lost connection at once. When the task ends, kombu acknowledges its message on a new connection, and looks
+    the address up in the closed one: `AttributeError: 'NoneType' object has no attribute 'hostname'`, exit code 1.
     """
 
-    _known: dict[bool, dict[str, Any]]
-
-    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        known = self.__dict__.setdefault("_known", {})
-        transport: Any = getattr(self, "connection", None)
+    def _connparams(self, asynchronous: bool = False) -> Options:
+        known: dict[bool, Options] = self.__dict__.setdefault("_known", {})
+        transport = getattr(self, "connection", None)
         if getattr(transport, "client", None) is not None:
-            known[asynchronous] = super()._connparams(asynchronous)  # type: ignore[misc]
+            known[asynchronous] = super()._connparams(asynchronous)
         return dict(known.get(asynchronous) or known[not asynchronous])
 
 
-#: A set: the exchanges that queues are bound to, and that each of these gets a copy from.
+#: The key of a set: the fanout exchanges to which queues are bound.
 FANOUTS = "_celery-kit.fanout"
 
 
-class Fanouts:
-    """For a Channel: which exchanges are fanout exchanges is recorded on the server.
+class Fanouts(KombusChannel):
+    """For a Channel: record on the server which exchanges are fanout exchanges.
 
-    Whoever binds a queue to one writes it down, and a producer that knows nothing of the exchange reads it there; kombu takes
-    an exchange that its process has not declared for a direct one (celery_kit/fixes/broadcast.py).
+    A process that binds a queue to one records it, and a producer that has not declared the exchange reads it. kombu treats an
+    exchange that its process has not declared as a direct exchange (celery_kit/fixes/broadcast.py).
     """
 
-    state: Any
-    exchange_types: Any
     _fanouts: frozenset[str] = frozenset()
 
-    def typeof(self, exchange: str, default: str = "direct") -> Any:
+    def typeof(self, exchange: str, default: str = "direct") -> virtual.ExchangeType:
+        """The type of an exchange, or `default` if nobody knows it. Raises redis-py's errors."""
         if exchange in self.state.exchanges:
-            return super().typeof(exchange, default)  # type: ignore[misc]
+            return super().typeof(exchange, default)
         if exchange not in self._fanouts:
-            with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
+            with self.conn_or_acquire() as client:
                 self._fanouts = frozenset(map(bytes_to_str, client.smembers(FANOUTS)))
-        return super().typeof(exchange, "fanout" if exchange in self._fanouts else default)  # type: ignore[misc]
+        return super().typeof(exchange, "fanout" if exchange in self._fanouts else default)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[misc]
+        super()._queue_bind(exchange, routing_key, pattern, queue)
         if self.typeof(exchange).type == "fanout" and exchange not in self._fanouts:
             self._fanouts |= {exchange}
-            with self.conn_or_acquire() as client:  # type: ignore[attr-defined]
+            with self.conn_or_acquire() as client:
                 client.sadd(FANOUTS, exchange)
 
 
 class _Recording:
-    """A client whose commands that publish are recorded, and not sent."""
+    """A client that records the commands that publish, and does not send them."""
 
-    def __init__(self, client: Any, batch: Any) -> None:
+    def __init__(self, client: Client, batch: Batch) -> None:
         self._client, self._batch = client, batch
 
-    def __getattr__(self, name: str) -> Any:
-        return partial(self._batch.add, name) if name in ("lpush", "publish") else getattr(self._client, name)
+    def __getattr__(self, name: str) -> Callback:
+        found: Callback = getattr(self._client, name)
+        return partial(self._batch.add, name) if name in ("lpush", "publish") else found
 
 
-class EarlierChannel:
-    """For a Channel: what this one of the kit takes from kombu 5.7, where kombu is an earlier one.
+class EarlierChannel(KombusChannel):
+    """For a Channel of kombu before 5.7: what the kit's channel uses of kombu 5.7.
 
-    How often messages of dead workers are looked for is a transport option (seconds, and every how many looks); credentials of
-    a provider and the expiry of bindings are not renewed.
+    Transport options say how often messages of dead workers are looked for: an interval in seconds, and a number of intervals.
+    A provider's credentials and the expiry of bindings are not renewed.
     """
 
     unacked_restore_interval = 10
@@ -157,40 +174,39 @@ class EarlierChannel:
         "unacked_restore_throttle",
     )
 
-    def basic_publish(self, message: Any, exchange: str, routing_key: str, _publish_batch: Any = None, **options: Any) -> Any:
-        """Publish; or, as kombu 5.7 does, add the commands to a batch."""
-        this: Any = self
+    def basic_publish(
+        self, message: Headers, exchange: str, routing_key: str, _publish_batch: Batch | None = None, **options: object
+    ) -> object:
+        """Publish a message, or add its commands to a batch as kombu 5.7 does."""
         if _publish_batch is not None:
-            acquire = this.conn_or_acquire
+            acquire, batch = self.conn_or_acquire, _publish_batch
 
             @contextmanager
-            def recording(client: Any = None) -> Iterator[Any]:
+            def recording(client: Client | None = None) -> Iterator[_Recording]:
                 with acquire(client) as found:
-                    yield _Recording(found, _publish_batch)
+                    yield _Recording(found, batch)
 
-            this.conn_or_acquire = recording
+            vars(self)["conn_or_acquire"] = recording
         try:
-            return super().basic_publish(message, exchange, routing_key, **options)  # type: ignore[misc]
+            return super().basic_publish(message, exchange, routing_key, **options)
         finally:
             vars(self).pop("conn_or_acquire", None)
 
     def _flush_brpop_reauth(self) -> None:
-        """No credentials are renewed."""
+        """Do nothing: credentials are not renewed."""
 
     def maybe_refresh_binding_expiry(self) -> None:
-        """No binding expires."""
+        """Do nothing: bindings do not expire."""
 
 
-class EarlierPoller:
+class EarlierPoller(KombusPoller):
     """For a MultiChannelPoller: see EarlierChannel."""
 
-    poller: Any
-
     def maybe_reauth(self) -> None:
-        """No credentials are renewed."""
+        """Do nothing: credentials are not renewed."""
 
     def maybe_refresh_binding_expiry(self) -> None:
-        """No binding expires."""
+        """Do nothing: bindings do not expire."""
 
     def _unregister_from_poll(self, fileno: int) -> None:
         self.poller.unregister(fileno)

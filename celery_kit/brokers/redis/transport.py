@@ -1,28 +1,27 @@
-"""kombu's Redis transport, with AMQP's meaning of a task's priority, and on ENGINE=fast with the fetch of redis_fetch.py.
+"""kombu's Redis transport, with AMQP's meaning of a task's priority, and on ENGINE=fast with the fetch of `fetch.py`.
 
-Priorities: 0 to 9, higher is more urgent, none is 0. kombu's own has it the other way round, 0 first. Each step of priorities
-is a list of its own there; the worker takes from the first list that holds anything, so the order of the steps is the order of
-urgency. A message is written to one of kombu's own four steps, so that a worker of plain Celery sees it too; they are read with
-those between them, to which earlier releases wrote. Messages without a priority stay in the list that has the queue's plain
-name. Source: kombu/transport/redis.py, Channel._brpop_start, _q_for_pri, _put.
+Priorities are 0 to 9, higher is more urgent, and no priority means 0. kombu's transport has the opposite order. It has one list
+for each step of priorities, and a worker reads from the first list that is not empty, so the order of the steps is the order of
+urgency. A message is written to one of kombu's own four steps, so that a worker of plain Celery sees it too. The steps between
+them are also read, because earlier releases wrote to them. Messages without a priority stay in the list that has the queue's
+plain name. Source: kombu/transport/redis.py, Channel._brpop_start, _q_for_pri, _put.
 
-Without kombu's hub (eventlet, gevent), on both engines: a freed place in the prefetch window is noticed at once, and the
-messages of dead workers are restored. kombu 5.7.0 waits there until its poll is over, and restores only where that had nothing
-to wait for.
+Without kombu's hub (eventlet, gevent), both engines notice a free slot in the prefetch window at once, and restore the messages
+of dead workers. kombu 5.7.0 waits until its poll is over, and restores messages only if that had nothing to wait for.
 """
+
+from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from queue import Empty
 from threading import get_ident
 from time import monotonic
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
-from kombu.transport import virtual
 from redis.exceptions import ResponseError
 
 from celery_kit.brokers.redis import dead
@@ -32,32 +31,51 @@ from celery_kit.engine.wakeup import WakeUp
 from celery_kit.fixes import patched
 
 log = logging.getLogger(__name__)
-#: Seconds after which the hub makes a round in any case: kombu has it look after expiring queues each second.
+if TYPE_CHECKING:
+    from kombu.asynchronous.hub import Hub
+    from upstream import kombu_redis as redis
+    from upstream import kombu_virtual as virtual
+    from upstream.kombu_redis import Channel as KombusChannel
+    from upstream.redis import Client, Connection
+
+    from celery_kit.base.types import Callback, Headers
+    from celery_kit.base.types import Connection as AnyConnection
+    from celery_kit.brokers.redis.dead import Channel as ChannelBase
+    from celery_kit.brokers.redis.dead import QoS as QoSBase
+
+    PollerBase = redis.MultiChannelPoller["Channel"]
+else:
+    from kombu.transport import redis, virtual
+
+    KombusChannel = redis.Channel
+    QoSBase = patched(dead.QoS, "failed_ack", "server_clock")
+    ChannelBase = patched(dead.Channel, "fanouts", "redis_restart", "earlier_channel")
+    PollerBase = patched(redis.MultiChannelPoller, "earlier_poller")
+
+#: Seconds after which the hub makes a round in any case: kombu's timers look at expiring queues every second.
 HUBS_ROUND = 0.9
-#: Seconds by which two moments may differ and be the same; the hub's poll counts in milliseconds.
+#: Seconds by which two equal times may differ: the hub's poll counts in milliseconds.
 SAME = 0.001
-redis: Any = import_module("kombu.transport.redis")  # kombu-stubs are those of an older one
-QoSBase: Any = patched(dead.QoS, "failed_ack", "server_clock")
-ChannelBase: Any = patched(dead.Channel, "fanouts", "redis_restart", "earlier_channel")
-PollerBase: Any = patched(redis.MultiChannelPoller, "earlier_poller")
-#: Seconds between two looks at whether credentials are to be renewed; kombu before 5.7 does not.
+#: Seconds between two checks whether credentials need renewal; kombu before 5.7 does not renew them.
 REAUTH = getattr(redis, "DEFAULT_REAUTH_CHECK_INTERVAL", 60)
 
 
 class QoS(QoSBase):
-    """Which messages are out. On the fast engine the fetch has already recorded them, and takes their acknowledgements."""
+    """The unacknowledged messages. On ENGINE=fast the fetch has recorded them, and sends their acknowledgements."""
 
-    channel: Any
-    #: The tag of the message that is being handed over, and was recorded with its fetch.
+    channel: Channel
+    #: The tag of the message that is being handed over, and was recorded when it was fetched.
     recorded = ""
 
-    def append(self, message: Any, delivery_tag: str) -> None:
+    def append(self, message: virtual.Message, delivery_tag: str) -> None:
+        """Record a delivered message as unacknowledged. Raises redis-py's errors."""
         if delivery_tag == self.recorded:
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message. Raises redis-py's errors; on ENGINE=fast it only sends it later."""
         fetcher = self.channel.fetcher
         try:
             if fetcher is None:
@@ -69,62 +87,69 @@ class QoS(QoSBase):
             self.channel.after_ack()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Requeue or dead-letter a message. Raises redis-py's errors."""
         super().reject(delivery_tag, requeue)
         self.channel.after_ack()
 
     def can_consume(self) -> bool:
+        """Whether the prefetch window has a free slot."""
         fetcher, window = self.channel.fetcher, self.prefetch_count
         return super().can_consume() if fetcher is None else not window or self.held < window + fetcher.throughput.ahead
 
     @property
     def held(self) -> int:
-        """Messages whose tasks wait or run."""
+        """How many messages' tasks wait or run."""
         return len(self._delivered or ()) - len(self._dirty or ()) - commit.done
 
-    def restore_unacked_once(self, stderr: Any = None) -> None:
+    def restore_unacked_once(self, stderr: object = None) -> None:
+        """Requeue what is unacknowledged when the process exits, after the acknowledgements are sent."""
         if fetcher := self.channel.fetcher:
             fetcher.flush()
         super().restore_unacked_once(stderr)
 
 
 class Channel(ChannelBase):
+    """See the module."""
+
     QoS = QoS
-    #: Those that are read, the most urgent first.
+    connection: Transport
+    #: The steps that are read, the most urgent first.
     priority_steps = list(range(9, -1, -1))  # noqa: RUF012  # as in kombu
-    #: And written: kombu's own, or what the transport option priority_steps names.
+    #: The steps that are written: kombu's own, or those of the transport option priority_steps.
     written = tuple(redis.PRIORITY_STEPS)
     from_transport_options = (*ChannelBase.from_transport_options, "engine", "take_ahead")
-    #: As the setting ENGINE.
+    #: The value of the setting ENGINE.
     engine = "plain"
-    #: Messages beyond the prefetch count may be taken: celery_kit/engine/prefetch.py.
+    #: Whether messages beyond the prefetch count may be fetched: celery_kit/engine/prefetch.py.
     take_ahead = True
     fetcher: Fetcher | None = None
-    _own_client: Any = None
+    _own_client: Client | None = None
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, connection: Transport, **options: object) -> None:
+        super().__init__(connection, **options)
         if (named := self.priority_steps) is not type(self).priority_steps:
             self.written = tuple(named)
             self.priority_steps = sorted({*named, *type(self).priority_steps}, reverse=True)
 
-    def _get_message_priority(self, message: Any, reverse: bool = False) -> int:
+    def _get_message_priority(self, message: Headers, reverse: bool = False) -> int:
         """The step that a message is written to."""
-        priority: int = super()._get_message_priority(message, reverse=reverse)
+        priority = super()._get_message_priority(message, reverse=reverse)
         return max((int(step) for step in self.written if step <= priority), default=min(self.written))
 
     def priority(self, n: int) -> int:
         """The step that a message of priority `n` belongs to; kombu expects ascending steps here."""
         return max(step for step in self.priority_steps if step <= n)
 
-    def _create_client(self: Any, asynchronous: bool = False) -> Any:
-        """The client, made once for a pool of connections: kombu makes one for every message, a third of a `delay()`."""
+    def _create_client(self, asynchronous: bool = False) -> Client:
+        """The client, made once for a pool of connections. kombu makes one for every message, a third of a `delay()`."""
         if asynchronous:
-            return redis.Channel._create_client(self, asynchronous)
+            return KombusChannel._create_client(self, asynchronous)
         if self._own_client is None or self._own_client.connection_pool is not self.pool:
-            self._own_client = redis.Channel._create_client(self)
+            self._own_client = KombusChannel._create_client(self)
         return self._own_client
 
-    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **options: Any) -> Any:
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: object, **options: object) -> object:
+        """Consume a queue, by the fetch on ENGINE=fast. Returns the consumer tag."""
         if queue not in self._fanout_queues:
             if no_ack:
                 self.be_plain()
@@ -133,24 +158,24 @@ class Channel(ChannelBase):
         return super().basic_consume(queue, no_ack, *args, **options)
 
     def be_plain(self) -> None:
-        """Consume by kombu's own means from here on: what is consumed without acknowledgements must not be recorded."""
+        """From now on, consume like kombu: messages that are consumed without acknowledgements must not be recorded."""
         self.engine = "plain"
         fetcher, self.fetcher = self.fetcher, None
         if fetcher:
             fetcher.hand_back()
 
     @property
-    def prefetched(self) -> Collection[Any]:
-        """Messages that were fetched, and wait for a free place in the prefetch window."""
+    def prefetched(self) -> Collection[object]:
+        """Messages that were fetched, and wait for a free slot in the prefetch window."""
         return self.fetcher.ready if self.fetcher else ()
 
     def refill(self) -> None:
-        """A place is free that nobody has told the loop of."""
+        """Called when a slot is free and the loop was not notified."""
         if self.fetcher:
             self.fetcher.refill()
 
     def after_ack(self) -> None:
-        """Have a loop without a hub look whether it may take another message; send what no loop will send."""
+        """Wake a loop without a hub, which may now take another message; send acknowledgements that no loop will send."""
         cycle = self.connection.cycle if self.connection else None
         if cycle is None or self.closed or not self.active_queues:
             if self.fetcher:
@@ -158,13 +183,13 @@ class Channel(ChannelBase):
         elif self.fetcher is None:
             cycle.wake_from_elsewhere()
 
-    def _basic_cancel(self, consumer_tag: str) -> Any:
+    def _basic_cancel(self, consumer_tag: str) -> object:
         answer = super()._basic_cancel(consumer_tag)
         if self.fetcher and not self.active_queues and not self._closing:
             self.fetcher.hand_back()
         return answer
 
-    def _on_connection_disconnect(self, connection: Any) -> None:
+    def _on_connection_disconnect(self, connection: Connection) -> None:
         if self.fetcher and connection is getattr(self.__dict__.get("client"), "connection", None):
             self.fetcher.lost()
         super()._on_connection_disconnect(connection)
@@ -174,6 +199,7 @@ class Channel(ChannelBase):
             super()._flush_brpop_reauth()
 
     def close(self) -> None:
+        """Close the channel, after fetched messages are requeued and acknowledgements sent."""
         if self.fetcher and not self._closing:
             with suppress(*self.connection_errors):
                 self.fetcher.hand_back()
@@ -181,10 +207,10 @@ class Channel(ChannelBase):
 
 
 class Poller(PollerBase):
-    """Beside kombu's connections it polls a wake-up, which wakes it from any thread or greenlet."""
+    """kombu's poller, which also polls a WakeUp, so that any thread or greenlet can wake it."""
 
-    #: kombu's hub, where there is one; elsewhere `get` is called again and again.
-    hub: Any = None
+    #: kombu's hub, if there is one; otherwise `get` is called again and again.
+    hub: Hub | None = None
     _loop: int | None = None
     _wake_up: WakeUp | None = None
     _wait = LOOK_AGAIN
@@ -193,15 +219,17 @@ class Poller(PollerBase):
     _upkept_at = -math.inf
 
     def wake(self) -> None:
+        """Wake the loop, from any thread or greenlet."""
         if wake_up := self._wake_up:
             wake_up.wake()
 
     def wake_from_elsewhere(self) -> None:
-        """Ring, unless it is the loop itself that asks, or there is a hub: that looks after each of its events."""
+        """Wake the loop, unless the caller is the loop itself, or there is a hub, which looks after each of its events."""
         if self.hub is None and get_ident() != self._loop:
             self.wake()
 
     def close(self) -> None:
+        """Stop polling, and close the wake-up."""
         if self._wake_up:
             with suppress(KeyError, ValueError):
                 self._unregister_from_poll(self._wake_up.fileno())
@@ -210,61 +238,64 @@ class Poller(PollerBase):
         super().close()
 
     def on_poll_start(self) -> None:
+        """Called when the loop is about to poll: send requests, and hand fetched messages over."""
         self._loop = get_ident()
         if self._wake_up is None and any(channel.active_queues for channel in self._channels):
             self._wake_up = WakeUp()
             self._fd_to_chan[self._wake_up.fileno()] = (None, "WAKE_UP")
             self.poller.register(self._wake_up, self.eventflags)
         super().on_poll_start()
-        self._wait = min([self._turn(channel) for channel in list(self._channels) if channel.fetcher], default=LOOK_AGAIN)
+        fetching = [(channel, channel.fetcher) for channel in self._channels if channel.fetcher]
+        self._wait = min([self._turn(channel, fetcher) for channel, fetcher in fetching], default=LOOK_AGAIN)
         if self.hub is not None and self._wait < HUBS_ROUND:
-            self._wake_hub_in(self._wait)
+            self._wake_hub_in(self._wait, self.hub)
 
-    def _turn(self, channel: Any) -> float:
-        """One channel's turn; gives the seconds until its next one."""
+    def _turn(self, channel: Channel, fetcher: Fetcher) -> float:
+        """One channel's turn. Returns the seconds until its next one."""
         if not self._client_registered(channel, channel.client, "FETCH"):
             self._register(channel, channel.client, "FETCH")
         with self._at_once(channel):
             try:
-                return float(channel.fetcher.turn())
+                return fetcher.turn()
             except ResponseError as error:
-                log.warning("ENGINE=fast cannot be used with this Redis, plain is: %s", error)
+                log.warning("ENGINE=fast does not work with this Redis; continuing with ENGINE=plain: %s", error)
                 channel.be_plain()
         return 0.0
 
     @contextmanager
-    def _at_once(self, channel: Any) -> Iterator[None]:
-        """Where the server does not answer: no other of this process's connections is waited for in turn."""
+    def _at_once(self, channel: Channel) -> Iterator[None]:
+        """If the server does not answer, close this process's idle connections too, so that none of them is waited for."""
         try:
             yield
         except channel.connection_errors:
             Transport.drop_idle()
             raise
 
-    def _wake_hub_in(self, wait: float) -> None:
+    def _wake_hub_in(self, wait: float, hub: Hub) -> None:
         now = monotonic()
-        # The same moment, worked out anew in each round, is a little earlier each time: an idle worker would wake itself
-        # three times a second for it.
+        # The same time, computed again in each round, is a little earlier each time: an idle worker would wake itself three
+        # times a second for it.
         if not now < self._wakes_at <= now + wait + min(wait / 10, SAME):
             self._wakes_at = now + wait
-            self.hub.call_later(wait, lambda: None)
-            self.wake()  # the hub has decided how long it will poll before it asked us
+            hub.call_later(wait, lambda: None)
+            self.wake()  # the hub decided how long it will poll before it called this
 
-    def _register_BRPOP(self, channel: Any) -> None:
+    def _register_BRPOP(self, channel: Channel) -> None:
         if channel.fetcher is None:
             super()._register_BRPOP(channel)
 
-    def on_readable(self, fileno: int) -> Any:
+    def on_readable(self, fileno: int) -> object:
+        """Read what has arrived on one socket. Returns something true if messages were handed over. Raises Empty."""
         channel, kind = self._fd_to_chan.get(fileno, (None, ""))
         if kind == "WAKE_UP" and self._wake_up:
             self._wake_up.drain()
             return False
-        if kind == "FETCH" and channel.fetcher:
+        if kind == "FETCH" and channel and channel.fetcher:
             return channel.fetcher.read()
         return super().on_readable(fileno)
 
-    def get(self, callback: Any, timeout: float | None = None) -> None:
-        """One wait for messages, where there is no hub. Raises Empty."""
+    def get(self, callback: Callback, timeout: float | None = None) -> None:
+        """Wait once for messages, for `timeout` seconds at most, without a hub. Raises Empty if there are none."""
         self._upkeep()
         if not any(channel.fetcher for channel in self._channels):
             super().get(callback, timeout)
@@ -284,7 +315,7 @@ class Poller(PollerBase):
             raise Empty
 
     def _upkeep(self) -> None:
-        """What kombu has the hub's timers do, and leaves undone without a hub."""
+        """Do what kombu leaves to the hub's timers, and does not do without a hub."""
         self.maybe_restore_messages()
         self.maybe_refresh_binding_expiry()
         if monotonic() > self._upkept_at + REAUTH:
@@ -293,21 +324,21 @@ class Poller(PollerBase):
             self.maybe_reauth()
 
     def maybe_restore_messages(self) -> None:
-        """Give the messages of dead workers back to their queues, every `unacked_restore_interval` seconds."""
+        """Requeue the messages of dead workers, every `unacked_restore_interval` seconds."""
         every = min((channel.unacked_restore_interval for channel in self._channels if channel.active_queues), default=0)
         if every and monotonic() > self._restored_at + 0.9 * every:
             self._restored_at = monotonic()
             if self.hub is None:
                 super().maybe_restore_messages()
                 return
-            channel = next(channel for channel in self._channels if channel.active_queues)  # it restores those of all
+            channel = next(channel for channel in self._channels if channel.active_queues)  # restores those of all channels
             with self._at_once(channel):
                 channel.qos.restore_visible(num=channel.unacked_restore_limit, interval=channel.unacked_restore_throttle)
 
     def maybe_refresh_binding_expiry(self) -> None:
-        """As kombu does, but by the hub's timer, as above, it says so when the connection is lost.
+        """Renew the expiry of queues as kombu does. In the hub's timer it also raises the connection's errors.
 
-        kombu does not, and on a connection that is dead and tells nobody each of the hub's timers waits for the server in turn.
+        kombu ignores them: while the server does not answer, each of the hub's timers waits for it in turn.
         """
         if self.hub is None:
             super().maybe_refresh_binding_expiry()
@@ -316,28 +347,32 @@ class Poller(PollerBase):
             with self._at_once(channel):
                 try:
                     channel.maybe_refresh_binding_expiry()
-                except ResponseError as error:  # a server that is full refuses scripts
-                    log.warning("the queues' expiry was not put off: %s", error)
+                except ResponseError as error:  # a full server refuses scripts
+                    log.warning("the expiry of the queues was not renewed: %s", error)
 
 
 class Transport(redis.Transport):
-    Channel = Channel
-    #: Those of this process.
-    living: ClassVar["WeakSet[Transport]"] = WeakSet()
+    """kombu's transport, with the channel and poller above."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    Channel = Channel
+    cycle: Poller
+    #: The transports of this process.
+    living: ClassVar[WeakSet[Transport]] = WeakSet()
+
+    def __init__(self, client: AnyConnection, **options: object) -> None:
+        super().__init__(client, **options)
         self.cycle = Poller()
         self.living.add(self)
 
     @classmethod
     def drop_idle(cls) -> None:
-        """Close the connections that idle: they may be as dead as the one on which the server did not answer."""
+        """Close idle connections: they may be as dead as the one on which the server did not answer."""
         for transport in list(cls.living):
             for channel in list(transport.channels):
                 if channel._pool is not None:
                     channel._pool.disconnect(inuse_connections=False)
 
-    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+    def register_with_event_loop(self, connection: object, loop: Hub) -> None:
+        """Have the worker's `loop` poll."""
         self.cycle.hub = loop
         super().register_with_event_loop(connection, loop)

@@ -525,7 +525,8 @@ class Passing:
 
 def test_a_channel_that_is_gone_is_not_kept(wire: Wire) -> None:
     wire.task.delay(1)
-    part, channel = wire.likes[0], Passing()
+    part = wire.likes[0]
+    channel: Any = Passing()
     redis_like(channel, part._replace(sample=replace(part.sample, exchange="")), 1.0)
     gone = ref(channel)
     del channel

@@ -1,6 +1,7 @@
 """When the worker's loop wakes itself, on Redis."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,10 +11,11 @@ from celery_kit.brokers.redis import transport
 class Poller(transport.Poller):
     """Counts how often it wakes its hub; the clock is the test's."""
 
+    hub: Any = SimpleNamespace(call_later=lambda *_: None)
+
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.now, self.wakes = 0.0, 0
-        self.hub = SimpleNamespace(call_later=lambda *_: None)
         monkeypatch.setattr(transport, "monotonic", lambda: self.now)
 
     def wake(self) -> None:
@@ -22,7 +24,7 @@ class Poller(transport.Poller):
     def wake_at(self, due: float, seen_at: float, late: float) -> None:
         """Ask for the moment `due`, worked out at `seen_at` and asked for `late` seconds after that."""
         self.now = seen_at + late
-        self._wake_hub_in(due - seen_at)
+        self._wake_hub_in(due - seen_at, self.hub)
 
 
 def test_the_same_moment_is_rung_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
