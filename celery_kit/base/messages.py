@@ -2,12 +2,12 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from kombu.exceptions import OperationalError
 
 from celery_kit.base.correlation import SENT
-from celery_kit.base.types import Channel, Headers
+from celery_kit.base.types import Headers
 
 #: The queue, or the key, that holds the dead letters.
 DEAD = "celery.dead"
@@ -51,6 +51,21 @@ class Sample:
     mandatory: bool
 
 
+class Preparing(Protocol):
+    """The channel of any transport, which makes messages in the transport's own form."""
+
+    def prepare_message(
+        self,
+        body: bytes,
+        priority: int | None,
+        content_type: str,
+        content_encoding: str,
+        headers: Headers,
+        properties: Headers,
+        /,
+    ) -> object: ...
+
+
 class Part(NamedTuple):
     """What one message does not share with its sample. Its `id` replaces the sample's id wherever that stands in the headers.
 
@@ -66,7 +81,7 @@ class Part(NamedTuple):
     reply_to: str
 
 
-def message_of(channel: Channel, part: Part) -> object:
+def message_of(channel: Preparing, part: Part) -> object:
     """The message in the form that the channel's transport publishes."""
     sample = part.sample
     headers = {name: part.id if value == sample.id else value for name, value in sample.headers.items()}

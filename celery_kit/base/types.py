@@ -55,6 +55,8 @@ class Message(Protocol):
     content_type: str
     content_encoding: str
     channel: Channel
+    #: What was raised while its body was decompressed.
+    errors: Sequence[object] | None
     #: Methods of kombu's class, which a caller may replace on one message.
     ack: Callback
     reject_log_error: Callback
@@ -119,6 +121,9 @@ class Connection(Protocol):
     alt: list[str]
     transport_options: dict[str, Any] | None
     hostname: str | None
+    userid: str | None
+    password: str | None
+    virtual_host: str
     declared_entities: Any
 
     def channel(self) -> Any: ...
@@ -144,6 +149,10 @@ class Connection(Protocol):
 
     @property
     def transport(self) -> Transport: ...
+
+    @property
+    def connection(self) -> object:
+        """The transport's own connection."""
 
     @property
     def default_channel(self) -> Any: ...
@@ -228,6 +237,8 @@ class WorkerRequest(Protocol):
     #: The task's context, in the shape that result backends take.
     _context: Context
 
+    def _announce_revoked(self, reason: str, terminated: bool, signum: str | None, expired: bool) -> None: ...
+
     def acknowledge(self) -> None: ...
 
     def reject(self, requeue: bool = False) -> None: ...
@@ -302,6 +313,8 @@ class WorkerConsumer(Protocol):
     timer: Timer
     controller: Worker
     connection: Connection
+    connection_errors: tuple[type[BaseException], ...]
+    channel_errors: tuple[type[BaseException], ...]
     #: None before the step Tasks.
     task_consumer: TaskConsumer | None
     event_dispatcher: EventDispatcher

@@ -1,5 +1,6 @@
 """What the module of every broker supplies."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,9 +37,19 @@ class DeadLetter:
     deliveries: int
 
 
-def now() -> str:
-    """The current time as `DeadLetter.when` has it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def moment(at: datetime | None = None) -> str:
+    """The time `at` (UTC), or now, as `DeadLetter.when` has it."""
+    return (at or datetime.now(UTC)).isoformat(timespec="seconds")
+
+
+def name_of(body: bytes) -> str:
+    """The id of a message without one: the first 12 digits of the SHA-1 of its body."""
+    return hashlib.sha1(body).hexdigest()[:12]
+
+
+def unreadable(id: str, error: Exception, when: str) -> DeadLetter:
+    """A letter for a record that `error` says is not one."""
+    return DeadLetter(id, "", "", f"its record cannot be read: {type(error).__name__}: {error}", when, 0)
 
 
 class DeadLetters(Protocol):

@@ -9,8 +9,6 @@ logs and drops most of these, and some end its worker. The broker's package deci
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from hashlib import sha1
 
 from celery import Celery, bootsteps
 from celery.exceptions import WorkerLostError
@@ -22,7 +20,7 @@ from celery_kit.base.choices import max_deliveries
 from celery_kit.base.messages import DELIVERIES
 from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Callback, Message, WorkerConsumer, WorkerRequest
-from celery_kit.brokers.contract import DeadLetter
+from celery_kit.brokers.contract import DeadLetter, moment, name_of
 from celery_kit.fixes import needed
 
 logger = get_logger(__name__)
@@ -157,11 +155,11 @@ class DeadLettering(bootsteps.StartStopStep):
         headers = message.headers if isinstance(message.headers, dict) else {}
         ids = (headers.get("id"), message.properties.get("correlation_id"))
         letter = DeadLetter(
-            id=next((one for one in ids if one and isinstance(one, str)), sha1(_bytes(message.body)).hexdigest()[:12]),
+            id=next((one for one in ids if one and isinstance(one, str)), name_of(_bytes(message.body))),
             task=str(headers.get("task") or ""),
             queue=self.letters.queue_of(message, by_tag),
             reason=" ".join(reason.split())[:500],
-            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            when=moment(),
             deliveries=self.deliveries(message),
         )
         self.letters.put(parent.app, message, letter)

@@ -114,7 +114,7 @@ def test_servers_that_are_too_old() -> None:
     info = {"redis_version": "6.2.14", "maxmemory_policy": "noeviction", "aof_enabled": 1, "used_memory": 1}
     assert [what for what, _ in faults(info, "broker")] == ["the broker is Redis 6.2.14, too old for redis-py"]
     assert not faults({**info, "redis_version": "7.2.4", "valkey_version": "8.1.0"}, "broker")
-    assert [what for what, _ in too_old("3.13.7")] == ["the broker is RabbitMQ 3.13.7: its queues know no priorities"]
+    assert [what for what, _ in too_old("3.13.7")] == ["the broker is RabbitMQ 3.13.7: its queues have no priorities"]
     assert not too_old("4.0.5")
 
 

@@ -6,7 +6,7 @@ from socket import socket
 from typing import Any
 
 from amqp.protocol import queue_declare_ok_t
-from kombu.asynchronous.hub import Hub
+from upstream.kombu_hub import Hub
 
 Signature = tuple[int, int]
 
@@ -20,7 +20,9 @@ class Message:
     def __init__(self, body: bytes | str = "", **properties: object) -> None: ...
     def _serialize_properties(self) -> bytes: ...
 
-class TCPTransport:
+class SocketTransport:
+    """amqp.transport._AbstractTransport."""
+
     connected: bool
     #: None when it is closed.
     sock: Any
@@ -32,7 +34,8 @@ class TCPTransport:
     def write(self, s: bytes) -> None: ...
     def having_timeout(self, timeout: float | None) -> AbstractContextManager[object]: ...
 
-class SSLTransport(TCPTransport): ...
+class TCPTransport(SocketTransport): ...
+class SSLTransport(SocketTransport): ...
 
 class AbstractChannel:
     """What a channel and a connection have in common: a connection is its own channel 0."""
@@ -120,7 +123,8 @@ class Channel(AbstractChannel):
 class Connection(AbstractChannel):
     #: The connection's own class.
     Channel: type
-    channels: dict[int, Any] | None
+    #: By number, with the connection itself as 0; None when it is closed.
+    channels: Any
     connection_errors: tuple[type[Exception], ...]
     channel_errors: tuple[type[Exception], ...]
     server_properties: dict[str, Any]
@@ -130,6 +134,8 @@ class Connection(AbstractChannel):
     #: Seconds; 0 without heartbeats.
     heartbeat: float
     last_heartbeat_received: float
+    last_heartbeat_sent: float
+    frame_writer: Callable[..., object]
     #: How much was received at the last tick.
     prev_recv: int | None
     #: None when it is closed.
@@ -167,7 +173,7 @@ class Transport:
     client: Any
     connection_errors: tuple[type[Exception], ...]
 
-    def register_with_event_loop(self, connection: Any, loop: Hub) -> None: ...
+    def register_with_event_loop(self, connection: Connection, loop: Hub) -> None: ...
 
 class SecureTransport(Transport):
     """kombu.transport.pyamqp.SSLTransport."""

@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 
-from kombu.asynchronous.hub import Hub
 from upstream import kombu_virtual as virtual
+from upstream.kombu_hub import Hub
 from upstream.redis import Client as RedisClient
 from upstream.redis import Connection, ConnectionPool, Pipeline
 

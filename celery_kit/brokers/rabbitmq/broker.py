@@ -1,9 +1,10 @@
 """RabbitMQ as the broker: quorum queues on a topic exchange, confirmed publishes, a virtual host of its own."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from celery_kit.base.capabilities import DOCS, Limit
+from celery_kit.base.types import Connection, Options
 from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
@@ -11,9 +12,11 @@ from celery_kit.engine.parts import engine, on
 from celery_kit.fixes import needed
 
 if TYPE_CHECKING:
+    from upstream.amqp import Connection as AmqpConnection
+
     from celery_kit.base.choices import Choices
 
-#: By scheme, in place of kombu's; they stand on private functions of py-amqp.
+#: By scheme, the transports that replace kombu's. They use private functions of py-amqp.
 TRANSPORTS = {
     "amqp": "celery_kit.brokers.rabbitmq.transport:Transport",
     "pyamqp": "celery_kit.brokers.rabbitmq.transport:Transport",
@@ -22,41 +25,42 @@ TRANSPORTS = {
 
 
 def url(environ: Environ) -> str:
-    """The role's address, with the account that RabbitMQ's own variables name."""
+    """The URL of the host `broker`, with the account and virtual host of RabbitMQ's own variables."""
     user, password, vhost = (
         quote(environ.get(f"RABBITMQ_DEFAULT_{part}") or "kit", safe="") for part in ("USER", "PASS", "VHOST")
     )
     return f"amqp://{user}:{password}@broker:5672/{vhost}"
 
 
-def settings(profile: "Choices") -> dict[str, Any]:
+def settings(profile: "Choices") -> Options:
+    """Celery's settings for this broker."""
     return {
-        # From RabbitMQ 4 on, tasks with an ETA block classic queues and quorum queues on a direct exchange; quorum and topic
-        # together are delayed by the broker itself (kombu #2481, rabbitmq-server #11948).
+        # Since RabbitMQ 4, tasks with an ETA block classic queues, and quorum queues on a direct exchange. For quorum queues on
+        # a topic exchange the broker itself delays them (kombu #2481, rabbitmq-server #11948).
         "task_default_queue_type": "quorum",
         "task_default_exchange_type": "topic",
-        # The same for every other queue that a producer or `-Q` names: Celery's own choice there is classic and direct.
+        # The same for every other queue that a producer or `-Q` names: Celery's defaults are classic and direct.
         "task_create_missing_queue_type": "quorum",
         "task_create_missing_queue_exchange_type": "topic",
         "broker_transport_options": {
             "engine": engine(profile.engine, "read_ahead"),  # read by celery_kit/brokers/rabbitmq/transport.py
-            "confirm_publish": True,  # sent is what the broker says that it has
-            # ENGINE=fast's, celery_kit/brokers/rabbitmq/window.py: what is sent ahead and goes back counts as delivered.
+            "confirm_publish": True,  # a publish returns after the broker has confirmed it
+            # Of ENGINE=fast, celery_kit/brokers/rabbitmq/window.py: what is prefetched and requeued counts as delivered.
             "take_ahead": not profile.prefetch and profile.max_deliveries == BROKER_LIMIT and on("take_ahead"),
         },
-        # Seconds; the broker notices a dead connection after two to three times that, with Celery's 120 after four minutes and
-        # more. A worker notices sooner: it looks five times in an interval, and asks
+        # Seconds. The broker notices a dead connection after two to three intervals: with Celery's 120, after four minutes or
+        # more. A worker notices sooner: it checks five times in an interval, and asks the broker
         # (celery_kit/brokers/rabbitmq/transport.py).
         "broker_heartbeat": 10,
         "broker_heartbeat_checkrate": 5.0,
-        # consumer_timeout closes the channel (406): consume again instead of lingering (celery #6760).
+        # consumer_timeout closes the channel (406): consume again, and do not idle (celery #6760).
         "broker_channel_error_retry": True,
     }
 
 
-def close_inherited(connection: Any) -> None:
-    """The socket is closed, not shut down, and no channel takes it for its own any more."""
-    amqp = connection._connection
+def close_inherited(connection: Connection) -> None:
+    """In a forked child: close the parent's socket without a shutdown, and detach its channels."""
+    amqp: AmqpConnection | None = vars(connection)["_connection"]
     if amqp is None or amqp._transport is None:
         return
     transport, channels = amqp._transport, amqp.channels or {}

@@ -1,22 +1,31 @@
-"""Many messages with one wait for all their confirms: a single publish spends most of its time on that round trip."""
+"""Publish many messages, and wait once for all their confirms: a single publish spends most of its time on that wait."""
+
+from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from celery_kit.base.messages import Part, UnconfirmedError, message_of
 
-#: Seconds until a message for which there is no queue is tried again.
+if TYPE_CHECKING:
+    from upstream.amqp import Channel, Message
+
+    from celery_kit.base.types import Connection
+
+#: Seconds after which a message for which there is no queue is published again.
 PAUSE = 0.05
 
 
-def _written(channel: Any, write: str, part: Part, seconds: float) -> bool:
-    """Whether a channel of ENGINE=fast has written a message: celery_kit/brokers/rabbitmq/frames_out.py."""
-    return bool((way := getattr(channel, write, None)) and way(part, seconds))
+def _written(channel: Channel, method: Literal["publish_like", "write_like"], part: Part, seconds: float) -> bool:
+    """Whether a channel of ENGINE=fast has written a message, by that method of it (`frames_out.py`)."""
+    return bool((write := getattr(channel, method, None)) and write(part, seconds))
 
 
-def like(channel: Any, part: Part, seconds: float) -> None:
-    """Publish one message, and wait for its confirm. Raises as a producer's channel does (`transport.py`)."""
+def like(channel: Channel, part: Part, seconds: float) -> None:
+    """Publish one message, and wait `seconds` at most for its confirm. Raises the errors of a producer's channel
+    (`transport.py`).
+    """
     if _written(channel, "publish_like", part, seconds):
         return
     sample = part.sample
@@ -33,9 +42,9 @@ def like(channel: Any, part: Part, seconds: float) -> None:
 class Bulk:
     """A channel of its own, in confirm mode. Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms"""
 
-    def __init__(self, connection: Any, timeout: float) -> None:
+    def __init__(self, connection: Connection, timeout: float) -> None:
         self.connection, self.timeout = connection, timeout
-        self.channel = connection.channel()
+        self.channel: Channel = connection.channel()
         try:
             self.channel.confirm_select()
         except connection.connection_errors:
@@ -53,16 +62,17 @@ class Bulk:
         self._unrouted: set[str] = set()
 
     def send(self, parts: Sequence[Part]) -> None:
+        """Publish, and wait for all confirms. Raises UnconfirmedError."""
         deadline = time.monotonic() + self.timeout
         while parts:
             self._publish(parts, deadline)
             parts = [part for part in parts if part.id in self._unrouted]
             if parts and time.monotonic() + PAUSE > deadline:
-                raise UnconfirmedError("no queue takes some of them", self._unrouted | self._refused)
+                raise UnconfirmedError("no queue is bound for some of them", self._unrouted | self._refused)
             if parts:
-                time.sleep(PAUSE)  # their queue is being bound: celery_kit/brokers/rabbitmq/transport.py
+                time.sleep(PAUSE)  # their queue is being bound (`transport.py`)
         if self._refused:
-            raise UnconfirmedError("the broker did not take some: their queue is full, or cannot write them", self._refused)
+            raise UnconfirmedError("the broker refused some: their queue is full, or cannot write them", self._refused)
 
     def _publish(self, parts: Sequence[Part], deadline: float) -> None:
         """Publish, and wait for the confirms until `deadline`, by the monotonic clock."""
@@ -81,6 +91,7 @@ class Bulk:
             raise UnconfirmedError(str(error) or type(error).__name__, uncertain) from error
 
     def close(self) -> None:
+        """Close the channel."""
         if self.channel.is_open:
             self.channel.close()
 
@@ -92,10 +103,10 @@ class Bulk:
         self._refused.update(refused)
         self._waiting.difference_update(refused)
 
-    def _returned(self, _: Any, __: str, ___: str, message: Any) -> None:
+    def _returned(self, _: object, __: str, ___: str, message: Message) -> None:
         self._unrouted.add(message.properties["correlation_id"])
 
     def _answered(self, tag: int, multiple: bool) -> list[str]:
-        """The ids that an answer to `tag` confirms. `multiple`: and all unconfirmed ones before it."""
+        """The ids that an answer for `tag` confirms. `multiple`: and all unconfirmed ones before it."""
         tags = [each for each in self._ids if each <= tag] if multiple else [tag]
         return [self._ids.pop(each) for each in tags if each in self._ids]

@@ -1,17 +1,19 @@
 """AMQP connections of ENGINE=fast, with fewer system calls: they read ahead, and send acknowledgements together.
 
-The worker's loop handles all that one read has taken (`read_ahead.py`). Acknowledgements are held until the loop's next tick,
-or the end of a commit's group (`celery_kit/engine/commit.py`), and then go out in one write: those without a gap as one frame,
-`multiple`. Source: amqp 5.4.2, transport.py, channel.py; kombu 5.7.0, transport/pyamqp.py.
+The worker's loop handles everything that one read has taken (`read_ahead.py`). Acknowledgements are buffered until the loop's
+next tick, or the end of a commit's group (`celery_kit/engine/commit.py`), and sent in one write. Those without a gap are one
+frame, with `multiple`. Source: amqp 5.4.2, transport.py, channel.py; kombu 5.7.0, transport/pyamqp.py.
 """
+
+from __future__ import annotations
 
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from struct import pack
-from typing import Any
+from typing import TYPE_CHECKING
 
 from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
@@ -20,10 +22,21 @@ from celery_kit.brokers.rabbitmq import transport
 from celery_kit.brokers.rabbitmq.frames_in import DELIVER, END, METHOD, arguments
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
 from celery_kit.brokers.rabbitmq.read_ahead import SSLTransport, TCPTransport
-from celery_kit.brokers.rabbitmq.transport import Bounded, KombusChannel
+from celery_kit.brokers.rabbitmq.transport import Bounded
 from celery_kit.brokers.rabbitmq.window import TURN, Window
 from celery_kit.engine.commit import commit
 from celery_kit.engine.wakeup import WakeUp
+
+if TYPE_CHECKING:
+    from amqp.protocol import queue_declare_ok_t
+    from upstream.amqp import Channel as KombusChannel
+    from upstream.amqp import Message, Signature
+    from upstream.kombu_hub import Hub
+
+    from celery_kit.base.types import Callback
+    from celery_kit.brokers.rabbitmq.window import Rest
+else:
+    KombusChannel = pyamqp.Channel
 
 _BASIC_ACK = (60, 80)
 
@@ -32,17 +45,17 @@ def _ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
     return pack(">BHIHHQBB", METHOD, channel, 13, *_BASIC_ACK, tag, multiple, END)
 
 
-class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
-    """Knows which deliveries are neither acknowledged nor rejected, so that one frame can speak for many."""
+class Channel(Bounded, Publishing, KombusChannel):
+    """A channel that knows which deliveries are neither acknowledged nor rejected, so that one frame can acknowledge many."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         self._tags = threading.RLock()
         self._open: set[int] = set()
         self._acked: list[int] = []
-        # After an error of the channel the broker counts its deliveries from 1 again, and delivers what was open again: here
-        # they go on from the last, so that an old message's acknowledgement cannot speak for another one.
+        # After an error of the channel the broker counts deliveries from 1 again, and redelivers open ones. Here the count
+        # continues, so that the acknowledgement of an earlier delivery cannot acknowledge another one.
         self._before = self._last = 0
-        self._refilling = False  # the loop is about to look
+        self.refilling = False  # the loop was woken, and has not handed over yet
         self.window = Window(self, self._tags)
         super().__init__(*args, **kwargs)
 
@@ -52,6 +65,7 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         super()._on_open_ok()
 
     def collect(self) -> None:
+        """The connection is closed: forget deliveries and acknowledgements."""
         self._forget()
         super().collect()
 
@@ -61,12 +75,13 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
             self._acked.clear()
         self.window.forget()
 
-    def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
+    def dispatch_method(self, method_sig: Signature, payload: bytes, content: Message) -> None:
+        """Handle a method that has arrived, a delivery with less work than py-amqp."""
         if method_sig != DELIVER or self.is_closing or DELIVER in self._pending:
             super().dispatch_method(method_sig, payload, content)
             return
         if self.auto_decode and (encoding := content.properties.get("content_encoding")):
-            with suppress(Exception):  # as in py-amqp: what cannot be decoded stays as it came
+            with suppress(Exception):  # like py-amqp, which leaves a body that cannot be decoded as bytes
                 content.body = content.body.decode(encoding)
         self._on_basic_deliver(*arguments(payload), content)
 
@@ -77,15 +92,16 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
                 self._open.add(self._last)
             return self._last
 
-    def _on_basic_deliver(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
+    def _on_basic_deliver(self, consumer_tag: str, delivery_tag: int, *rest: *Rest) -> None:
         tag = self._delivered(delivery_tag, consumer_tag not in self.no_ack_consumers)
         self.window.take(consumer_tag, tag, *rest)
 
-    def hand_over(self, consumer_tag: str, delivery_tag: int, *rest: Any) -> None:
+    def hand_over(self, consumer_tag: str, delivery_tag: int, *rest: *Rest) -> None:
         """Give a delivery to its consumer."""
         super()._on_basic_deliver(consumer_tag, delivery_tag, *rest)
 
-    def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool, argsig: str = "lBb") -> Any:
+    def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool, argsig: str = "lBb") -> object:
+        """Set the prefetch count, like py-amqp."""
         self.window.prefetch = None if a_global else prefetch_count
         return super().basic_qos(prefetch_size, prefetch_count, a_global, argsig)
 
@@ -96,9 +112,10 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         durable: bool = False,
         exclusive: bool = False,
         auto_delete: bool = True,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
+        *args: object,
+        **options: object,
+    ) -> queue_declare_ok_t:
+        """Declare a queue, like py-amqp."""
         if not (passive or exclusive or auto_delete):
             self.window.lasting.add(queue)
         return super().queue_declare(queue, passive, durable, exclusive, auto_delete, *args, **options)
@@ -111,28 +128,29 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         no_ack: bool = False,
         exclusive: bool = False,
         nowait: bool = False,
-        callback: Any = None,
-        arguments: Any = None,
-        on_cancel: Any = None,
+        callback: Callback | None = None,
+        arguments: Mapping[str, object] | None = None,
+        on_cancel: Callback | None = None,
         argsig: str = "BssbbbbF",
     ) -> str:
+        """Consume a queue, like py-amqp. Returns the consumer tag."""
         if not (no_ack or exclusive) and consumer_tag:
             self.window.add(queue, consumer_tag, no_local, arguments)
-        return str(
-            super().basic_consume(
-                queue, consumer_tag, no_local, no_ack, exclusive, nowait, callback, arguments, on_cancel, argsig
-            )
+        return super().basic_consume(
+            queue, consumer_tag, no_local, no_ack, exclusive, nowait, callback, arguments, on_cancel, argsig
         )
 
-    def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> Any:
+    def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> object:
+        """Cancel a consumer, and requeue what is buffered for it."""
         answer = super().basic_cancel(self.window.remove(consumer_tag), nowait, argsig)
         self._remove_tag(consumer_tag)
         return answer
 
-    def _on_get_ok(self, delivery_tag: int, *rest: Any) -> Any:
+    def _on_get_ok(self, delivery_tag: int, *rest: object) -> object:
         return super()._on_get_ok(self._delivered(delivery_tag, False), *rest)
 
-    def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Any:
+    def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Message | None:
+        """One message of a queue, like py-amqp; None if it is empty."""
         message = super().basic_get(queue, no_ack, argsig)
         if message and not no_ack:
             with self._tags:
@@ -140,10 +158,11 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
         return message
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
+        """Acknowledge a delivery; `multiple`: and all before it. Raises RecoverableConnectionError on a closed channel."""
         if self.connection is None:
             raise RecoverableConnectionError("channel is closed")
         with self._tags:
-            # Others than the open ones are from before the channel's last error: their messages are delivered again.
+            # Deliveries that are not open are from before the channel's last error: their messages are redelivered.
             for tag in [tag for tag in self._open if tag <= delivery_tag] if multiple else {delivery_tag} & self._open:
                 self._open.remove(tag)
                 self._acked.append(tag)
@@ -153,7 +172,7 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
             self.flush_acks()
 
     def flush_acks(self) -> None:
-        """Send what is held, in one write. Raises the connection's errors."""
+        """Send the buffered acknowledgements in one write. Raises the connection's errors."""
         with self._tags:
             if not self._acked or self.connection is None:
                 return
@@ -168,17 +187,18 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
             self.connection.wake()
 
     @property
-    def prefetched(self) -> Collection[Any]:
-        """Messages that were sent ahead, and wait for a free place in the prefetch window."""
+    def prefetched(self) -> Collection[object]:
+        """Messages that were sent ahead, and wait for a free slot in the prefetch window."""
         return self.window.ready
 
     def refill(self) -> None:
-        """A place is free that nobody has told the loop of: half of the window, for to wake the loop for each costs more."""
-        if self.window.is_half_free() and not self._refilling:
-            self._refilling = True
+        """Wake the loop once half of the prefetch window is free: waking it for every free slot would cost more."""
+        if self.window.is_half_free() and not self.refilling:
+            self.refilling = True
             self.connection.wake()
 
     def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
+        """Requeue or dead-letter an open delivery. Raises the connection's errors."""
         with self._tags:
             if delivery_tag in self._open:
                 self._open.remove(delivery_tag)
@@ -186,27 +206,35 @@ class Channel(Bounded, Publishing, KombusChannel):  # type: ignore[misc]
                 self.window.answering([delivery_tag])
                 super().basic_reject(delivery_tag - self._before, requeue, argsig)
 
-    def basic_recover(self, requeue: bool = False) -> Any:
+    def basic_recover(self, requeue: bool = False) -> object:
+        """Have the broker redeliver what is open, after the acknowledgements are sent."""
         self.flush_acks()
         with self._tags:
             self._open.clear()
         return super().basic_recover(requeue)
 
-    def close(self, *args: Any, **kwargs: Any) -> Any:
+    def close(self, *args: object, **kwargs: object) -> object:
+        """Close the channel, after the acknowledgements are sent."""
         with suppress(*pyamqp.Transport.connection_errors):
             self.flush_acks()
         return super().close(*args, **kwargs)
 
 
-class Connection(transport.Connection):
-    """`loop`: the worker's, if it has one."""
+def _channels(connection: Connection) -> list[Channel]:
+    """Its open channels; the connection is its own channel 0."""
+    return [channel for channel in connection.channels.values() if channel is not connection] if connection.channels else []
 
-    Channel = Channel
-    loop: Any = None
+
+class Connection(transport.Connection):
+    """A connection of ENGINE=fast."""
+
+    Channel: type = Channel
+    #: The worker's event loop, if it has one.
+    loop: Hub | None = None
     _wake_up: WakeUp | None = None
     _loops_thread: int | None = None
 
-    def __init__(self, *args: Any, take_ahead: bool = True, **options: Any) -> None:
+    def __init__(self, *args: object, take_ahead: bool = True, **options: object) -> None:
         self.take_ahead = take_ahead
         super().__init__(*args, **options)
 
@@ -214,12 +242,13 @@ class Connection(transport.Connection):
         self,
         host: str,
         connect_timeout: float | None,
-        ssl: Any = False,
+        ssl: Mapping[str, object] | bool = False,
         read_timeout: float | None = None,
         write_timeout: float | None = None,
-        socket_settings: Any = None,
-        **kwargs: Any,
-    ) -> Any:
+        socket_settings: Mapping[str, object] | None = None,
+        **kwargs: object,
+    ) -> object:
+        """A socket that reads ahead, with py-amqp's arguments. Times are in seconds."""
         kind = SSLTransport if ssl else TCPTransport
         return kind(
             host,
@@ -233,10 +262,10 @@ class Connection(transport.Connection):
 
     @property
     def defers_acks(self) -> bool:
-        """Acknowledgements wait for the loop's next tick."""
+        """Whether acknowledgements are buffered until the loop's next tick."""
         return self.loop is not None
 
-    def attach(self, loop: Any) -> None:
+    def attach(self, loop: Hub) -> None:
         """Have `loop` handle what arrives, and send the acknowledgements."""
         self.loop, self._wake_up = loop, WakeUp()
         loop.add_reader(self.sock, self.on_readable)
@@ -244,11 +273,12 @@ class Connection(transport.Connection):
         loop.on_tick.add(self.on_tick)
 
     def wake(self) -> None:
-        """Have the loop look whether it may hand more over. From any thread."""
-        if (wake_up := self._wake_up) is None:  # `collect` may be about to take it
+        """Have the loop check whether it can hand more over. From any thread."""
+        loop, wake_up = self.loop, self._wake_up
+        if loop is None or wake_up is None:  # another thread may have closed the connection
             return
         if threading.get_ident() == self._loops_thread:
-            self.loop.call_soon(self.handle)
+            loop.call_soon(self.handle)
         else:
             wake_up.wake()
 
@@ -258,24 +288,25 @@ class Connection(transport.Connection):
             self.handle()
 
     def collect(self) -> None:
+        """Close the socket without asking the broker, and leave the loop."""
         wake_up, self._wake_up = self._wake_up, None
-        if wake_up:
+        if wake_up and self.loop:
             self.loop.remove_reader(wake_up)
             wake_up.close()
         super().collect()
 
     def on_readable(self) -> None:
-        """Something has arrived. Raises RecoverableConnectionError where the connection is gone."""
+        """Called when something has arrived. Raises RecoverableConnectionError if the connection is closed."""
         if not self.connected:
             raise RecoverableConnectionError("Socket was disconnected")
         self.handle()
 
     def handle(self) -> None:
-        """Handle what there is, for a TURN; the rest is for the loop's next round."""
+        """Handle what has arrived, for TURN seconds at most; the loop's next round handles the rest."""
         source = self._transport
         until = time.monotonic() + TURN
-        for channel in self._working():
-            channel._refilling = False
+        for channel in _channels(self):
+            channel.refilling = False
             channel.window.hand_over()
         while source and source is self._transport:  # a handler may have closed the connection
             frame = source.next_frame()
@@ -286,22 +317,21 @@ class Connection(transport.Connection):
                 return
 
     def on_tick(self) -> None:
-        """The loop is about to wait."""
+        """Called when the loop is about to wait."""
+        if (loop := self.loop) is None:
+            return
         if not self.connected:
-            self.loop.on_tick.discard(self.on_tick)
+            loop.on_tick.discard(self.on_tick)
             return
         self._loops_thread = threading.get_ident()
         more, now = self._transport.buffered, time.monotonic()
-        for channel in self._working():
+        for channel in _channels(self):
             channel.flush_acks()
             more = channel.window.turn(now) or more
         if more:
-            self.loop.call_soon(self.handle)
-
-    def _working(self) -> list[Any]:
-        return [channel for channel in self.channels.values() if channel is not self] if self.channels else []
+            loop.call_soon(self.handle)
 
     def send_frames(self, frames: list[bytes]) -> None:
-        """Write whole frames at once."""
+        """Write whole frames at once. Raises the connection's errors."""
         self.transport.write(b"".join(frames))
         self.bytes_sent += len(frames)

@@ -1,19 +1,21 @@
-"""A confirmed publish of a message that is like a sample, with less work than py-amqp spends on it.
+"""A confirmed publish of a message like a sample, at lower cost than py-amqp's.
 
-py-amqp walks a message's headers through a chain of comparisons for each value, looks before each message whether something
-has arrived - a system call, and an exception where nothing has -, and waits for the confirm through promises. Here py-amqp
-writes the sample once; each message fills in its ids, arguments and time, and what arrives before its confirm is read with it.
-Any other message, and a body that does not fit into one frame, are py-amqp's own.
+For each value of a message's headers, py-amqp goes through a chain of comparisons. Before each message it checks whether
+something has arrived, which is a system call, and an exception if nothing has. It waits for the confirm through promises. Here
+py-amqp encodes the sample once. Each message fills in its ids, arguments and time, and what arrives before its confirm is read
+with it. py-amqp publishes all other messages, and those whose body does not fit into one frame.
 Source: amqp 5.4.2, basic_message.py (_serialize_properties), method_framing.py (frame_writer), channel.py
 (basic_publish_confirm).
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from struct import Struct, error
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from amqp import spec
-from amqp.basic_message import Message
 from amqp.exceptions import FrameSyntaxError, MessageNacked, RecoverableConnectionError
 from amqp.serialization import dumps
 
@@ -22,22 +24,31 @@ from celery_kit.base.messages import Part, Sample
 from celery_kit.brokers.rabbitmq.frames_in import BODY, END, HEADER, METHOD, OVERHEAD
 from celery_kit.engine.parts import on
 
+if TYPE_CHECKING:
+    from upstream.amqp import Channel, Message, Signature
+
+    from celery_kit.base.types import Callback
+else:
+    from amqp.basic_message import Message
+
+    Channel = object
+
 CONFIRMS = [spec.Basic.Ack, spec.Basic.Nack]
 _CONFIRMED = {bytes((0, 60, 0, 80)): spec.Basic.Ack, bytes((0, 60, 0, 120)): spec.Basic.Nack}
-as_sent: Any = Message  # its stubs know little of it
 _PUBLISH = bytes((0, 60, 0, 40))
 #: A frame's kind, channel and size before its payload, and its end after it.
 _frame, _LAST = Struct(">BHI").pack, bytes((END,))
 _content, _long, _string, _double = Struct(">HHQ").pack, Struct(">I").pack, Struct(">cI").pack, Struct(">cd").pack
-#: Headers that each message has of its own, beside its ids.
+#: Headers that differ for each message, like its ids.
 _OWN = ("argsrepr", "kwargsrepr", SENT)
-#: What py-amqp raises for a value that AMQP has no kind for, or no room.
+#: What py-amqp raises for a value that AMQP has no type for, or that is too long.
 _UNKNOWN = (FrameSyntaxError, KeyError, ValueError, TypeError, AttributeError, error)
 
 
 class _Template(NamedTuple):
-    """A sample as py-amqp writes it: the method, then the properties, cut where each message has its own. `ids`: the names of
-    the headers that hold the message's id. `sent`: one holds the time.
+    """A sample as py-amqp encodes it: the method, then the properties, split where each message has its own.
+
+    `ids`: the names of the headers that hold the message's id. `sent`: whether a header holds the time.
     """
 
     method: bytes
@@ -61,13 +72,13 @@ _ARGS, _KWARGS, _SENT = map(_short, _OWN)
 
 
 def _template(sample: Sample) -> _Template:
-    """Raises one of _UNKNOWN where the sample cannot be written."""
+    """Encode a sample. Raises one of _UNKNOWN if that is not possible."""
     ids = [name for name, value in sample.headers.items() if value == sample.id]
     shared = {name: value for name, value in sample.headers.items() if name not in (*ids, *_OWN)}
     marks = ({"@headers@": None}, "@id@", "@reply_to@")
     given = {**sample.properties, "content_type": sample.content_type, "content_encoding": sample.content_encoding}
     given |= {"priority": sample.priority, "application_headers": marks[0], "correlation_id": marks[1], "reply_to": marks[2]}
-    before, _, rest = as_sent(**given)._serialize_properties().partition(dumps("F", marks[:1]))
+    before, _, rest = Message(**given)._serialize_properties().partition(dumps("F", marks[:1]))
     between, _, after = rest.partition(dumps("ss", marks[1:]))
     method = _PUBLISH + dumps("Bssbb", (0, sample.exchange, sample.routing_key, sample.mandatory, False))
     return _Template(method, before, dumps("F", (shared,))[4:], between, after, tuple(map(_short, ids)), SENT in sample.headers)
@@ -83,7 +94,7 @@ def _whole(kind: int, channel: int, data: bytes) -> bytes:
 
 
 def frames(channel: int, part: Part) -> list[bytes]:
-    """A message's frames: a method, a header and a body. Raises one of _UNKNOWN where they cannot be written."""
+    """A message's frames: method, header and body. Raises one of _UNKNOWN if they cannot be encoded."""
     template = _templates.get(part.sample)
     if template is None:
         template = _templates[part.sample] = _template(part.sample)
@@ -101,27 +112,23 @@ def frames(channel: int, part: Part) -> list[bytes]:
     return [*made, _whole(BODY, channel, part.body)] if part.body else made
 
 
-def _confirmed(answer: Any) -> None:
+def _confirmed(answer: Signature) -> None:
     if answer == spec.Basic.Nack:
         raise MessageNacked
 
 
-class Publishing:
-    """What a channel of py-amqp does better here. Its transport reads ahead (`read_ahead.py`)."""
+class Publishing(Channel):
+    """A mixin for a channel of py-amqp whose transport reads ahead (`read_ahead.py`)."""
 
-    connection: Any
-    channel_id: int
-    events: dict[str, Any]
-    _confirm_selected: bool
-
-    def confirm_select(self, nowait: bool = False) -> Any:
+    def confirm_select(self, nowait: bool = False) -> object:
+        """Have the broker confirm what is published from now on. Raises the connection's errors."""
         self._confirm_selected = True
-        return super().confirm_select(nowait)  # type: ignore[misc]
+        return super().confirm_select(nowait)
 
     def write_like(self, part: Part, timeout: float) -> bool:
-        """Write a message that is like its sample, in `timeout` seconds; False where that is left to py-amqp.
+        """Write a message that is like its sample, within `timeout` seconds. Returns False if py-amqp has to do that.
 
-        Raises as its basic_publish.
+        Raises the same errors as py-amqp's basic_publish.
         """
         connection = self.connection
         fit = connection is not None and self._confirm_selected and len(part.body) <= connection.frame_max - OVERHEAD
@@ -139,15 +146,22 @@ class Publishing:
         return True
 
     def publish_like(self, part: Part, timeout: float) -> bool:
-        """The same, and wait for its confirm as long. Raises as py-amqp's basic_publish_confirm."""
+        """The same, and wait for the confirm as long. Raises the same errors as py-amqp's basic_publish_confirm."""
         written = self.write_like(part, timeout)
         if written:
             self.wait(CONFIRMS, _confirmed, timeout)
         return written
 
-    def wait(self, method: Any, callback: Any = None, timeout: float | None = None, returns_tuple: bool = False) -> Any:
-        if method != CONFIRMS or self.events.get("basic_ack") or not on("frames_out"):
-            return super().wait(method, callback, timeout, returns_tuple)  # type: ignore[misc]
+    def wait(
+        self,
+        method: Signature | Sequence[Signature],
+        callback: Callback | None = None,
+        timeout: float | None = None,
+        returns_tuple: bool = False,
+    ) -> object:
+        """Wait for one of the methods, like py-amqp; read confirms here. `timeout`: seconds. Raises TimeoutError."""
+        if method != CONFIRMS or callback is None or self.events.get("basic_ack") or not on("frames_out"):
+            return super().wait(method, callback, timeout, returns_tuple)
         connection = self.connection
         if connection is None:
             raise RecoverableConnectionError("connection already closed")

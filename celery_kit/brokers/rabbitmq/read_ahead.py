@@ -1,51 +1,58 @@
-"""py-amqp's sockets with fewer system calls: a read takes what is there, up to 64 KiB.
+"""py-amqp's sockets with fewer system calls: one read takes what has arrived, up to 64 KiB.
 
-py-amqp reads a frame's seven bytes, its payload and its end one by one, three frames a message, and changes the socket's time
-limit around each. Source: amqp 5.4.2, transport.py.
+A message has three frames. py-amqp reads the seven bytes of a frame's header, its payload and its last byte one after the
+other, and changes the socket's time limit around each frame. Source: amqp 5.4.2, transport.py.
 """
+
+from __future__ import annotations
 
 import socket
 import threading
 from ssl import SSLWantReadError
 from struct import unpack_from
-from typing import Any
+from typing import TYPE_CHECKING
 
-from amqp import transport as amqp_transport
 from amqp.exceptions import UnexpectedFrame
 
 from celery_kit.brokers.rabbitmq.frames_in import END, OVERHEAD
 
-#: Read at once, in bytes.
+if TYPE_CHECKING:
+    from upstream import amqp as amqp_transport
+    from upstream.amqp import SocketTransport
+
+    from celery_kit.base.types import Callback
+else:
+    from amqp import transport as amqp_transport
+
+    SocketTransport = object
+
+#: The most bytes of one read.
 AHEAD = 65_536
 
 
-class ReadAhead:
-    """Frames out of a buffer of its own. A frame stays there until it is complete, whatever happens in between."""
-
-    sock: Any
-    connected: bool
-    _write: Any
+class ReadAhead(SocketTransport):
+    """Reads frames from a buffer. A frame stays in the buffer until it is complete, even if an error comes in between."""
 
     def _setup_transport(self) -> None:
-        super()._setup_transport()  # type: ignore[misc]
+        super()._setup_transport()
         self._data = b""
         self._at = 0
         self._write_lock = threading.Lock()
         self._write_all = self._write
         self._write = self._write_locked
 
-    def _write_locked(self, data: Any) -> None:
-        # Acknowledgements do not pass py-amqp's frame writer, and its lock.
+    def _write_locked(self, data: bytes) -> None:
+        # Acknowledgements are not written by py-amqp's frame writer, which has a lock.
         with self._write_lock:
             self._write_all(data)
 
     @property
     def buffered(self) -> bool:
-        """Something has been read that is not handled yet."""
+        """Whether something was read that is not handled yet."""
         return len(self._data) > self._at
 
     def next_frame(self) -> tuple[int, int, bytes] | None:
-        """Type, channel and payload of the buffer's next frame; None where it is not complete."""
+        """Type, channel and payload of the buffer's next frame; None if it is not complete. Raises UnexpectedFrame."""
         data, at = self._data, self._at
         if len(data) < at + OVERHEAD:
             return None
@@ -58,8 +65,8 @@ class ReadAhead:
         self._at = end
         return kind, channel, data[at + 7 : end - 1]
 
-    def read_frame(self, unpack: Any = None) -> tuple[int, int, bytes]:
-        """The next frame; waits for it as long as the socket's time limit says. Raises socket.timeout then."""
+    def read_frame(self, unpack: Callback | None = None) -> tuple[int, int, bytes]:
+        """The next frame. Raises TimeoutError after the socket's time limit, and OSError if the connection is lost."""
         while (frame := self.next_frame()) is None:
             try:
                 self._take(self.sock.recv(AHEAD))
@@ -68,7 +75,7 @@ class ReadAhead:
         return frame
 
     def read_now(self) -> bool:
-        """Read what is there, without waiting; False where nothing is."""
+        """Read what has arrived, without waiting. Returns whether there was something. Raises OSError."""
         try:
             self._take(self._receive_now())
         except (BlockingIOError, SSLWantReadError):
@@ -88,7 +95,7 @@ class ReadAhead:
         self._at = 0
 
     def _failed(self, error: OSError) -> None:
-        # A TimeoutError with a number is TCP's: it has given the connection up.
+        # A TimeoutError with a number is TCP's own: the connection is lost.
         if (isinstance(error, TimeoutError) and not error.errno) or isinstance(error, BlockingIOError | SSLWantReadError):
             raise TimeoutError from error
         self.connected = False
@@ -96,11 +103,11 @@ class ReadAhead:
 
 
 class TCPTransport(ReadAhead, amqp_transport.TCPTransport):
-    """Plain."""
+    """A plain socket."""
 
 
 class SSLTransport(ReadAhead, amqp_transport.SSLTransport):
-    """TLS, whose sockets know no flags: the time limit is changed for the read alone, while nobody else writes."""
+    """A TLS socket, which knows no flags: its time limit is changed during the read, while nobody else may write."""
 
     def _receive_now(self) -> bytes:
         with self._write_lock:

@@ -11,18 +11,30 @@ was about to send to a consumer that is cancelled: so a consumer is replaced onl
 Sources: https://www.rabbitmq.com/docs/consumer-prefetch; amqp 5.4.2, channel.py, basic_consume, basic_qos, basic_cancel.
 """
 
+from __future__ import annotations
+
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from amqp import spec
 
 from celery_kit.engine.commit import commit
 from celery_kit.engine.prefetch import STALLED, Throughput
+
+if TYPE_CHECKING:
+    from upstream.amqp import Message
+
+    from celery_kit.brokers.rabbitmq.fast_connection import Channel
+
+    #: Of a delivery: whether it is a redelivery, its exchange, its routing key and its message.
+    Rest: TypeAlias = tuple[bool, str, str, Message]
+    #: kombu's consumer tag, the delivery tag, and the rest.
+    Delivery: TypeAlias = tuple[str, int, bool, str, str, Message]
 
 #: The largest window in bytes, by the size of the last messages.
 BYTES = 4_000_000
@@ -48,7 +60,7 @@ class Consumer:
     now: str
     prefetch: int
     no_local: bool
-    arguments: Any
+    arguments: Mapping[str, object] | None
     ahead: int = 0
     out: int = 0
 
@@ -59,7 +71,7 @@ class Window:
     Only the loop's thread may use it, except for `settled` and `answering`. `lock`: the channel's, for what both change.
     """
 
-    def __init__(self, channel: Any, lock: AbstractContextManager[Any]) -> None:
+    def __init__(self, channel: Channel, lock: AbstractContextManager[object]) -> None:
         self.channel = channel
         self._lock = lock
         self.throughput = Throughput()
@@ -71,7 +83,7 @@ class Window:
 
     def forget(self) -> None:
         """The broker has closed the channel: its consumers and deliveries are gone."""
-        self.ready: deque[tuple[Any, ...]] = deque()  # delivered, and not handed over: kombu's tag, delivery tag, the rest
+        self.ready: deque[Delivery] = deque()  # delivered, and not handed over
         self._consumers: dict[str, Consumer] = {}  # by kombu's tag
         self._open: set[int] = set()  # tags of deliveries that are neither acknowledged nor rejected
         self._sent_to: dict[int, tuple[Consumer, str]] = {}  # by delivery tag
@@ -84,10 +96,10 @@ class Window:
         """How many messages may be held beyond Celery's own prefetch count."""
         return sum(consumer.ahead for consumer in self._consumers.values())
 
-    # What kombu asks for
+    # Called by kombu
 
-    def add(self, queue: str, tag: str, no_local: bool, arguments: Any) -> None:
-        """kombu has begun to consume with acknowledgements."""
+    def add(self, queue: str, tag: str, no_local: bool, arguments: Mapping[str, object] | None) -> None:
+        """kombu has started to consume with acknowledgements."""
         if self.prefetch and queue in self.lasting:
             self._consumers[tag] = Consumer(queue, tag, tag, self.prefetch, no_local, arguments)
             self._back.discard(tag)
@@ -105,7 +117,7 @@ class Window:
 
     # Deliveries
 
-    def take(self, tag: str, delivery_tag: int, *rest: Any) -> None:
+    def take(self, tag: str, delivery_tag: int, *rest: *Rest) -> None:
         """Hand a delivery over, or buffer it."""
         if tag in self._back:
             self.channel.basic_reject(delivery_tag, True)
@@ -135,7 +147,7 @@ class Window:
             if self._moved_at > until:
                 return
 
-    def _hand_over(self, delivery: tuple[Any, ...]) -> None:
+    def _hand_over(self, delivery: Delivery) -> None:
         begun = monotonic()
         self.channel.hand_over(*delivery)
         self._moved_at = monotonic()
@@ -164,7 +176,7 @@ class Window:
         self._consume(ahead, 0)
         self._reject(buffered)
 
-    def _reject(self, deliveries: Iterable[tuple[Any, ...]]) -> None:
+    def _reject(self, deliveries: Iterable[Delivery]) -> None:
         for _, delivery_tag, *_ in deliveries:
             self.channel.basic_reject(delivery_tag, True)
 
@@ -194,7 +206,7 @@ class Window:
         self._open.discard(delivery_tag)
 
     def answering(self, tags: Iterable[int]) -> None:
-        """Called just before the broker is told of it. From any thread, under the channel's lock."""
+        """Called just before these deliveries are acknowledged or rejected. From any thread, under the channel's lock."""
         wanted = self._wanted
         self._consume(
             [

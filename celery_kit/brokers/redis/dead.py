@@ -7,7 +7,6 @@ Source: kombu/transport/redis.py, Channel._brpop_read, _do_restore_message; QoS.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -23,7 +22,7 @@ from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
 from celery_kit.base.messages import DEAD, DELIVERIES
-from celery_kit.brokers.contract import Action, DeadLetter, now
+from celery_kit.brokers.contract import Action, DeadLetter, moment, name_of, unreadable
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -178,7 +177,7 @@ def letter_of(message: virtual.Message, reason: str) -> DeadLetter:
         task=str(headers.get("task") or ""),
         queue=queue_of(message),
         reason=reason,
-        when=now(),
+        when=moment(),
         deliveries=int(headers.get(DELIVERIES) or 0) + 1,
     )
 
@@ -198,15 +197,10 @@ def put(channel: redis.Channel, message: virtual.Message, letter: DeadLetter) ->
     _store(channel, message.delivery_tag, dumps(message._raw).encode(), letter)
 
 
-def name_of(item: bytes) -> str:
-    """The name in the hash for an item without a tag: the first 12 digits of its SHA-1."""
-    return hashlib.sha1(item).hexdigest()[:12]
-
-
 def put_raw(channel: redis.Channel, item: bytes, queue: str, error: Exception) -> None:
     """Store an item of `queue` that is not a message. Raises redis-py's errors."""
     name = name_of(item)
-    _store(channel, name, item, DeadLetter(name, "", queue, f"no message: {error}", now(), 1))
+    _store(channel, name, item, DeadLetter(name, "", queue, f"no message: {error}", moment(), 1))
 
 
 def _store(channel: redis.Channel, name: str, item: bytes, letter: DeadLetter) -> None:
@@ -241,14 +235,14 @@ def _read(channel: redis.Channel, name: str, record: bytes) -> tuple[DeadLetter,
         item: bytes = about["item"].encode("utf-8", "surrogateescape")
         if came_from := about.get("list"):
             queue = str(came_from).removeprefix(channel.global_keyprefix).rsplit(channel.sep, 1)[0]
-            when = datetime.fromtimestamp(int(about["at"]), UTC).isoformat(timespec="seconds")
+            when = moment(datetime.fromtimestamp(int(about["at"]), UTC))
             return DeadLetter(name, "", queue, f"no message: {NO_MESSAGE}", when, 1), item
         letter = DeadLetter(**about["letter"])
         if not isinstance(letter.when, str):
             raise TypeError("it has no time")
         return letter, item
     except Exception as error:  # anybody can write there
-        return DeadLetter(name, "", "", f"its record cannot be read: {type(error).__name__}: {error}", "", 0), record
+        return unreadable(name, error, ""), record
 
 
 def _channel(connection: Connection) -> redis.Channel:

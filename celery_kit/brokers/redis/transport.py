@@ -32,9 +32,9 @@ from celery_kit.fixes import patched
 
 log = logging.getLogger(__name__)
 if TYPE_CHECKING:
-    from kombu.asynchronous.hub import Hub
     from upstream import kombu_redis as redis
     from upstream import kombu_virtual as virtual
+    from upstream.kombu_hub import Hub
     from upstream.kombu_redis import Channel as KombusChannel
     from upstream.redis import Client, Connection
 

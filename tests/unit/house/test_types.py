@@ -9,7 +9,7 @@ from celery_kit.base.target import ROOT
 MOST: dict[str, int] = {
     "__init__.py": 1,
     "base": 19,
-    "brokers": 112,
+    "brokers": 2,
     "defaults.py": 23,
     "engine": 106,
     "fixes": 124,

@@ -17,7 +17,8 @@ def declared() -> list[tuple[str, str, bool]]:
     def connection() -> Any:
         yield SimpleNamespace(default_channel=channel)
 
-    RabbitmqDeadLetters().prepare(SimpleNamespace(connection_for_read=connection))
+    app: Any = SimpleNamespace(connection_for_read=connection)
+    RabbitmqDeadLetters().prepare(app)
     return [
         (name, str(given.get("queue") or given["exchange"]), not given["nowait"])
         for name, _, given in channel.method_calls

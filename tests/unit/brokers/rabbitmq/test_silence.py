@@ -148,7 +148,7 @@ def test_a_producer_is_told_of_the_brokers_alarm(broker: Broker, producer: Any) 
 def test_a_producer_is_told_that_its_message_was_not_taken(broker: Broker, producer: Any) -> None:
     broker.answers[spec.Basic.Publish] = NACK
     producer.bound(PATIENCE)
-    with pytest.raises(RefusedError, match="did not take the message"):
+    with pytest.raises(RefusedError, match="refused the message"):
         producer.basic_publish(Message("some"), routing_key="some")
 
 
