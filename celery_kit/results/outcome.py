@@ -1,11 +1,10 @@
 """Look results up by their ids, from any process."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from celery_kit.base import target
 from celery_kit.base.messages import PROGRESS
-from celery_kit.base.types import AnyResult
+from celery_kit.base.types import AnyResult, Headers
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Outcome:
     error: str | None = None
     traceback: str | None = None
     done: str | None = None  # ISO 8601, UTC
-    progress: dict[str, Any] | None = None  # what a running task reports (celery_kit/progress.py)
+    progress: Headers | None = None  # what a running task reports (celery_kit/progress.py)
 
 
 def look_up(task_id: str) -> Outcome:

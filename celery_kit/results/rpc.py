@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from celery._state import task_join_will_block  # type: ignore[attr-defined]  # its stubs lack it
-from celery.backends import rpc
 from celery.states import READY_STATES
 from kombu import Queue
 from kombu.common import maybe_declare
@@ -19,9 +18,15 @@ from celery_kit.results.contract import Backend
 from celery_kit.results.waits import listen, listen_again
 
 if TYPE_CHECKING:
-    from celery_kit.base.choices import Choices
+    from kombu import Producer
+    from upstream.celery_results import RpcConsumer as CelerysConsumer
 
-CelerysConsumer: Any = patched(vars(rpc)["ResultConsumer"], "abandoned_waits")  # unknown to celery-types
+    from celery_kit.base.choices import Choices
+    from celery_kit.base.types import Headers
+else:
+    from celery.backends import rpc
+
+    CelerysConsumer = patched(rpc.ResultConsumer, "abandoned_waits")
 
 NO_CHORDS = Limit("cannot", "sending a chord raises NotImplementedError", f"{DOCS}/userguide/canvas.html#chords")
 CHORD_IN_A_TASK = Limit(
@@ -34,7 +39,7 @@ REPLY_TO_THE_WORKER = Limit(
 )
 
 
-class ResultConsumer(CelerysConsumer):  # type: ignore[misc]
+class ResultConsumer(CelerysConsumer):
     """Celery's result consumer, except that its start wakes a waiting drainer, and that one thread at a time reads its
     connection.
 
@@ -106,8 +111,7 @@ def final_last(slurp: Callable[..., Iterator[Message]]) -> Callable[..., Iterato
 
 
 def _is_final(message: Message) -> bool:
-    payload: Any = message.payload
-    return payload["status"] in READY_STATES
+    return cast("Headers", message.payload)["status"] in READY_STATES
 
 
 def close_inherited(backend: RPCBackend) -> None:
@@ -118,14 +122,14 @@ def close_inherited(backend: RPCBackend) -> None:
     backend.oid = uuid()  # the app's own id is the queue of the tasks that this process sends from now on
 
 
-def _bind(backend: RPCBackend, producer: Any) -> None:
+def _bind(backend: RPCBackend, producer: "Producer") -> None:
     """Declare the queue for replies, like Celery, but with a limited wait if the broker is unavailable
     (celery/backends/rpc.py).
     """
     if task_join_will_block():
         return
-    if hasattr(producer, "with_retries"):
-        producer.with_retries(lambda: maybe_declare(backend.binding(producer.channel)))
+    if with_retries := getattr(producer, "with_retries", None):
+        with_retries(lambda: maybe_declare(backend.binding(producer.channel)))
     else:  # beat's producer, or one that the user made
         maybe_declare(backend.binding(producer.channel), retry=True, interval_start=0, interval_step=1, max_retries=3)
 

@@ -6,11 +6,25 @@ vain. Source: celery/backends/asynchronous.py, _add_pending_result: "a get() tha
 go when tests/compat/test_results.py::test_who_gives_up_leaves_nothing_behind passes for plain Celery.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from celery_kit.base.types import Callback, ResultBackend
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+    from upstream.celery_results import ResultConsumer
+else:
+    ResultConsumer = object
+
+
+class Promise(Protocol):
+    """vine.promise, as far as it is used here."""
+
+    @property
+    def listeners(self) -> Sequence[object]:
+        """What it calls when it is fulfilled."""
 
 
 class TaskResult(Protocol):
@@ -20,21 +34,25 @@ class TaskResult(Protocol):
     #: The task's final state, once it is known.
     _cache: object
     #: The promise that its `then` adds callbacks to.
-    on_ready: Any
+    on_ready: Promise
 
 
-class Waits:
+class TaskResults(Protocol):
+    """A ResultSet, or a GroupResult."""
+
+    results: Sequence["TaskResult | TaskResults"]
+    on_ready: Promise
+
+
+class Waits(ResultConsumer):
     """A mixin for a ResultConsumer, before Celery's class."""
-
-    backend: Any  #: a ResultBackend, with what its product adds
-    _pending_results: Any
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self._lock_of_waits = Lock()
         self._waits: dict[int, int] = {}  # number of waits, by the identity of a result
 
-    def _wait_for_pending(self, result: Any, **options: Any) -> Iterator[object]:
+    def _wait_for_pending(self, result: TaskResult | TaskResults, **options: object) -> Iterator[object]:
         awaited = [one for one in _leaves(result) if not one._cache]
         with self._lock_of_waits:
             for one in awaited:
@@ -43,7 +61,7 @@ class Waits:
             # Another thread may just have given up. And Celery subscribes a group's members when it is made, and never again.
             if missing := [one for one in awaited if not one._cache and not self._is_pending(one)]:
                 self.backend.add_pending_results(missing)
-            yield from super()._wait_for_pending(result, **options)  # type: ignore[misc]
+            yield from super()._wait_for_pending(result, **options)
         finally:
             with self._lock_of_waits:
                 for one in awaited:
@@ -87,16 +105,20 @@ def listen_again(backend: ResultBackend) -> None:
     backend._pending_messages.total = 0
 
 
-def _leaves(result: Any) -> Iterator[TaskResult]:
+def _is_one(result: TaskResult | TaskResults) -> "TypeIs[TaskResult]":
+    return hasattr(result, "_cache")
+
+
+def _leaves(result: TaskResult | TaskResults) -> Iterator[TaskResult]:
     """The results of single tasks in a result, which may be a group's."""
-    if hasattr(result, "_cache"):
+    if _is_one(result):
         yield result
     else:
         for one in result.results:
             yield from _leaves(one)
 
 
-def _is_awaited_elsewhere(one: TaskResult, waited_for: Any) -> bool:
+def _is_awaited_elsewhere(one: TaskResult, waited_for: TaskResult | TaskResults) -> bool:
     """Whether a callback (`then`) waits for the result, or for a group with it."""
     groups = getattr(waited_for, "_on_full", None)
     if one is not waited_for and any(waited_for.on_ready.listeners):

@@ -72,7 +72,8 @@ class Encoder:
     def encode(self, value: str | bytes) -> bytes: ...
 
 class PubSub:
-    connection: Connection | None
+    #: None before it connects.
+    connection: Any
     connection_pool: ConnectionPool
     channels: dict[bytes, Any]
     encoder: Encoder

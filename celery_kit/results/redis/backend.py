@@ -1,7 +1,7 @@
 """Redis as the result backend, in database 1: any process can read a result by its id, and chords work."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from celery_kit.base.types import Options, ResultBackend
 from celery_kit.brokers.contract import Broker, Environ
@@ -21,9 +21,9 @@ class RedisBackend(ResultBackend, Protocol):
     """celery.backends.redis.RedisBackend."""
 
     client: "Redis"
-    connparams: dict[str, Any]
-    #: Text on the class, bytes on an object.
-    task_keyprefix: Any
+    connparams: Options
+    #: Bytes on an object, and text on the class.
+    task_keyprefix: bytes
 
 
 def url(environ: Environ, broker: Broker) -> str:
@@ -51,7 +51,7 @@ def claims(app: "Celery", url: str) -> "Claims":
     from celery_kit.results.redis.claims import Claims
 
     backend = celerys(app, url)
-    prefix = backend.task_keyprefix.decode().removesuffix(type(backend).task_keyprefix)  # Celery's global_keyprefix
+    prefix = backend.task_keyprefix.decode().removesuffix(str(type(backend).task_keyprefix))  # Celery's global_keyprefix
     return Claims(backend.client, prefix)
 
 

@@ -1,4 +1,4 @@
--- Store the states of tasks, unless a state that must last is there already, and publish them to whoever waits.
+-- Store the states of tasks, except where a state that must not be overwritten is stored, and publish them to those who wait.
 --
 -- KEYS: the keys of the results. ARGV: seconds until they expire (0: never), the states that must not be overwritten (each
 -- between spaces), then the value for each of KEYS.

@@ -1,19 +1,21 @@
-"""Celery's Redis result backend, with one round trip for a group of results in place of two or three for each.
+"""Celery's Redis result backend, with one round trip for a group of results. Celery needs two or three for each.
 
-A late state of a task never overwrites its SUCCESS. Celery reads first and writes then; here a script (`store.lua`) does both
-in one step, so that two workers cannot interleave. Nor does a late RETRY or STARTED overwrite the end of a task
-(`Write.lasting`): its sender would wait for ever, as with plain Celery after a retry that ended before RETRY was stored. The
-script reads JSON only: if a stored result has another serializer, or is compressed, that task is handled as by Celery. Source:
-celery/backends/redis.py, base.py (_store_result).
+A late state of a task never overwrites its SUCCESS. Celery reads and then writes. Here a script (`store.lua`) does both in one
+step, so that two workers cannot interleave. A late RETRY or STARTED does not overwrite a final state either (`Write.lasting`).
+Otherwise the sender would wait for ever, as with plain Celery after a retry that ended before RETRY was stored. The script
+reads JSON only: a result with another serializer, or a compressed one, is stored as by Celery.
+Source: celery/backends/redis.py, base.py (_store_result).
 """
 
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, tzinfo
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from celery import states
-from celery.backends import redis
 from celery.exceptions import BackendStoreError
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
@@ -24,6 +26,13 @@ from celery_kit.engine.commit import Write, commit
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import kombus_writer, quoted, text_of
 
+if TYPE_CHECKING:
+    from celery.app.task import Context
+    from upstream.celery_results import RedisBackend
+    from upstream.redis import Client
+else:
+    from celery.backends.redis import RedisBackend
+
 STORE = script(__name__, "store")
 
 
@@ -31,20 +40,17 @@ def _made(write: Write) -> bytes | str:
     return write.value() if callable(write.value) else write.value
 
 
-RedisBackend: Any = redis.RedisBackend  # celery-types know little of it
-
-
-class Backend(RedisBackend):  # type: ignore[misc]
+class Backend(RedisBackend):
     """See the module."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self._sha = ""
         extended = self.app.conf.find_value_for_key("extended", "result")
         self._short = on("result_text") and self.serializer == "json" and not self.compression and not extended
 
     def store_group(self, writes: list[Write]) -> None:
-        """Store states, those that are alike in one round trip. Raises redis-py's errors; may then be called again."""
+        """Store states: those with the same expiry and rule in one round trip. Raises redis-py's errors; may be repeated."""
         alike: dict[tuple[int, tuple[str, ...]], list[Write]] = {}
         for write in writes:
             alike.setdefault((write.expires, write.lasting), []).append(write)
@@ -53,11 +59,11 @@ class Backend(RedisBackend):  # type: ignore[misc]
             for place in self._evaluate(len(keys), *keys, expires, f" {' '.join(lasting)} ", *values):
                 self._store_by_hand(group[place - 1])
 
-    def _key(self, write: Write) -> Any:
-        """As get_key_for_task makes it, for an id that is text."""
+    def _key(self, write: Write) -> bytes:
+        """The key of get_key_for_task, for an id that is a str."""
         return self.task_keyprefix + write.task_id.encode()
 
-    def _evaluate(self, *arguments: Any) -> list[int]:
+    def _evaluate(self, *arguments: object) -> list[int]:
         # Not `evalsha`: redis-py 8 parses each of its arguments there.
         run = self.client.execute_command
         with suppress(NoScriptError):
@@ -72,8 +78,15 @@ class Backend(RedisBackend):  # type: ignore[misc]
             self._set(key, _made(write), write.expires)
 
     def store_result(
-        self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
-    ) -> Any:
+        self,
+        task_id: str,
+        result: object,
+        state: str,
+        traceback: object = None,
+        request: Context | None = None,
+        **options: object,
+    ) -> object:
+        """Store a state, or buffer it for the group commit. Returns the encoded result. Raises redis-py's errors."""
         if not commit.takes(self.app, task_id, state, request):
             return super().store_result(task_id, result, state, traceback, request=request, **options)
         result = self.encode_result(result, state)
@@ -83,8 +96,14 @@ class Backend(RedisBackend):  # type: ignore[misc]
         return result
 
     def _store_result(
-        self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
-    ) -> Any:
+        self,
+        task_id: str,
+        result: object,
+        state: str,
+        traceback: object = None,
+        request: Context | None = None,
+        **options: object,
+    ) -> object:
         value = self._value(task_id, result, state, traceback, request)
         expires = self.failure_expires if state == states.FAILURE else self.expires
         write = Write(self._id(self.get_key_for_task(task_id)), value, expires or 0, state)
@@ -94,14 +113,16 @@ class Backend(RedisBackend):  # type: ignore[misc]
             self.store_group([write])
         return result
 
-    def _value(self, task_id: Any, result: Any, state: str, traceback: Any, request: Any) -> bytes | str:
+    def _value(
+        self, task_id: str | bytes, result: object, state: str, traceback: object, request: Context | None
+    ) -> bytes | str:
         task_id = task_id.decode() if isinstance(task_id, bytes) else task_id
         value: bytes | str
         if self._short and kombus_writer():
             try:
                 value = self._json(task_id, result, state, traceback, request)
             except Exception as error:
-                raise EncodeError(error) from error  # as kombu does
+                raise EncodeError(error) from error  # like kombu
         else:
             meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
             value = self.encode(meta | {"task_id": task_id})
@@ -109,13 +130,13 @@ class Backend(RedisBackend):  # type: ignore[misc]
             raise BackendStoreError("value too large for Redis backend")
         return value
 
-    def _json(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> str:
-        """Celery's _get_result_meta as text: to make a dictionary and encode it takes twice as long."""
+    def _json(self, task_id: str, result: object, state: str, traceback: object, request: Context | None) -> str:
+        """Celery's _get_result_meta as text: making a dictionary and encoding it takes twice as long."""
         children = self.current_task_children(request)
         done = quoted(datetime.now(self._timezone).isoformat()) if state in self.READY_STATES else "null"
         more = "".join(
-            f', "{kept}": {text_of(value)}'
-            for name, kept in (("group", "group_id"), ("parent_id", "parent_id"))
+            f', "{field}": {text_of(value)}'
+            for name, field in (("group", "group_id"), ("parent_id", "parent_id"))
             if request and (value := getattr(request, name, None))
         )
         return (
@@ -125,32 +146,35 @@ class Backend(RedisBackend):  # type: ignore[misc]
         )
 
     @cached_property
-    def _timezone(self) -> Any:
+    def _timezone(self) -> tzinfo:
         return self.app.timezone
 
-    # What this process has reported is stored before it is read.
+    # What this process has buffered is stored before it reads.
 
-    def _id(self, key: Any) -> str:
+    def _id(self, key: str | bytes) -> str:
         """The id of the task that a key belongs to."""
         return bytes_to_str(key).removeprefix(bytes_to_str(self.task_keyprefix))
 
-    def get(self, key: Any) -> Any:
+    def get(self, key: str | bytes) -> bytes | None:
+        """The value of a key. Raises redis-py's errors."""
         commit.before_read([self._id(key)])
         return super().get(key)
 
-    def mget(self, keys: Any) -> Any:
+    def mget(self, keys: Collection[str | bytes]) -> Iterable[bytes | None]:
+        """The values of several keys. Raises redis-py's errors."""
         commit.before_read([self._id(key) for key in keys])
         return super().mget(keys)
 
-    def _wait_for_pending(self, result: Any, **options: Any) -> Any:
+    def _wait_for_pending(self, result: object, **options: object) -> Iterator[object]:
         commit.try_flush()
         return super()._wait_for_pending(result, **options)
 
     @property
-    def client(self) -> Any:
+    def client(self) -> Client:
+        """The client, for direct use: everything buffered is stored first."""
         commit.before_raw_read()
         return self._client
 
     @cached_property
-    def _client(self) -> Any:
+    def _client(self) -> Client:
         return self._create_client(**self.connparams)

@@ -18,7 +18,7 @@ MOST: dict[str, int] = {
     "operate": 55,
     "pools": 94,
     "produce": 148,
-    "results": 60,
+    "results": 0,
 }
 
 

