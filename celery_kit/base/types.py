@@ -10,7 +10,7 @@ A value that is only handed on is an `object`. So are the keyword arguments that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, MutableSet, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, MutableMapping, MutableSet, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -32,7 +32,7 @@ Options: TypeAlias = dict[str, object]
 #: A message's headers or properties as another process wrote them: check a value's type before relying on it.
 Headers: TypeAlias = dict[str, Any]
 #: What a pool's `apply_async` calls back with: whether the task failed, its value or its error, and its runtime in seconds.
-FailedValueRuntime: TypeAlias = tuple[int, object, float]
+FailedValueRuntime: TypeAlias = tuple[int, object, float | None]
 if TYPE_CHECKING:
     #: A task, whatever it takes and returns.
     AnyTask: TypeAlias = Task[..., object]
@@ -61,6 +61,11 @@ class Message(Protocol):
     ack: Callback
     reject_log_error: Callback
     ack_log_error: Callback
+
+    #: Content types that the consumer takes, None for all; errors of reading it; and what `payload` returns once it is read.
+    accept: Container[str] | None
+    errors: Sequence[object] | None
+    _decoded_cache: object
 
     @property
     def acknowledged(self) -> bool:
@@ -193,6 +198,8 @@ class EventDispatcher(Protocol):
     on_send_buffered: Callback | None
     #: Held while the connection is written or read.
     mutex: AbstractContextManager[Any]
+    #: Groups of events that are sent; all if it is empty.
+    groups: set[str] | None
 
     def send(self, type: str, **fields: object) -> object: ...
 
@@ -309,7 +316,7 @@ class WorkerConsumer(Protocol):
     hostname: str
     #: The pool's own class: celery.concurrency.base.BasePool.
     pool: Any
-    hub: Hub | None
+    hub: EventLoop | None
     timer: Timer
     controller: Worker
     connection: Connection
@@ -335,6 +342,35 @@ class WorkerConsumer(Protocol):
     on_ready: Callable[[], None]
     perform_pending_operations: Callable[[], None]
     call_soon: Callback
+    connection_errors: tuple[type[BaseException], ...]
+    disable_rate_limits: bool
+    #: False while the prefetch count is being restored after a lost connection.
+    _maximum_prefetch_restored: bool
+    #: Called with each request, such as a step's `task_message`.
+    on_task_message: Collection[Callback]
+    #: Takes a message if it may take the fast path (celery_kit/engine/fast_path.py). A worker of ENGINE=fast has it.
+    fast_path: Callable[[Message], bool]
+
+
+class EventLoop(Protocol):
+    """A worker's event loop: kombu.asynchronous.hub.Hub, of which the stubs say that `on_tick` is a list."""
+
+    #: Called when the loop is about to wait.
+    on_tick: MutableSet[Callback]
+
+    def add_reader(self, fds: object, callback: Callback | Iterator[None], *args: object) -> None:
+        """Call `callback(*args)`, or continue the generator, when a descriptor can be read."""
+
+    def remove_reader(self, fd: object) -> None: ...
+
+    def call_soon(self, callback: Callback, *args: object) -> object: ...
+
+
+class Job(Protocol):
+    """A task that billiard's pool runs: billiard.pool.ApplyResult."""
+
+    #: What is written to the child: its length, itself, and the number that the length says.
+    _payload: tuple[bytes | memoryview, bytes | memoryview, int] | None
 
 
 class Control(Protocol):

@@ -1,13 +1,14 @@
 """Group commit: results are stored, then their messages are acknowledged, with one round trip for a group of tasks.
 
 A task that ends leaves its result and its acknowledgement here and frees its slot in the pool. The group is written when it is
-full or old, or when the worker is idle; a message is acknowledged after its task's result is stored, never before. So a crash,
+full or old, or when the worker is idle. A message is acknowledged after its task's result is stored, never before. So a crash,
 or a results server that is unavailable, can make a task run again, but cannot lose it.
 
 Only late acknowledgements are grouped. On a pool of processes the children pass their results to the parent
-(`celery_kit/engine/commit_child.py`). A result is stored at once, with all that waits before it, if it belongs to a chord, if
-its state is neither STARTED nor SUCCESS, or if its message is not acknowledged here: of a task that is acknowledged early, or
-has a Request class of its own. Signals and events are sent when a task ends, up to SECONDS before its result can be read.
+(`celery_kit/engine/commit_child.py`). Some results are stored at once, with everything that waits before them: those of a
+chord, those whose state is neither STARTED nor SUCCESS, and those whose message is not acknowledged here, because the task is
+acknowledged early or has a Request class of its own. Signals and events are sent when a task ends, up to SECONDS before its
+result can be read.
 """
 
 import logging
@@ -16,9 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from celery import Celery, states
+from celery.app.task import Context
 
 from celery_kit.pools.interrupt import unbroken
 
@@ -32,15 +34,18 @@ SECONDS = 0.008
 BYTES = 1_000_000
 #: The largest result that a child process passes to its parent, in bytes, unless it cannot store it.
 CARRIED = 65_536
-#: Results that a child process remembers after it has passed them on: those of the parent's group, and of the one before.
+#: Results that a child process remembers after it has passed them on: those of the parent's group and of the one before.
 PASSED_ON = 2 * COUNT
-#: Checks, SECONDS apart, that find nothing before the writing thread sleeps. To wake it then costs each task some time.
+#: After so many checks without a result, SECONDS apart, the writing thread sleeps until it is woken, which costs time.
 IDLE = 25
-#: Seconds between two tries while the results server is unavailable.
+#: Seconds between two attempts while the results server is unavailable.
 RETRY_PAUSE = 0.5
 
 #: States that a late RETRY or STARTED must not overwrite. Any other state must not overwrite a SUCCESS.
 LASTING = {states.RETRY: (states.SUCCESS, states.FAILURE, states.REVOKED), states.STARTED: (states.SUCCESS, states.REVOKED)}
+
+#: A state as the results server stores it, or a function that returns it.
+Value: TypeAlias = bytes | str | Callable[[], bytes | str]
 
 
 class Write(NamedTuple):
@@ -50,12 +55,13 @@ class Write(NamedTuple):
     """
 
     task_id: str
-    value: bytes | str | Callable[[], bytes | str]
+    value: Value
     expires: int
     state: str
 
     @property
     def bytes(self) -> int:
+        """Its size, 0 as long as the value is a function."""
         return 0 if callable(self.value) else len(self.value)
 
     @property
@@ -63,7 +69,7 @@ class Write(NamedTuple):
         """The states that it must not overwrite.
 
         A task sends its retry before it reports RETRY, and a retry without delay may have ended by then. A child process
-        reports STARTED a little late, and its parent may have ended the task meanwhile.
+        reports STARTED a little late, and its parent may have terminated the task meanwhile.
         """
         return LASTING.get(self.state, (states.SUCCESS,))
 
@@ -78,7 +84,13 @@ class Write(NamedTuple):
 REQUEST = "celery_kit.engine.commit_worker:Request"
 
 #: Stores a group. Raises if it cannot, and may be called again with the same group.
-Store = Callable[[list[Write]], None]
+Store: TypeAlias = Callable[[list[Write]], object]
+
+
+def store_of(app: Celery) -> Store | None:
+    """The method of the app's result backend that stores a group, or None if it has none."""
+    store: Store | None = getattr(app.backend, "store_group", None)
+    return store
 
 
 class Commit:
@@ -89,13 +101,11 @@ class Commit:
 
     def _forget(self) -> None:
         """Reset. A forked child does so, because a thread of its parent may have held a lock."""
-        self._grouping = False
-        self.running = False
+        self.running = self._grouping = self._lazy = False
         #: In a child process of a pool: its task, whether the task's code has returned, and the task's result, which is passed
-        #: to the parent unless somebody in the child reads it before.
-        self.child = False
+        #: to the parent unless something in the child reads it before that.
+        self.child = self.ending = False
         self.task_id: str | None = None
-        self.ending = False
         self.carried: Write | None = None
         #: The last results passed to the parent, which may not have stored them yet.
         self._passed_on: dict[str, Write] = {}
@@ -107,23 +117,20 @@ class Commit:
         self._writes: dict[str, Write] = {}
         self._acks: list[Callable[[], None]] = []
         self._bytes = 0
-        self._since: float | None = None  # when the group's first one came
+        self._since: float | None = None  # when the group's first result was added, by the monotonic clock
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
         self._flusher: int | None = None
         self._waiting = threading.Event()
-        self._away = False
+        self._unavailable = self._in_loop = self._sending = False
         self._loop: int | None = None
-        self._in_loop = False
         self._late: dict[str, bool] = {}  # by a task's name, whether its acknowledgements are grouped
-        self._lazy = False
-        self._sending = False
         self._after: set[Callable[[], None]] = set()
 
     def start(self, store: Store, busy: Callable[[], int], lazy: bool = False, more: Callable[[], None] = lambda: None) -> None:
-        """Group results from now on, and write a group by `store`. `busy()`: how many of the worker's tasks have not ended.
+        """Group results from now on. `store` writes a group; `busy()` returns how many of the worker's tasks have not ended.
 
-        `lazy`: a group is collected over many rounds of the loop, which are short where other processes run the tasks.
+        `lazy`: collect a group over many rounds of the loop, which are short where other processes run the tasks.
         `more()` is called when a task has freed its slot but its acknowledgement waits for others.
         """
         self._store, self._busy, self._grouping, self._lazy, self._more = store, busy, True, lazy, more
@@ -139,11 +146,11 @@ class Commit:
         self._grouping = False
         self._try()
 
-    def takes(self, app: Celery, task_id: str, state: str, request: Any) -> bool:
-        """Whether a state of this task may wait for its group: the acknowledgement that must follow it waits as well.
+    def takes(self, app: Celery, task_id: str, state: str, request: Context | None) -> bool:
+        """Whether a state of this task may wait for its group, because the acknowledgement that must follow it waits as well.
 
-        A child process holds back a final SUCCESS only, and only if nothing follows it: a callback or a chain may read it in
-        another process, and what a task reports before its end must be readable at once.
+        In a child process only a final SUCCESS may wait, and only if no callback and no chain follows it, which may read it in
+        another process. What a task reports before its end must be readable at once.
         """
         if not self._grouping or not self.running or state not in (states.STARTED, states.SUCCESS) or request is None:
             return False
@@ -151,10 +158,10 @@ class Commit:
         try:
             if request.id != task_id or request.is_eager or (success and request.chord):
                 return False
-            if self.child:  # the parent has looked at what follows; what it acknowledges itself must be stored by then
+            if self.child:  # the parent has checked that the task is acknowledged late (commit_child.py, carry)
                 return task_id == self.task_id and (not success or (self.ending and not (request.callbacks or request.chain)))
-            name = request.task
-        except AttributeError:  # a package's own request, such as celery-batches', has only what Celery's backends read
+            name = getattr(request, "task", "")
+        except AttributeError:  # the request of a package such as celery-batches has only what Celery's backends read
             return False
         if (late := self._late.get(name)) is None:
             task = app.tasks.get(name)
@@ -162,7 +169,7 @@ class Commit:
         return late
 
     def result(self, write: Write) -> None:
-        """Add a state that :meth:`takes` allows to the group. It replaces the task's earlier state, unless that must last."""
+        """Add to the group a state that :meth:`takes` allows. It replaces the task's earlier state, unless that must last."""
         if self.child and write.state == states.SUCCESS:
             if not self._stored_here(write):
                 self._carry(write)
@@ -172,7 +179,7 @@ class Commit:
             self.try_flush()
 
     def store(self, write: Write) -> None:
-        """Store a state at once, with those before it. Raises, and keeps all of them, if the server is unavailable."""
+        """Store a state at once, with those before it. If that fails it raises, and all of them wait to be stored."""
         self._take(write)
         self.flush()
 
@@ -193,11 +200,11 @@ class Commit:
         try:
             self.flush()
         except Exception:
-            return False  # the parent retries, and acknowledges the task after that
+            return False  # the parent tries again, and acknowledges the task after that
         return True
 
     def _carry(self, write: Write) -> None:
-        """Hold a result for the parent process. The task's STARTED is not needed any more."""
+        """Hold a result for the parent process, and drop the task's STARTED."""
         with self._lock:
             self._writes.pop(write.task_id, None)
             self._bytes = sum(one.bytes for one in self._writes.values())
@@ -206,7 +213,7 @@ class Commit:
             self.carried = write
 
     def hand_over(self, task_id: str) -> Write | None:
-        """The result of this task, for the parent to store; None if this process has stored it."""
+        """The result of this task, for the parent to store; None if it is stored. Raises RuntimeError if it is another's."""
         if write := self.carried:
             self._passed_on[task_id] = write.of(task_id)
             self.carried = None
@@ -215,28 +222,29 @@ class Commit:
         return write
 
     def end(self) -> None:
-        """The child's task has ended: store what is left of it before the parent is notified."""
+        """Store what is left of the child's task, which has ended, before the parent is notified."""
         self.task_id, self.ending = None, False
         if self._since is not None or self.carried:
             self.try_flush()
             self.carried = None
 
     def before_read(self, task_ids: Iterable[str]) -> None:
-        """Store what this process has reported of these tasks: somebody in it is about to read their results."""
+        """Store the results of these tasks, which this process is about to read."""
         if self._passed_on:
             for write in [self._passed_on.pop(one) for one in task_ids if one in self._passed_on]:
                 self._take(write)
         self.try_flush()
 
     def before_raw_read(self) -> None:
-        """The same for whoever takes the server's client; that may be the garbage collector, within :meth:`_take`."""
+        """Store all results: this process is about to use the server's client itself."""
+        # The garbage collector may do so, within _take.
         if not self._lock.locked():
             self.try_flush()
 
     @property
     def done(self) -> int:
-        """How many tasks have ended and wait for their group: they occupy no slot of the worker any more."""
-        return 0 if self._away else len(self._acks)
+        """How many tasks have ended and wait for their group. They no longer occupy a slot of the worker."""
+        return 0 if self._unavailable else len(self._acks)
 
     @property
     def lone(self) -> bool:
@@ -244,7 +252,7 @@ class Commit:
         return self._busy() <= 1
 
     def ack(self, send: Callable[[], None]) -> None:
-        """Call `send` after every result before it is stored."""
+        """Have `send` called after all results that were added before are stored."""
         with self._lock:
             self._acks.append(send)
             full = len(self._acks) >= COUNT
@@ -259,7 +267,7 @@ class Commit:
         self.try_flush()
 
     def tick(self) -> None:
-        """Called when the worker's loop is about to wait."""
+        """Write the group if it need not wait. Called when the worker's loop is about to wait."""
         self._loop = threading.get_ident()
         if self._in_loop and not (self._lazy and self._may_wait()):
             self._in_loop = False
@@ -271,7 +279,7 @@ class Commit:
         return young and len(self._acks) < min(COUNT, self._busy())
 
     def defer(self, send: Callable[[], None]) -> bool:
-        """While this thread sends a group's acknowledgements: have `send` called after the last one, and return True."""
+        """Have `send` called after the group's last acknowledgement. Returns False if this thread sends no group now."""
         defers = self._sending and self._flusher == threading.get_ident()
         if defers:
             self._after.add(send)
@@ -279,7 +287,7 @@ class Commit:
 
     @unbroken
     def flush(self) -> None:
-        """Store the group, then send its acknowledgements. Raises, and keeps both, if it cannot be stored."""
+        """Store the group, then send its acknowledgements. If it cannot be stored it raises, and both wait."""
         me = threading.get_ident()
         if self._flusher == me or (self._since is None and self.carried is None and not self._flushing.locked()):
             return
@@ -289,23 +297,23 @@ class Commit:
                 if held := self.carried:
                     self._take(held)
                 self._flush()
-                if self.carried is held:  # else the parent retries
+                if self.carried is held:  # if storing it fails, the parent stores it
                     self.carried = None
             finally:
                 self._flusher = None
 
     def try_flush(self) -> None:
-        """Write the group, unless the results server is unavailable: then the group waits, and tasks continue."""
-        if not self._away:
+        """Write the group. If the results server is unavailable, the group waits, and tasks continue."""
+        if not self._unavailable:
             self._try()
 
     def _try(self) -> None:
         try:
             self.flush()
         except Exception as error:
-            if not self._away:
-                logger.error("Results cannot be stored, and their tasks stay unacknowledged until they are: %r", error)
-            self._away = True
+            if not self._unavailable:
+                logger.error("Results cannot be stored; their tasks stay unacknowledged until they are stored: %r", error)
+            self._unavailable = True
 
     def _begin(self) -> None:
         if self._since is None:
@@ -331,8 +339,8 @@ class Commit:
                 self._bytes = sum(write.bytes for write in writes.values())
                 self._begin()
             raise
-        if self._away:
-            self._away = False
+        if self._unavailable:
+            self._unavailable = False
             logger.warning("Results are stored again")
         self._send(acks)
 
@@ -346,7 +354,7 @@ class Commit:
             _call_all(after)
 
     def _watch(self) -> None:
-        """Write old groups: every other thread may be busy with a long task."""
+        """Write old groups, in a thread of its own: every other thread may be busy with a long task."""
         idle = 0
         while True:
             since = self._since
@@ -357,7 +365,7 @@ class Commit:
                 if self._since is None:
                     self._waiting.wait()
                 idle = 0
-            elif self._away:
+            elif self._unavailable:
                 time.sleep(RETRY_PAUSE)
                 self._try()
             elif (left := since + SECONDS - time.monotonic()) > 0:
@@ -368,8 +376,8 @@ class Commit:
 
 
 def _call_all(sends: Iterable[Callable[[], None]]) -> None:
-    """Call each of them, whatever one raises, because each is another task's. Raises what is no Exception at the end."""
-    struck: list[Callable[[], None]] = []
+    """Call all of them, whatever one raises, because each is another task's. Logs an Exception; raises others at the end."""
+    interrupted: list[Callable[[], None]] = []
     raised: BaseException | None = None
     for send in sends:
         try:
@@ -377,14 +385,14 @@ def _call_all(sends: Iterable[Callable[[], None]]) -> None:
         except Exception:  # the connection is lost, and the broker delivers the message again
             logger.exception("A message could not be acknowledged")
         except BaseException as error:  # such as the time limit of the task that runs in this greenlet
-            struck.append(send)
+            interrupted.append(send)
             raised = error
-    for send in struck:  # it acknowledges once, and may have done so
+    for send in interrupted:  # a second call has no effect if the message was acknowledged
         with suppress(BaseException):
             send()
     if raised:
         raise raised
 
 
-#: This process's.
+#: The group of this process.
 commit = Commit()

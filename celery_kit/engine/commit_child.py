@@ -1,81 +1,99 @@
-"""The commit (`celery_kit/engine/commit.py`) on a pool of processes: a child hands its result to the parent, which writes
-groups of them.
+"""Group commit (`celery_kit/engine/commit.py`) on a pool of processes: a child process passes its result to the parent, which
+writes groups of them.
 
-The child's part is :func:`run`, in place of Celery's fast_trace_task: a success goes along with the task's return value, so a
-task costs the child no round trip. A state that others must see at once - started and not done in a moment, failed, retried,
-the task's own word - it stores itself; so it does with every other task's, with a large result, and with one that has no others
-to go with (:func:`run_alone`), which is there sooner then. Where somebody in the child looks - a signal's receiver, say - the
-success is stored before. The parent's part is :func:`carry`, of the pool (`celery_kit/pools/in_children.py`).
+The child's part is :func:`run`, in place of Celery's fast_trace_task. A success is sent to the parent with the task's return
+value, so a task costs the child no round trip. The child stores everything else itself: a state that others must see at once
+(a STARTED that lasts, a failure, a retry, a progress report), other tasks' states, a large result, and one that the parent has
+no other result to batch with (:func:`run_alone`), which can be read sooner then. If something in the child reads the result,
+such as a signal's receiver, the success is stored before that. The parent's part is :func:`carry`, which a pool calls
+(`celery_kit/pools/in_children.py`).
 """
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from celery import current_app
+from celery.app import trace
 from celery.app.trace import fast_trace_task
 
-from celery_kit.engine.commit import REQUEST, Write, commit
+from celery_kit.base.types import Callback, FailedValueRuntime, Headers, Job
+from celery_kit.engine.commit import REQUEST, Value, Write, commit, store_of
 from celery_kit.engine.pipes import in_one_write
 from celery_kit.engine.trace import quick, read
 
-trace: Any = import_module("celery.app.trace")
+#: What a child runs a task with: its name, its id, its request, and its message's body, content type and content encoding.
+Sent: TypeAlias = tuple[str, str, Headers, bytes | str, str, str]
 
-#: The tasks of this process that have their short trace by now.
+#: The tasks that have their quick trace in this process.
 _prepared: set[str] = set()
 
 
 class Carried(str):
-    """What the parent shows of a task's return value, and its result as it is to be stored."""
+    """A task's return value as the parent's log shows it, with the result to be stored."""
 
     write: Write
 
-    def __reduce__(self) -> Any:
-        return _carried, (str(self), tuple(self.write))
+    def __reduce__(self) -> tuple[Callable[..., "Carried"], tuple[str, *tuple[Value | int, ...]]]:
+        return _carried, (str(self), *self.write)
 
 
-def _carried(shown: str, write: tuple[Any, ...]) -> Carried:
+def _carried(shown: str, *write: *tuple[str, Value, int, str]) -> Carried:
     carried = Carried(shown)
     carried.write = Write(*write)
     return carried
 
 
-def run(task: str, uuid: str, *args: Any, **options: Any) -> tuple[int, Any, float]:
-    """fast_trace_task, in a child process."""
-    if not commit.running:
-        commit.start(current_app.backend.store_group, lambda: 1)  # type: ignore[attr-defined]  # the stubs lack it
+def run(*sent: *Sent) -> FailedValueRuntime:
+    """fast_trace_task, in a child process: the value that it returns may be :class:`Carried`."""
+    name, task_id = sent[:2]
+    if not commit.running and (store := store_of(current_app)):
+        commit.start(store, lambda: 1)
         commit.child = True
-    if task not in _prepared and trace._localized:
-        _prepared.add(task)
-        tasks, _, hostname = trace._localized
-        tasks[task].__trace__ = quick(tasks[task], current_app, hostname)
-    commit.task_id = uuid
+    if name not in _prepared and (localized := vars(trace)["_localized"]):
+        _prepared.add(name)
+        tasks, _, hostname = localized
+        tasks[name].__trace__ = quick(tasks[name], current_app, hostname)
+    commit.task_id = task_id
     try:
-        failed, shown, runtime = fast_trace_task(task, uuid, *args, **{"loads": read, **options})
-        carried = None if failed else commit.hand_over(uuid)
+        failed, shown, runtime = fast_trace_task(*sent, read)
+        write = None if failed else commit.hand_over(task_id)
     finally:
-        commit.end()  # a STARTED that no end has followed here: the parent's word of the end comes after it
-    return failed, (_carried(str(shown), tuple(carried)) if carried else shown), runtime
+        commit.end()  # stores a STARTED that no end has followed here, before the parent reports the end
+    return failed, (_carried(str(shown), *write) if write else shown), runtime
 
 
-def run_alone(*args: Any, **options: Any) -> tuple[int, Any, float]:
-    """`run`, of the only task that the worker has."""
+def run_alone(*sent: *Sent) -> FailedValueRuntime:
+    """:func:`run`, of the only task that the worker has."""
     commit.alone = True
     try:
-        return run(*args, **options)
+        return run(*sent)
     finally:
         commit.alone = False
 
 
 def carry(
-    apply_async: Callable[..., Any], target: Any, args: Any = None, kwargs: Any = None, *, callback: Any = None, **options: Any
-) -> Any:
-    """Hand a task to a pool's `apply_async`; if it is acknowledged late, its result comes back to this process."""
+    apply_async: Callable[..., Job | None],
+    target: Callback,
+    args: Sequence[object] | None = None,
+    kwargs: Mapping[str, object] | None = None,
+    *,
+    callback: Callable[[FailedValueRuntime], object] | None = None,
+    **options: object,
+) -> Job | None:
+    """Pass a task to a pool's `apply_async`. If the task is acknowledged late, its child sends its result to this process.
+
+    `callback`: a method of the task's request. It is called after the result is in the group.
+    """
     request = getattr(callback, "__self__", None)
-    if target is not fast_trace_task or request is None or not (request.task.acks_late and request.task.Request == REQUEST):
+    if (
+        callback is None
+        or target is not fast_trace_task
+        or request is None
+        or not (request.task.acks_late and request.task.Request == REQUEST)
+    ):
         return apply_async(target, args, kwargs, callback=callback, **options)
 
-    def done(outcome: Any) -> Any:
+    def done(outcome: FailedValueRuntime) -> object:
         if isinstance(outcome[1], Carried):
             commit.result(outcome[1].write.of(request.id))
         return callback(outcome)

@@ -1,47 +1,55 @@
 """The fast path of a message through a worker of ENGINE=fast, from its transport to the pool.
 
-Celery's path serves everything that a message may ask for, and each task pays for it: two promises for an acknowledgement, a
-body that is decoded three times, dates, rate limits, signals without receivers. Here a plain message - JSON, delivered for the
-first time, without ETA, expiry or stamps, of a task that is acknowledged late and has Celery's Strategy and Request classes,
-while no events are sent - goes to the pool in one function. Every other message takes Celery's path unchanged.
+Celery's path handles everything that a message may contain, and each task pays for that: two promises for an acknowledgement, a
+body that is decoded three times, dates, rate limits, signals without receivers. Here one function passes a plain message to the
+pool. A message is plain if it is JSON, is delivered for the first time, and has neither ETA nor expiry nor stamps; if its task
+is acknowledged late and has Celery's Strategy and Request classes; and if no task events are sent. Every other message takes
+Celery's path, unchanged.
 Source: celery/worker/strategy.py, request.py, consumer/consumer.py (create_task_handler) 5.7.0.
 """
 
 import logging
 from collections.abc import Callable
 from functools import cached_property
-from importlib import import_module
 from time import monotonic, time
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import ref
 
-from celery import bootsteps, signals
+from celery import Celery, bootsteps, signals
 from celery.app import trace
 from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.concurrency.base import BasePool
 from celery.exceptions import TaskRevokedError
+from celery.worker import request as celerys_request
 from celery.worker import state
 from celery.worker import strategy as celerys
 
 from celery_kit.base.messages import DELIVERIES
-from celery_kit.engine.commit import REQUEST
+from celery_kit.base.types import AnyTask, Callback, FailedValueRuntime, Headers, Message, WorkerConsumer
+from celery_kit.engine.commit import REQUEST, store_of
 from celery_kit.engine.commit_worker import Request as GroupRequest
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import JSON, kombus_reader, parse
-from celery_kit.engine.trace import quick
+from celery_kit.engine.trace import Trace, quick
 
 STRATEGY, CELERYS_STRATEGY = "celery_kit.engine.fast_path:strategy", "celery.worker.strategy:default"
 #: Headers that only Celery's path handles.
 ASKS = ("eta", "expires", "stamped_headers", DELIVERIES)
 SECONDS = (int, float, type(None))
+#: A body's arguments, keyword arguments, and callbacks, chain and chord.
+Payload: TypeAlias = tuple[list[object], dict[str, object], dict[str, object]]
+
+_celerys = vars(celerys_request)
+Base: Any = GroupRequest  # the stubs of Celery's class lack most of what is set here
 
 
-def decoded(message: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | None:
-    """A body's arguments, keyword arguments and the rest; None if only Celery's path can handle it."""
+def decoded(message: Message) -> Payload | None:
+    """The payload of a message's body; None if only Celery's path can handle it."""
     accept, body = message.accept, message.body
     if message.content_type != JSON or (accept is not None and JSON not in accept) or message.errors:
         return None
     try:
-        payload = parse(body if type(body) is str else body.decode())
+        payload = parse(body if isinstance(body, str) else body.decode())
         args, kwargs, embed = payload
     except (AttributeError, RecursionError, TypeError, ValueError):
         return None  # Celery's path reports what is wrong
@@ -51,14 +59,10 @@ def decoded(message: Any) -> tuple[list[Any], dict[str, Any], dict[str, Any]] | 
     return args, kwargs, embed
 
 
-celerys_request: Any = import_module("celery.worker.request")  # celery-types know little of it
-Base: Any = GroupRequest
-
-
 class Request(Base):  # type: ignore[misc]
-    """Celery's, without its look-ups. `path`: what all requests of its task share."""
+    """Celery's Request, made without its look-ups. `path`: what all requests of its task have in common."""
 
-    def __init__(self, message: Any, payload: tuple[list[Any], dict[str, Any], dict[str, Any]], path: "FastPath") -> None:
+    def __init__(self, message: Message, payload: Payload, path: "FastPath") -> None:
         headers = message.headers
         self._path = path
         self._message, self._task, self._app = message, path.task, path.app
@@ -95,11 +99,13 @@ class Request(Base):  # type: ignore[misc]
         }
 
     def revoked(self) -> bool:
+        """As Celery's."""
         if self.id in state.revoked or self._already_revoked or self._expires is not None:
             return bool(super().revoked())
         return False
 
-    def execute_using_pool(self, pool: Any, **_: Any) -> Any:
+    def execute_using_pool(self, pool: BasePool, **_: object) -> object:
+        """As Celery's, with the pool's `apply_async` looked up once. Raises TaskRevokedError."""
         if self.revoked():
             raise TaskRevokedError(self.id)
         path, (time_limit, soft_time_limit) = self._path, self.time_limits
@@ -118,6 +124,7 @@ class Request(Base):  # type: ignore[misc]
         return result
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """As Celery's. `time_accepted`: seconds of the monotonic clock."""
         if self._path.is_watched():
             super().on_accepted(pid, time_accepted)
             return
@@ -130,7 +137,8 @@ class Request(Base):  # type: ignore[misc]
         if self._terminate_on_ack is not None:
             self.terminate(*self._terminate_on_ack)
 
-    def on_success(self, failed__retval__runtime: Any, **options: Any) -> None:
+    def on_success(self, failed__retval__runtime: FailedValueRuntime, **options: object) -> None:
+        """As Celery's."""
         if failed__retval__runtime[0] or self._path.is_watched():
             super().on_success(failed__retval__runtime, **options)
             return
@@ -145,31 +153,32 @@ class Request(Base):  # type: ignore[misc]
 class FastPath:
     """The fast path of one task. Called with a message it returns False, without effect, if Celery's path must be taken."""
 
-    def __init__(self, task: Any, app: Any, consumer: Any) -> None:
+    def __init__(self, task: AnyTask, app: Celery, consumer: WorkerConsumer) -> None:
         self.task, self.app, self.consumer = task, app, consumer
         self.hostname, self.eventer = consumer.hostname, consumer.event_dispatcher
         self.connection_errors = consumer.connection_errors
         self.utc = app.uses_utc_timezone()
         self.time_limit, self.soft_time_limit = task.time_limit, task.soft_time_limit
-        self.apply_async = consumer.pool.apply_async
+        self.apply_async: Callback = consumer.pool.apply_async
         self.in_children = consumer.pool.uses_semaphore
-        in_child = fast_trace_task if app.use_fast_trace_task else trace_task_ret  # an embedded worker has no registry for it
+        # An embedded worker has no registry of tasks for fast_trace_task.
+        in_child: Callback = fast_trace_task if getattr(app, "use_fast_trace_task", False) else trace_task_ret
         self.target = in_child if self.in_children else self.run
         self.remembers = bool(app.conf.worker_deduplicate_successful_tasks)
         self.says_arrival = celerys.logger.isEnabledFor(logging.INFO)
 
     @cached_property
-    def trace(self) -> Any:
-        """Made with the task's first message: a worker never runs many of the tasks that it knows."""
+    def trace(self) -> Trace:
+        """The task's trace. Made for its first message, because many tasks of an app never run in a given worker."""
         return quick(self.task, self.app, self.hostname)
 
     def is_watched(self) -> bool:
-        """Whether each step has to be reported: task events are sent, beside those of the worker itself."""
-        eventer: Any = self.eventer
-        told = eventer and eventer.enabled and not (eventer.groups and "task" not in eventer.groups)
-        return bool(told) or celerys_request._does_debug
+        """Whether each step has to be reported: task events are sent, or the worker logs at the level DEBUG."""
+        eventer = self.eventer
+        sends = eventer and eventer.enabled and not (eventer.groups and "task" not in eventer.groups)
+        return bool(sends) or _celerys["_does_debug"]
 
-    def __call__(self, message: Any, headers: dict[str, Any]) -> bool:
+    def __call__(self, message: Message, headers: Headers) -> bool:
         consumer, task_id = self.consumer, headers.get("id")
         if any(map(headers.get, ASKS)) or self.is_watched():
             return False
@@ -197,7 +206,7 @@ class FastPath:
         consumer.on_task_request(request)
         return True
 
-    def arguments(self, request: Request) -> tuple[Any, ...]:
+    def arguments(self, request: Request) -> tuple[object, ...]:
         """What the pool calls its target with."""
         if not self.in_children:
             return (request,)
@@ -205,19 +214,19 @@ class FastPath:
         about = {name: value for name, value in request.request_dict.items() if name not in ("args", "kwargs")}
         return request.type, request.id, about, request.body, request.content_type, request.content_encoding
 
-    def run(self, request: Request) -> tuple[int, Any, float]:
-        """Celery's fast_trace_task, in this process: the body is decoded by now."""
+    def run(self, request: Request) -> FailedValueRuntime:
+        """Celery's fast_trace_task, in this process, where the body is already decoded."""
         about = request._request_dict | request._Request__payload[2] | {"is_eager": False}
         result, info, runtime, shown = self.trace(request.id, request._args, request._kwargs, about)
         return (1, result, runtime) if info else (0, shown, runtime)
 
 
-def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
+def strategy(task: AnyTask, app: Celery, consumer: WorkerConsumer) -> Callback:
     """Celery's default strategy of a task, with the fast path as its attribute `path` if the task may take it."""
-    handle: Any = celerys.default(task, app, consumer, **options)
+    handle = celerys.default(task, app, consumer)
     if task.acks_late and task.Request == REQUEST and kombus_reader():
-        handle.path = FastPath(task, app, consumer)
-    return handle  # type: ignore[no-any-return]
+        vars(handle)["path"] = FastPath(task, app, consumer)
+    return handle
 
 
 class Step(bootsteps.StartStopStep):
@@ -228,21 +237,23 @@ class Step(bootsteps.StartStopStep):
     label = "Fast path"
     requires = ("celery_kit.engine.commit_worker:Step",)
 
-    def include_if(self, parent: Any) -> bool:
-        return hasattr(parent.app.backend, "store_group") and on("fast_path")
+    def include_if(self, parent: WorkerConsumer) -> bool:
+        """Whether the fast path is on, and results are stored in groups."""
+        return store_of(parent.app) is not None and on("fast_path")
 
-    def create(self, parent: Any) -> None:
+    def create(self, parent: WorkerConsumer) -> None:
+        """Give tasks with Celery's Strategy the one of this module."""
         for task in parent.app.tasks.values():
             if task.Strategy == CELERYS_STRATEGY:
                 task.Strategy = STRATEGY
         parent.fast_path = handler(parent)
 
 
-def handler(consumer: Any) -> Callable[[Any], bool]:
-    """A function that hands a message to the pool if it may take the fast path, and returns whether it did."""
+def handler(consumer: WorkerConsumer) -> Callable[[Message], bool]:
+    """A function that passes a message to the pool if it may take the fast path, and returns whether it did."""
     strategies = consumer.strategies
 
-    def take(message: Any) -> bool:
+    def take(message: Message) -> bool:
         headers = message.headers
         name = headers.get("task") if type(headers) is dict else None
         path = getattr(strategies.get(name), "path", None) if type(name) is str else None

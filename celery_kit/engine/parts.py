@@ -1,8 +1,8 @@
 """The parts of the fast engine: where each works, and the versions that it was written for.
 
-A part stands on private functions of the packages in its `needs`. With other versions of them it is left out, and Celery's own
-code runs in its place; a worker logs once which these are (celery_kit/fixes). ENGINE_WITHOUT leaves out parts by name: to look
-for a fault, or to measure what each of them gains (`make bench ONLY=parts`).
+A part uses private functions of the packages in its `needs`. With other versions of them the part is left out, and Celery's own
+code runs in its place. A worker logs once which parts are left out (celery_kit/fixes). ENGINE_WITHOUT leaves out parts by name,
+to look for a fault or to measure what each part gains (`make bench ONLY=parts`).
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class Part:
     pools: tuple[str, ...] = ()
 
     def works(self, side: str, broker: str, pool: str = "") -> bool:
-        """Whether it works there. `pool`: of a worker."""
+        """Whether it works on this side, with this broker and, on a worker, this pool."""
         return side in self.sides and broker in (self.brokers or broker) and pool in (self.pools or pool)
 
 
@@ -41,11 +41,11 @@ CELERY, KOMBU, AMQP = {"celery": "==5.7.*"}, {"kombu": "==5.7.*"}, {"amqp": "==5
 PARTS: dict[str, Part] = {
     part.name: part
     for part in (
-        Part("commit", "results and their acknowledgements in groups; the fast path stands on it", CELERY),
+        Part("commit", "results and their acknowledgements in groups; the fast path needs it", CELERY),
         Part("fast_path", "a plain message goes to the pool in one function", CELERY),
         Part("trace", "a shorter trace of a task that succeeds", CELERY),
         Part("result_text", "a result is written as text, without a dictionary", CELERY),
-        Part("quick_json", "JSON without kombu's look at each object", KOMBU, (WORKER, *PRODUCER)),
+        Part("quick_json", "JSON without kombu's check of each object", KOMBU, (WORKER, *PRODUCER)),
         Part("pipes", "fewer system calls on the pipes to the children", CELERY, pools=("prefork",)),
         Part("wake_up", "a thread that ends a task wakes the loop", {}, pools=("threads", "eventlet", "gevent")),
         Part("take_ahead", "more messages than the prefetch count, by the worker's throughput", {}),
@@ -56,7 +56,7 @@ PARTS: dict[str, Part] = {
         Part("frames_out", "messages are encoded by the kit", AMQP, PRODUCER, ("rabbitmq",)),
         Part("alike", "`delay()` makes a message like the one before", CELERY | KOMBU, (DELAY,)),
         Part("many_alike", "`send_many` makes messages like the first one", CELERY | KOMBU, (SEND_MANY,)),
-        Part("brief", "arguments are described by `repr` where that reads the same", CELERY, PRODUCER),
+        Part("brief", "arguments are described by `repr` where the text is the same", CELERY, PRODUCER),
         Part("quick_ids", "ids without a UUID object", {}, (SEND_MANY,)),
     )
 }
@@ -64,7 +64,7 @@ PARTS: dict[str, Part] = {
 
 @cache
 def on(name: str) -> bool:
-    """Whether this process uses a part."""
+    """Whether this process uses a part. Refuses an unknown name in ENGINE_WITHOUT (one line, exit code 2)."""
     return not unmet(PARTS[name].needs) and name not in [choose("ENGINE_WITHOUT", one, PARTS) for one in engine_without()]
 
 

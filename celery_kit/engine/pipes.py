@@ -1,8 +1,8 @@
-"""prefork's pipes between the worker and its children, with half of the system calls.
+"""prefork's pipes between the worker and its child processes, with half of the system calls.
 
-billiard writes a job's length and then the job, and reads each message of a child in the same two steps; Celery's loop
-registers the pipe again after each of them. Here a small job is one write, which is atomic, and one read takes all that a child
-has sent. A large job, and a message that arrives in pieces, are handled as Celery does.
+billiard writes a job's length and then the job, and reads each message of a child in the same two steps. Celery's loop
+registers the pipe again after each message. Here a small job is one write, which is atomic, and one read takes all that a child
+has sent. A large job, and a message that arrives in pieces, are handled as by Celery.
 Source: celery/concurrency/asynpool.py 5.7.0, ResultHandler._make_process_result, _write_job; billiard 4.3, pool.py.
 """
 
@@ -15,21 +15,23 @@ from struct import unpack_from
 from typing import Any
 
 from celery_kit.base.signals import worker_init
+from celery_kit.base.types import EventLoop, Job, Worker
 from celery_kit.engine.parts import on
 from celery_kit.pools.table import row
 
 UNAVAIL = (errno.EAGAIN, errno.EINTR)
-#: Read at once, in bytes.
+#: Bytes that are read at once.
 AHEAD = 65_536
+#: The size of a message's length, in bytes.
 _LENGTH = 4
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 0)  # none on Windows, where there is no prefork
 
 
-def in_one_write(job: Any) -> None:
-    """Join a job that is about to be sent with its length, if a write of both is atomic (pipe(7): PIPE_BUF)."""
-    payload = getattr(job, "_payload", None) if on("pipes") else None
+def in_one_write(job: Job | None) -> None:
+    """Join a job that is about to be sent with its length, if a write of both is atomic (pipe(7), PIPE_BUF)."""
+    payload = getattr(job, "_payload", None) if on("pipes") else None  # a pool that is closing gives no job
     header, body, size = payload or (b"", b"", PIPE_BUF)
-    if 0 < size <= PIPE_BUF - _LENGTH:
+    if job and 0 < size <= PIPE_BUF - _LENGTH:
         job._payload = memoryview(bytes(header) + bytes(body)), body, 0
 
 
@@ -45,8 +47,11 @@ def messages(data: bytes) -> tuple[list[bytes], bytes]:
     return found, data[at:]
 
 
-def rest(fd: int, begun: bytes, take: Callable[[Any], None], again: Callable[[], None]) -> Iterator[None]:
-    """Read the rest of a message as it arrives: a generator, as asynpool has for a message in pieces."""
+def rest(fd: int, begun: bytes, take: Callable[[object], None], again: Callable[[], None]) -> Iterator[None]:
+    """Read the rest of a message as it arrives. A generator, as asynpool has for a message in pieces.
+
+    `begun`: what was read of it. `take(message)` is called with the message, after `again()`. Raises OSError.
+    """
     while True:
         whole = _LENGTH + (unpack_from(">i", begun)[0] if len(begun) >= _LENGTH else 0)
         if not (missing := whole - len(begun)) and whole > _LENGTH:
@@ -65,11 +70,12 @@ def rest(fd: int, begun: bytes, take: Callable[[Any], None], again: Callable[[],
     _take_all([begun[_LENGTH:]], take)
 
 
-def result_handler(celerys: Any) -> Any:
-    """asynpool's ResultHandler, whose reader takes all that has arrived."""
+def result_handler(celerys: type) -> type:
+    """A subclass of asynpool's ResultHandler whose reader takes all that has arrived."""
+    base: Any = celerys
 
-    class ResultHandler(celerys):  # type: ignore[misc]
-        def _make_process_result(self, hub: Any) -> Callable[[int], None]:
+    class ResultHandler(base):  # type: ignore[misc]
+        def _make_process_result(self, hub: EventLoop) -> Callable[[int], None]:
             children, take = self.fileno_to_outq, self.on_state_change
 
             def on_readable(fd: int) -> None:
@@ -96,8 +102,8 @@ def result_handler(celerys: Any) -> Any:
     return ResultHandler
 
 
-def _take_all(found: list[bytes], take: Callable[[Any], None]) -> None:
-    """Take each message. What one of them raises - a task may stop the worker - must not lose the others."""
+def _take_all(found: list[bytes], take: Callable[[object], None]) -> None:
+    """Take each message, also after one of them raises: a task may stop the worker, and the others must not be lost."""
     for number, pickled in enumerate(found):
         try:
             if message := pickle.loads(pickled):
@@ -112,8 +118,8 @@ def connect() -> None:
     worker_init.connect(_install, weak=False)
 
 
-def _install(sender: Any, **_: Any) -> None:
-    kind = sender.pool_cls  # a class by now: celery_kit/pools/table.py
+def _install(sender: Worker, **_: object) -> None:
+    kind: Any = sender.pool_cls  # a class by now: celery_kit/pools/table.py
     pool = row(kind)
     if sender.app.conf.engine == "fast" and pool and pool.has_children and on("pipes"):
         handler = {"ResultHandler": result_handler(kind.Pool.ResultHandler)}

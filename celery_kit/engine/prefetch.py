@@ -1,19 +1,20 @@
-"""How many messages a worker prefetches beyond Celery's prefetch count: as many as it does within HORIZON seconds.
+"""How many messages a worker prefetches beyond Celery's prefetch count: as many as it processes within HORIZON seconds.
 
-So slow tasks are prefetched as by plain Celery, and quick ones in batches, which share a round trip, a write of results and an
-acknowledgement. Messages that no task has started on within STALLED seconds are requeued: slow tasks came after quick ones, and
-another worker may be idle. If the user sets a prefetch count, by WORKER_PREFETCH_MULTIPLIER or on the command line, nothing
-more is prefetched (`take_ahead` of the brokers' transport options).
+So slow tasks are prefetched as by plain Celery. Quick tasks are prefetched in batches, which share a round trip, a write of
+results and an acknowledgement. Messages that no task has started on within STALLED seconds are requeued: slow tasks came after
+quick ones, and another worker may be idle. If the user sets a prefetch count, by WORKER_PREFETCH_MULTIPLIER or on the command
+line, nothing more is prefetched (`take_ahead` of the brokers' transport options).
 """
 
 from time import monotonic
-from typing import Any
 
 import click
+from celery.app.utils import Settings
 from click.core import ParameterSource
 
 from celery_kit.base.conf import transport_options
 from celery_kit.base.signals import celeryd_init
+from celery_kit.base.types import Options
 
 #: Seconds of work that a worker may prefetch beyond its prefetch count.
 HORIZON = 0.1
@@ -24,18 +25,20 @@ STALLED = 1.0
 
 
 class Throughput:
-    """How many messages the worker may prefetch beyond its prefetch count, by its recent throughput."""
+    """A worker's recent throughput. `ahead`: how many messages it may prefetch beyond its prefetch count."""
 
     def __init__(self) -> None:
         self.ahead = 0
-        self._rate = 0.0
+        self._rate = 0.0  # tasks/s
         self._done = 0
         self._since = monotonic()
 
     def done(self) -> None:
+        """Count a task that has ended."""
         self._done += 1
 
     def update(self, now: float) -> None:
+        """Compute `ahead` again, at most once in half of HORIZON. `now`: seconds of the monotonic clock."""
         span = now - self._since
         if span < HORIZON / 2:
             return
@@ -47,16 +50,16 @@ class Throughput:
 
 
 def connect() -> None:
-    """Have workers keep to a prefetch count of their command line exactly."""
-    celeryd_init.connect(_to_the_letter, weak=False)
+    """Have workers prefetch no more than a prefetch count that their command line sets."""
+    celeryd_init.connect(_keep_to_given_count, weak=False)
 
 
-def _to_the_letter(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    if _named(options) and "take_ahead" in transport_options(conf):
+def _keep_to_given_count(conf: Settings, options: Options, **_: object) -> None:
+    if _is_given(options) and "take_ahead" in transport_options(conf):
         conf.broker_transport_options = {**conf.broker_transport_options, "take_ahead": False}
 
 
-def _named(options: dict[str, Any]) -> bool:
+def _is_given(options: Options) -> bool:
     """Whether the user set a prefetch count. Celery's command line takes it from the settings otherwise."""
     context = click.get_current_context(silent=True)
     if context and (source := context.get_parameter_source("prefetch_multiplier")):

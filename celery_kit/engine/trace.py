@@ -1,29 +1,34 @@
-"""Celery's trace of a task, with less work for a task that succeeds.
+"""Celery's trace of a task, in less time for a task that succeeds.
 
 For each task Celery makes a set of forty names to find the user's own headers, looks for its backend six times, and describes
 the return value letter by letter. Errors, callbacks and chains are left to Celery's own functions, which are taken from the
-closure of the trace that it has built. Source: celery/app/trace.py 5.7.0, build_tracer.
+closure of the trace that Celery has built. Source: celery/app/trace.py 5.7.0, build_tracer.
 """
 
+import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from importlib import import_module
 from inspect import getclosurevars
 from time import monotonic
-from typing import Any
+from typing import TypeAlias
 
 from billiard.einfo import ExceptionInfo
-from celery import signals, states
+from celery import Celery, _state, signals, states
+from celery.app import trace
 from celery.app.task import Context
 from celery.app.trace import TraceInfo, trace_ok_t, traceback_clear
+from celery.backends.base import Backend
 from celery.exceptions import Ignore, Reject, Retry
 from celery.loaders.base import BaseLoader
+from celery.utils.dispatch import Signal
 from celery.utils.saferepr import saferepr
 from kombu.exceptions import EncodeError, OperationalError
 from kombu.serialization import loads
+from kombu.utils.encoding import safe_repr
 
+from celery_kit.base.types import AnyTask, Headers
 from celery_kit.engine.commit import commit
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import JSON, kombus_reader, parse
@@ -36,28 +41,29 @@ MORE = ("task_before_start", "task_on_success", "task_after_return", "deduplicat
 KNOWN = frozenset((*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"))
 PLAIN = (int, float, bool, type(None))
 
-_state: Any = import_module("celery._state")
-trace: Any = import_module("celery.app.trace")
-dispatch_signal: Any = import_module("celery.utils.dispatch.signal")
+_signals_logger = logging.getLogger(Signal.__module__)
 
-Trace = Callable[..., Any]
+#: A task's trace: it is called with the task's id, its arguments, its keyword arguments, and its request.
+Trace: TypeAlias = Callable[..., trace_ok_t]
+#: What Celery's handler of errors returns: the outcome, what the trace returns, the task's state, and the error.
+Failed: TypeAlias = tuple[TraceInfo, object, str, object]
 
 
-def read(body: Any, content_type: str, content_encoding: str, accept: Any = None, **options: Any) -> Any:
-    """kombu's `loads`, quicker for JSON. Raises as that."""
+def read(body: bytes | str, content_type: str, content_encoding: str, accept: Collection[str] | None = None) -> object:
+    """kombu's `loads`, quicker for JSON. Raises what that raises."""
     if content_type == JSON and body and (accept is None or JSON in accept) and kombus_reader():
         with suppress(AttributeError, ValueError, RecursionError):  # kombu reports what is wrong
-            return parse(body if type(body) is str else body.decode())
-    return loads(body, content_type, content_encoding, accept=accept, **options)
+            return parse(body if isinstance(body, str) else body.decode())
+    return loads(body, content_type, content_encoding, accept=accept)
 
 
-def shown(value: Any, most: int) -> str:
+def shown(value: object, most: int) -> str:
     """A return value as Celery describes it, in at most `most` characters."""
     return repr(value) if type(value) in PLAIN and len(repr(value)) <= most else saferepr(value, most)
 
 
-def context(request: dict[str, Any], args: Any, kwargs: Any) -> Context:
-    """Celery's Context of a request, made without a search for the names that it is known to have."""
+def context(request: Headers, args: object, kwargs: object) -> Context:
+    """Celery's Context of a request, made without a search for the names of its known headers."""
     made = Context.__new__(Context)
     about = vars(made)
     about.update(request, args=args, called_directly=False, kwargs=kwargs)
@@ -68,28 +74,31 @@ def context(request: dict[str, Any], args: Any, kwargs: Any) -> Context:
     return made
 
 
-def sending(signal: Any, task: Any) -> Callable[..., None]:
-    """signal.send(sender=task, …), which looks its receivers up once, not for each task. Source: celery/utils/dispatch."""
-    known: list[Any] = []
-    live: list[Any] = []
+def sending(signal: Signal, task: AnyTask) -> Callable[..., None]:
+    """A function like signal.send(sender=task, …) that looks up the receivers once, not for each task.
 
-    def send(**named: Any) -> None:
+    Source: celery/utils/dispatch/signal.py.
+    """
+    known: list[tuple[object, object]] = []
+    live: list[Callable[..., object]] = []
+
+    def send(**named: object) -> None:
         nonlocal known, live
         if known != signal.receivers:
-            known, live = list(signal.receivers), signal._live_receivers(task)
+            known, live = list(signal.receivers), vars(Signal)["_live_receivers"](signal, task)
             if any(isinstance(receiver, weakref.ReferenceType) for _, receiver in known):
                 known = []  # one of them may be deleted at any time
         for receiver in live:
             try:
                 receiver(signal=signal, sender=task, **named)
             except Exception as error:
-                dispatch_signal.logger.exception("Signal handler %r raised: %r", receiver, error)
+                _signals_logger.exception("Signal handler %r raised: %r", receiver, error)
 
     return send
 
 
-def quick(task: Any, app: Any, hostname: str) -> Trace:
-    """A trace of `task` for a worker: Celery's own if the task or a setting needs more than the quick one does."""
+def quick(task: AnyTask, app: Celery, hostname: str) -> Trace:
+    """A trace of `task` for a worker: Celery's own if the task or a setting needs more than the quick trace does."""
     celerys: Trace = trace.build_tracer(task.name, task, app.loader, hostname, app=app)
     if not on("trace"):
         return celerys
@@ -104,18 +113,28 @@ def quick(task: Any, app: Any, hostname: str) -> Trace:
     return _quick(task, hostname, celerys, on_error, dispatch, run, logs_end)
 
 
-def _quick(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: Trace, run: Trace, logs_end: bool) -> Trace:
+def _quick(
+    task: AnyTask,
+    hostname: str,
+    celerys: Trace,
+    on_error: Callable[..., Failed],
+    dispatch: Callable[..., object],
+    run: Callable[..., object],
+    logs_end: bool,
+) -> Trace:
     pid, most = os.getpid(), task.resultrepr_maxsize
     before, after, succeeded = signals.task_prerun, signals.task_postrun, signals.task_success
     send_before, send_after, send_success = (sending(signal, task) for signal in (before, after, succeeded))
-    push_task, pop_task = _state._task_stack.push, _state._task_stack.pop
+    tasks = vars(_state)["_task_stack"]
+    push_task, pop_task = tasks.push, tasks.pop
     push_request, pop_request = task.request_stack.push, task.request_stack.pop
 
-    def traced(uuid: str, args: Any, kwargs: Any, request: dict[str, Any]) -> Any:
+    def traced(uuid: str, args: Collection[object], kwargs: Mapping[str, object], request: Headers) -> trace_ok_t:
         if type(kwargs) is not dict:
             return celerys(uuid, args, kwargs, request)
-        result: Any
-        info: Any
+        result: object
+        info: TraceInfo | None
+        value: object
         state: str | None
         result = info = runtime = text = value = state = None
         began = monotonic()
@@ -182,7 +201,7 @@ def _quick(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: 
         except (MemoryError, Reject):
             raise
         except Exception as error:
-            trace._signal_internal_error(task, uuid, args, kwargs, request, error)
+            vars(trace)["_signal_internal_error"](task, uuid, args, kwargs, request, error)
             result = trace.report_internal_error(task, error)
             info, _, _, _ = on_error(this, error)
         return trace_ok_t(result, info, runtime, text)
@@ -190,19 +209,19 @@ def _quick(task: Any, hostname: str, celerys: Trace, on_error: Trace, dispatch: 
     return traced
 
 
-def _log_end(task: Any, uuid: str, this: Context, text: str, runtime: float) -> None:
+def _log_end(task: AnyTask, uuid: str, this: Context, text: str, runtime: float) -> None:
     about = {
         "id": uuid,
         "name": trace.get_task_name(this, task.name),
         "return_value": text,
         "runtime": runtime,
-        "args": this.get("argsrepr") or trace.safe_repr(this.args),
-        "kwargs": this.get("kwargsrepr") or trace.safe_repr(this.kwargs),
+        "args": this.get("argsrepr") or safe_repr(this.args),
+        "kwargs": this.get("kwargsrepr") or safe_repr(this.kwargs),
     }
     trace.info(trace.LOG_SUCCESS, about)
 
 
-def _clean_up(backend: Any) -> None:
+def _clean_up(backend: Backend) -> None:
     try:
         backend.process_cleanup()
     except (KeyboardInterrupt, SystemExit, MemoryError):

@@ -19,6 +19,9 @@ from celery_kit.pools.interrupt import Interrupt, watch
 from celery_kit.pools.time_limits import Late
 from tests.harness.waiting import until
 
+#: What a child gets of a task beside its name and id: its request, and its body with its content type and encoding.
+REST: tuple[dict[str, Any], bytes, str, str] = ({}, b"", "application/json", "utf-8")
+
 
 class Server:
     """A store and a broker in one list, in the order of what reached them. `away`: what it raises."""
@@ -404,7 +407,7 @@ def test_only_what_is_acknowledged_with_the_group_waits_for_it(
         ("own", True, "celery.worker.request:Request"),
     ):
         app.task(name=name, acks_late=late, Request=request)(run)
-    context = Context({"id": "1", "task": "late", "is_eager": False, **request_})
+    context: Any = Context({"id": "1", "task": "late", "is_eager": False, **request_})
     assert group.takes(app, "1", state, context) is waits
     assert not group.takes(app, "1", state, None)
     group.stop()
@@ -422,7 +425,7 @@ def test_a_child_process_has_written_all_when_its_parent_hears_of_the_end(
 
     monkeypatch.setattr(commit_child, "commit", group)
     monkeypatch.setattr(commit_child, "fast_trace_task", rejected)
-    assert commit_child.run("probes.rejects", "a", {}) == (0, "", 0.0)
+    assert commit_child.run("probes.rejects", "a", *REST) == (0, "", 0.0)
     assert server.seen == ["a:STARTED"]
 
 
@@ -454,7 +457,7 @@ def test_a_child_process_stores_a_success_or_hands_it_to_its_parent(
 
     monkeypatch.setattr(commit_child, "commit", group)
     monkeypatch.setattr(commit_child, "fast_trace_task", succeeds)
-    failed, shown, runtime = run("probes.echo", "a", {})
+    failed, shown, runtime = run("probes.echo", "a", *REST)
     assert (failed, shown, runtime) == (0, "shown", 0.1)
     assert server.seen == (["a:SUCCESS"] if stored else [])
     assert isinstance(shown, commit_child.Carried) is not stored
@@ -485,7 +488,7 @@ def test_a_parent_takes_what_is_carried_for_the_task_that_it_asked_for_alone(
     request.on_success = MagicMock(__self__=request)
     apply(fast_trace_task, (), callback=request.on_success)
     with pytest.raises(RuntimeError, match="task b was carried as that of task a"):
-        done[0]((0, commit_child._carried("shown", tuple(write("b"))), 0.1))
+        done[0]((0, commit_child._carried("shown", *write("b")), 0.1))
     assert not request.on_success.called
     group.flush()
     assert server.seen == []
@@ -523,9 +526,9 @@ def test_the_first_success_is_the_one_that_stays(group: Commit, server: Server) 
 @pytest.mark.parametrize("lacks", ["is_eager", "chord", "task"])
 def test_a_state_whose_request_is_somebody_elses_is_stored_at_once(group: Commit, lacks: str) -> None:
     """celery-batches, say, hands the backend a request of its own: it has what Celery's backends look at, and no more."""
-    about = {"id": "1", "is_eager": False, "chord": None, "task": "late"}
-    del about[lacks]
-    assert not group.takes(Celery("tasks", set_as_current=False), "1", "SUCCESS", SimpleNamespace(**about))
+    request: Any = SimpleNamespace(id="1", is_eager=False, chord=None, task="late")
+    delattr(request, lacks)
+    assert not group.takes(Celery("tasks", set_as_current=False), "1", "SUCCESS", request)
 
 
 @pytest.mark.parametrize(("tasks", "target"), [({"a"}, commit_child.run_alone), ({"a", "b"}, commit_child.run)])

@@ -192,7 +192,8 @@ def stand(app: Celery) -> Iterator[Stand]:
     stand = Stand(app)
     task = app.task(name="add", Request=REQUEST)(add)
     stand.task_buckets[task.name] = None
-    stand.strategies[task.name] = fast_path.strategy(task, app, stand)
+    consumer: Any = stand
+    stand.strategies[task.name] = fast_path.strategy(task, app, consumer)
     yield stand
     state.reset_state()
 
@@ -212,7 +213,8 @@ def on_message(stand: Stand) -> tuple[Any, list[Any]]:
     others: list[Any] = []
     step: Any = DeadLettering.__new__(DeadLettering)
     step.limit = 5
-    stand.fast_path = fast_path.handler(stand)
+    consumer: Any = stand
+    stand.fast_path = fast_path.handler(consumer)
     stand.set_aside = []
     step.put = lambda _, message, reason: stand.set_aside.append((message, reason))
     return step.guarded(stand, lambda: others.append)(), others
@@ -336,4 +338,5 @@ def test_where_the_worker_has_more_to_do_a_message_goes_celerys_way(stand: Stand
 @pytest.mark.parametrize("options", [{"acks_late": False}, {"Request": "celery.worker.request:Request"}])
 def test_a_task_of_another_kind_has_no_fast_path(stand: Stand, options: dict[str, Any]) -> None:
     task = stand.app.task(name="other", **({"Request": REQUEST} | options))(plain)
-    assert not hasattr(fast_path.strategy(task, stand.app, stand), "path")
+    consumer: Any = stand
+    assert not hasattr(fast_path.strategy(task, stand.app, consumer), "path")

@@ -28,7 +28,7 @@ from celery_kit.base import correlation
 from celery_kit.base.messages import Part, RefusedError, message_of
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
 from celery_kit.brokers.redis.bulk import like as redis_like
-from celery_kit.engine.quick_json import serialization
+from celery_kit.engine.quick_json import encoders
 from celery_kit.produce.alike import SILENT
 
 #: What two messages of one task have of their own.
@@ -498,15 +498,13 @@ def test_what_stands_in_the_place_of_a_later_step_sees_each_call(wire: Wire, own
 
 
 def test_a_writer_of_json_that_a_user_has_registered_writes_each_body(wire: Wire) -> None:
-    writer = serialization.registry._encoders["json"]
-    serialization.registry._encoders["json"] = writer._replace(
-        encoder=lambda value: json.dumps(value, default=lambda _: "mine")
-    )
+    writer = encoders["json"]
+    encoders["json"] = writer._replace(encoder=lambda value: json.dumps(value, default=lambda _: "mine"))
     try:
         for _ in range(3):
             wire.task.delay(date(2026, 1, 2))
     finally:
-        serialization.registry._encoders["json"] = writer
+        encoders["json"] = writer
     assert [message.payload[0] for message in wire.celerys()] == [["mine"]] * 3
 
 
