@@ -1,60 +1,101 @@
 """Messages that are made from one that Celery made, for `delay()` and `send_many`.
 
-The first message of a task goes all the way through Celery - its routes, options and headers - up to where it would be
-published. Later ones differ only in their ids, arguments and times, and are made from its pattern, unless something has to see
-each of them: a signal's receiver, a router that is a function, an `apply_async` of the task's own.
+Celery makes the first message of a task completely, with its routes, options and headers, up to where it would be published.
+Later ones differ only in their ids, arguments and times. They are made from the pattern of the first one, unless something has
+to see each call: a signal's receiver, a router that is a function, an `apply_async` of the task's own.
 """
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from celery import Celery, Task, signals
 from celery.app.routes import MapRoute
 from celery.utils.saferepr import saferepr
+from kombu import Exchange, Queue
 from kombu import Producer as KombuProducer
 
 from celery_kit.base.correlation import SENT
 from celery_kit.base.messages import Part, Sample
+from celery_kit.base.types import AnyResult, Headers, Options
 from celery_kit.engine.quick_json import JSON, kombus_writer, text_of
-from celery_kit.produce.publishing import brief, must_arrive
+from celery_kit.produce.publishing import Producer, brief, must_arrive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Headers of a task's message that may be left out, with the value that a worker then assumes.
-SILENT: dict[str, Any] = {
+SILENT: Options = {
     **dict.fromkeys(("shadow", "eta", "expires", "group", "group_index", "parent_id", "stamped_headers")),
     "retries": 0,
     "replaced_task_nesting": 0,
 }
-SEEN_BY = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+SIGNALS = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
 
-#: The files of the functions that a call passes. A function that Sentry or others have put in their place is in another file.
+#: The files of the functions that a call passes. A function that a package such as Sentry puts in their place is in another.
 OWN_FILES = {sys.modules[one.__module__].__file__ for one in (Task, Celery, KombuProducer)}
 
 
 class Call(NamedTuple):
     """A task's arguments, and options of apply_async for this message alone: countdown, eta, priority, headers, task_id …"""
 
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = {}
-    options: Mapping[str, Any] = {}
+    args: Sequence[object] = ()
+    kwargs: Mapping[str, object] = {}
+    options: Mapping[str, object] = {}
+
+
+class Callee(Protocol):
+    """A task, or a name that stands for one (`delay.Named`)."""
+
+    @property
+    def typing(self) -> bool:
+        """Whether its arguments are checked when it is sent."""
+
+    @property
+    def serializer(self) -> str | None: ...
+
+    @property
+    def apply_async(self) -> Callable[..., AnyResult]: ...
+
+
+class Published(NamedTuple):
+    """What kombu's producer gives its last step before the channel. Source: kombu/messaging.py 5.7.0, Producer._publish."""
+
+    body: bytes | str
+    priority: int | None
+    content_type: str
+    content_encoding: str
+    headers: Headers
+    properties: Headers
+    routing_key: str
+    mandatory: bool
+    immediate: bool
+    exchange: str
+    declare: Sequence[Exchange | Queue] | None
 
 
 class Pattern(NamedTuple):
     """What a task's messages have in common. `embed`: what follows the arguments in the body; `options`: apply_async's."""
 
-    app: Any
+    app: Celery
     sample: Sample
-    embed: Any
-    options: Mapping[str, Any]
+    embed: object
+    options: Mapping[str, object]
 
-    def part(self, task_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], sent: float, reply_to: str) -> Part:
-        """A message like the sample. Raises TypeError or ValueError for arguments that JSON does not know."""
+    def part(self, task_id: str, args: Sequence[object], kwargs: Mapping[str, object], sent: float, reply_to: str) -> Part:
+        """A message like the sample. Raises TypeError or ValueError for arguments that JSON cannot represent.
+
+        `sent`: seconds since the epoch.
+        """
         body = text_of([args, kwargs, self.embed]).encode()
         described = self._repr(args, "argsrepr"), self._repr(kwargs, "kwargsrepr")
         return Part(self.sample, task_id, body, *described, sent, reply_to)
 
-    def _repr(self, value: Any, name: str) -> str:
+    def _repr(self, value: Sequence[object] | Mapping[str, object], name: str) -> str:
         """The text of Celery's header of that name."""
         if name in self.options:
             return str(self.options[name])
@@ -64,41 +105,46 @@ class Pattern(NamedTuple):
 
 
 class _Recorder(KombuProducer):
-    """Records what Celery would publish, in place of the last step before the channel."""
+    """Records what Celery would publish, in place of the last step before the channel.
 
-    records: Any = True
-    taken: Any = None
-    raw: Any = None
+    `raw`: the body before it is serialized.
+    """
 
-    def __init__(self, producer: Any) -> None:
+    records = True
+    raw: tuple[object, object, object]
+    recorded: Published
+
+    def __init__(self, producer: Producer) -> None:
         self.with_retries = producer.with_retries
         super().__init__(producer.connection, auto_declare=False)
 
-    def publish(self, body: Any, **options: Any) -> Any:  # type: ignore[override]  # kombu spells the options out
+    def publish(self, body: Any, **options: Any) -> None:  # type: ignore[override]  # kombu spells the options out
+        """Record a message."""
         self.raw = body
-        return super().publish(body, **{**options, "retry": False})
+        super().publish(body, **{**options, "retry": False})
 
-    def _publish(self: Any, *message: Any, **_: Any) -> None:
-        self.taken = message
+    def _publish(self, *message: Any, **_: object) -> None:
+        self.recorded = Published(*message[: len(Published._fields)])
 
 
 class Maker:
     """Makes messages of one task, sent with these options over one producer."""
 
-    def __init__(self, app: Any, task: Any, options: dict[str, Any], producer: Any) -> None:
+    def __init__(self, app: Celery, task: Callee, options: Options, producer: Producer) -> None:
         self.app, self.task, self.options, self.producer = app, task, options, producer
         self.recorder = _Recorder(producer)
-        self.declared: dict[int, Any] = {}
+        #: What this producer has declared, by its hash.
+        self.declared: dict[int, Exchange | Queue] = {}
         self.celery_makes_each = self._celery_makes_each()
 
     def pattern(self, part: Part) -> Pattern | None:
         """The pattern of the last recorded message; None if its body is not plain JSON."""
-        if part.sample.headers.get("compression") or part.sample.content_type != JSON:  # as the task, or its route, asks
+        if part.sample.headers.get("compression") or part.sample.content_type != JSON:  # by the task, or its route
             return None
         return Pattern(self.app, part.sample, self.recorder.raw[2], self.options)
 
     def _celery_makes_each(self) -> bool:
-        """Whether each message must be made by Celery: something has to see it, or its body is not plain JSON."""
+        """Whether Celery must make each message: something has to see it, or its body is not plain JSON."""
         conf = self.app.conf
         return bool(
             publishing_has_receivers()
@@ -118,38 +164,48 @@ class Maker:
         result = self.task.apply_async(
             tuple(call.args), dict(call.kwargs), producer=self.recorder, add_to_parent=False, **options
         )
-        body, priority, content_type, content_encoding, headers, properties, routing_key = self.recorder.taken[:7]
-        mandatory, _, exchange, declare = self.recorder.taken[7:11]
-        for entity in declare or ():
+        made = self.recorder.recorded
+        for entity in made.declare or ():
             if hash(entity) not in self.declared:
-                self.producer.with_retries(lambda entity=entity: self.producer.maybe_declare(entity))
+                self.producer.with_retries(partial(self.producer.maybe_declare, entity))
                 self.declared[hash(entity)] = entity
-        body = body if isinstance(body, bytes) else body.encode()
-        about = priority, content_type, content_encoding, needed(headers), properties, exchange, routing_key
-        sample = Sample(result.id, body, *about, bool(mandatory) or must_arrive(declare, exchange, routing_key))
-        described = headers.get("argsrepr"), headers.get("kwargsrepr")
-        return Part(sample, result.id, body, *described, headers.get(SENT, 0.0), properties["reply_to"])
+        body = made.body if isinstance(made.body, bytes) else made.body.encode()
+        task_id, headers, properties = result.id, made.headers, made.properties
+        sample = Sample(
+            task_id,
+            body,
+            made.priority,
+            made.content_type,
+            made.content_encoding,
+            needed(headers),
+            properties,
+            made.exchange,
+            made.routing_key,
+            bool(made.mandatory) or must_arrive(made.declare, made.exchange, made.routing_key),
+        )
+        described: tuple[Any, Any] = (headers.get("argsrepr"), headers.get("kwargsrepr"))
+        return Part(sample, task_id, body, *described, headers.get(SENT, 0.0), properties["reply_to"])
 
 
-def needed(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """The headers without those that may be left out: a broker and a worker parse each header of each message.
+def needed(headers: Headers) -> Headers:
+    """The headers without those that may be left out, because a broker and a worker parse each header of each message.
 
     Source: celery 5.7.0, docs/internals/protocol.rst, "optional"; celery/app/task.py, Context.
     """
     return {name: value for name, value in headers.items() if name not in SILENT or value != SILENT[name]}
 
 
-def path(task: Any) -> tuple[Any, ...]:
+def path(task: Callee) -> tuple[object, ...]:
     """The functions that a call of this task passes."""
     return getattr(task.apply_async, "__func__", None), Task.apply_async, Celery.send_task, KombuProducer.publish
 
 
-def is_celerys(function: Any) -> bool:
-    """Whether a function is Celery's or kombu's own, or the kit's for it, and not wrapped."""
+def is_celerys(function: object) -> bool:
+    """Whether a function is Celery's or kombu's own, or the kit's in its place, and not wrapped."""
     return type(function) is FunctionType and function.__code__.co_filename in OWN_FILES
 
 
-def check_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_arguments(task: Callee, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
     """Raises TypeError if the task does not take these, as apply_async does. A task that is a class takes any."""
     if check := getattr(task, "__header__", None):
         check(*args, **kwargs)
@@ -157,4 +213,4 @@ def check_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 def publishing_has_receivers() -> bool:
     """Whether a signal of publishing has a receiver."""
-    return any(signal.receivers for signal in SEEN_BY)
+    return any(signal.receivers for signal in SIGNALS)

@@ -1,8 +1,10 @@
-"""Many messages at once, confirmed together: each is made by Celery, or from the pattern of the first (`alike.py`)."""
+"""Many messages at once, confirmed together. Each is made by Celery, or from the pattern of the first one (`alike.py`)."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
@@ -13,15 +15,21 @@ from celery_kit.base.messages import Part, UnconfirmedError, message_of
 from celery_kit.brokers import room
 from celery_kit.brokers.contract import Bulk
 from celery_kit.engine.parts import on
-from celery_kit.produce.alike import Call, Maker, Pattern, check_arguments
+from celery_kit.produce.alike import Call, Callee, Maker, Pattern, check_arguments
 
-#: Messages that are confirmed together. A larger number gains nothing, and a failure leaves so many uncertain.
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from celery_kit.base.types import Channel, Connection, Options
+    from celery_kit.produce.publishing import Producer
+
+#: Messages that are confirmed together. A larger number gains nothing, and it is how many are uncertain after a failure.
 AT_ONCE = 200
 
 
 class NotAllSentError(OperationalError):
-    """Some messages were not confirmed. Ids, in the order of sending: `confirmed`; `uncertain`, which may have arrived all the
-    same; `unsent`.
+    """Some messages were not confirmed. It has the ids in the order of sending: those that are `confirmed`, those that are
+    `uncertain`, which may have arrived nevertheless, and those that are `unsent`.
     """
 
     def __init__(self, why: str, confirmed: list[str], uncertain: list[str], unsent: list[str]) -> None:
@@ -33,13 +41,15 @@ class NotAllSentError(OperationalError):
 
 
 class OneByOne:
-    """Publishes one message after the other, for a broker without a `Bulk` of its own."""
+    """Publishes one message after the other, for a broker without a `Bulk` of its own. `timeout`: seconds, for each."""
 
-    def __init__(self, connection: Any, timeout: float) -> None:
-        self.channel, self.timeout = connection.channel(), timeout
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self.channel: Channel = connection.channel()
+        self.timeout = timeout
         self.errors = (*connection.connection_errors, *connection.channel_errors)
 
     def send(self, parts: Sequence[Part]) -> None:
+        """Publish the messages. Raises UnconfirmedError with the ids from the first that fails."""
         for number, part in enumerate(parts):
             to = (part.sample.exchange, part.sample.routing_key)
             try:
@@ -48,13 +58,14 @@ class OneByOne:
                 raise UnconfirmedError(str(error) or type(error).__name__, {one.id for one in parts[number:]}) from error
 
     def close(self) -> None:
+        """Close the channel."""
         self.channel.close()
 
 
 class Sender(Maker):
     """Sends calls of one task over one producer."""
 
-    def __init__(self, app: Any, task: Any, options: dict[str, Any], producer: Any) -> None:
+    def __init__(self, app: Celery, task: Callee, options: Options, producer: Producer) -> None:
         super().__init__(app, task, options, producer)
         self.bulk_class: type[Bulk] = getattr(room(app.conf.broker_write_url), "bulk", None) or OneByOne
         self.ids = ids() if on("quick_ids") else iter(uuid, "")
@@ -62,7 +73,10 @@ class Sender(Maker):
         self._pattern: Pattern | None = None
 
     def send(self, calls: Iterable[Call]) -> list[str]:
-        """Returns the ids, in the order of the calls. Raises NotAllSentError, or what Celery raises before anything is sent."""
+        """Send the calls, and return their tasks' ids in the same order.
+
+        Raises NotAllSentError, or what Celery raises before anything is sent.
+        """
         parts = [self.part(call) for call in calls]
         if not parts:
             return []
@@ -80,7 +94,7 @@ class Sender(Maker):
 
     @contextmanager
     def _started(self) -> Iterator[Bulk]:
-        """The broker's `Bulk`. It is closed at the end, unless a message was not confirmed: then its connection is dropped."""
+        """The broker's `Bulk`. It is closed at the end, unless a message was not confirmed: the connection is dropped then."""
         bulk, connection, lost = self.producer.with_retries(self._start), self.producer.connection, False
         try:
             yield bulk
@@ -89,11 +103,11 @@ class Sender(Maker):
             raise
         finally:
             if not lost:
-                with suppress(*connection.connection_errors, *connection.channel_errors):  # all that was sent is confirmed
+                with suppress(*connection.connection_errors, *connection.channel_errors):  # everything is confirmed
                     bulk.close()
 
     def _publish(self, rest: list[Part]) -> None:
-        """Publish them in batches. If a broker is lost, the next one gets, under the same ids, what it has not confirmed."""
+        """Publish them in batches. If a broker is lost, the next one gets, under the same ids, what is not confirmed."""
         producer, confirmed, uncertain = self.producer, list[str](), set[str]()
         brokers = max(1, len(producer.connection.alt))
         while rest:
@@ -108,15 +122,12 @@ class Sender(Maker):
                 if not sent and not uncertain and not isinstance(error, UnconfirmedError):
                     raise  # nothing was sent
                 if isinstance(error, UnconfirmedError):
-                    connection = producer.connection
-                    connection.collect()
-                    connection.maybe_switch_next()
-                    producer.revive(connection)
+                    producer.reconnect(switch=True)
                     uncertain = set(error.ids)
                     now, brokers = rest[sent : sent + AT_ONCE], brokers - 1
                     confirmed += [part.id for part in rest[:sent]] + [part.id for part in now if part.id not in uncertain]
                     rest = [part for part in now if part.id in uncertain] + rest[sent + AT_ONCE :]
-                    if brokers and error.__cause__:  # the connection's error; else it was this broker's answer
+                    if brokers and error.__cause__:  # the connection failed; without a cause the broker has refused
                         continue
                 unsent = [part.id for part in rest if part.id not in uncertain]
                 raise NotAllSentError(
@@ -140,6 +151,6 @@ class Sender(Maker):
         )
 
 
-def calls(items: Iterable[Any]) -> Iterator[Call]:
-    """Each item as a :class:`Call`; an item may be one, or the arguments alone."""
+def calls(items: Iterable[Iterable[object] | Call]) -> Iterator[Call]:
+    """Each item as a :class:`Call`. An item is one, or the positional arguments of one."""
     return (item if isinstance(item, Call) else Call(tuple(item)) for item in items)

@@ -1,16 +1,18 @@
 """A `delay()` whose message is made from the pattern of the one before it (`alike.py`), in a third of plain Celery's CPU time.
 
 A pattern is used until something changes that Celery would read: a setting, the task's options, a queue. An `apply_async` with
-a queue or a priority, and a `send_task`, have patterns of their own. Celery makes the message of any other call: with other
-options (countdown, link, headers …), by a task or within a correlation, or if a signal's receiver or a router has to see it.
-Either way a message is published, confirmed and tried again alike.
+a queue or a priority, and a `send_task`, have patterns of their own. Celery makes the message of any other call: one with other
+options (countdown, link, headers …), one by a task or within a correlation, and one that a signal's receiver or a router has to
+see. Every message is published, confirmed and retried in the same way.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from celery.app import task as celerys
 
@@ -19,14 +21,23 @@ from celery_kit.base.ids import new_id
 from celery_kit.base.messages import Part
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import kombus_writer
-from celery_kit.produce.alike import OWN_FILES, Call, Maker, Pattern, check_arguments, path, publishing_has_receivers
+from celery_kit.produce.alike import OWN_FILES, Call, Callee, Maker, Pattern, check_arguments, path, publishing_has_receivers
 
-CelerysTask: Any = celerys.Task  # its stubs know little of it
-_NOTHING: dict[str, Any] = {}
-#: Options of which each combination has patterns of its own.
+if TYPE_CHECKING:
+    from kombu import Exchange, Queue
+
+    from celery_kit.base.types import AnyResult, Options
+    from celery_kit.kit import Kit
+    from celery_kit.produce.publishing import AMQP, Producer
+
+CelerysTask: Any = celerys.Task  # the stubs lack what is used here
+_NOTHING: Options = {}
+#: Options of apply_async of which each combination has a pattern of its own.
 KEPT = frozenset(("queue", "priority"))
-#: The largest number of plans: a program that makes up names of queues must not fill its memory with them.
+#: The largest number of plans, so that a program which makes up names of queues does not fill its memory with them.
 _MOST = 1_000
+#: What Celery reads to make a task's message, and the functions that a call passes.
+Inputs: TypeAlias = tuple[object, ...]
 
 
 class Task(CelerysTask):  # type: ignore[misc]
@@ -34,75 +45,102 @@ class Task(CelerysTask):  # type: ignore[misc]
 
     abstract = True
 
-    def apply_async(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+    def apply_async(
+        self, args: Sequence[object] | None = None, kwargs: Options | None = None, *more: object, **options: object
+    ) -> AnyResult:
+        """Send the task, as Celery's. Raises OperationalError if the broker is unavailable."""
         if not more and options.keys() <= KEPT:
-            delays = getattr(self._get_app(), "delays", None)
+            delays: Delays | None = getattr(self._get_app(), "delays", None)
             if delays and (result := delays.send(self, args or (), kwargs or _NOTHING, options)):
                 return result
-        return super().apply_async(args, kwargs, *more, **options)
+        sent: AnyResult = super().apply_async(args, kwargs, *more, **options)
+        return sent
 
 
 OWN_FILES.add(Task.apply_async.__code__.co_filename)
 
 
+class Sent(Callee, Protocol):
+    """A task, or a name that stands for one, as `delay()` and `send_task` send it."""
+
+    name: str
+    ignore_result: bool | None
+    shadow_name: Callable[..., object]
+    _dump_pydantic_arguments: object
+
+    @property
+    def expires(self) -> object: ...
+
+    def _get_exec_options(self) -> Mapping[str, Any]: ...
+
+    def AsyncResult(self, task_id: str) -> AnyResult: ...
+
+
 class Named:
-    """A task by its name, for `send_task`, in place of a task. If the app knows the task, Celery uses its options (a queue, a
-    priority …) and does not check its arguments.
+    """A task's name, for `send_task`, in place of a task. If the app has the task, Celery uses its options (a queue, a
+    priority …), and does not check its arguments.
     """
 
     typing = False
-    ignore_result = None
+    ignore_result: bool | None = None
     shadow_name = CelerysTask.shadow_name
-    _dump_pydantic_arguments = None
+    _dump_pydantic_arguments: object = None
 
-    def __init__(self, app: Any, name: str) -> None:
+    def __init__(self, app: Kit, name: str) -> None:
         self.app, self.name = app, name
 
-    def _get_exec_options(self) -> dict[str, Any]:
-        task = self.app._tasks.get(self.name)  # as Celery does, without loading all tasks
+    def _get_exec_options(self) -> Mapping[str, Any]:
+        task = vars(self.app)["_tasks"].get(self.name)  # as Celery does, without loading all tasks
         return task._get_exec_options() if task else _NOTHING
 
     @property
-    def expires(self) -> Any:
+    def expires(self) -> object:
+        """When a message of the task expires, if the task has such an option."""
         return self._get_exec_options().get("expires")
 
     @property
-    def serializer(self) -> Any:
+    def serializer(self) -> str | None:
+        """The serializer of the task's messages, if the task has such an option."""
         return self._get_exec_options().get("serializer")
 
-    def apply_async(self, args: Any, kwargs: Any, **options: Any) -> Any:
-        return self.app.send_task(self.name, args, kwargs, **options)
+    def apply_async(self, args: Sequence[object], kwargs: Options, **options: object) -> AnyResult:
+        """Send the task by its name. Raises as send_task."""
+        result: AnyResult = self.app.send_task(self.name, args, kwargs, **options)
+        return result
 
-    def AsyncResult(self, task_id: str) -> Any:
+    def AsyncResult(self, task_id: str) -> AnyResult:
+        """The result of a message with this id."""
         return self.app.AsyncResult(task_id)
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What a task's calls have in common. `made_from`: what Celery would read. `pattern`: None if Celery makes each message."""
+    """What a task's calls have in common. `pattern`: None if Celery makes each message. Times are in seconds."""
 
-    made_from: tuple[Any, ...]
-    queues: dict[str, Any]
+    inputs: Inputs
+    queues: Mapping[str, Queue]
     ignore_result: bool
     pattern: Pattern | None = None
-    declare: Sequence[Any] = ()
+    declare: Sequence[Exchange | Queue] = ()
     timeout: float = 0.0
     acquire: float | None = None
 
 
 class Delays:
-    """The plans of an app's tasks. `send_task`: the app's own; if another one has replaced it, that sees each call."""
+    """The plans of an app's tasks. `send_task`: the app's own. If another function has replaced it, that sees each call."""
 
-    def __init__(self, app: Any, send_task: Any) -> None:
+    def __init__(self, app: Kit, send_task: Callable[..., object]) -> None:
         self.app, self.send_task = app, send_task
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._plans: dict[tuple[object, ...], _Plan] = {}
 
     @cached_property
-    def amqp(self) -> Any:
-        return self.app.amqp
+    def amqp(self) -> AMQP:
+        """The app's."""
+        amqp: AMQP = self.app.amqp
+        return amqp
 
-    def send(self, task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
-        """Publish, and return the result; None if Celery has to do so. Raises as apply_async. `options`: of KEPT."""
+    def send(self, task: Sent, args: Sequence[object], kwargs: Options, options: Options) -> AnyResult | None:
+        """Publish, and return the result; None if Celery has to do so. `options`: those in KEPT. Raises as apply_async."""
         app = self.app
         if (
             not on("alike")
@@ -116,53 +154,55 @@ class Delays:
             return None
         if task.typing:
             check_arguments(task, args, kwargs)
-        key: tuple[Any, ...] = (task.name, type(task) is Named)
+        key: tuple[object, ...] = (task.name, type(task) is Named)
         if options:
             if not all(type(value) in (str, int) for value in options.values()):
                 return None
             key = (*key, *sorted(options.items()))
         plan = self._plans.get(key)
-        if plan is None or not self._holds(plan, task):
-            return self._learn(key, task, args, kwargs, options)
+        if plan is None or not self._is_current(plan, task):
+            return self._make_plan(key, task, args, kwargs, options)
         if plan.pattern is None:
             return None
         try:
             part = plan.pattern.part(new_id(), args, kwargs, now(), app.thread_oid)
-        except (TypeError, ValueError):  # Celery reports what JSON does not know
+        except (TypeError, ValueError):  # Celery reports what JSON cannot represent
             return None
         return self._publish(plan, task, part)
 
-    def _looked_at(self, task: Any) -> tuple[Any, ...]:
+    def _inputs(self, task: Sent) -> tuple[Any, ...]:
         app = self.app
         conf, functions = app.conf, (getattr(app.send_task, "__func__", None), *path(task))
         # A forked child has another origin.
         return conf, conf.changes, task._get_exec_options(), task.ignore_result, self.amqp.routes, functions, os.getpid()
 
-    def _holds(self, plan: _Plan, task: Any) -> bool:
+    def _is_current(self, plan: _Plan, task: Sent) -> bool:
         found = self.amqp.queues.get
-        return plan.made_from == self._looked_at(task) and all(found(name) is queue for name, queue in plan.queues.items())
+        return plan.inputs == self._inputs(task) and all(found(name) is queue for name, queue in plan.queues.items())
 
-    def _learn(self, key: tuple[Any, ...], task: Any, args: Any, kwargs: Any, given: dict[str, Any]) -> Any:
+    def _make_plan(
+        self, key: tuple[object, ...], task: Sent, args: Sequence[object], kwargs: Options, given: Options
+    ) -> AnyResult | None:
         """Have Celery make the message of a call, and store the plan for those like it."""
         app = self.app
         if len(self._plans) >= _MOST:
             self._plans.clear()
-        conf, changes, options, *rest = self._looked_at(task)
-        made_from = (conf, dict(changes), dict(options), *rest)
+        conf, changes, options, *rest = self._inputs(task)
+        inputs = (conf, dict(changes), dict(options), *rest)
         with app.producer_or_acquire() as producer:
             maker = Maker(app, task, given, producer)
             if maker.celery_makes_each or self._is_celerys(task, producer):
-                self._plans[key] = _Plan(made_from, {}, task.ignore_result)
+                self._plans[key] = _Plan(inputs, {}, bool(task.ignore_result))
                 return None
             part = maker.recorded(Call(args, kwargs))
-            declare = maker.recorder.taken[10] or ()
+            declare = maker.recorder.recorded.declare or ()
             queues = {queue.name: self.amqp.queues.get(queue.name) for queue in declare}
             waits = producer.timeout_of(conf.task_publish_retry_policy), conf.broker_pool_acquire_timeout
-            plan = _Plan(made_from, queues, task.ignore_result, maker.pattern(part), declare, *waits)
+            plan = _Plan(inputs, queues, bool(task.ignore_result), maker.pattern(part), declare, *waits)
             self._plans[key] = plan
         return self._publish(plan, task, part)
 
-    def _is_celerys(self, task: Any, producer: Any) -> bool:
+    def _is_celerys(self, task: Sent, producer: Producer) -> bool:
         """Whether Celery has to make each message of this task."""
         app = self.app
         return bool(
@@ -176,7 +216,7 @@ class Delays:
             or task.expires
         )
 
-    def _publish(self, plan: _Plan, task: Any, part: Part) -> Any:
+    def _publish(self, plan: _Plan, task: Sent, part: Part) -> AnyResult:
         backend = self.app.backend
 
         def step() -> None:

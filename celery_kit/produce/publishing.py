@@ -1,41 +1,51 @@
-"""Publishes a task: with one timeout for all steps, one clear error, and a producer that keeps its channel.
+"""Publishes a task, with one timeout for all steps, one clear error, and a producer that reuses its channel.
 
 Celery's own timeouts can add up to minutes on a broker that does not answer, or have no end (celery #6911, #4627): each step
-has a timeout and retries of its own, and a confirm has none. Here PUBLISH_TIMEOUT bounds all of them together. Celery's pool
-closes a producer's channel after each message and opens another for the next, which costs a third of a small `delay()`.
+has a timeout and retries of its own, and a confirm has none. Here PUBLISH_TIMEOUT limits all of them together. Celery's pool
+closes a producer's channel after each message and opens another for the next, which takes a third of the time of a small
+`delay()`.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from celery.app import amqp
+from celery.app.amqp import task_message
 from kombu import Connection as KombusConnection
+from kombu import Exchange, Queue
 from kombu import Producer as KombuProducer
-from kombu import Queue
 from kombu.connection import ConnectionPool as KombusConnectionPool
 from kombu.connection import PooledConnection as KombusPooledConnection
 from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
 from kombu.resource import Resource
+from kombu.transport.base import Transport
 from kombu.utils.collections import HashedSeq
 from kombu.utils.imports import symbol_by_name
 
 from celery_kit.base import correlation
 from celery_kit.base.conf import transport_options as own_options
 from celery_kit.base.messages import Part, RefusedError, UnroutedError
+from celery_kit.base.types import Callback, Channel, Headers, Options
 from celery_kit.brokers import Queues, room, transports
 from celery_kit.engine.parts import on
 from celery_kit.fixes import broadcast, needed, patched
 
 T = TypeVar("T")
+#: As kombu's: max_retries, interval_start, interval_step, interval_max; in seconds.
+RetryPolicy: TypeAlias = Mapping[str, Any]
 PLAIN = (int, float, bool, type(None))
 
 
-def brief(arguments: Any) -> str | None:
-    """saferepr of a task's arguments, by repr, which is five times as fast; None unless they are few and plain."""
+def brief(arguments: Mapping[str, object] | Sequence[object]) -> str | None:
+    """Celery's description of a task's arguments, made by repr, which is five times as fast as saferepr.
+
+    None if the arguments are not few and plain, so that the two may differ.
+    """
     if not on("brief"):
         return None
     if type(arguments) is dict:
@@ -45,14 +55,15 @@ def brief(arguments: Any) -> str | None:
     return text if fit and len(text := repr(arguments)) < 500 else None
 
 
-def _reads_the_same(value: Any) -> bool:
+def _reads_the_same(value: object) -> bool:
+    """Whether repr and saferepr describe the value alike."""
     if type(value) is str:
         return len(value) < 100 and value.isprintable() and "'" not in value and "\\" not in value
     return type(value) in PLAIN
 
 
-def must_arrive(declared: Any, exchange: Any, key: str | None) -> bool:
-    """Whether a message goes to one of the queues declared with it. An exchange of the user's own may have no queue."""
+def must_arrive(declared: Iterable[object] | None, exchange: object, key: str | None) -> bool:
+    """Whether a message goes to one of the queues that are declared with it. Another exchange may have no queue."""
     to = (getattr(exchange, "name", exchange) or "", key)
     return any(
         to in ((queue.exchange.name, queue.routing_key), ("", queue.name))
@@ -64,44 +75,75 @@ def must_arrive(declared: Any, exchange: Any, key: str | None) -> bool:
 class Producer(KombuProducer):
     """Retries for `publish_timeout` seconds, whether the broker answers or not, and then raises OperationalError.
 
-    With `retry=False` it tries once. The message may have reached the broker all the same, if its confirm was lost. A retry has
+    With `retry=False` it tries once. If a confirm was lost, the message may have reached the broker nevertheless. A retry has
     the same task id.
     """
 
+    connection: KombusConnection
     publish_timeout = 10.0
     #: Seconds for one broker of several, so that there is time left for the next.
     broker_timeout = 10.0
     #: `Broker.like`, `Broker.explain`.
-    like: Callable[[Any, Part, float], None] | None = None
+    like: Callable[[Channel, Part, float], None] | None = None
     explain: Callable[[BaseException], str | None] | None = None
 
-    def publish(  # type: ignore[override]  # kombu spells the options out
-        self, body: Any, retry: bool = False, retry_policy: Any = None, **options: Any
-    ) -> Any:
-        options["timeout"] = options.get("timeout") or self.broker_timeout
-        options["confirm_timeout"] = options.get("confirm_timeout") or self.broker_timeout
-        if options.get("mandatory") is None:
-            options["mandatory"] = must_arrive(options.get("declare"), options.get("exchange"), options.get("routing_key"))
-        publish = super().publish
+    def publish(  # type: ignore[override]  # kombu spells all options out
+        self,
+        body: object,
+        retry: bool = False,
+        retry_policy: RetryPolicy | None = None,
+        *,
+        declare: Collection[Exchange | Queue] | None = None,
+        exchange: Exchange | str | None = None,
+        routing_key: str | None = None,
+        mandatory: bool | None = None,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        **options: object,
+    ) -> object:
+        """Publish a message, as kombu's, and wait for the broker's confirm. Timeouts are in seconds.
+
+        Raises OperationalError if the broker is unavailable, RefusedError or UnroutedError if it refuses the message.
+        """
+        options.update(
+            declare=declare,
+            exchange=exchange,
+            routing_key=routing_key,
+            mandatory=must_arrive(declare, exchange, routing_key) if mandatory is None else mandatory,
+            timeout=timeout or self.broker_timeout,
+            confirm_timeout=confirm_timeout or self.broker_timeout,
+        )
+        publish: Callback = super().publish
         if not retry:
             return publish(body, **options)
         return self.with_retries(lambda: publish(body, **options), self.timeout_of(retry_policy))
 
-    def timeout_of(self, retry_policy: Any) -> float:
+    def timeout_of(self, retry_policy: RetryPolicy | None) -> float:
         """How long to retry, in seconds: the producer's timeout, or the policy's if it is longer."""
-        return max(self.publish_timeout, _seconds(retry_policy or {}))
+        policy = retry_policy or {}
+        retries = policy.get("max_retries", 0)
+        return max(self.publish_timeout, math.inf if retries is None else float(retries * policy.get("interval_max", 0)))
 
-    def publish_like(self, part: Part, declare: Iterable[Any]) -> None:
-        """Publish one message that is like its sample, once."""
+    def publish_like(self, part: Part, declare: Iterable[Exchange | Queue]) -> None:
+        """Publish one message that is like its sample, without retries. `declare`: what it is sent to."""
         for entity in declare:
             self.maybe_declare(entity)
         if self.like:
             self.like(self.channel, part, self.broker_timeout)
 
-    def with_retries(self, step: Callable[[], T], timeout: float | None = None) -> T:
-        """Do a step on this producer's channel. Retry it on a new connection for `timeout` seconds.
+    def reconnect(self, switch: bool = False) -> None:
+        """Drop the connection and open another for the next message. `switch`: to the next broker, if there are several."""
+        connection: Any = self.connection
+        connection.collect()
+        if switch:
+            connection.maybe_switch_next()
+        self.revive(connection)
 
-        The new connection is to the next broker, if there are several, as in kombu's own retry.
+    def with_retries(self, step: Callable[[], T], timeout: float | None = None) -> T:
+        """Call `step`, which uses this producer's channel, and return its value. Retry it on a new connection.
+
+        The new connection is to the next broker, if there are several, as in kombu's own retry. Raises OperationalError after
+        `timeout` seconds, and any error at once that a retry cannot help.
         """
         deadline = time.monotonic() + (timeout or self.publish_timeout)
         pause, failures = 0.05, 0
@@ -111,16 +153,13 @@ class Producer(KombuProducer):
             except RefusedError:
                 raise
             except Exception as error:
-                connection: Any = self.connection
-                errors = (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors, OperationalError)
-                if not isinstance(error, errors):
+                connection = self.connection
+                channel_errors = connection.recoverable_channel_errors
+                if not isinstance(error, (*connection.recoverable_connection_errors, *channel_errors, OperationalError)):
                     if self.explain and (why := self.explain(error)):
                         error.add_note(f"celery-kit: {why}")
                     raise
-                connection.collect()
-                if not isinstance(error, (UnroutedError, *connection.recoverable_channel_errors)):
-                    connection.maybe_switch_next()
-                self.revive(connection)
+                self.reconnect(switch=not isinstance(error, (UnroutedError, *channel_errors)))
                 if time.monotonic() + pause > deadline:
                     raise OperationalError(str(error) or type(error).__name__) from error
             if connection.completes_cycle(failures):
@@ -128,14 +167,15 @@ class Producer(KombuProducer):
                 pause = min(2 * pause, 1.0)
             failures += 1
 
-    def maybe_declare(self: Any, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
+    def maybe_declare(self, entity: Exchange | Queue, retry: bool = False, **retry_policy: object) -> bool:
+        """Declare an exchange or a queue, unless this connection has declared it. Returns whether it was declared now."""
         known = self.channel.connection.client.declared_entities  # kombu checks it too, but binds a copy of the queue first
         if entity and entity.can_cache_declaration and hash(entity) in known:
             return False
-        return KombuProducer.maybe_declare(self, entity, retry, **retry_policy)
+        return super().maybe_declare(entity, retry, **retry_policy)
 
     def _get_channel(self: Any) -> Any:
-        fresh = callable(self._channel)  # a promise
+        fresh = callable(self._channel)  # it is a function that opens the channel
         channel = KombuProducer._get_channel(self)
         if fresh and (bound := getattr(channel, "bound", None)):  # celery_kit/brokers/rabbitmq/transport.py
             bound(self.broker_timeout)
@@ -143,29 +183,32 @@ class Producer(KombuProducer):
 
     channel = property(_get_channel, KombuProducer._set_channel)
 
-    def __exit__(self: Any, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
-        if exc_type and (connection := self.__connection__):
-            connection.collect()
-            self.revive(connection)
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        if exc_type and self.__connection__:
+            self.reconnect()
         self.release()
-
-
-def _seconds(policy: dict[str, Any]) -> float:
-    """The shortest time for which a retry policy asks, in seconds."""
-    retries = policy.get("max_retries", 0)
-    return math.inf if retries is None else float(retries * policy.get("interval_max", 0))
 
 
 class Producers(ProducerPool):
     """Producers that keep their connection and channel between messages."""
 
-    def release(self: Any, resource: Any) -> None:
+    if TYPE_CHECKING:
+
+        def acquire(self, block: bool = False, timeout: float | None = None) -> Producer:
+            """Take a producer. `timeout`: seconds to wait if all are in use and `block` is set. Raises LimitExceeded."""
+
+    def release(self: Any, resource: KombuProducer) -> None:
+        """Put a producer back into the pool, with its channel open."""
         Resource.release(self, resource)
 
-    def prepare(self, p: Any) -> Any:
-        producer: Any = super().prepare(p)
-        if not producer.connection.connected:  # known to be lost
-            producer.revive(producer.connection)
+    def prepare(self, p: KombuProducer) -> KombuProducer:
+        """A producer of the pool, ready to publish."""
+        producer = super().prepare(p)
+        connection: Any = producer.connection
+        if not connection.connected:  # it is known to be lost
+            producer.revive(connection)
         return producer
 
 
@@ -175,27 +218,37 @@ class Connection(KombusConnection):
     kombu's own table of schemes is not changed: the other apps of the process use it.
     """
 
-    def get_transport_cls(self: Any) -> Any:
+    def get_transport_cls(self) -> type[Transport]:
+        """The kit's transport for the connection's scheme, or else kombu's."""
         known = transports().get(self.transport_cls) if isinstance(self.transport_cls, str) else None
-        return symbol_by_name(known) if known else KombusConnection.get_transport_cls(self)
+        kind: type[Transport] = symbol_by_name(known) if known else super().get_transport_cls()
+        return kind
 
-    def Pool(self, limit: int | None = None, **options: Any) -> "ConnectionPool":
+    def Pool(self, limit: int | None = None, **options: object) -> "ConnectionPool":
+        """A pool of at most `limit` connections like this one."""
         return ConnectionPool(self, limit, **options)
 
-    def __eqhash__(self: Any) -> Any:
-        """kombu has one pool for all connections that are equal in this; a plain one must not get this one's transport."""
-        return HashedSeq(Connection, *KombusConnection.__eqhash__(self))
+    def __eqhash__(self) -> Any:
+        """kombu has one pool for all connections whose value is the same. A plain connection must not get this one's
+        transport.
+        """
+        return HashedSeq(Connection, *super().__eqhash__())
 
 
-class PooledConnection(Connection, KombusPooledConnection): ...
+class PooledConnection(Connection, KombusPooledConnection):
+    """A connection of :class:`ConnectionPool`."""
 
 
 class ConnectionPool(KombusConnectionPool):
-    def new(self: Any) -> Any:
-        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+    """kombu's, of :class:`Connection`."""
+
+    def new(self) -> KombusConnection:
+        """Another connection like the pool's."""
+        make: Callable[..., PooledConnection] = PooledConnection
+        return make(self, **dict(self.connection._info(resolve=False)))
 
 
-AMQPBase: Any = patched(amqp.AMQP, "missing_queue_type")  # its stubs know little of it
+AMQPBase: Any = patched(amqp.AMQP, "missing_queue_type")  # the stubs lack what is replaced here
 
 
 class AMQP(AMQPBase):  # type: ignore[misc]
@@ -203,19 +256,21 @@ class AMQP(AMQPBase):  # type: ignore[misc]
 
     queues_cls = Queues
 
-    def Connection(self, *args: Any, transport_options: Any = None, **options: Any) -> Connection:
-        """A connection of this app, with the kit's transport options beneath those given."""
-        options["transport_options"] = {**own_options(self.app.conf), **(transport_options or {})}
-        return Connection(*args, **options)
+    def Connection(self, *args: object, transport_options: Options | None = None, **options: object) -> Connection:
+        """A connection of this app, as kombu's. The given transport options win over the app's."""
+        make: Callable[..., Connection] = Connection
+        return make(*args, transport_options={**own_options(self.app.conf), **(transport_options or {})}, **options)
 
     BrokerConnection = Connection
 
     @cached_property
-    def send_task_message(self) -> Callable[..., Any]:
-        """Celery's, with the headers of celery_kit/base/correlation.py, and the exchanges of celery_kit/fixes/broadcast.py."""
+    def send_task_message(self) -> Callback:
+        """Celery's, with the headers of celery_kit/base/correlation.py and the exchanges of celery_kit/fixes/broadcast.py."""
         send = self._create_task_sender()
 
-        def send_task_message(producer: Any, name: str, message: Any, headers: Any = None, **options: Any) -> Any:
+        def send_task_message(
+            producer: KombuProducer, name: str, message: task_message, headers: Headers | None = None, **options: Any
+        ) -> object:
             if options.get("declare") is None and needed("broadcast"):
                 queue = options.get("queue")
                 queue = self.queues[queue] if isinstance(queue, str) else queue
@@ -225,26 +280,38 @@ class AMQP(AMQPBase):  # type: ignore[misc]
 
         return send_task_message
 
-    def as_task_v2(self, task_id: str, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+    def as_task_v2(
+        self,
+        task_id: str,
+        name: str,
+        args: Sequence[object] | None = None,
+        kwargs: Mapping[str, object] | None = None,
+        *more: object,
+        **options: object,
+    ) -> task_message:
+        """A task's message, as Celery's, with its arguments described by :func:`brief` if they may be."""
         for header, arguments in (("argsrepr", args or ()), ("kwargsrepr", kwargs or {})):
             if options.get(header) is None:
                 options[header] = brief(arguments)  # Celery's saferepr takes a tenth of a `delay()`
-        return super().as_task_v2(task_id, name, args, kwargs, *more, **options)
+        message: task_message = super().as_task_v2(task_id, name, args, kwargs, *more, **options)
+        return message
 
     @property
-    def producer_pool(self: Any) -> Any:
+    def producer_pool(self: Any) -> Producers:
+        """The producers of this process."""
         if self._producer_pool is None:
             conf = self.app.conf
             # Connecting is tried once at a time: the producer retries.
             connection = self.app.connection_for_write(transport_options={"max_retries": 0})
             broker = room(conf.broker_write_url)
             timeout = float(conf.get("publish_timeout", Producer.publish_timeout))
-            more: dict[str, Any] = {"publish_timeout": timeout, "broker_timeout": timeout / max(1, len(connection.alt))}
+            more: Options = {"publish_timeout": timeout, "broker_timeout": timeout / max(1, len(connection.alt))}
             for name in ("like", "explain"):
                 if step := getattr(broker, name, None):
                     more[name] = staticmethod(step)
-            limit = self.app.pool.limit  # asking for it also has Celery let go of this pool in a forked child
+            limit = self.app.pool.limit  # reading it also has Celery drop this pool in a forked child
             self._producer_pool = Producers(
                 connection.Pool(limit=limit), limit=limit, Producer=type("Producer", (Producer,), more)
             )
-        return self._producer_pool
+        pool: Producers = self._producer_pool
+        return pool

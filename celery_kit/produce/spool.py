@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 from weakref import WeakValueDictionary
 
 from celery import Celery
@@ -57,6 +57,10 @@ OURS = (TASK, BAD, ".draft", "lock")
 UNAVAILABLE = (OperationalError, ConnectionError, LimitExceeded)
 
 
+#: Options of send_task, by name.
+SendOptions: TypeAlias = dict[str, Any]
+
+
 class Call(TypedDict):
     """A call of send_task that another process can make later."""
 
@@ -64,16 +68,17 @@ class Call(TypedDict):
     task_id: str
     args: list[object]
     kwargs: dict[str, object]
-    options: dict[str, Any]
+    options: SendOptions
 
 
-#: What sends a call: raises one of UNAVAILABLE if the broker is unavailable.
-Send = Callable[[Call], object]
-#: A delay in seconds, and a moment: a datetime, or ISO 8601.
-Args = Sequence[object] | None
-Kwargs = Mapping[str, object] | None
-Countdown = float | None
-Eta = datetime | str | None
+#: What sends a call. It raises one of UNAVAILABLE if the broker is unavailable.
+Send: TypeAlias = Callable[[Call], object]
+Args: TypeAlias = Sequence[object] | None
+Kwargs: TypeAlias = Mapping[str, object] | None
+#: Seconds.
+Countdown: TypeAlias = float | None
+#: A datetime, or a text as in ISO 8601.
+Eta: TypeAlias = datetime | str | None
 
 
 class BadFileError(ValueError):
@@ -181,7 +186,7 @@ class Spool:
         except Exception as error:  # a file may hold anything
             raise BadFileError(f"{type(error).__name__}: {error}") from error
 
-    def _call_of(self, record: Mapping[str, Any]) -> Call:
+    def _call_of(self, record: Mapping[str, str]) -> Call:
         accept = prepare_accept_content(self.accept)
         call: Call = loads(base64.b64decode(record["call"]), record["type"], record["encoding"], accept=accept)
         fit = isinstance(call, dict) and {name: type(call.get(name)) for name in KINDS} == KINDS
@@ -301,7 +306,7 @@ class Spooled:
         return self.spool.forward(self.send_call, again=True)
 
     def send_task(
-        self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: dict[str, Any]
+        self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: SendOptions
     ) -> AnyResult:
         """Send the task, or accept it for later. Raises SpoolFullError, OSError, or the serializer's error if it is not
         accepted.
@@ -318,9 +323,7 @@ class Spooled:
                 logger.warning("the broker is unavailable (%s): tasks go to the spool %s", error, self.spool.directory)
         return self.accept(name, args, kwargs, countdown, eta, options)
 
-    def accept(
-        self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: dict[str, Any]
-    ) -> AnyResult:
+    def accept(self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: SendOptions) -> AnyResult:
         """Write the task to the spool, to be sent later. `options` hold its `task_id`. Raises what :meth:`Spool.put` raises."""
         self._backends.setdefault(self.app.thread_oid, self.app.backend)
         self.spool.put(self._call(name, args, kwargs, countdown, eta, options), self._serializer(options))
@@ -330,10 +333,10 @@ class Spooled:
             parent.add_trail(result)
         return result
 
-    def _serializer(self, options: dict[str, Any]) -> str:
+    def _serializer(self, options: SendOptions) -> str:
         return str(options.get("serializer") or self.app.conf.task_serializer)
 
-    def _call(self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: dict[str, Any]) -> Call:
+    def _call(self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: SendOptions) -> Call:
         """The call in a form for another process: with absolute times, and with the parent task and the queue for replies."""
         portable = {key: value for key, value in options.items() if key not in (*LOCAL, "task_id") and value is not None}
         if countdown:

@@ -13,6 +13,7 @@ from celery_kit.base.refusals import choose, refuse
 from celery_kit.brokers import explained
 from celery_kit.operate.arguments import Parser, advice, next_look
 from celery_kit.operate.target import app
+from celery_kit.produce.alike import check_arguments
 from celery_kit.produce.send import send, tasks
 
 Value = TypeVar("Value", list[object], dict[str, object])
@@ -100,7 +101,7 @@ def _json(what: str, text: str, kind: type[Value]) -> Value:
 
 def _check_arguments(task: str, args: list[object], kwargs: dict[str, object]) -> None:
     try:
-        tasks()[task].__header__(*args, **kwargs)
+        check_arguments(tasks()[task], args, kwargs)
     except TypeError as error:
         reason = str(error).replace(f"{task.rpartition('.')[2]}()", "").strip()
         refuse(f"these arguments do not fit {task}: {reason}")

@@ -92,8 +92,8 @@ def show(pool: str, backend: str) -> None:
         rows = _watch(console, work(BACKENDS[running["backend"]].chords))
         from celery_kit.produce.send import send
 
-        report = send("reports.daily_statistics").get(timeout=WAIT_SECONDS)
-        _print(console, rows, report, _caught(running)[caught_before:])
+        report: Any = send("reports.daily_statistics").get(timeout=WAIT_SECONDS)
+        _print(console, rows, report["tasks"], _caught(running)[caught_before:])
         where = "the embedded stack goes on; 'make down' stops it" if about else "everything was stopped again"
         console.print(f"Done in {time.monotonic() - begun:.1f} s; {where}. Next:", highlight=False)
         console.print(NEXT, highlight=False)
@@ -116,7 +116,7 @@ def _watch(console: Console, sent: "list[tuple[str, str, AsyncResult[Any]]]") ->
     return [(name, what, result.state, json.dumps(result.result, default=repr)) for name, what, result in sent]
 
 
-def _print(console: Console, rows: list[tuple[str, str, str, str]], report: dict[str, Any], caught: list[Any]) -> None:
+def _print(console: Console, rows: list[tuple[str, str, str, str]], runs: dict[str, dict[str, int]], caught: list[Any]) -> None:
     table = Table(title="What came back", box=SIMPLE_HEAD)
     for heading in ("task", "asked for", "state"):
         table.add_column(heading, no_wrap=True)
@@ -130,10 +130,10 @@ def _print(console: Console, rows: list[tuple[str, str, str, str]], report: dict
             Text(value if len(value) < room else f"{value[: room - 1]}…"),
         )
     console.print(table)
-    runs = sum(task["runs"] for task in report["tasks"].values())
+    total = sum(task["runs"] for task in runs.values())
     kinds = {kind: sum(message["kind"] == kind for message in caught) for kind in ("mail", "sms")}
     console.print(
-        f"Caught: {kinds['mail']} mails, {kinds['sms']} SMS. Last 24 hours, by reports.daily_statistics: {runs} runs."
+        f"Caught: {kinds['mail']} mails, {kinds['sms']} SMS. Last 24 hours, by reports.daily_statistics: {total} runs."
     )
     if any(end != "SUCCESS" for _, _, end, _ in rows):
         raise SystemExit(1)

@@ -17,7 +17,7 @@ MOST: dict[str, int] = {
     "observe": 8,
     "operate": 55,
     "pools": 94,
-    "produce": 148,
+    "produce": 22,
     "results": 0,
 }
 

@@ -1,6 +1,7 @@
 """What send_many makes by itself is what Celery and kombu make."""
 
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -48,11 +49,8 @@ def test_a_message_describes_its_arguments_as_celery_does(args: Any, kwargs: Any
     assert app.amqp.as_task_v2("id", "name", args, kwargs, argsrepr="mine").headers["argsrepr"] == "mine"
 
 
-class Anything:
-    """Stands where a producer would; nothing is sent here."""
-
-    connection = None
-    with_retries = None
+#: Stands where a producer would: nothing is sent here.
+ANYTHING: Any = SimpleNamespace(connection=None, with_retries=None)
 
 
 def nothing() -> None: ...
@@ -63,10 +61,10 @@ def test_each_message_goes_through_celery_when_somebody_wants_to_see_it() -> Non
 
     app = Kit("nowhere", set_as_current=False, broker="memory://")
     task = app.task(name="some.task")(nothing)
-    assert not Sender(app, task, {}, Anything()).celery_makes_each
-    assert Sender(app, task, {"serializer": "yaml"}, Anything()).celery_makes_each
+    assert not Sender(app, task, {}, ANYTHING).celery_makes_each
+    assert Sender(app, task, {"serializer": "yaml"}, ANYTHING).celery_makes_each
     signals.before_task_publish.connect(see)
-    assert Sender(app, task, {}, Anything()).celery_makes_each
+    assert Sender(app, task, {}, ANYTHING).celery_makes_each
     signals.before_task_publish.disconnect(see)
 
 
