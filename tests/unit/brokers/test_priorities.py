@@ -15,8 +15,8 @@ def channel() -> Channel:
     return object.__new__(Channel)
 
 
-def test_the_most_urgent_list_is_looked_at_first() -> None:
-    """kombu looks at the lists in the order of the steps."""
+def test_the_most_urgent_list_is_read_first() -> None:
+    """kombu reads the lists in the order of the steps."""
     assert list(Channel.priority_steps) == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
@@ -24,19 +24,19 @@ def test_the_most_urgent_list_is_looked_at_first() -> None:
     ("priority", "step"),
     [(None, 0), (0, 0), (1, 0), (2, 0), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6), (8, 6), (9, 9), (12, 9), (-1, 0)],
 )
-def test_what_is_written_is_where_plain_celerys_worker_looks_too(priority: int | None, step: int) -> None:
-    """kombu reads the lists of its own four steps, and those alone."""
+def test_a_message_is_written_to_a_list_that_plain_celery_reads(priority: int | None, step: int) -> None:
+    """kombu reads only the lists of its own four steps."""
     assert channel()._get_message_priority({"properties": {"priority": priority}}) == step
     assert step in KombuChannel.priority_steps
 
 
 @pytest.mark.parametrize(("priority", "key"), [(0, "mails"), (1, "mails\x06\x161"), (9, "mails\x06\x169")])
 def test_the_list_with_the_plain_name_is_the_least_urgent(priority: int, key: str) -> None:
-    """So messages without a priority are where monitors look for them."""
+    """So monitors find messages without a priority."""
     assert vars(KombuChannel)["_q_for_pri"](channel(), "mails", priority) == key
 
 
-def test_kombu_still_has_it_the_other_way_round() -> None:
+def test_kombus_order_of_priorities_is_still_the_opposite() -> None:
     """If this fails, celery_kit/brokers/redis/transport.py may go."""
     assert list(KombuChannel.priority_steps) == [0, 3, 6, 9]
 

@@ -1,4 +1,4 @@
-"""How a queue is declared that names no type, and what a refused declaration says."""
+"""The declaration of a queue without a type, and the explanation of a refused declaration."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ def declared(*queues: Any, **settings: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "listed", [{}, {"name": "celery"}, {"name": "celery", "exchange": Exchange("celery"), "routing_key": "celery"}]
 )
-def test_a_queue_that_names_no_type_is_of_the_profiles(listed: dict[str, Any]) -> None:
-    """One that the user lists is declared like one that nobody lists."""
+def test_a_queue_without_a_type_has_the_profiles_type(listed: dict[str, Any]) -> None:
+    """A queue that the user lists is declared like one that nobody lists."""
     assert declared(*([Queue(**listed)] if listed else []), **QUORUM) == {"celery": AS_THE_PROFILE}
     assert declared(*([Queue(**listed)] if listed else [])) == {"celery": None}
 
@@ -41,7 +41,7 @@ def test_a_queue_that_names_no_type_is_of_the_profiles(listed: dict[str, Any]) -
         Queue("celery", auto_delete=True),
     ],
 )
-def test_a_queue_that_cannot_be_a_quorum_queue_stays_what_it_is(queue: Queue) -> None:
+def test_a_queue_that_cannot_be_a_quorum_queue_is_unchanged(queue: Queue) -> None:
     before = dict(queue.queue_arguments or {})
     assert (declared(queue, **QUORUM)["celery"] or {}) == before
 

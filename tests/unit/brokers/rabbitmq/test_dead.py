@@ -1,4 +1,4 @@
-"""What a worker's start spends on the queues of what is set aside."""
+"""The declarations of the dead-letter queues when a worker starts."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from celery_kit.brokers.rabbitmq.dead import EXPIRED, QUEUES, RabbitmqDeadLetter
 
 
 def declared() -> list[tuple[str, str, bool]]:
-    """What prepare() asks a broker for: the method, what it is about, and whether it waits for an answer."""
+    """The methods that prepare() sends: the name, the queue or exchange, and whether it waits for an answer."""
     channel = MagicMock()
 
     @contextmanager
@@ -32,7 +32,7 @@ def test_only_the_last_queue_is_waited_for() -> None:
     assert [waits for *_, waits in asked] == sorted(waits for *_, waits in asked)
 
 
-def test_every_queue_is_made_and_bound() -> None:
+def test_every_queue_is_declared_and_bound() -> None:
     asked = declared()
     assert [about for name, about, _ in asked if name == "queue_declare"] == [queue.name for queue in QUEUES]
     assert [about for name, about, _ in asked if name == "queue_bind"] == [queue.name for queue in QUEUES]

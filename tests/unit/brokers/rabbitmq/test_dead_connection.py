@@ -1,4 +1,4 @@
-"""Looking at a connection, on real sockets: what waits to be read counts, and a silent broker is asked."""
+"""Checks of a connection, on real sockets: unread data counts, and a silent broker is asked."""
 
 import socket
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from celery_kit.brokers.rabbitmq.transport import ASKED, SILENCE, Channel, Conne
 
 
 class Link:
-    """A connection's end of a socket, the broker's end, and what was asked of that."""
+    """A connection's end of a socket, the broker's end, and the methods that the broker was sent."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
@@ -35,7 +35,7 @@ class Link:
         self.connection.heartbeat_tick(10)
 
     def silent_for(self, seconds: float) -> None:
-        """Nothing came for so long, and a question is as old as that makes it."""
+        """Nothing was received for so many seconds, and the question is that old too."""
         self.connection.last_heartbeat_received -= seconds
         if self.connection.asked is not None:
             self.connection.asked -= seconds
@@ -49,7 +49,7 @@ def link() -> Iterator[Link]:
     link.theirs.close()
 
 
-def test_a_broker_that_says_nothing_is_asked_and_then_given_up(link: Link) -> None:
+def test_a_silent_broker_is_asked_and_then_its_connection_closed(link: Link) -> None:
     link.silent_for(SILENCE + 1)
     link.look()
     assert link.asked == [(spec.Channel.Flow, "b", (True,))]
@@ -60,16 +60,16 @@ def test_a_broker_that_says_nothing_is_asked_and_then_given_up(link: Link) -> No
         link.look()
 
 
-def test_one_that_only_sends_is_not_asked(link: Link) -> None:
-    """A worker's connection for events: what it sends in vain, TCP tells."""
+def test_a_broker_is_not_asked_on_a_connection_that_only_sends(link: Link) -> None:
+    """A worker's connection for events: TCP reports an unanswered write."""
     link.connection.channels[1].callbacks.clear()
     link.silent_for(SILENCE + 1)
     link.look()
     assert link.asked == []
 
 
-def test_an_answer_that_nobody_has_read_yet_counts(link: Link) -> None:
-    """The loop was held up for longer than the broker may be silent: what came meanwhile waits in the socket."""
+def test_an_unread_answer_counts(link: Link) -> None:
+    """The loop was blocked for longer than the broker may be silent; what arrived is still in the socket."""
     link.silent_for(SILENCE + 1)
     link.look()
     link.theirs.sendall(b"answer")
@@ -78,7 +78,7 @@ def test_an_answer_that_nobody_has_read_yet_counts(link: Link) -> None:
     assert link.connection.asked is None
 
 
-def test_a_heartbeat_that_nobody_has_read_yet_counts(link: Link) -> None:
+def test_an_unread_heartbeat_counts(link: Link) -> None:
     link.theirs.sendall(b"heartbeat")
     link.silent_for(100)
     link.look()
@@ -86,7 +86,7 @@ def test_a_heartbeat_that_nobody_has_read_yet_counts(link: Link) -> None:
 
 
 def test_a_broker_that_has_blocked_the_connection_is_not_asked(link: Link) -> None:
-    """It reads nothing then, and answers nothing; it still sends its heartbeats."""
+    """It neither reads nor answers then; it still sends heartbeats."""
     link.connection._on_blocked()
     link.silent_for(SILENCE + 1)
     link.look()
@@ -97,8 +97,8 @@ def test_a_broker_that_has_blocked_the_connection_is_not_asked(link: Link) -> No
 
 
 @pytest.mark.parametrize("which", ["connection", "channel"])
-def test_no_goodbye_to_a_broker_that_does_not_answer(link: Link, which: str) -> None:
-    """A goodbye waits for its answer."""
+def test_a_broker_that_does_not_answer_is_not_asked_to_close(link: Link, which: str) -> None:
+    """A close waits for its answer."""
     closing = {"connection": link.connection, "channel": Channel(link.connection, 2)}[which]
     link.silent_for(SILENCE + 1)
     link.look()
@@ -107,8 +107,8 @@ def test_no_goodbye_to_a_broker_that_does_not_answer(link: Link, which: str) -> 
     assert link.connection._transport is None
 
 
-def test_heartbeats_are_no_more_than_before(link: Link) -> None:
-    """However often somebody looks, one goes out in half an interval."""
+def test_heartbeats_are_not_sent_more_often(link: Link) -> None:
+    """However often `heartbeat_tick` is called, one is sent in half an interval."""
     for _ in range(5):
         link.look()
     assert link.beats == 0

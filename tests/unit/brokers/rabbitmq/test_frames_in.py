@@ -1,4 +1,4 @@
-"""A delivery's arguments are what py-amqp reads."""
+"""The arguments of a delivery equal those that py-amqp reads."""
 
 from struct import pack
 

@@ -47,8 +47,8 @@ def decoded(data: bytes) -> dict[str, Any]:
 @pytest.mark.parametrize("headers", [HEADERS, CELERYS, {}])
 @pytest.mark.parametrize("priority", [None, 9])
 @pytest.mark.parametrize("mandatory", [True, False])
-def test_a_messages_frames_say_what_py_amqps_say(headers: Any, body: bytes, priority: int | None, mandatory: bool) -> None:
-    """The order of a table's names means nothing."""
+def test_a_messages_frames_equal_those_of_py_amqp(headers: Any, body: bytes, priority: int | None, mandatory: bool) -> None:
+    """The order of the names in a table has no meaning."""
     part = PART._replace(body=body, sample=replace(SAMPLE, headers=headers, priority=priority, mandatory=mandatory))
     method, header, *bodies = frames(7, part)
     assert method[7:-1] == bytes((0, 60, 0, 40)) + dumps("Bssbb", (0, "exchange", "a.key", mandatory, False))
@@ -72,6 +72,6 @@ def test_a_messages_frames_say_what_py_amqps_say(headers: Any, body: bytes, prio
     ],
     ids=["a kind", "a long name", "a large number", "a long key", "a long id", "no text"],
 )
-def test_what_cannot_be_written_is_left_to_py_amqp(part: Part) -> None:
+def test_py_amqp_handles_what_cannot_be_encoded(part: Part) -> None:
     with pytest.raises(_UNKNOWN):
         frames(7, part)

@@ -1,5 +1,4 @@
-"""A broker that no longer answers: nobody waits for it without an end. A socket plays it, which says what a test has it say,
-and nothing more."""
+"""A broker that no longer answers: every wait for it has a limit. A socket plays it, and sends only what a test tells it to."""
 
 import socket
 import threading
@@ -21,7 +20,7 @@ PATIENCE = 5
 
 
 def method(channel: int, sig: tuple[int, int], arguments: bytes = b"") -> bytes:
-    """A frame with an AMQP method, as it goes over the wire."""
+    """A frame with an AMQP method, as bytes."""
     return pack(">BHI2H", 1, channel, 4 + len(arguments), *sig) + arguments + b"\xce"
 
 
@@ -32,7 +31,7 @@ NACK = method(1, spec.Basic.Nack, pack(">QB", 1, 0))
 
 
 class Broker:
-    """`answers`: by the client's method, what it says; to others nothing."""
+    """`answers`: the answer to each method of the client; others get none."""
 
     def __init__(self) -> None:
         self.answers = {
@@ -88,7 +87,7 @@ def connection(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Any]:
     broker.thread.join(PATIENCE)
 
 
-def test_a_connection_is_given_up_when_an_answer_does_not_come(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_is_closed_if_an_answer_does_not_come(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     channel = connection.channel()
     monkeypatch.setattr(transport, "ANSWER", SOON)
     with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
@@ -96,7 +95,7 @@ def test_a_connection_is_given_up_when_an_answer_does_not_come(connection: Any, 
     assert not connection.connected
 
 
-def test_a_connection_is_given_up_when_its_channel_does_not_open(
+def test_a_connection_is_closed_if_its_channel_does_not_open(
     broker: Broker, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del broker.answers[spec.Channel.Open]
@@ -107,7 +106,7 @@ def test_a_connection_is_given_up_when_its_channel_does_not_open(
 
 
 @pytest.mark.parametrize("part", ["connection", "channel"])
-def test_a_goodbye_is_waited_for_by_a_time_of_its_own(connection: Any, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_the_answer_to_a_close_has_its_own_time_limit(connection: Any, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     leaving = connection.channel() if part == "channel" else connection
     monkeypatch.setattr(transport, "GOODBYE", SOON)
     with pytest.raises(RecoverableConnectionError, match="has not answered in time"):
@@ -115,7 +114,7 @@ def test_a_goodbye_is_waited_for_by_a_time_of_its_own(connection: Any, monkeypat
     assert not connection.connected
 
 
-def test_whoever_sets_a_time_of_his_own_keeps_the_connection_when_it_is_over(connection: Any) -> None:
+def test_a_callers_own_timeout_leaves_the_connection_open(connection: Any) -> None:
     channel = connection.channel()
     with pytest.raises(TimeoutError):
         channel.wait(spec.Queue.DeclareOk, timeout=SOON)
@@ -131,13 +130,13 @@ def producer(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Any]:
     broker.thread.join(PATIENCE)
 
 
-def test_a_producer_is_told_that_no_answer_came(producer: Any) -> None:
+def test_a_producer_gets_an_error_if_no_answer_comes(producer: Any) -> None:
     producer.bound(SOON)
     with pytest.raises(RecoverableConnectionError, match=r"no answer from the broker within 0\.05 s$"):
         producer.queue_declare("some")
 
 
-def test_a_producer_is_told_of_the_brokers_alarm(broker: Broker, producer: Any) -> None:
+def test_a_producers_error_names_the_brokers_alarm(broker: Broker, producer: Any) -> None:
     broker.answers[spec.Basic.Publish] = ACK + BLOCKED
     producer.basic_publish(Message("some"), routing_key="some")
     producer.bound(SOON)
@@ -145,14 +144,14 @@ def test_a_producer_is_told_of_the_brokers_alarm(broker: Broker, producer: Any) 
         producer.queue_declare("some")
 
 
-def test_a_producer_is_told_that_its_message_was_not_taken(broker: Broker, producer: Any) -> None:
+def test_a_producer_gets_an_error_if_its_message_is_refused(broker: Broker, producer: Any) -> None:
     broker.answers[spec.Basic.Publish] = NACK
     producer.bound(PATIENCE)
     with pytest.raises(RefusedError, match="refused the message"):
         producer.basic_publish(Message("some"), routing_key="some")
 
 
-def test_what_comes_before_a_confirm_is_handled(broker: Broker, producer: Any) -> None:
+def test_a_method_that_arrives_before_a_confirm_is_handled(broker: Broker, producer: Any) -> None:
     broker.answers[spec.Basic.Publish] = BLOCKED + ACK
     producer.bound(PATIENCE)
     producer.basic_publish(Message("some"), routing_key="some")
@@ -161,7 +160,7 @@ def test_what_comes_before_a_confirm_is_handled(broker: Broker, producer: Any) -
         producer.wait(spec.Queue.DeclareOk, timeout=SOON)
 
 
-def test_a_message_whose_channel_is_closed_in_place_of_a_confirm_is_not_sent(broker: Broker, producer: Any) -> None:
+def test_a_channel_that_is_closed_before_a_confirm_raises(broker: Broker, producer: Any) -> None:
     broker.answers[spec.Basic.Publish] = method(1, spec.Channel.Close, pack(">HB", 404, 4) + b"gone" + pack(">2H", 60, 40))
     producer.bound(PATIENCE)
     with pytest.raises(NotFound, match="gone"):
@@ -170,7 +169,7 @@ def test_a_message_whose_channel_is_closed_in_place_of_a_confirm_is_not_sent(bro
 
 @pytest.mark.parametrize("unknown", [None, False, True])
 def test_a_message_goes_whatever_a_task_says_of_its_options(broker: Broker, producer: Any, unknown: bool | None) -> None:
-    """Celery gives None for an option that a task does not have, where AMQP has a bit."""
+    """For an option that a task does not have, Celery passes None, where AMQP has a bit."""
     broker.answers[spec.Basic.Publish] = ACK
     producer.bound(PATIENCE)
     producer.basic_publish(Message("some"), exchange="", routing_key="some", mandatory=unknown, immediate=unknown)

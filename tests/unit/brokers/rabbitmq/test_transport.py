@@ -1,4 +1,4 @@
-"""Reading ahead, on real sockets: frames come whole and in order, however the network cuts them."""
+"""Reading ahead, on real sockets: frames are complete and in order, however the network splits them."""
 
 import socket
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def pair() -> Iterator[tuple[Any, socket.socket]]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 1_000, 1_000_000])
-def test_frames_come_whole_however_they_are_cut(pair: tuple[Any, socket.socket], size: int) -> None:
+def test_frames_are_complete_however_they_are_split(pair: tuple[Any, socket.socket], size: int) -> None:
     transport, theirs = pair
     data = b"".join(wire(*frame) for frame in FRAMES)
     seen = []
@@ -74,7 +74,7 @@ def test_the_end_of_a_connection_is_an_error(pair: tuple[Any, socket.socket], re
     assert not transport.connected
 
 
-def test_a_frame_without_its_end_is_an_error(pair: tuple[Any, socket.socket]) -> None:
+def test_a_frame_without_its_last_byte_is_an_error(pair: tuple[Any, socket.socket]) -> None:
     transport, theirs = pair
     theirs.sendall(wire(1, 0, b"method", end=0))
     with pytest.raises(UnexpectedFrame):

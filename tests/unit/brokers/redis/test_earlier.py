@@ -1,4 +1,4 @@
-"""What kombu 5.7's Redis transport has, and an earlier one gets from the kit: fixes earlier_channel, earlier_poller."""
+"""What an earlier kombu's Redis transport gets of kombu 5.7's: fixes earlier_channel, earlier_poller."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 from celery_kit.brokers.redis import fixes, transport
 
 
-def test_what_the_kits_transport_calls_is_there_with_either_kombu() -> None:
+def test_the_kits_transport_has_what_it_calls_with_either_kombu() -> None:
     channel: Any = transport.Channel
     options = {"unacked_restore_interval", "unacked_restore_throttle", "engine", "take_ahead"}
     assert options <= set(channel.from_transport_options) and channel.unacked_restore_interval == 10
@@ -17,7 +17,7 @@ def test_what_the_kits_transport_calls_is_there_with_either_kombu() -> None:
 
 
 class Client:
-    """Of a channel that publishes at once, as kombu's before 5.7."""
+    """The client of a channel that publishes at once, like kombu's before 5.7."""
 
     def __init__(self) -> None:
         self.sent: list[Any] = []

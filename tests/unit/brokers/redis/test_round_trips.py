@@ -1,4 +1,4 @@
-"""What a task costs the server, which no noise changes: the guard of what ENGINE=fast is for."""
+"""How many round trips a task takes. Unlike times, the number has no noise: it guards the gain of ENGINE=fast."""
 
 from pathlib import Path
 from uuid import uuid4
@@ -22,7 +22,7 @@ CALLS = 1.0
 
 
 def requests(server: Server, pool: str, engine: str, *options: str, **environ: str) -> float:
-    """How often the server reads from a worker, for each task of a full queue: from its start to its end."""
+    """How often the server reads from a worker for each task of a full queue."""
     queue = uuid4().hex[:8]
     ids = send(producer(server), queue, TASKS)
     before = server.broker.info("stats")["total_reads_processed"]
@@ -36,13 +36,13 @@ def requests(server: Server, pool: str, engine: str, *options: str, **environ: s
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_a_worker_asks_for_many_tasks_at_once(server: Server, pool: str, tmp_path: Path) -> None:
-    """And says of many at once that they are done. What it asks is written at once, and what comes is read at once."""
+def test_a_worker_fetches_many_tasks_at_once(server: Server, pool: str, tmp_path: Path) -> None:
+    """It also acknowledges many at once. A request is one write, and an answer one read."""
     path = tmp_path / "calls"
     assert requests(server, pool, "fast", "-I", "tests.engine.calls", CALLS=str(path)) < MOST
     assert total(path) / TASKS < CALLS
 
 
-def test_what_plain_celery_asks(server: Server) -> None:
-    """If this fails, the measure is wrong, or Celery has become better: the bound above is to be looked at."""
+def test_plain_celery_needs_more_round_trips(server: Server) -> None:
+    """If this fails, the measurement is wrong, or Celery has become better: check the limit above."""
     assert requests(server, "threads", PLAIN_CELERY) > PLAIN

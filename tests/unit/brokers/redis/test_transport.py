@@ -1,4 +1,4 @@
-"""When the worker's loop wakes itself, on Redis."""
+"""When the worker's loop wakes itself on Redis."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -22,13 +22,13 @@ class Poller(transport.Poller):
         self.wakes += 1
 
     def wake_at(self, due: float, seen_at: float, late: float) -> None:
-        """Ask for the moment `due`, worked out at `seen_at` and asked for `late` seconds after that."""
+        """Ask for a wake-up at `due`, `late` seconds after the wait for it was computed at `seen_at`."""
         self.now = seen_at + late
         self._wake_hub_in(due - seen_at, self.hub)
 
 
-def test_the_same_moment_is_rung_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long it takes from the clock's reading to the question."""
+def test_the_same_time_wakes_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it takes from reading the clock to the call."""
     poller = Poller(monkeypatch)
     for seen_at, late in ((0.0, 0.0005), (0.1, 0.0003), (0.2, 0.0001)):
         poller.wake_at(1.0, seen_at, late)
@@ -36,7 +36,7 @@ def test_the_same_moment_is_rung_for_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("sooner", [0.9, 0.003])
-def test_an_earlier_moment_is_rung_for(monkeypatch: pytest.MonkeyPatch, sooner: float) -> None:
+def test_an_earlier_time_wakes_the_loop(monkeypatch: pytest.MonkeyPatch, sooner: float) -> None:
     poller = Poller(monkeypatch)
     poller.wake_at(1.0, 0.0, 0.0)
     poller.wake_at(sooner, 0.001, 0.0)

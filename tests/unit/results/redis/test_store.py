@@ -32,7 +32,7 @@ def client(server: Redis) -> Redis:
 
 
 def backend(client: Redis, **settings: Any) -> Any:
-    """A backend as a process of its own has it."""
+    """A backend, like that of another process."""
     given = client.connection_pool.connection_kwargs
     app = Celery("results", set_as_current=False)
     app.conf.update(result_expires=100, accept_content=["json", "pickle", "msgpack"], **settings)
@@ -71,7 +71,7 @@ def test_an_error_comes_back_as_an_exception(client: Redis) -> None:
     ids=str,
 )
 def test_a_success_is_never_overwritten(client: Redis, first: dict[str, str], then: dict[str, str], late: str) -> None:
-    """By workers of one serializer; compressed by some, or by none."""
+    """Stored by workers with the same serializer, with and without compression."""
     backend(client, **first).store_result("1", "first", "SUCCESS")
     backend(client, **then).store_result("1", "late", late)
     assert backend(client, **first).get_result("1") == "first"
@@ -80,7 +80,7 @@ def test_a_success_is_never_overwritten(client: Redis, first: dict[str, str], th
 @pytest.mark.parametrize("end", ["FAILURE", "REVOKED"])
 @pytest.mark.parametrize("serializer", ["json", "msgpack"])
 def test_a_retry_that_has_ended_is_not_overwritten(client: Redis, end: str, serializer: str) -> None:
-    """The task says RETRY after it has sent its retry, which may be over by then."""
+    """A task stores RETRY after it has sent its retry, which may have ended by then."""
     one = backend(client, result_serializer=serializer)
     one.store_result("1", ValueError("its end"), end)
     one.store_result("1", ValueError("once more"), "RETRY")
@@ -88,8 +88,8 @@ def test_a_retry_that_has_ended_is_not_overwritten(client: Redis, end: str, seri
 
 
 @pytest.mark.parametrize("serializer", ["json", "msgpack"])
-def test_a_task_that_was_terminated_has_not_just_started(client: Redis, serializer: str) -> None:
-    """A child process says STARTED a little late; its parent may have terminated the task by then."""
+def test_a_late_started_does_not_overwrite_a_terminated_task(client: Redis, serializer: str) -> None:
+    """A child process stores STARTED late; its parent may have terminated the task by then."""
     one = backend(client, result_serializer=serializer)
     one.store_result("1", TaskRevokedError("terminated"), "REVOKED")
     one.store_result("1", {}, "STARTED")
@@ -97,7 +97,7 @@ def test_a_task_that_was_terminated_has_not_just_started(client: Redis, serializ
 
 
 def test_a_task_that_failed_may_start_again(client: Redis) -> None:
-    """Sent once more, by hand, with its id."""
+    """It was sent again with its id."""
     one = backend(client)
     one.store_result("1", ValueError("its end"), "FAILURE")
     one.store_result("1", {}, "STARTED")
@@ -105,7 +105,7 @@ def test_a_task_that_failed_may_start_again(client: Redis) -> None:
 
 
 @pytest.mark.parametrize("earlier", ["STARTED", "RETRY", "FAILURE"])
-def test_other_states_give_way(client: Redis, earlier: str) -> None:
+def test_other_states_are_overwritten(client: Redis, earlier: str) -> None:
     one = backend(client)
     one.store_result("1", {} if earlier == "STARTED" else ValueError("no"), earlier)
     one.store_result("1", "done", "SUCCESS")
@@ -122,8 +122,8 @@ def test_other_states_give_way(client: Redis, earlier: str) -> None:
     ],
     ids=["none", "alone", "of a group"],
 )
-def test_a_result_is_kept_as_celery_keeps_it(client: Redis, state: str, request_: Any) -> None:
-    """But for the moment of its end."""
+def test_a_result_is_stored_like_celerys(client: Redis, state: str, request_: Any) -> None:
+    """Except for the time of its end."""
     one = backend(client)
     result: Any = ValueError("no") if state == "FAILURE" else {"a": 'ü"'}
     one.store_result("1", result, state, traceback="here" if state == "FAILURE" else None, request=request_)
@@ -134,7 +134,7 @@ def test_a_result_is_kept_as_celery_keeps_it(client: Redis, state: str, request_
     assert kept == json.loads(one.encode(celerys))
 
 
-def test_a_result_that_is_no_json_is_an_error_of_celerys(client: Redis) -> None:
+def test_a_result_that_is_not_json_raises_celerys_error(client: Redis) -> None:
     with pytest.raises(EncodeError):
         backend(client).store_result("1", object(), "SUCCESS")
 
@@ -156,7 +156,7 @@ def test_a_server_that_was_emptied_gets_the_script_again(client: Redis) -> None:
     assert backend(client).get_result("2") == 2
 
 
-def test_whoever_waits_is_told(client: Redis) -> None:
+def test_a_waiting_process_is_notified(client: Redis) -> None:
     one = backend(client)
     heard: Any = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
     heard.subscribe(one.get_key_for_task("1"))
@@ -167,7 +167,7 @@ def test_whoever_waits_is_told(client: Redis) -> None:
     assert message and one.decode_result(message["data"])["result"] == 7
 
 
-def test_settings_of_celerys_own_backend_hold(client: Redis) -> None:
+def test_settings_of_celerys_own_backend_apply(client: Redis) -> None:
     settings = {
         "result_extended": True,
         "result_failure_expires": 7,

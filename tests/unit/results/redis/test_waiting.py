@@ -1,4 +1,4 @@
-"""`get()` on Redis while the server learns of its subscription later than of everything else. On a real server."""
+"""`get()` on Redis if the server handles its subscription later than everything else. On a real server."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def url() -> Iterator[str]:
 
 
 class Producer(Celery):
-    """With Celery's own backend, whatever the engine has put in its place."""
+    """An app with Celery's own backend, whatever the engine."""
 
     def _get_backend(self) -> Any:
         return RedisBackend(app=self, url=self.conf.result_backend)
@@ -38,7 +38,7 @@ def producer(url: str) -> Any:
 
 
 def late(consumer: Any, before: Callable[[], object]) -> None:
-    """Have `before` happen between a look at the result and the subscription, as the server sees it."""
+    """Call `before` between the read of the result and the subscription, in the server's order."""
     look = consumer.on_wait_for_pending
     kept: list[tuple[Any, ...]] = []
     consumer.consume_from("some-other")
@@ -55,14 +55,14 @@ def late(consumer: Any, before: Callable[[], object]) -> None:
 
 
 def waits(app: Any, ids: list[str]) -> list[Any]:
-    """Wait for tasks that end just then; gives their values."""
+    """Wait for tasks that end during the subscription. Returns their values."""
     late(app.backend.result_consumer, lambda: [producer_of_results.store_result(one, one, "SUCCESS") for one in ids])
     producer_of_results = producer(app.conf.result_backend).backend
     return [app.AsyncResult(one).get(timeout=3) for one in ids]
 
 
-def test_a_result_that_nobody_waited_for_ends_without_a_word(url: str) -> None:
-    """To whom nothing is subscribed nothing is cancelled: every `delay()` whose result is dropped comes here."""
+def test_a_result_that_nobody_waits_for_sends_nothing_when_it_is_deleted(url: str) -> None:
+    """Without a subscription there is no unsubscription: every deleted result of a `delay()` gets here."""
     app = producer(url)
     adapt(app.backend)
     consumer: Any = app.backend.result_consumer
@@ -75,7 +75,7 @@ def test_a_result_that_nobody_waited_for_ends_without_a_word(url: str) -> None:
     assert cancelled == ["one"]
 
 
-def test_a_result_of_just_then_is_not_missed(url: str) -> None:
+def test_a_result_stored_during_the_subscription_is_not_missed(url: str) -> None:
     app = producer(url)
     adapt(app.backend)
     assert waits(app, ["one"]) == ["one"]
@@ -83,12 +83,12 @@ def test_a_result_of_just_then_is_not_missed(url: str) -> None:
 
 
 def test_celery_alone_misses_it(url: str) -> None:
-    """If this fails, `celery_kit/results/redis/waiting.py` may be no longer needed."""
+    """If this fails, `celery_kit/results/redis/waiting.py` may not be needed any more."""
     with pytest.raises(NoResult):
         waits(producer(url), ["two"])
 
 
-def test_a_lost_connection_hears_again(url: str) -> None:
+def test_a_lost_connection_is_opened_and_subscribed_again(url: str) -> None:
     app = producer(url)
     adapt(app.backend)
     results = producer(url).backend
@@ -106,7 +106,7 @@ def kits(url: str) -> Any:
 
 
 def asked(client: Any) -> dict[str, int]:
-    """How often the server was asked what, by command."""
+    """How often the server got each command."""
     names = ("get", "mget", "subscribe", "unsubscribe")
     stats = client.info("commandstats")
     return {name: stats[f"cmdstat_{name}"]["calls"] for name in names if f"cmdstat_{name}" in stats}
@@ -116,7 +116,7 @@ def channels(client: Any) -> int:
     return len(client.pubsub_channels())
 
 
-def test_it_subscribes_and_looks_in_one_step(url: str) -> None:
+def test_it_subscribes_and_reads_in_one_step(url: str) -> None:
     app, results = kits(url), producer(url).backend
     for one in ("first", "second"):
         results.store_result(one, one, "SUCCESS")
@@ -127,14 +127,14 @@ def test_it_subscribes_and_looks_in_one_step(url: str) -> None:
     assert asked(client) == {"mget": 1, "subscribe": 1, "unsubscribe": 1}  # the last of the one before it
 
 
-def test_a_result_that_is_there_is_had_whatever_the_timeout(url: str) -> None:
+def test_a_stored_result_is_returned_whatever_the_timeout(url: str) -> None:
     app = kits(url)
     producer(url).backend.store_result("there", 1, "SUCCESS")
     assert app.AsyncResult("there").get(timeout=0) == 1
     assert app.AsyncResult("there").get(timeout=0) == 1  # of a channel that is still listened to
 
 
-def test_what_is_no_longer_listened_to_is_said_sooner_or_later(url: str) -> None:
+def test_unsubscriptions_are_sent_sooner_or_later(url: str) -> None:
     app, results = kits(url), producer(url).backend
     before = channels(results.client)
     for number in range(LEAVING + 50):
@@ -146,7 +146,7 @@ def test_what_is_no_longer_listened_to_is_said_sooner_or_later(url: str) -> None
 
 
 @pytest.mark.parametrize("options", ["", "?protocol=2"])
-def test_many_that_wait_together_hear_of_all(url: str, options: str) -> None:
+def test_many_waits_at_once_get_all_results(url: str, options: str) -> None:
     app, results = kits(url + options), producer(url).backend
     ids = [f"many-{options}-{number}" for number in range(10 * READS)]
     for one in ids[::2]:
@@ -159,7 +159,7 @@ def test_many_that_wait_together_hear_of_all(url: str, options: str) -> None:
     assert not app.backend._pending_messages
 
 
-def test_threads_that_wait_hear_each_of_its_own(url: str) -> None:
+def test_each_waiting_thread_gets_its_own_result(url: str) -> None:
     app, results = kits(url), producer(url).backend
     ids = [f"thread-{number}" for number in range(40)]
     with ThreadPoolExecutor(20) as pool:
@@ -176,8 +176,8 @@ def test_a_failure_is_raised(url: str) -> None:
         app.AsyncResult("failed").get(timeout=3)
 
 
-def test_a_server_that_owes_an_answer_is_asked_anew(url: str) -> None:
-    """A connection that a firewall forgot takes what is written, and says nothing. Celery waits until its timeout."""
+def test_a_server_that_does_not_answer_is_asked_again(url: str) -> None:
+    """A connection that a firewall dropped accepts writes and never answers. Celery waits until its timeout."""
     app, results = kits(f"{url}?socket_timeout=0.2"), producer(url).backend
     results.store_result("before", 1, "SUCCESS")
     assert app.AsyncResult("before").get(timeout=3) == 1
@@ -189,7 +189,7 @@ def test_a_server_that_owes_an_answer_is_asked_anew(url: str) -> None:
 
 
 @pytest.mark.parametrize(("refuse", "allow"), [("-mget", "+mget"), ("resetchannels", "allchannels")])
-def test_what_the_server_refuses_is_said(url: str, refuse: str, allow: str) -> None:
+def test_a_refusal_of_the_server_is_raised(url: str, refuse: str, allow: str) -> None:
     app, results = kits(url), producer(url).backend
     results.store_result("before-that", 1, "SUCCESS")
     assert app.AsyncResult("before-that").get(timeout=3) == 1
@@ -227,7 +227,7 @@ app.backend.result_consumer.drainer.stop()
 
 
 @pytest.mark.parametrize(("module", "patch"), [("gevent.monkey", "patch_all"), ("eventlet", "monkey_patch")])
-def test_greenlets_that_wait_hear_each_of_its_own(url: str, module: str, patch: str) -> None:
+def test_each_waiting_greenlet_gets_its_own_result(url: str, module: str, patch: str) -> None:
     code = GREEN.format(module=module, patch=patch, library=module.partition(".")[0])
     done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
