@@ -60,7 +60,7 @@ def settings(profile: "Choices") -> Options:
 
 def close_inherited(connection: Connection) -> None:
     """In a forked child: close the parent's socket without a shutdown, and detach its channels."""
-    amqp: AmqpConnection | None = vars(connection)["_connection"]
+    amqp: AmqpConnection | None = getattr(connection, "_connection", None)
     if amqp is None or amqp._transport is None:
         return
     transport, channels = amqp._transport, amqp.channels or {}

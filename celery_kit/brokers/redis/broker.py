@@ -51,8 +51,8 @@ def settings(profile: "Choices") -> Options:
 
 def close_inherited(connection: Connection) -> None:
     """In a forked child: close the parent's connections that wait for messages. redis-py itself discards the others."""
-    transport: Transport = vars(connection)["_transport"]
-    for channel in list(transport.channels):
+    transport: Transport | None = getattr(connection, "_transport", None)
+    for channel in list(transport.channels) if transport else ():
         for name in ("client", "subclient"):
             if own := getattr(vars(channel).get(name), "connection", None):
                 own.disconnect()  # in a forked child redis-py only closes the socket
