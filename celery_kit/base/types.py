@@ -55,8 +55,6 @@ class Message(Protocol):
     content_type: str
     content_encoding: str
     channel: Channel
-    #: What was raised while its body was decompressed.
-    errors: Sequence[object] | None
     #: Methods of kombu's class, which a caller may replace on one message.
     ack: Callback
     reject_log_error: Callback
@@ -342,7 +340,6 @@ class WorkerConsumer(Protocol):
     on_ready: Callable[[], None]
     perform_pending_operations: Callable[[], None]
     call_soon: Callback
-    connection_errors: tuple[type[BaseException], ...]
     disable_rate_limits: bool
     #: False while the prefetch count is being restored after a lost connection.
     _maximum_prefetch_restored: bool
