@@ -23,7 +23,7 @@ class Client:
     """A connection, a queue of its own, and what its consumer got: the bodies' numbers and the messages by them."""
 
     def __init__(self, url: str, queue: Queue, **options: Any) -> None:
-        self.connection = Connection(url, transport=TRANSPORT, **options)
+        self.connection = Connection(url, transport=TRANSPORT, transport_options={"engine": "fast"}, **options)
         self.queue = queue
         self.got: list[int] = []
         self.messages: dict[int, Any] = {}

@@ -25,7 +25,7 @@ class Worker:
     """A connection on a worker's loop, and what its consumer was handed. `work(message)` is called with each."""
 
     def __init__(self, url: str, *queues: Queue, work: Callable[[Any], object] | None = None, **options: Any) -> None:
-        self.connection = Connection(url, transport=TRANSPORT, transport_options=options)
+        self.connection = Connection(url, transport=TRANSPORT, transport_options={"engine": "fast", **options})
         self.got: list[int] = []
         self.held: list[Any] = []
         self.work = work or self.held.append
