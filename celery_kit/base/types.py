@@ -242,11 +242,19 @@ class WorkerRequest(Protocol):
     #: The task's context, in the shape that result backends take.
     _context: Context
 
-    def _announce_revoked(self, reason: str, terminated: bool, signum: str | None, expired: bool) -> None: ...
+    def _announce_revoked(self, reason: str, terminated: bool, signum: str | int | None, expired: bool) -> None: ...
 
     def acknowledge(self) -> None: ...
 
     def reject(self, requeue: bool = False) -> None: ...
+
+    #: Terminates the task; the pool of threads replaces it.
+    terminate: Callback
+    #: REVOKED was announced.
+    _already_revoked: bool
+
+    def revoked(self) -> bool:
+        """Whether the task is revoked or expired. Announces it if so."""
 
 
 class ResultBackend(Protocol):
@@ -297,6 +305,7 @@ class Worker(Protocol):
     hostname: str
     pool: Any
     pool_cls: str | type
+    concurrency: int | str
     consumer: WorkerConsumer
     blueprint: Blueprint
     state: WorkerState

@@ -1,1 +1,1 @@
-"""The pools: what each can do, and how a task is ended on it."""
+"""The pools: what each can do, and how it enforces time limits and termination."""

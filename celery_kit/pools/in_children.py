@@ -1,24 +1,30 @@
-"""What every pool has whose tasks run in child processes: a place for the engine, which carries results back to the worker."""
+"""What all pools share whose tasks run in child processes: the engine can have task results carried back to the worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery.concurrency.base import BasePool
 
-CelerysPool: Any = BasePool  # celery-types know little of it
+from celery_kit.base.types import Callback
 
 
-class InChildren(CelerysPool):  # type: ignore[misc]
+class InChildren(BasePool):
     """A pool whose tasks run in child processes.
 
-    `carry(apply_async, target, args, kwargs, **options)`, if the engine has set it, hands a task to `apply_async` in such a
-    way that its result comes back to this process (celery_kit/engine/commit_child.py).
+    The engine may set `carry(apply_async, target, args, kwargs, **options)`. It calls `apply_async` in such a way that the
+    task's result comes back to the worker's process (celery_kit/engine/commit_child.py).
     """
 
-    carry: Callable[..., Any] | None = None
+    carry: Callable[..., object] | None = None
 
-    def apply_async(self, target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """Run `target(*args, **kwargs)` in a child, as Celery's, and hand its outcome to its `callback`."""
+    def apply_async(
+        self,
+        target: Callback,
+        args: Sequence[object] | None = None,
+        kwargs: Mapping[str, object] | None = None,
+        **options: Any,
+    ) -> object:
+        """Run `target(*args, **kwargs)` in a child, as Celery's own pool does. `options`: Celery's, callbacks among them."""
         if self.carry is None:
             return super().apply_async(target, args, kwargs, **options)
         return self.carry(super().apply_async, target, args, kwargs, **options)

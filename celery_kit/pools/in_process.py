@@ -1,23 +1,25 @@
-"""What every pool has whose tasks run in the worker's own process: whatever a task raises is its end, and a task that has
-expired does not begin.
+"""What all pools share whose tasks run in the worker's own process: any exception of a task fails that task only, and a task
+that has expired does not start.
 
-Raised. Celery 5.7.0 hands what is no Exception - asyncio.CancelledError, say - to the callback for tasks that have returned,
-which unpacks three values from it: a TypeError, which ends a worker on solo, and which a thread or a greenlet swallows. The
-task stays STARTED and its message unacknowledged; after as many of them as the pool has slots, the worker takes nothing more.
-What leaves a task's trace as an Exception - MemoryError, Reject from a hook - is swallowed there as well. Here it goes to the
-pool's error_callback, as on prefork: a FAILURE with that error, its errbacks, its slot free again. SystemExit and
-KeyboardInterrupt are a lost worker's there. What Celery's own code raises to end a worker, or a greenlet, passes.
+Raised. Celery 5.7.0 hands a BaseException that is no Exception (asyncio.CancelledError, for example) to the callback for tasks
+that have returned. That callback unpacks three values from it and raises a TypeError, which kills a worker on solo and is
+swallowed by a thread or a greenlet. The task stays STARTED and its message unacknowledged. Once there are as many of these as
+the pool has slots, the worker consumes no more. An Exception that leaves a task's trace, such as a MemoryError or a hook's
+Reject, is swallowed too. Here all of these go to the pool's error_callback, as on prefork: the task fails with that error, its
+errbacks are called and its slot is free again. SystemExit and KeyboardInterrupt count as a lost worker there. Exceptions by
+which Celery's own code stops the worker or a greenlet are raised as they are.
 Source: celery/concurrency/base.py, apply_target; celery/worker/request.py, on_success. Can go when
 tests/compat/test_raised.py::test_whatever_a_task_raises_is_its_end passes without it.
 
 Expired. Celery checks a task's expiry when its message arrives, and on prefork again when a process is free. A pool of threads
-or greenlets gets at once all that the worker prefetches - four messages a slot by Celery's default, one more for every delayed
-task that it holds - and would run what has expired since. Here the task's thread checks again, as its first step.
+or greenlets gets all that the worker prefetches at once: by Celery's default four messages a slot, and one more for every
+delayed task that the worker holds. Such a pool would run tasks that have expired since. Here the task's thread checks again, as
+its first step.
 Source: celery/worker/request.py 5.7.0, execute_using_pool, maybe_expire. Can go when the matrix' row `expires_in_its_worker`
 passes without it.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -29,38 +31,42 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.utils.time import maybe_make_aware
 
-CelerysPool: Any = BasePool  # celery-types know little of it
+from celery_kit.base.types import Callback, WorkerRequest
+
 #: In place of a return value: the task had expired and did not run.
 EXPIRED = object()
 
 
-class InProcess(CelerysPool):  # type: ignore[misc]
+class InProcess(BasePool):
     """A pool whose tasks run in the worker's own process."""
 
     @property
-    def during(self) -> AbstractContextManager[Any] | None:
-        """A context for the time in which the pool applies a task, if there is one."""
+    def during(self) -> AbstractContextManager[object] | None:
+        """The context in which the pool applies a task, or None."""
         return None
 
     @cached_property
     def passes(self) -> tuple[type[BaseException], ...]:
-        """What leaves a task because the worker is to see it. On a pool of threads nobody would see it."""
+        """Exceptions that are raised to the worker's loop. On a pool of threads they could not reach it: there, none is."""
         if self.is_green:
             return WorkerShutdown, WorkerTerminate, import_module("greenlet").GreenletExit
         return (WorkerShutdown, WorkerTerminate, MemoryError) if self.signal_safe else ()
 
     def apply_async(
         self,
-        target: Callable[..., Any],
-        args: Any = None,
-        kwargs: Any = None,
+        target: Callback,
+        args: Sequence[object] | None = None,
+        kwargs: Mapping[str, object] | None = None,
         *,
-        callback: Any = None,
-        error_callback: Any = None,
+        callback: Callback | None = None,
+        error_callback: Callback | None = None,
         **options: Any,
-    ) -> Any:
-        """Run `target(*args, **kwargs)`: what it returns goes to `callback`, what it raises to `error_callback`."""
-        if error_callback is not None:  # else it is no task's
+    ) -> object:
+        """Run `target(*args, **kwargs)`; call `callback` with its return value, or `error_callback` with its exception.
+
+        `options`: Celery's.
+        """
+        if error_callback is not None:  # otherwise the target is no task
             target, callback = self._ending(target, callback, error_callback)
         apply = super().apply_async
         if (during := self.during) is None:
@@ -68,13 +74,13 @@ class InProcess(CelerysPool):  # type: ignore[misc]
         with during:
             return apply(target, args, kwargs, callback=callback, error_callback=error_callback, **options)
 
-    def _ending(self, target: Callable[..., Any], callback: Any, error_callback: Any) -> tuple[Callable[..., Any], Any]:
-        """What to run, and what to call with its outcome."""
-        request: Any = getattr(error_callback, "__self__", None)
+    def _ending(self, target: Callback, callback: Callback | None, error_callback: Callback) -> tuple[Callback, Callback]:
+        """What to run, and what to call with its outcome. The callback of another caller than Celery has no request."""
+        request: WorkerRequest | None = getattr(error_callback, "__self__", None)
         expires = getattr(request, "expires", None)
         passes = self.passes
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: object, **kwargs: object) -> object:
             try:
                 if expires is not None and datetime.now(UTC) > maybe_make_aware(expires):
                     return EXPIRED
@@ -84,24 +90,26 @@ class InProcess(CelerysPool):  # type: ignore[misc]
             except BaseException:
                 return ExceptionInfo()
 
-        def done(outcome: Any) -> Any:
-            raised = isinstance(outcome, ExceptionInfo)
+        def done(outcome: object) -> None:
+            raised = outcome if isinstance(outcome, ExceptionInfo) else None
             try:
                 if raised:
-                    return error_callback(outcome)
-                if outcome is EXPIRED:
-                    return request._announce_revoked("expired", False, None, True)
-                return callback(outcome)
+                    error_callback(raised)
+                elif outcome is EXPIRED and request:
+                    request._announce_revoked("expired", False, None, True)
+                elif callback:
+                    callback(outcome)
             except passes:
                 raise
-            except MemoryError as error:  # Request.on_failure's, to end the worker, which it does not from here
-                _fail(request, error, outcome if raised else None)
+            except MemoryError as error:  # Request.on_failure raises it to stop the worker, which cannot work from here
+                if request:
+                    _fail(request, error, raised)
 
         return run, done
 
 
-def _fail(request: Any, error: MemoryError, info: ExceptionInfo | None) -> None:
-    """Do what a request leaves out that raises MemoryError. `info`: of an error that the task's trace has not stored."""
+def _fail(request: WorkerRequest, error: MemoryError, info: ExceptionInfo | None) -> None:
+    """Do the rest of Request.on_failure, which raised MemoryError. `info`: an error that the task's trace has not stored."""
     request.acknowledge()
     if info:
         request.task.backend.mark_as_failure(

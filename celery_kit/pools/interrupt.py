@@ -1,8 +1,8 @@
-"""An exception in another thread, after a time: what green libraries call Timeout, for pools whose tasks run in threads.
+"""Raise an exception in another thread after a time: what green libraries call Timeout, for pools whose tasks run in threads.
 
-In the main thread a signal's handler raises it, at once and out of calls that wait. In any other CPython raises it at the
-thread's next step of Python code: a call that waits - for a lock, a server, time.sleep() - is not cut short. dramatiq's time
-limits do the same.
+In the main thread a signal's handler raises it, at once and also out of blocking calls. In any other thread CPython raises it
+at the thread's next step of Python code, so that a blocking call (for a lock, a server, time.sleep()) is not interrupted.
+dramatiq's time limits do the same.
 Sources: https://docs.python.org/3/c-api/threads.html, PyThreadState_SetAsyncExc; dramatiq/threading.py, raise_thread_exception.
 """
 
@@ -11,36 +11,37 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
 from time import monotonic, sleep
 from types import CodeType, FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
-#: Seconds between two looks at who is late, while there are tasks.
+from celery_kit.base.types import Callback
+
+#: Seconds between two checks for tasks that are late, while there are tasks.
 EVERY = 0.1
-#: Neither Celery nor the kit uses it for anything else. None on Windows: there the main thread is as any other.
-SIGNAL: Any = getattr(signal, "SIGVTALRM", None)
-#: A function of such a name takes, or gives back, what its caller holds. An exception in the midst of it would leave that
-#: taken for good: a log handler's lock, before Python 3.13, and then every thread of the process stands still. An exception
-#: that is due waits for the next look. Source: https://github.com/python/cpython/issues/106238.
+#: Neither Celery nor the kit uses it for anything else. 0 on Windows, where the main thread is treated as any other.
+SIGNAL: int = getattr(signal, "SIGVTALRM", 0)
+#: Functions of these names acquire or release a lock for their caller. An exception within one would leave the lock held for
+#: good, and block every thread that needs it: before Python 3.13, a log handler's. An exception that is due waits for the next
+#: check. Source: https://github.com/python/cpython/issues/106238.
 HANDS_OVER = ("acquire", "__enter__", "release", "__exit__")
-#: Functions that are worked off to their end, whatever they call: what they do is for other tasks than the one that is late.
+#: Functions that are never interrupted, nor is what they call: they work for other tasks than the one that is late.
 UNBROKEN: set[CodeType] = set()
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callback)
 
 
 def unbroken(function: Function) -> Function:
-    """A function in whose midst no exception is raised: one that is due waits for its end."""
+    """Decorate a Python function so that no exception is raised within it. One that is due waits for its end."""
     UNBROKEN.add(function.__code__)
     return function
 
 
 class Interrupt:
-    """A context in which `exception` is raised after `seconds`, once. `pending`: it was not.
+    """A context in which `exception` is raised once, after `seconds`. `pending` is True until then.
 
-    `due` may be set to an earlier time of the monotonic clock, by any thread; 0: as soon as may be.
+    Any thread may set `due` to an earlier time of the monotonic clock; 0 means as soon as possible.
     """
 
     def __init__(self, seconds: float, exception: BaseException) -> None:
@@ -59,7 +60,7 @@ class Interrupt:
 
 
 class Watch:
-    """A thread that looks for those that are late. Whoever takes one out of `running` alone deals with it."""
+    """A thread that raises the exceptions that are due. Whoever removes an interrupt from `running` owns it from then on."""
 
     def __init__(self) -> None:
         self.running: dict[Interrupt, None] = {}
@@ -71,6 +72,7 @@ class Watch:
         self._handles = False
 
     def add(self, one: Interrupt) -> None:
+        """Raise the exception of `one` when it is due. Called in its own thread."""
         if one.thread == self.main and not self._handles:  # the first ones may have been other threads'
             signal.signal(SIGNAL, self._handle)
             self._handles = True
@@ -87,11 +89,11 @@ class Watch:
                 self._thread.start()
 
     def remove(self, one: Interrupt) -> bool:
-        """False where its exception was raised, or is about to be."""
+        """Take `one` out. Returns False if its exception was raised, or is about to be."""
         return self.running.pop(one, one) is None
 
     def forget(self, one: Interrupt) -> None:
-        """What was raised too late to be seen is not to be seen by whatever the thread does next."""
+        """Clear an exception that came too late, so that it does not reach whatever the thread does next."""
         with self._striking:
             if one.thread == self.main:
                 if one in self._struck:
@@ -115,14 +117,14 @@ class Watch:
     def _strike(self, one: Interrupt) -> None:
         with self._striking:
             if _must_wait(one.thread) or not self.remove(one):
-                return  # at the next look, or never
+                return  # retried at the next check, or over
             one.pending = False
             if one.thread == self.main:
                 self._struck.append(one)
                 signal.pthread_kill(one.thread, SIGNAL)
             else:
-                kind: Any = type(one.exception)  # CPython takes a class, and makes the exception itself
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(one.thread), ctypes.py_object(kind))
+                kind = ctypes.py_object(type(one.exception))  # CPython takes a class, and makes the exception itself
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(one.thread), kind)
 
     def _handle(self, _: int, __: FrameType | None) -> None:
         if self._struck:
@@ -130,7 +132,7 @@ class Watch:
 
 
 def _must_wait(thread: int) -> bool:
-    """Where a thread is seen, there the exception reaches it: this one holds the interpreter's lock until it is set."""
+    """Whether the thread is in a function that must not be interrupted. This thread holds the GIL, so it cannot move on."""
     frame = sys._current_frames().get(thread)
     if frame is not None and frame.f_code.co_name in HANDS_OVER:
         return True

@@ -1,44 +1,52 @@
-"""AMQP heartbeats of a worker whose loop rests during a task (solo): sent by a thread while the task runs.
+"""AMQP heartbeats of a worker whose loop does not run during a task (solo): a thread sends them while the task runs.
 
-Without them the broker would take a long task for a dead worker; without heartbeats at all, neither side would learn of a dead
-connection. The thread only sends; the loop reads, and decides, after the task (celery_kit/brokers/rabbitmq/transport.py). A
-task that holds the interpreter's lock in one call of C code keeps the thread from running, too.
+Without these the broker would take a worker with a long task for dead; with heartbeats turned off, neither side would notice a
+dead connection. The thread only sends. The loop reads after the task, and decides whether the connection is dead
+(celery_kit/brokers/rabbitmq/transport.py). A task that holds the GIL in one call of C code blocks the thread too.
 Source: https://www.rabbitmq.com/docs/heartbeats; celery 5.7.0, worker/loops.py.
 """
 
 import threading
 from contextlib import suppress
 from time import sleep
-from typing import Any
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 
-class Lifeline:
-    """A context for the time of a task, in which the connections that its thread has opened send their heartbeats.
+class HasHeartbeat(Protocol):
+    """A connection with heartbeats. `heartbeat`: the negotiated interval, in seconds."""
 
-    Connections add themselves: those with a negotiated `heartbeat`, in seconds, and `send_heartbeat()`.
+    heartbeat: float
+
+    def send_heartbeat(self) -> None: ...
+
+
+class Lifeline:
+    """A context for the run of a task, in which the connections that its thread has opened send their heartbeats.
+
+    Connections add themselves when they have negotiated heartbeats.
     """
 
     def __init__(self) -> None:
         #: By connection, the thread that has opened it.
-        self.connections: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        #: There has been one.
+        self.connections: WeakKeyDictionary[HasHeartbeat, int] = WeakKeyDictionary()
+        #: True once a connection was added.
         self.is_needed = False
-        # While the loop runs it alone has the connections: a TLS socket must not be read and written at once.
+        # While the loop runs, it alone uses the connections: a TLS socket must not be read and written at the same time.
         self._turn = threading.RLock()
-        self._in_a_task: int | None = None  # whose loop rests
+        self._in_a_task: int | None = None  # the thread whose loop does not run
         self._thread: threading.Thread | None = None
 
-    def add(self, connection: Any) -> None:
-        """Take an open connection; not that of a task, which has its own thread of control."""
+    def add(self, connection: HasHeartbeat) -> None:
+        """Send the heartbeats of an open connection of the worker. One that a task opens is left out: the task uses it."""
         me = threading.get_ident()
         if self._in_a_task != me:
             with self._turn:
                 self.connections[connection] = me
                 self.is_needed = True
 
-    def remove(self, connection: Any) -> None:
-        """Called when the connection is about to be closed."""
+    def remove(self, connection: HasHeartbeat) -> None:
+        """Send no more heartbeats of `connection`. Call it before the connection is closed."""
         with self._turn:
             self.connections.pop(connection, None)
 
@@ -61,7 +69,7 @@ class Lifeline:
             with self._turn:
                 for connection, thread in self.connections.items():
                     if thread == self._in_a_task:
-                        with suppress(Exception):  # the connection is dead: the loop will see
+                        with suppress(Exception):  # the connection is dead: the loop will notice
                             connection.send_heartbeat()
 
 

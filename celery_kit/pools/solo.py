@@ -1,7 +1,6 @@
-"""The pool of one thread, which is the worker's own: while a task runs, the worker's loop does not."""
+"""The pool without threads or processes: a task runs in the worker's main thread, and its loop waits meanwhile."""
 
 from contextlib import AbstractContextManager
-from typing import Any
 
 from celery.concurrency.solo import TaskPool
 
@@ -16,6 +15,6 @@ class Solo(TimeLimits, TaskPool):
     timeout_in = Interrupt
 
     @property
-    def during(self) -> AbstractContextManager[Any] | None:
-        """The heartbeats of the worker's connections go on while a task runs."""
+    def during(self) -> AbstractContextManager[object] | None:
+        """A context in which the worker's connections send their heartbeats while a task runs, or None."""
         return lifeline if lifeline.is_needed else None

@@ -1,17 +1,18 @@
-"""The table of pools: the class of each, how many tasks it runs at once, what it can do.
+"""The table of pools: each one's class, its default concurrency and what it can do.
 
-A worker of a kit's app gets the kit's class of its pool, however that was named: the class takes the place of Celery's when the
-worker begins. Celery's own table is every app's of the process, and stays as it is.
+A worker of a kit's app gets the kit's class of its pool, however the pool was named. The class replaces Celery's when the
+worker starts. Celery's own table of pools belongs to all apps of the process, and keeps Celery's classes.
 """
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from celery.app.utils import Settings
 from celery.concurrency import ALIASES, get_implementation  # type: ignore[attr-defined]  # its stubs lack the table
 from celery.platforms import IS_WINDOWS
 
@@ -19,10 +20,13 @@ from celery_kit.base.capabilities import DOCS, Limit, Limits
 from celery_kit.base.choices import AUTO, is_auto
 from celery_kit.base.refusals import refuse, why_not_writable
 from celery_kit.base.signals import celeryd_init, worker_init
+from celery_kit.base.types import Worker
 
 logger = logging.getLogger(__name__)
 
-#: Celery's options that name a file which a worker writes.
+#: The options of `celery worker` by name, as celeryd_init passes them.
+WorkerOptions: TypeAlias = Mapping[str, Any]
+#: Those that name a file which the worker writes.
 FILES = ("pidfile", "statedb")
 
 
@@ -30,10 +34,10 @@ FILES = ("pidfile", "statedb")
 class Pool:
     """A row of the table.
 
-    `kind`: its class, "module:class", imported in workers alone. `concurrency`: tasks at once; None: one a CPU core that the
-    process may use, by its CPU limit and affinity, as Celery's `auto` counts them. `sockets_patched()`: None, or the check that
-    the standard library's sockets yield to other tasks.
-    What it can do follows from `limits`, its rows of the support matrix.
+    `kind`: its class, "module:class", which only workers import. `concurrency`: how many tasks it runs at once; None: one per
+    CPU core that the process may use, by its CPU limit and affinity, as Celery's `auto` counts them. `sockets_patched()`:
+    whether the standard library's sockets yield to other tasks; None where they need not.
+    What the pool can do follows from `limits`, its rows of the support matrix.
     """
 
     name: str
@@ -41,32 +45,31 @@ class Pool:
     for_work: str
     concurrency: int | None
     sockets_patched: Callable[[], bool] | None = None
-    #: Of "soft" and "hard", the task time limits that Celery itself keeps to there.
+    #: Of "soft" and "hard", the task time limits that Celery itself enforces on it.
     celerys_time_limits: tuple[str, ...] = ()
-    #: Flags for `celery worker`. Mingle costs 1.0 s of start-up. The signs of life that Flower goes by are most of what an idle
-    #: worker does; each says when the next is due, so that one which is dead is shown as offline after two intervals.
+    #: Flags for `celery worker`. Mingle costs 1.0 s of start-up. Heartbeat events, which Flower needs, are most of what an idle
+    #: worker does. Each says when the next is due, so that Flower shows a dead worker as offline after two intervals.
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip", "--heartbeat-interval", "5")
     #: By feature, what it cannot do or does differently.
     limits: Limits = field(default_factory=dict)
-    #: On ENGINE=fast, the messages that a worker holds for each of its tasks at once (worker_prefetch_multiplier): results and
-    #: acknowledgements go in groups, which can be no larger.
+    #: worker_prefetch_multiplier on ENGINE=fast. Results and acknowledgements are sent in groups, which can be no larger.
     fast_prefetch: int = 1
 
     @property
     def time_limits(self) -> str:
-        """Which task time limits it keeps to, in words."""
+        """The task time limits that it enforces, in words."""
         if "hard_time_limit_of_busy_work" in self.limits:
             return "soft and hard, of tasks that yield"
         return f"soft and hard{', between calls' if 'hard_time_limit_of_a_waiting_call' in self.limits else ''}"
 
     @property
     def has_children(self) -> bool:
-        """Tasks run in processes of their own, which can be ended and replaced."""
+        """Whether tasks run in child processes, which can be killed and replaced."""
         return "reject_on_worker_lost" not in self.limits
 
     @property
     def answers_while_busy(self) -> bool:
-        """Its loop runs during a task, and answers remote control."""
+        """Whether its loop runs during a task and answers remote control commands."""
         return "ping_during_a_task" not in self.limits
 
 
@@ -159,54 +162,57 @@ POOLS: dict[str, Pool] = {
 }  # fmt: skip
 
 
-def _class_of(implementation: Any) -> Any:
+def _class_of(implementation: object) -> type:
     return implementation if isinstance(implementation, type) else type(implementation)
 
 
-def _full_name(kind: Any) -> str:
+def _full_name(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def row(implementation: Any) -> Pool | None:
-    """The row of a pool of Celery's or of the kit's, given as its class or an instance; None for one of the user's own."""
+def row(implementation: object) -> Pool | None:
+    """The row of a pool, given as its class or an instance: Celery's own or the kit's. None for a user's class."""
     name = _full_name(_class_of(implementation))
     return next((pool for pool in POOLS.values() if name in (pool.kind, ALIASES.get(pool.name))), None)
 
 
-def chosen(conf: Any, options: dict[str, Any]) -> Any:
-    """The class of the pool that a worker is to have, by its settings and its command line, as celeryd_init gives both."""
+def chosen(conf: Settings, options: WorkerOptions) -> type:
+    """The class of the pool that a worker's command line, or else its settings, choose. celeryd_init passes both.
+
+    Raises what importing it raises.
+    """
     return get_implementation(options.get("pool") or options.get("pool_cls") or conf.worker_pool)
 
 
-def named(implementation: Any) -> str:
-    """The name that POOL= has for a pool, given likewise; its module's for a pool of the user's own."""
+def named(implementation: object) -> str:
+    """The name of a pool as in POOL=, given its class or an instance. For a user's class, the name of its module."""
     return pool.name if (pool := row(implementation)) else _class_of(implementation).__module__.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """Something that `celery worker` accepts on every pool and not every pool can do.
+    """An option that `celery worker` accepts on every pool, but that not every pool supports.
 
-    `asked(conf, options)`: it was asked for. `served(pool)`: the pool can do it. `instead`: what happens, and what to do.
-    `fatal`: the worker, or its tasks, would break; without it they would only not get what was asked for.
+    `asked(conf, options)`: whether it was given. `served(pool)`: whether the pool supports it. `instead`: what happens, and
+    what to do. `fatal`: the option would break the worker or its tasks; otherwise it would have no effect.
     """
 
     name: str
-    asked: Callable[[Any, dict[str, Any]], object]
+    asked: Callable[[Settings, WorkerOptions], object]
     served: Callable[[Pool], bool]
     instead: str
     fatal: bool = False
 
 
 def _cannot(feature: str, kind: str = "cannot") -> Callable[[Pool], bool]:
-    """The check that no row of the pool's limits says so of a feature."""
+    """The check that the limits of a pool do not have this kind of limit for a feature."""
     return lambda pool: not (limit := pool.limits.get(feature)) or limit.kind != kind
 
 
 WISHES = (
     Wish(
         "--autoscale", lambda _, options: options.get("autoscale"), _cannot("autoscale"),
-        "the worker would end as soon as it should grow; give it --concurrency, and add workers", True,
+        "the worker would exit as soon as it has to grow; give it --concurrency, and add workers", True,
     ),
     Wish(
         "--autoscale", lambda _, options: options.get("autoscale"), _cannot("autoscale", "differently"),
@@ -229,24 +235,24 @@ WISHES = (
 )  # fmt: skip
 
 
-def check(pool: Pool, conf: Any, options: dict[str, Any]) -> list[str]:
-    """Refuse what breaks the worker on this pool; gives a line for each wish that comes to nothing on it."""
+def check(pool: Pool, conf: Settings, options: WorkerOptions) -> list[str]:
+    """Return a line for each given option that has no effect on this pool. Exits if one would break the worker."""
     unserved = [wish for wish in WISHES if wish.asked(conf, options) and not wish.served(pool)]
     for wish in unserved:
         if wish.fatal:
-            refuse(f"{wish.name} cannot be had on pool {pool.name}: {wish.instead}")
-    return [f"celery-kit: {wish.name} does nothing on pool {pool.name}: {wish.instead}" for wish in unserved]
+            refuse(f"{wish.name} is not supported on pool {pool.name}: {wish.instead}")
+    return [f"celery-kit: {wish.name} has no effect on pool {pool.name}: {wish.instead}" for wish in unserved]
 
 
 def connect() -> None:
-    """Have the workers of the kit's apps get the class and the settings of the pool that is chosen, whatever POOL says."""
+    """Give the workers of the kit's apps the kit's class and settings of their pool, whatever POOL says."""
     _enter()
     celeryd_init.connect(_apply, weak=False)
     worker_init.connect(_begin, weak=False)
 
 
 def _enter() -> None:
-    """Have Celery know the names that it has no pool for: in its table, and on its command line, which may be there by now."""
+    """Add names that Celery has no pool for to its table, and to its command line if that is imported already."""
     for pool in POOLS.values():
         ALIASES.setdefault(pool.name, pool.kind)
     if command := sys.modules.get("celery.bin.worker"):
@@ -254,7 +260,7 @@ def _enter() -> None:
 
 
 def _check_shared_memory(pool: Pool) -> None:
-    """Refuse where processes cannot share what billiard has them share: semaphores, and memory by a temporary file."""
+    """Refuse where billiard cannot share semaphores and memory, the latter by a temporary file, between processes."""
     try:
         import_module("billiard").Value("i")
     except OSError as error:
@@ -264,8 +270,8 @@ def _check_shared_memory(pool: Pool) -> None:
         )
 
 
-def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
-    # `celery worker --pool` says pool, app.Worker(…) says pool_cls; either may be a name or a class.
+def _apply(conf: Settings, options: WorkerOptions, **_: object) -> None:
+    # `celery worker --pool` sets pool, app.Worker(…) sets pool_cls; either may be a name or a class.
     pool = row(chosen(conf, options))
     if pool is None:
         return
@@ -288,11 +294,12 @@ def _apply(conf: Any, options: dict[str, Any], **_: Any) -> None:
         conf.worker_concurrency = AUTO
 
 
-def _begin(sender: Any, **_: Any) -> None:
-    """Give a worker the kit's class of its pool; and have `auto` be the pool's own number, where it has one: Celery itself
-    resolves it for the others, right after this.
+def _begin(sender: Worker, **_: object) -> None:
+    """Give a worker the kit's class of its pool, and resolve a concurrency of `auto` where the pool has a number of its own.
+
+    Right after this, Celery itself resolves it for the other pools.
     """
-    of_kits: Any = import_module("celery_kit.pools.kits")  # only in workers
-    sender.pool_cls = of_kits.kits(get_implementation(sender.pool_cls))
+    kits: Callable[[type], type] = import_module("celery_kit.pools.kits").kits  # only in workers
+    sender.pool_cls = kits(get_implementation(sender.pool_cls))
     if is_auto(sender.concurrency) and (pool := row(sender.pool_cls)) and pool.concurrency:
         sender.concurrency = pool.concurrency

@@ -1,16 +1,16 @@
-"""The pool of threads, whose tasks can be ended: at a time limit, and by revoke(terminate=True).
+"""The pool of threads. Its tasks can be terminated, by a time limit or by revoke(terminate=True).
 
-Celery answers that command with an error here, and the task goes on to its end. The exception that ends a task is raised while
-the task's own code runs, and at no other time: not while Celery stores a result, writes a log line or begins the next task.
-The task's thread reports the outcome, so that there is one: that of a task which had returned, or REVOKED, once it has ended.
-A call that waits is not cut short, and a task that catches BaseException goes on. A revoked task that waits for a thread does
-not begin; Celery checks only before it is given to the pool.
+Celery answers that command with an error on this pool, and the task runs to its end. Here an exception terminates the task. It
+is raised only while the task's own code runs: not while Celery stores a result, writes a log line or starts the next task. The
+task's thread reports the one outcome: that of a task which had returned already, or REVOKED once the task has ended. A blocking
+call is not interrupted, and a task that catches BaseException goes on. A revoked task that waits for a thread does not start;
+Celery checks that only before it hands the task to the pool.
 Source: celery/worker/request.py 5.7.0, Request.terminate and revoked; https://github.com/celery/celery/issues/8147 and 10490.
 Can go when the matrix' row `terminate` and tests/engine/test_terminate_in_process.py pass without it.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -18,38 +18,42 @@ from billiard.common import TERM_SIGNAME
 from celery.concurrency.thread import TaskPool
 from celery.platforms import signals
 
+from celery_kit.base.types import Callback, WorkerRequest
 from celery_kit.pools.interrupt import Interrupt
 from celery_kit.pools.time_limits import TimeLimits
 
 
 class Terminated(BaseException):
-    """Ends a task that is to be terminated; nothing that a task should catch."""
+    """Raised in a task to terminate it. A task should not catch it."""
 
 
 #: In place of a return value: the task did not return.
 ENDED = object()
-#: `run`: the :class:`Run` of this thread, until the task's own code begins.
+#: `run`: the :class:`Run` of this thread, until the task's own code starts.
 here = threading.local()
 
 
 class Run:
-    """A task of the pool. `signal`: it is to be ended, as by this signal's number; `interrupt`: its own code runs, or ran."""
+    """A task of the pool.
+
+    `signal`: the number of the signal that it was terminated with. `interrupt`: set once the task's own code has started.
+    """
 
     signal: int | None = None
     interrupt: Interrupt | None = None
 
-    def terminate(self, _: Any, signal: Any = None) -> None:
-        """In place of its request's: Celery's would report REVOKED at once, whether the task ends by it or not."""
+    def terminate(self, _: object, signal: str | int | None = None) -> None:
+        """Terminate the task. Replaces Request.terminate, which would report REVOKED at once, even if the task goes on."""
         self.signal = signals.signum(signal or TERM_SIGNAME)
         if self.interrupt:
             self.interrupt.due = 0.0
 
 
-def interruptible(code: Callable[..., Any]) -> Callable[..., Any]:
-    """A task's own code, which can be ended while it runs."""
+def interruptible(code: Callback) -> Callback:
+    """Wrap a task's own code so that it can be terminated while it runs."""
 
     @wraps(code)
-    def run(*args: Any, **options: Any) -> Any:
+    def run(*args: object, **options: object) -> object:
         current = here.__dict__.pop("run", None)
         if current is None:  # called by another task, as a function
             return code(*args, **options)
@@ -67,33 +71,33 @@ class Threads(TimeLimits, TaskPool):
     timeout_in = Interrupt
 
     def on_start(self) -> None:
-        """Make the tasks of the worker's app interruptible. Called before the worker makes their traces."""
+        """Make the tasks of the worker's app interruptible. Celery calls it before the worker makes their traces."""
         for task in self.app.tasks.values():
             task.run = interruptible(task.run)
         super().on_start()
 
     def apply_async(
         self,
-        target: Callable[..., Any],
-        args: Any = None,
-        kwargs: Any = None,
+        target: Callback,
+        args: Sequence[object] | None = None,
+        kwargs: Mapping[str, object] | None = None,
         *,
-        callback: Any = None,
-        accept_callback: Any = None,
+        callback: Callback | None = None,
+        accept_callback: Callback | None = None,
         **options: Any,
-    ) -> Any:
-        """The same for a task that can be terminated, and does not begin once it is revoked."""
-        request: Any = getattr(accept_callback, "__self__", None)
-        if not hasattr(request, "_announce_revoked"):  # what others hand to the pool is none of Celery's requests
+    ) -> object:
+        """As :meth:`InProcess.apply_async`. The task can be terminated, and does not start once it is revoked."""
+        request: WorkerRequest | None = getattr(accept_callback, "__self__", None)
+        if request is None or not hasattr(request, "_announce_revoked"):  # other callers than Celery pass no request
             return super().apply_async(target, args, kwargs, callback=callback, accept_callback=accept_callback, **options)
         one = Run()
         request.terminate = one.terminate
 
-        def accept(*accepted: Any) -> None:
-            if not request.revoked():  # which announces that, too
+        def accept(*accepted: object) -> None:
+            if not request.revoked() and accept_callback:  # revoked() also announces it
                 accept_callback(*accepted)
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: object, **kwargs: object) -> object:
             if request._already_revoked:
                 return ENDED
             here.run = one
@@ -104,9 +108,10 @@ class Threads(TimeLimits, TaskPool):
             finally:
                 here.__dict__.pop("run", None)
 
-        def done(outcome: Any) -> None:
+        def done(outcome: object) -> None:
             if outcome is not ENDED:
-                callback(outcome)
+                if callback:
+                    callback(outcome)
             elif not request._already_revoked:
                 request._announce_revoked("terminated", True, one.signal, False)
 

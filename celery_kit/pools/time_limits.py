@@ -1,64 +1,78 @@
-"""Task time limits on every pool: Celery itself enforces them on prefork alone, and the hard one on gevent.
+"""Task time limits on every pool. Celery enforces both only on prefork, and the hard one also on gevent.
 
-A task gets SoftTimeLimitExceeded at its soft limit and may clean up; at its hard limit it is ended, and fails with
-TimeLimitExceeded, by the same steps of Celery as on prefork. What no exception can reach goes on until one can: on green pools
-work that never yields, in a thread a call that does not return to Python.
+At its soft limit a task gets SoftTimeLimitExceeded and may clean up. At its hard limit it is terminated and fails with
+TimeLimitExceeded, by the same steps of Celery as on prefork. An exception cannot reach work that never yields on green pools,
+nor a call in a thread that does not return to Python: such work goes on until it can.
 Source: celery/concurrency/gevent.py 5.7.0, apply_timeout; celery/worker/request.py, on_timeout.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from celery_kit.base.types import Callback
 from celery_kit.pools.in_process import InProcess
 
 
 class Late(BaseException):
-    """Ends a task at its hard time limit; nothing that a task should catch."""
+    """Raised in a task at its hard time limit. A task should not catch it."""
 
 
-#: In place of a return value: the task was ended.
+class Timeout(Protocol):
+    """A context that raises an exception after a time. `pending`: it has not raised it yet."""
+
+    @property
+    def pending(self) -> bool: ...
+
+    def __enter__(self) -> "Timeout": ...
+
+    def __exit__(self, *exception: Any) -> None: ...
+
+
+#: In place of a return value: the task was terminated.
 ENDED = object()
-NONE: Any = nullcontext()
+NONE = nullcontext()
 
 
 class TimeLimits(InProcess):
-    """A pool that ends tasks at their time limits.
+    """A pool that enforces the time limits of tasks.
 
-    `timeout_in(seconds, exception)` gives a context in which `exception` is raised after so many seconds: the green libraries'
+    `timeout_in(seconds, exception)` makes a context in which `exception` is raised after so many seconds: the green libraries'
     own Timeout, or :class:`celery_kit.pools.interrupt.Interrupt` where tasks run in threads.
     """
 
-    timeout_in: Any
+    timeout_in: Callable[[float, BaseException], Timeout]
 
     def apply_async(
         self,
-        target: Callable[..., Any],
-        args: Any = None,
-        kwargs: Any = None,
+        target: Callback,
+        args: Sequence[object] | None = None,
+        kwargs: Mapping[str, object] | None = None,
         *,
-        callback: Any = None,
+        callback: Callback | None = None,
         soft_timeout: float | None = None,
         timeout: float | None = None,
-        timeout_callback: Any = None,
+        timeout_callback: Callback | None = None,
         **options: Any,
-    ) -> Any:
-        """The same within `soft_timeout` and `timeout`, in seconds; where they are not given, the worker's own.
+    ) -> object:
+        """As :meth:`InProcess.apply_async`, within a soft and a hard time limit.
 
-        `timeout_callback(soft, seconds)` is called when a task has met one of them.
+        `soft_timeout`, `timeout`: the limits in seconds; those of the worker if they are not given. `timeout_callback(soft,
+        seconds)` is called when a task has reached one of them.
         """
-        soft = soft_timeout or self.options.get("soft_timeout")
-        hard = timeout or self.options.get("timeout")
+        soft: float | None = soft_timeout or self.options.get("soft_timeout")
+        hard: float | None = timeout or self.options.get("timeout")
         if not (soft or hard):
             return super().apply_async(target, args, kwargs, callback=callback, **options)
         timeout_in = self.timeout_in
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            outcome: Any = ENDED
+        def run(*args: object, **kwargs: object) -> object:
+            outcome: object = ENDED
+            limit: AbstractContextManager[object] = timeout_in(hard, Late()) if hard else NONE
             try:
-                with timeout_in(hard, Late()) if hard else NONE:
+                with limit:
                     if not soft:
                         outcome = target(*args, **kwargs)
                     else:
@@ -67,12 +81,14 @@ class TimeLimits(InProcess):
                             if not warning.pending and timeout_callback:
                                 timeout_callback(True, soft)
             except (Late, SoftTimeLimitExceeded):
-                return outcome  # one that comes when the task has just ended finds its outcome here
+                return outcome  # set already if the exception came just after the task's end
             return outcome
 
-        def done(outcome: Any) -> Any:
+        def done(outcome: object) -> None:
             if outcome is not ENDED:
-                return callback(outcome)
-            return timeout_callback(False, hard or soft) if timeout_callback else None
+                if callback:
+                    callback(outcome)
+            elif timeout_callback:
+                timeout_callback(False, hard or soft)
 
         return super().apply_async(run, args, kwargs, callback=done, timeout=0, **options)  # 0: not gevent's own as well

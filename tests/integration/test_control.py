@@ -300,7 +300,7 @@ def test_autoscale(cell: Cell) -> None:
         if cell.limit and cell.limit.kind == "cannot":
             assert worker.exit_code() == 2
             cell.saw(worker.logs().strip())
-            assert "celery-kit: --autoscale cannot be had on pool" in cell.noted[0]
+            assert "celery-kit: --autoscale is not supported on pool" in cell.noted[0]
             return
         worker.ready()
         with held(cell, 3, queue="elastic", start=1 if cell.limit else 3) as results:

@@ -16,7 +16,7 @@ MOST: dict[str, int] = {
     "kit.py": 40,
     "observe": 8,
     "operate": 55,
-    "pools": 94,
+    "pools": 6,
     "produce": 22,
     "results": 0,
 }

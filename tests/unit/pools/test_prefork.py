@@ -4,8 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.concurrency import asynpool
 
-from celery_kit.pools.prefork import Pool, asynpool
+from celery_kit.pools.prefork import Pool
 
 
 class Job:
@@ -29,7 +30,9 @@ def test_only_what_no_child_has_is_forgotten(monkeypatch: pytest.MonkeyPatch) ->
     pool: Any = object.__new__(Pool)
     cache: dict[int, Any] = {}
     held, waiting = Job(cache, 1, SimpleNamespace()), Job(cache, 2, None)
-    vars(pool).update(_cache=cache, _state=asynpool.RUN, synack=False, outbound_buffer=[waiting], maintain_pool=lambda: None)
+    vars(pool).update(
+        _cache=cache, _state=vars(asynpool)["RUN"], synack=False, outbound_buffer=[waiting], maintain_pool=lambda: None
+    )
     vars(pool).update({name: set() for name in ("_active_writers", "_active_writes", "_busy_workers")})
     pool.flush()
     assert (cache, pool.outbound_buffer) == ({1: held}, [])

@@ -36,8 +36,8 @@ def test_a_wish_is_served_refused_or_said_to_come_to_nothing(asked: str, pool: s
         with pytest.raises(SystemExit):
             check(POOLS[pool], app.conf, options)
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"cannot be had on pool {pool}: " in line
+        assert f"is not supported on pool {pool}: " in line
     else:
         lines = check(POOLS[pool], app.conf, options)
         assert len(lines) == (1 if outcome(POOLS[pool]) == "nothing" else 0)
-        assert all(f"does nothing on pool {pool}: " in line for line in lines)
+        assert all(f"has no effect on pool {pool}: " in line for line in lines)
