@@ -356,6 +356,13 @@ class WorkerConsumer(Protocol):
     on_task_message: Collection[Callback]
     #: Takes a message if it may take the fast path (celery_kit/engine/fast_path.py). A worker of ENGINE=fast has it.
     fast_path: Callable[[Message], bool]
+    shutdown: Callable[[], None]
+    #: Of its AMQP connection: the interval in seconds, and how often it is checked in that time.
+    amqheartbeat: float | None
+    amqheartbeat_rate: int
+
+    def connection_for_read(self, heartbeat: float | None = None) -> AbstractContextManager[Connection]:
+        """Open another connection, with heartbeats of so many seconds."""
 
 
 class EventLoop(Protocol):

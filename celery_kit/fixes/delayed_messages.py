@@ -1,17 +1,21 @@
-"""Faults of native delayed delivery: with quorum queues the broker itself holds a task that has a countdown or an ETA."""
+"""Faults of native delayed delivery: with quorum queues, the broker holds a task that has a countdown or an ETA."""
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
+from celery import Celery
 from celery.utils.time import maybe_make_aware
+from kombu import Connection, Queue
 from kombu.transport import native_delayed_delivery as delivery
 
-#: What kombu puts before the routing key: the delay in seconds, in binary.
+from celery_kit.base.types import Callback, Options, WorkerConsumer
+
+#: What kombu prepends to the routing key: the delay in seconds, in binary.
 DELAY = re.compile(r"^(?:[01]\.){28}")
 #: The exchange that delayed messages are published to.
 EXCHANGE = "celery_delayed_delivery"
@@ -23,30 +27,35 @@ NEAR = 10
 class Delayed:
     """The queues that delayed tasks of this process can reach: fix `delayed_queue`.
 
-    Celery leaves it to workers to declare the exchanges and queues that delay tasks, and to bind to them the queues that they
-    consume. Before the first worker a producer gets 404 NOT_FOUND; after it, the broker confirms a task for a new queue and
-    drops it when its delay is over. Here the producer declares and binds, once for each queue.
+    In Celery only workers declare the exchanges and queues that delay tasks, and bind to them the queues that they consume.
+    Before the first worker, a producer gets 404 NOT_FOUND. Later the broker confirms a delayed task for a new queue, and drops
+    it at the end of its delay. Here the producer declares and binds, once for each queue.
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Celery) -> None:
         self.app = app
-        self.bound: set[tuple[Any, ...]] = set()
+        #: Queues by name, host and port.
+        self.bound: set[tuple[object, ...]] = set()
 
-    def prepare(self, name: str, args: Any, kwargs: Any, options: dict[str, Any]) -> None:
+    def prepare(
+        self, name: str, args: Sequence[object] | None, kwargs: Mapping[str, object] | None, options: Mapping[str, object]
+    ) -> None:
         """Bind the queue of such a task to the delayed delivery. Raises what publishing raises, after the same timeout."""
-        queue = self.app.amqp.router.route(dict(options), name, args or (), kwargs or {}).get("queue")
+        queue: Queue | None = self.app.amqp.router.route(dict(options), name, tuple(args or ()), dict(kwargs or {})).get(
+            "queue"
+        )
         if queue is None or queue.exchange.type == "direct":
             return
         with self.app.producer_or_acquire() as producer:
             to = producer.connection
-            if (queue.name, to.hostname, to.port) not in self.bound:  # each of several brokers has its own
+            if (queue.name, to.hostname, to.port) not in self.bound:  # several brokers have a queue of this name each
                 producer.with_retries(lambda: self._bind(producer.connection, queue))
                 self.bound.add((queue.name, to.hostname, to.port))
 
-    def _bind(self, producers: Any, queue: Any) -> None:
-        # To the same broker, by channels that are not the producer's: errors close them.
+    def _bind(self, producers: Connection, queue: Queue) -> None:
+        # On the same broker, but not on the producer's channel, which an error would close.
         with self.app.amqp.Connection(**producers.info()) as connection:
-            channel = connection.default_channel
+            channel: Any = connection.default_channel  # its stub has no methods
             try:
                 channel.exchange_declare(delivery.CELERY_DELAYED_DELIVERY_EXCHANGE, KIND, passive=True)
             except connection.channel_errors:  # there is none; the error has closed the channel
@@ -57,12 +66,13 @@ class Delayed:
             delivery.bind_queue_to_native_delayed_delivery_exchange(connection, queue)
 
 
-def rounded_up(countdown: float | None, eta: datetime | str | None, now: datetime) -> tuple[float | None, Any]:
-    """Return countdown (seconds) and ETA, as a countdown of at least one second where the ETA is NEAR: fix `short_delays`.
+def rounded_up(countdown: float | None, eta: datetime | str | None, now: datetime) -> tuple[float | None, datetime | None]:
+    """Return countdown (seconds) and ETA, as a countdown of at least one second if the ETA is NEAR: fix `short_delays`.
 
     Celery passes `int(countdown)` to kombu, which refuses 0: `ValueError: countdown must be a positive number`. apply_async
-    raises; in a worker Task.retry turns a retry into a failure. Retries with jitter meet it by chance, and so does an ETA of
-    which less than a second is left once the connection is there: a countdown does not get shorter meanwhile.
+    raises that. In a worker, Task.retry turns the retry into a failure. It happens by chance to retries with jitter, and to an
+    ETA of which less than a second is left once the connection is open: a countdown does not get shorter meanwhile. Raises
+    ValueError for an ETA that is no date.
     """
     if isinstance(eta, str):
         eta = datetime.fromisoformat(eta)
@@ -70,12 +80,12 @@ def rounded_up(countdown: float | None, eta: datetime | str | None, now: datetim
     return (max(1, left), None) if 0 < left < (NEAR if eta else 1) else (countdown, eta)
 
 
-def named(options: dict[str, Any]) -> dict[str, Any]:
-    """Return send_task's options with the queue's name in place of an exchange and a routing key that mean it: `retry_queue`.
+def named(options: Options) -> Options:
+    """Return send_task's options with the queue's name in place of the exchange and routing key that mean it: `retry_queue`.
 
-    Task.retry names the exchange and routing key that the message came by, and send_task looks only at the queue, which then is
-    the default one; after a delayed delivery the key carries 28 digits of the delay, too. Workers of other queues never see
-    their retries.
+    Task.retry names the exchange and routing key that the message came by. send_task only looks at the queue, and takes the
+    default one; after a delayed delivery the key also carries 28 digits of the delay. So a retry never gets to the workers of
+    its queue.
     """
     exchange, routing_key = options.get("exchange"), options.get("routing_key")
     if options.get("queue") or not isinstance(exchange, str) or not isinstance(routing_key, str):
@@ -86,40 +96,51 @@ def named(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in ("exchange", "routing_key")} | {"queue": queue}
 
 
-def delayed_start(**_: Any) -> None:
-    """Have a worker declare what delays tasks in a thread of its own, for the queues that it consumes.
+class _Step(Protocol):
+    """celery.worker.consumer.delayed_delivery.DelayedDelivery, with its own `start` under another name."""
 
-    Celery declares 29 exchanges, 28 queues and their bindings one after the other before the worker consumes: 113 answers, 0.33
-    s of a start where they are new. The worker's own tasks need none of it, for their producer has bound their queue
-    (:class:`Delayed`), and others wait until the worker is healthy (celery_kit/observe/health.py).
+    celerys_start: Callback
+    _validate_configuration: Callback
 
-    Celery also binds each queue that the app knows, not only those of `-Q`. Where nobody has declared one of the others, it
-    logs at CRITICAL that there will be no delayed delivery, though there is.
+
+def delayed_start(**_: object) -> None:
+    """Have a worker declare the exchanges and queues that delay tasks in a thread, for the queues that it consumes.
+
+    Celery declares 29 exchanges, 28 queues and their bindings one after the other before the worker consumes: 113 round trips,
+    0.33 s of a start if they are new. The worker's own tasks need none of them, because their producer has bound their queue
+    (:class:`Delayed`). Others wait until the worker is healthy (celery_kit/observe/health.py).
+
+    Celery also binds each queue that the app knows, not only those of `-Q`. If nobody has declared one of the others, it logs
+    at CRITICAL that delayed delivery is not available, although it is.
     """
-    step: Any = import_module("celery.worker.consumer.delayed_delivery").DelayedDelivery  # only in workers
-    if not hasattr(step, "at_its_leisure"):
-        step.at_its_leisure, step.start = step.start, _start
-        step._bind_queues = _of_this_moment(step._bind_queues)
+    step: type = import_module("celery.worker.consumer.delayed_delivery").DelayedDelivery  # only in workers
+    if not hasattr(step, "celerys_start"):
+        for name, value in {
+            "celerys_start": vars(step)["start"],
+            "start": _start,
+            "_bind_queues": _of_this_moment(vars(step)["_bind_queues"]),
+        }.items():
+            setattr(step, name, value)
 
 
-def _of_this_moment(bind: Callable[..., None]) -> Callable[..., None]:
+def _of_this_moment(bind: Callback) -> Callback:
     """Bind the queues that are consumed when it begins: tasks run meanwhile, and may name others."""
 
-    def _bind_queues(self: Any, app: Any, connection: Any) -> None:
+    def _bind_queues(self: _Step, app: Celery, connection: Connection) -> None:
         bind(self, SimpleNamespace(amqp=SimpleNamespace(queues=dict(app.amqp.queues.consume_from))), connection)
 
     return _bind_queues
 
 
-def _start(self: Any, consumer: Any) -> None:
-    """Raises ValueError, as Celery's own, where the settings are wrong."""
+def _start(self: _Step, consumer: WorkerConsumer) -> None:
+    """Start the thread. Raises ValueError, as Celery's own does, if the settings are wrong."""
     self._validate_configuration(consumer.app)
-    making = threading.Thread(target=self.at_its_leisure, args=(consumer,), name="delays", daemon=True)
-    consumer.makes_delays = making.is_alive
+    making = threading.Thread(target=self.celerys_start, args=(consumer,), name="delays", daemon=True)
+    vars(consumer)["makes_delays"] = making.is_alive
     making.start()
 
 
-def makes(consumer: Any) -> bool:
+def makes(consumer: object) -> bool:
     """Whether the consumer's thread still declares what delays tasks."""
-    making = getattr(consumer, "makes_delays", None)
-    return making is not None and bool(making())
+    making: Callable[[], bool] | None = getattr(consumer, "makes_delays", None)
+    return making is not None and making()

@@ -1,40 +1,55 @@
 """Faults of a worker's remote control queue, the mailbox of its pidbox."""
 
 import time
-from importlib import import_module
 from threading import Event
-from typing import Any
+from typing import Protocol
 
 from celery.utils.log import get_logger
+from celery.worker import pidbox
+
+from celery_kit.base.types import Callback, Connection, TimerEntry, WorkerConsumer
 
 logger = get_logger(__name__)
 #: Seconds between two attempts.
 EVERY = 1.0
 LOCKED = 405
 TAKEN = (
-    "the broker keeps the name %s for another worker, or for one that it still takes for alive; "
+    "the broker has the name %s locked for another worker, or for one that it still takes for alive; "
     "give each worker a name of its own: --hostname NAME@%%h"
 )
 
 
-def locked_mailbox(**_: Any) -> None:
-    """Have a worker consume tasks at once and its remote control queue (pidbox) when that is free; and heartbeats on green
-    pools.
+def locked_mailbox(**_: object) -> None:
+    """Have a worker consume tasks at once, and its remote control queue (pidbox) as soon as that is free.
 
-    That queue is exclusive: RabbitMQ answers 405, RESOURCE_LOCKED, as long as it takes the worker's lost connection for alive,
-    two to three heartbeat intervals. Celery restarts its consumer until then. On green pools, where the mailbox has a
-    connection of its own, it gives remote control up for good, and the broker never notices, for that connection has no
-    heartbeats.
+    That queue is exclusive. RabbitMQ answers 405, RESOURCE_LOCKED, as long as it takes the worker's lost connection for alive,
+    for two to three heartbeat intervals. Celery restarts its consumer until then. On green pools, where the mailbox has a
+    connection of its own, Celery gives remote control up for good. The broker never notices that such a connection is lost,
+    because it has no heartbeats; here it has.
 
-    A name that another worker has is refused as before, in words that say what to do: only who had the mailbox waits for it.
+    A name that another worker has is refused as before, with a line that says what to do: only a worker that had the mailbox
+    waits for it.
     """
-    pidbox: Any = import_module("celery.worker.pidbox")  # only in workers
-    if not hasattr(pidbox.Pidbox, "waits"):
-        pidbox.Pidbox, pidbox.gPidbox = _waiting(pidbox.Pidbox), _waiting_green(pidbox.gPidbox)
+    vars(pidbox).update(Pidbox=Pidbox, gPidbox=GreenPidbox)
 
 
-def _ours(box: Any, error: BaseException) -> bool:
-    """Whether it is the mailbox that this worker has had."""
+class _Mailbox(Protocol):
+    """`had`: it has had its queue. `told`: that the name is taken was logged."""
+
+    told: bool
+
+    @property
+    def had(self) -> bool: ...
+
+    @property
+    def waits(self) -> object: ...
+
+    @property
+    def hostname(self) -> str: ...
+
+
+def _ours(box: _Mailbox, error: BaseException) -> bool:
+    """Whether the error says that the queue is locked, and it was this worker's."""
     if getattr(error, "code", None) != LOCKED:
         return False
     if not box.had:
@@ -43,80 +58,82 @@ def _ours(box: Any, error: BaseException) -> bool:
             logger.error(TAKEN, box.hostname)
         return False
     if not box.waits:
-        logger.warning("remote control waits: the broker still keeps its queue for the connection that was lost")
+        logger.warning("remote control waits: the broker still has its queue locked for the lost connection")
     return True
 
 
-def _waiting(celerys: Any) -> Any:
-    class Pidbox(celerys):  # type: ignore[misc]
-        """Retries by the worker's timer."""
+class Pidbox(pidbox.Pidbox):
+    """Celery's, which retries by the worker's timer."""
 
-        had = told = False
-        waits: Any = None
+    had = told = False
+    waits: TimerEntry | None = None
+    hostname: str
+    _close_channel: Callback
 
-        def start(self, c: Any) -> None:
-            self._try(c, c.connection)
+    def start(self, c: WorkerConsumer) -> None:
+        """Consume the queue, or try again while it is locked. Raises what Celery's does."""
+        self._try(c, c.connection)
 
-        def _try(self, c: Any, connection: Any) -> None:
-            if c.connection is not connection:
-                return
+    def _try(self, c: WorkerConsumer, connection: Connection) -> None:
+        if c.connection is not connection:
+            return
+        try:
+            super().start(c)
+        except connection.channel_errors as error:
+            if not _ours(self, error):
+                raise
+            self._close_channel(c)  # py-amqp has reopened it
+            self.waits = c.timer.call_after(EVERY, self._try, (c, connection))
+        else:
+            self.had, self.waits = True, None
+
+    def on_stop(self) -> None:
+        """Try no more."""
+        if self.waits:
+            self.waits.cancel()
+            self.waits = None
+
+
+class GreenPidbox(pidbox.gPidbox):
+    """Celery's for green pools, which retries in its own greenlet. That also sends its connection's heartbeats."""
+
+    had = told = waits = False
+    hostname: str
+    _resets: int
+    _do_reset: Callback
+
+    def loop(self, c: WorkerConsumer) -> None:
+        """Answer commands until the worker stops or loses its connection."""
+        resets = self._resets
+        shutdown = self._node_shutdown = Event()
+        stopped = self._node_stopped = Event()
+        try:
+            with c.connection_for_read(heartbeat=c.amqheartbeat) as connection:
+                logger.info("pidbox: Connected to %s.", connection.as_uri())
+                self._open(c, connection, shutdown)
+                while not shutdown.is_set() and c.connection:
+                    if resets < self._resets:
+                        resets = self._resets
+                        self._do_reset(c, connection)
+                    try:
+                        connection.drain_events(timeout=1.0)
+                    except TimeoutError as error:
+                        if error.errno:  # not the timeout: TCP has given the connection up
+                            raise
+                    connection.heartbeat_check(c.amqheartbeat_rate)
+        finally:
+            stopped.set()
+
+    def _open(self, c: WorkerConsumer, connection: Connection, shutdown: Event) -> None:
+        while not shutdown.is_set() and c.connection:
             try:
-                super().start(c)
+                self._do_reset(c, connection)
             except connection.channel_errors as error:
                 if not _ours(self, error):
                     raise
-                self._close_channel(c)  # py-amqp has reopened it
-                self.waits = c.timer.call_after(EVERY, self._try, (c, connection))
+                self.waits = True
+                time.sleep(EVERY)
+                connection.heartbeat_check(c.amqheartbeat_rate)
             else:
-                self.had, self.waits = True, None
-
-        def on_stop(self) -> None:
-            if self.waits:
-                self.waits.cancel()
-                self.waits = None
-
-    return Pidbox
-
-
-def _waiting_green(celerys: Any) -> Any:
-    class GreenPidbox(celerys):  # type: ignore[misc]
-        """Retries in its own greenlet, which also sends its connection's heartbeats."""
-
-        had = told = waits = False
-
-        def loop(self, c: Any) -> None:
-            resets = self._resets
-            shutdown = self._node_shutdown = Event()
-            stopped = self._node_stopped = Event()
-            try:
-                with c.connection_for_read(heartbeat=c.amqheartbeat) as connection:
-                    logger.info("pidbox: Connected to %s.", connection.as_uri())
-                    self._open(c, connection, shutdown)
-                    while not shutdown.is_set() and c.connection:
-                        if resets < self._resets:
-                            resets = self._resets
-                            self._do_reset(c, connection)
-                        try:
-                            connection.drain_events(timeout=1.0)
-                        except TimeoutError as error:
-                            if error.errno:  # not the timeout: TCP has given the connection up
-                                raise
-                        connection.heartbeat_check(c.amqheartbeat_rate)
-            finally:
-                stopped.set()
-
-        def _open(self, c: Any, connection: Any, shutdown: Event) -> None:
-            while not shutdown.is_set() and c.connection:
-                try:
-                    self._do_reset(c, connection)
-                except connection.channel_errors as error:
-                    if not _ours(self, error):
-                        raise
-                    self.waits = True
-                    time.sleep(EVERY)
-                    connection.heartbeat_check(c.amqheartbeat_rate)
-                else:
-                    self.had, self.waits = True, False
-                    return
-
-    return GreenPidbox
+                self.had, self.waits = True, False
+                return

@@ -40,7 +40,7 @@ def consumer(queue_type: str = "quorum") -> Any:
 
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DelayedDelivery, "at_its_leisure", START, raising=False)
+    monkeypatch.setattr(DelayedDelivery, "celerys_start", START, raising=False)
     monkeypatch.setattr(DelayedDelivery, "start", delayed_messages._start)
 
 
@@ -107,7 +107,7 @@ def test_celery_still_makes_them_first() -> None:
     """When this fails, the fix delayed_start is no longer needed."""
     step = Slow()
     step.answers.set()
-    start: Callable[[Any, Any], None] = getattr(DelayedDelivery, "at_its_leisure", DelayedDelivery.start)
+    start: Callable[[Any, Any], None] = getattr(DelayedDelivery, "celerys_start", DelayedDelivery.start)
     start(step, consumer())
     assert step.thread == threading.get_ident()
 

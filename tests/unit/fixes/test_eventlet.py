@@ -75,7 +75,7 @@ def test_an_address_is_no_name_and_the_resolver_that_comes_with_one_keeps_no_ans
     *looks, clear = run.stdout.splitlines()
     assert [look.split()[0] for look in looks] == ["False", "False", "False", "True"]
     assert [look.split()[1] for look in looks[1:3]] == ["127.0.0.1", "::1"]
-    assert clear == "and_keep_nothing"
+    assert clear == "clear_without_cache"
 
 
 #: Prints how often the loop waits in half a second, in which fifty timers would be due that are cancelled.

@@ -94,7 +94,7 @@ def test_a_version_outside_of_its_row_leaves_a_fix_out_and_says_so_in_one_line(c
         fixes._say()
     (line,) = caplog.messages
     assert "celery 9.0" in line and "green_loop" in line and "hub_stall" not in line
-    assert "without dead letters: what cannot be run is dropped" in line
+    assert "without dead letters: messages that cannot be run are dropped" in line
 
 
 def test_with_the_locked_versions_all_are_connected_and_nothing_is_said() -> None:
