@@ -259,7 +259,7 @@ CONTRADICT: dict[str, dict[str, Any]] = {
         "broker_transport_options": {"visibility_timeout": 60},
     },
     "confirm_publish=False": {"broker_transport_options": {"confirm_publish": False}},
-    "engine=5 is none": {"engine": 5},
+    "engine=5 is not one": {"engine": 5},
 }
 
 

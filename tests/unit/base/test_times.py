@@ -56,4 +56,4 @@ def test_at_most_once_says_what_it_gives_up(caplog: pytest.LogCaptureFixture) ->
     found = settings(DELIVERY="at-most-once")
     assert (found["task_acks_late"], found["task_reject_on_worker_lost"]) == (False, False)
     (line,) = caplog.messages
-    assert "DELIVERY=at-most-once: a task that has begun never runs again; if its worker dies, it is lost" in line
+    assert "DELIVERY=at-most-once: a task that has started never runs again; if its worker dies, it is lost" in line
