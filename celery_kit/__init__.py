@@ -1,4 +1,4 @@
-"""celery-kit: Celery on any broker and pool, at settings that lose no task. Importing it changes nothing; `Kit()` does.
+"""celery-kit: Celery on any broker and pool, with settings that lose no task. Importing it changes nothing; `Kit()` does.
 
     from celery_kit import Kit
 
@@ -8,7 +8,7 @@ For use within tasks: celery_kit/once.py, progress.py, files.py.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from celery_kit.base.correlation import correlation
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from celery_kit.produce.send import send, send_many
     from celery_kit.results.outcome import look_up
 
-#: Where each name stands: a worker's sockets have to be patched before Celery is imported, and a producer needs few of these.
+#: The module of each name. They are imported lazily, because a worker has to patch its sockets before it imports Celery, and a
+#: producer needs few of them.
 _WHERE = {
     "Kit": "kit",
     "correlation": "base.correlation",
@@ -29,8 +30,9 @@ _WHERE = {
 __all__ = ["Kit", "correlation", "install", "look_up", "send", "send_many"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    value: object = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = value
     return value

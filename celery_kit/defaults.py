@@ -57,8 +57,8 @@ def general(profile: Profile) -> Options:
         "result_serializer": profile.serializer,  # one for all three
         "event_serializer": profile.serializer,  # one for all three
         "accept_content": list(profile.accept_content),  # the serializers that workers and readers of results accept
-        "task_compression": profile.task_compression,
-        "result_compression": profile.result_compression,
+        "task_compression": profile.task_compression,  # of both, an algorithm such as gzip; None: off
+        "result_compression": profile.result_compression,  # of both, an algorithm such as gzip; None: off
         "beat_scheduler": "celery_kit.observe.beat:Scheduler",  # it reports when each entry ran, and that beat is alive
         "beat_max_loop_interval": 10,  # seconds; how often beat reports that it is alive
         "worker_hijack_root_logger": False,  # celery_kit/observe/logs.py sets it up

@@ -1,26 +1,31 @@
-"""What an app of the kit is: Celery's, with the kit's parts in it, and nothing changed in any other app of the process.
+"""The kit's app: a Celery app with the kit's parts. Other apps of the process are not changed.
 
-What still is changed for the whole process: docs/apps.md.
+docs/apps.md lists what is changed for the whole process nevertheless.
 
-`install` gives an app that exists the same class as `Kit()` has. Celery looks up `amqp`, `send_task`, `Task` and the backend on
-the app's class, and has no hook for them: functions set on the instance would be lost when the app is pickled, and could not
-call what they replace. So `app.__class__` becomes a class of both, the user's first. Parts that Celery has made and cached by
-then are made again, and tasks that it has bound by then read their settings again.
+`install` gives an existing app the same class as `Kit()` has. Celery looks up `amqp`, `send_task`, `Task` and the backend on
+the app's class, and has no hook for them. Functions set on the instance would be lost when the app is pickled, and could not
+call what they replace. So `app.__class__` becomes a class of both, the user's first. Parts that Celery has created and cached
+by then are created again, and tasks that it has bound by then read their settings again.
 """
 
 import logging
 import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import cache, cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 from celery import Celery
 from celery import _state as state
-from celery.utils.imports import instantiate, symbol_by_name
+from celery.app.events import Events
+from celery.app.log import Logging
+from celery.utils import imports
 
 from celery_kit import defaults, fixes, forked, results
 from celery_kit.base import security, signals
 from celery_kit.base.refusals import unless_refused
+from celery_kit.base.types import AnyResult, AnyTask, ResultBackend
 from celery_kit.engine import parts, pipes, prefetch
 from celery_kit.fixes import delayed_messages
 from celery_kit.observe import health, runs, tracing, vitals
@@ -28,75 +33,99 @@ from celery_kit.pools import table
 from celery_kit.produce import delay, spool
 from celery_kit.worker import dead_lettering, grace
 
-#: By name, for producers need no worker.
-STEPS = [f"celery_kit.{module}:Step" for module in ("brokers.rabbitmq.expired", "engine.commit_worker", "engine.fast_path")]
-#: Each prepares the workers of the kit's apps when they begin.
-AT_THE_BEGIN = (table, prefetch, pipes, vitals, grace)
+if TYPE_CHECKING:
+    from celery_kit.produce.publishing import AMQP
 
+#: By name, so that producers do not import a worker's modules.
+STEPS = [f"celery_kit.{module}:Step" for module in ("brokers.rabbitmq.expired", "engine.commit_worker", "engine.fast_path")]
+#: Modules that prepare the workers of the kit's apps when they start.
+AT_THE_START = (table, prefetch, pipes, vitals, grace)
 
 logger = logging.getLogger(__name__)
-_state: Any = state  # Celery's stubs know little of it
-_installed: "WeakSet[Any]" = WeakSet()
+_installed: "WeakSet[Celery]" = WeakSet()
+#: It also takes a class, which the stubs do not know.
+_class_named: Callable[[str | type | None], type] = vars(imports)["symbol_by_name"]
 
 
 class Kit(Celery):
-    """Celery's, and takes all that it takes. A class that the user or a fixup names - amqp, events, log, task_cls, by argument
-    or attribute - is combined with the kit's own.
+    """A Celery app with the kit's parts. It takes the same arguments as Celery.
+
+    If the user or a fixup names a class (amqp, events, log, task_cls, by argument or attribute), it is combined with the kit's.
     """
 
-    #: The app that the kit itself made the one of threads which have none of their own.
-    _of_threads: "ClassVar[Kit | None]" = None
+    #: The app that the kit itself made the default, for threads that have no current app.
+    _of_threads: ClassVar[Celery | None] = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         install(self)
 
     def set_default(self) -> None:
-        Kit._of_threads = None  # who asks for one keeps it
+        """Make it the current app of all threads that have none. As Celery's; the kit does not replace it by another."""
+        Kit._of_threads = None
         super().set_default()
 
     @cached_property
-    def amqp(self) -> Any:
-        return instantiate(combined(self.amqp_cls, "celery_kit.produce.publishing:AMQP"), app=self)
+    def amqp(self) -> "AMQP":
+        """Celery's AMQP of the app, combined with the kit's."""
+        found: AMQP = combined(self.amqp_cls, "celery_kit.produce.publishing:AMQP")(app=self)
+        return found
 
     @cached_property
-    def events(self) -> Any:
-        kits: Any = "celery_kit.fixes.event_loop:Events" if fixes.needed("events_in_the_loop") else self.events_cls
-        return instantiate(combined(self.events_cls, kits), app=self)
+    def events(self) -> Events:
+        """Celery's events of the app, combined with the kit's."""
+        kits = "celery_kit.fixes.event_loop:Events" if fixes.needed("events_in_the_loop") else self.events_cls
+        found: Events = combined(self.events_cls, kits)(app=self)
+        return found
 
     @cached_property
-    def log(self) -> Any:
-        return instantiate(combined(self.log_cls, "celery_kit.observe.logs:Logging"), app=self)
+    def log(self) -> Logging:
+        """Celery's logging setup of the app, combined with the kit's."""
+        found: Logging = combined(self.log_cls, "celery_kit.observe.logs:Logging")(app=self)
+        return found
 
-    def create_task_cls(self) -> Any:
+    def create_task_cls(self) -> type:
+        """The base class of the app's tasks. As Celery's, combined with the kit's."""
         both = combined(self.task_cls, "celery_kit.produce.delay:Task")
         return self.subclass_with_self(both, name="Task", attribute="_app", keep_reduce=True, abstract=True)
 
     def send_task(
         self,
         name: str,
-        args: Any = None,
-        kwargs: Any = None,
-        countdown: Any = None,
-        eta: Any = None,
+        args: Sequence[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
         *more: Any,
         **options: Any,
-    ) -> Any:
+    ) -> AnyResult:
+        """Send a task by its name. As Celery's, with the kit's fast path and spool.
+
+        `countdown`: seconds. Raises OperationalError if the broker does not accept the task in time and there is no spool.
+        """
         alike = not more and countdown is None and eta is None and options.keys() <= delay.KEPT
-        if alike and (result := self.delays.send(delay.Named(self, name), args or (), kwargs or {}, options)):
-            return result
-        if (
-            more or not self.spooled or hasattr(options.get("producer"), "records")
-        ):  # celery_kit/produce/bulk.py: nothing is sent yet
+        if alike:
+            sent: AnyResult | None = self.delays.send(delay.Named(self, name), args or (), kwargs or {}, options)
+            if sent:
+                return sent
+        records = hasattr(options.get("producer"), "records")  # celery_kit/produce/bulk.py: nothing is sent yet
+        if more or not self.spooled or records:
             return self._send(name, args, kwargs, countdown, eta, *more, **options)
         return self.spooled.send_task(name, args, kwargs, countdown, eta, options)
 
     def _send(
-        self, name: str, args: Any, kwargs: Any, countdown: Any = None, eta: Any = None, *more: Any, **options: Any
-    ) -> Any:
+        self,
+        name: str,
+        args: Sequence[Any] | None,
+        kwargs: dict[str, Any] | None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        *more: Any,
+        **options: Any,
+    ) -> AnyResult:
         delayed = countdown or eta
         if (delayed or options.get("routing_key")) and self.conf.task_default_queue_type == "quorum":
-            # The broker itself delays tasks. What a task without delay spends here, each `delay()` does.
+            # The broker itself delays tasks. Tasks without a delay must not get here: it would slow each `delay()` down.
             if fixes.needed("retry_queue"):
                 options = delayed_messages.named(options)
             if delayed and fixes.needed("delayed_queue"):
@@ -107,25 +136,25 @@ class Kit(Celery):
 
     @cached_property
     def delayed(self) -> delayed_messages.Delayed:
-        """The queues that delayed tasks of this process can reach."""
+        """Binds queues to delayed delivery (celery_kit/fixes/delayed_messages.py)."""
         return delayed_messages.Delayed(self)
 
     @cached_property
     def delays(self) -> delay.Delays:
-        """What a task's `delay()` does as the one before it did."""
+        """The fast path of `delay()`: it reuses the message of an earlier call (celery_kit/produce/delay.py)."""
         return delay.Delays(self, Kit.send_task)
 
     @cached_property
     def spooled(self) -> spool.Spooled | None:
-        """Where tasks go while the broker is away; None without SPOOL."""
+        """Stores tasks while the broker is unavailable (celery_kit/produce/spool.py). None without SPOOL."""
         return spool.Spooled(self, self._send) if self.conf.get("spool") else None
 
-    def _get_backend(self) -> Any:
-        # Celery's own table of an app; what the user has put there wins.
+    def _get_backend(self) -> ResultBackend:
+        # Celery's table of an app's own backends; the user's entries win.
         self.loader.override_backends = {**results.classes(self.conf.engine), **self.loader.override_backends}
-        backend = super()._get_backend()  # type: ignore[misc]
+        backend: ResultBackend = super()._get_backend()  # type: ignore[misc]
         room = results.room(self.conf.result_backend)
-        # Of one without a room it is not known.
+        # Whether a backend is thread-safe is only known for the kit's.
         backend.thread_safe = backend.thread_safe and bool(room and room.thread_safe)
         if room and room.adapt:
             room.adapt(backend)
@@ -133,35 +162,38 @@ class Kit(Celery):
         return backend
 
 
-def combined(named: Any, kits: str) -> Any:
-    """The kit's class where `named` is Celery's own; else a class of both, in which the user's comes first."""
-    theirs, ours = symbol_by_name(named), symbol_by_name(kits)
+def combined(named: str | type | None, kits: str | type | None) -> type:
+    """The kit's class if `named` is Celery's own; otherwise a class of both, with the user's first.
+
+    Both may be given as "module:class". Anything but a class, such as a factory, is returned as it is.
+    """
+    theirs, ours = _class_named(named), _class_named(kits)
     if not isinstance(theirs, type) or issubclass(theirs, ours):
         return theirs
     return ours if issubclass(ours, theirs) else type(theirs.__name__, (theirs, ours), {"__module__": theirs.__module__})
 
 
-def _is_nobodys(app: Any) -> bool:
-    """There is none, or it is the one that Celery makes for itself where nobody has."""
+def _is_celerys_own(app: Celery | None) -> bool:
+    """Whether there is no default app, or only the one that Celery creates for itself if nobody else has."""
     return app is None or (type(app) is Celery and app.main == "default" and not vars(app)["set_as_current"])
 
 
-def install(app: Any) -> None:
-    """Make `app`, a Celery app that exists, one of the kit's, as `Kit()` makes it; a second call does nothing.
+def install(app: Celery) -> None:
+    """Install the kit in `app`, an existing Celery app or a proxy for one, as `Kit()` does. A second call does nothing.
 
-    It may be called before or after the app has its settings and tasks, but before its worker, or its first connection.
+    Call it before or after the app has its settings and tasks, but before its worker starts or its first connection is opened.
     """
     app = app._get_current_object() if hasattr(app, "_get_current_object") else app
     if app in _installed:
         return
     _installed.add(app)
     if others := not isinstance(app, Kit):
-        kind: Any = type(app)
+        kind: type = type(app)
         app.__class__ = _of_both(kind)
         _renew_parts(app)
     signals.connect(app)
     forked.connect(app)
-    for module in AT_THE_BEGIN:
+    for module in AT_THE_START:
         module.connect()
     fixes.connect(app, parts.left_out)
     defaults.connect(app)
@@ -170,63 +202,68 @@ def install(app: Any) -> None:
     health.install(app)
     dead_lettering.install(app)
     _prepare_the_process()
-    for task in list(app._tasks.values()) if others else ():
-        if type(task).__bound__ and task._app is app:
+    tasks: dict[str, AnyTask] = vars(app)["_tasks"]
+    for task in list(tasks.values()) if others else ():
+        if getattr(type(task), "__bound__", False) and getattr(task, "_app", None) is app:
             _renew_task(app, task)
-    if app.set_as_current and (_is_nobodys(_state.default_app) or _state.default_app is Kit._of_threads):
-        # Celery makes an app the current one of the thread that imports it: in any other a shared task would be an app's
-        # that nobody has made.
+    default: Celery | None = vars(state)["default_app"]
+    if vars(app)["set_as_current"] and (_is_celerys_own(default) or default is Kit._of_threads):
+        # Celery makes an app the current one only of the thread that imports it. In any other thread a shared task would
+        # belong to an app that Celery creates for itself.
         app.set_default()
         Kit._of_threads = app
 
 
 @cache
-def _of_both(theirs: Any) -> Any:
-    """The class of an app that was of class `theirs`."""
+def _of_both(theirs: type) -> type[Celery]:
+    """The new class for an app of class `theirs`."""
     if theirs is Celery:
         return Kit
 
-    def reduced(app: Any) -> Any:
+    def reduced(app: Celery) -> tuple[object, ...]:
         make, (_, *arguments) = super(both, app).__reduce__()
         return _restored, (make, theirs, *arguments)
 
     both: Any = type(theirs.__name__, (theirs, Kit), {"__module__": theirs.__module__, "__reduce__": reduced})
-    return both
+    found: type[Celery] = both
+    return found
 
 
-def _restored(make: Any, theirs: Any, *arguments: Any) -> Any:
-    """An app of a class of both again, from its pickle: that class has no name to import it by."""
+def _restored(make: Callable[..., Celery], theirs: type, *arguments: object) -> Celery:
+    """An unpickled app with a class of both. The pickle names the user's class, because that of both cannot be imported."""
     app = make(theirs, *arguments)
     install(app)
     return app
 
 
-def _renew_parts(app: Any) -> None:
-    """Let go of what Celery has made of its own classes. Connections stay open for other apps, which may share them."""
+def _renew_parts(app: Celery) -> None:
+    """Drop the instances of Celery's own classes. Connections stay open, because other apps may share them."""
     for part in ("Task", "amqp", "events", "log"):
         vars(app).pop(part, None)
-    app._pool = app._backend_cache = None
-    app._local = threading.local()
+    vars(app).update(_pool=None, _backend_cache=None, _local=threading.local())
 
 
-def _renew_task(app: Any, task: Any) -> None:
-    """Give a bound task the kit's class, and the app's settings of now where Celery has copied those of then.
+def _renew_task(app: Celery, task: AnyTask) -> None:
+    """Give a bound task the kit's class, and the app's current settings where Celery has copied earlier ones.
 
-    In place, by a class of its own: its module, and all who have imported the task, hold this instance; and its class may be
-    another app's too.
+    The instance stays, because its module and all that have imported the task refer to it. It gets a class of its own, because
+    another app's task may share the class.
     """
-    kind, ours = type(task), symbol_by_name("celery_kit.produce.delay:Task")
-    values = {name: app.conf[setting] for name, setting in kind.from_config if _is_copied(kind, name)}
+    kind: type = type(task)
+    ours = _class_named("celery_kit.produce.delay:Task")
+    copied: Sequence[tuple[str, str]] = getattr(kind, "from_config", ())
+    values = {name: app.conf[setting] for name, setting in copied if _is_copied(kind, name)}
     known = {name: value for name, value in values.items() if value is not None}
     bases = (kind,) if issubclass(kind, ours) else (kind, ours)
-    task.__class__ = type(kind.__name__, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__, **known})
+    about = {"__module__": kind.__module__, "__doc__": kind.__doc__, "_exec_options": None}
+    task.__class__ = type(kind.__name__, bases, {**about, **known})
     vars(task).pop("_exec_options", None)
-    task.__class__._exec_options = None
 
 
 def _is_copied(kind: type, name: str) -> bool:
-    """Celery has copied this attribute from its settings when it bound a task: a class lists its attributes in the order of
-    their making, and binding begins with `__bound__`. What the user has given stands before it.
+    """Whether Celery copied this attribute from its settings when it bound a task, and the user did not set it.
+
+    A class lists its attributes in the order in which they were set, and binding sets `__bound__` first. The user's are before.
     """
     owner = next((one for one in kind.__mro__ if name in vars(one)), object)
     order = list(vars(owner))
@@ -235,8 +272,8 @@ def _is_copied(kind: type, name: str) -> bool:
 
 @cache
 def _prepare_the_process() -> None:
-    """What a process has once, and not an app."""
+    """Set up what belongs to the process, not to an app."""
     _, why = unless_refused(tracing.connect)
-    if why:  # a web server that has an app of the kit goes on
-        logger.warning("celery-kit: %s; there are no traces of the kit", why)
+    if why:  # not fatal for a web server that has an app of the kit
+        logger.warning("celery-kit: %s; tracing is off", why)
     runs.connect()

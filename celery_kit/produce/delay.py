@@ -105,8 +105,8 @@ class Named:
 
     def apply_async(self, args: Sequence[object], kwargs: Options, **options: object) -> AnyResult:
         """Send the task by its name. Raises as send_task."""
-        result: AnyResult = self.app.send_task(self.name, args, kwargs, **options)
-        return result
+        send: Callable[..., AnyResult] = self.app.send_task
+        return send(self.name, args, kwargs, **options)
 
     def AsyncResult(self, task_id: str) -> AnyResult:
         """The result of a message with this id."""
@@ -136,8 +136,7 @@ class Delays:
     @cached_property
     def amqp(self) -> AMQP:
         """The app's."""
-        amqp: AMQP = self.app.amqp
-        return amqp
+        return self.app.amqp
 
     def send(self, task: Sent, args: Sequence[object], kwargs: Options, options: Options) -> AnyResult | None:
         """Publish, and return the result; None if Celery has to do so. `options`: those in KEPT. Raises as apply_async."""
