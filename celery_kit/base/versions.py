@@ -17,6 +17,14 @@ def installed(package: str) -> Version | None:
         return None
 
 
+def command(tool: str) -> str:
+    """What to type for a tool of the kit, such as `dead`: `celery-kit dead` if the kit is installed as a package.
+
+    In this repository it is not, nor in its images: there it is `make dead`.
+    """
+    return f"{'celery-kit' if installed('celery-kit') else 'make'} {tool}"
+
+
 def unmet(needs: Mapping[str, str]) -> str:
     """Which of `needs` the installed packages do not meet, in words; empty where they meet them all.
 

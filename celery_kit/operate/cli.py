@@ -322,7 +322,7 @@ def _join(stack: Stack) -> list[dict[str, Any]]:
 @click.option("--retry", envvar="RETRY", metavar="ID|all", help="send back to the queue that it came from")
 @click.option("--drop", envvar="DROP", metavar="ID|all", help="delete for good")
 def dead(retry: str | None, drop: str | None) -> None:
-    """List what was set aside, with its reason; RETRY= sends it back, DROP= deletes it."""
+    """List the dead letters, with their reasons; RETRY= sends one back, DROP= deletes it."""
     flags = [f"--{name}={given}" for name, given in (("retry", retry), ("drop", drop)) if given]
     _run("celery_kit.operate.look.dead", *flags)
 

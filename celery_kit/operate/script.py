@@ -1,4 +1,4 @@
-"""`celery-kit`: the tools for any project's app, whatever started its workers. In this repository `make` finds the stack first.
+"""`celery-kit`: the tools for any project's app, however its workers were started. In this repository, use `make`.
 
 celery-kit --app shop.celery status
 """
@@ -11,13 +11,13 @@ from typing import NoReturn
 from celery_kit.base.refusals import refuse
 from celery_kit.operate.arguments import REST, Parser
 
-#: What each does; a module of celery_kit/operate/look/ has its name.
+#: What each command does. The module of celery_kit/operate/look/ with its name runs it.
 COMMANDS = {
     "status": "broker, queues and workers",
     "top": "the same, live, until Ctrl-C",
-    "doctor": "what is wrong, and what mends it",
-    "dead": "what was set aside, with its reason; --retry ID|all sends it back, --drop ID|all deletes it",
-    "send": "send a task: TASK [ARGS] [KWARGS], in JSON; `forward` sends what waits in the spool",
+    "doctor": "what is wrong, and how to fix it",
+    "dead": "the dead letters, with their reasons; --retry ID|all sends them back, --drop ID|all deletes them",
+    "send": "send a task: TASK [ARGS] [KWARGS], in JSON; `send forward` sends the tasks in the spool",
     "result": "a task's state and result, by its id",
     "watch": "follow a task to its end, by its id",
     "exporter": "metrics for Prometheus, on port 9808",
@@ -30,8 +30,9 @@ def _help() -> str:
 
 
 def main() -> None:
+    """Run the command that the command line names. Exits with code 2 for a wrong one."""
     parser = Parser(prog="celery-kit", description="Look at a Celery app's stack, and operate it.", epilog=_help())
-    parser.add_argument("-A", "--app", metavar="MODULE[:NAME]", help="as `celery -A` takes it; or CELERY_APP")
+    parser.add_argument("-A", "--app", metavar="MODULE[:NAME]", help="as for `celery -A`; or CELERY_APP")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below; COMMAND --help says more")
     parser.add_argument("rest", nargs=REST, metavar="...", help="its own options")
     given = parser.parse_args()
@@ -50,7 +51,7 @@ def _run(command: str) -> None:
         _refuse_without(command, error)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -20,6 +20,7 @@ from celery_kit.base.choices import max_deliveries
 from celery_kit.base.messages import DELIVERIES
 from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Callback, Message, WorkerConsumer, WorkerRequest
+from celery_kit.base.versions import command
 from celery_kit.brokers.contract import DeadLetter, moment, name_of
 from celery_kit.fixes import needed
 
@@ -166,7 +167,12 @@ class DeadLettering(bootsteps.StartStopStep):
         message.ack()
         message.ack = message.reject_log_error = lambda *_args, **_options: None
         logger.error(
-            "dead-lettered: %s[%s] of queue %s: %s ('make dead' lists it)", letter.task, letter.id, letter.queue, reason
+            "dead-lettered: %s[%s] of queue %s: %s ('%s' lists it)",
+            letter.task,
+            letter.id,
+            letter.queue,
+            reason,
+            command("dead"),
         )
 
 

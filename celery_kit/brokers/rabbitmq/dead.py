@@ -23,6 +23,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from celery_kit.base.messages import DEAD, DELIVERIES, NOTE
+from celery_kit.base.versions import command
 from celery_kit.brokers.contract import Action, DeadLetter, moment, unreadable
 from celery_kit.fixes.delayed_messages import DELAY
 
@@ -99,7 +100,7 @@ REMEDIES = {
     "delete it while it is empty, or give the kit a virtual host of its own (docs/migration.md)",
     "exchange": "describe it in task_queues as it is, as in Queue('{name}', Exchange('{name}', 'direct')), delete it, "
     "or give the kit a virtual host of its own (docs/migration.md)",
-    "": "correct what declares it, or the account's rights; 'make doctor' looks at the broker",
+    "": f"correct what declares it, or the account's rights; '{command('doctor')}' looks at the broker",
 }
 
 

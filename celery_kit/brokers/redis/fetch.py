@@ -25,6 +25,7 @@ from redis.exceptions import ResponseError
 
 from celery_kit.base.lua import script
 from celery_kit.base.messages import DEAD
+from celery_kit.base.versions import command
 from celery_kit.brokers.redis import dead
 from celery_kit.engine.prefetch import MOST, STALLED, Throughput
 from celery_kit.engine.quick_json import parse
@@ -257,8 +258,8 @@ class Fetcher:
             raise
 
     def _set_up(self, connection: Any) -> None:
-        for command in (("CLIENT", "TRACKING", "ON"), ("SCRIPT", "LOAD", FETCH)):
-            connection.send_command(*command)
+        for words in (("CLIENT", "TRACKING", "ON"), ("SCRIPT", "LOAD", FETCH)):
+            connection.send_command(*words)
             self._script = connection.read_response()
         self._socket, self._notified = connection._sock, True
 
@@ -273,7 +274,8 @@ class Fetcher:
                 self._odd[message] = self._lists[-place - 1]
                 self.ready.append((queue, message))
             else:
-                log.error("dead-lettered an item of queue %s that is not a message ('make dead' lists it)", queue)
+                name = command("dead")
+                log.error("dead-lettered an item of queue %s that is not a message ('%s' lists it)", queue, name)
         self._ask_at = len(self.ready) // 4
         if answer:
             self._yield = YIELD

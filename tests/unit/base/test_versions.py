@@ -21,6 +21,14 @@ def test_what_is_unmet_is_named_with_its_version() -> None:
     assert found == "celery 5.7.0 is not >=5.8, redis >=5 is not installed"
 
 
+@pytest.mark.parametrize(("version", "typed"), [(Version("0.1.0"), "celery-kit dead"), (None, "make dead")])
+def test_a_worker_advises_the_command_that_exists_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch, version: Version | None, typed: str
+) -> None:
+    monkeypatch.setattr(versions, "installed", lambda _: version)
+    assert versions.command("dead") == typed
+
+
 def test_a_release_candidate_counts_as_its_version() -> None:
     assert versions.unmet({"kombu": ">=5.7"}) == ""
     assert versions.unmet({"kombu": "==5.7.*"}) == "kombu 5.8.0rc1 is not ==5.7.*"
