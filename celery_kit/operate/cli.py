@@ -1,4 +1,4 @@
-"""The commands behind `make`: `python -m celery_kit.operate.cli COMMAND`, options by name or from the environment."""
+"""The commands behind `make`: `python -m celery_kit.operate.cli COMMAND`. Options are given by name or by the environment."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks.compose import Compose, build, image, image_size, prepare
-from celery_kit.operate.stacks.docker import EngineSilentError, others
+from celery_kit.operate.stacks.docker import EngineSilentError, Facts, others
 from celery_kit.operate.stacks.embedded import Local
 from celery_kit.operate.stacks.ports import published_ports
 from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, chosen, on_this_machine
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 Stack = Local | Compose
 #: The brokers whose stacks run in containers.
 IN_CONTAINERS = [broker.name for broker in BROKERS.values() if broker.compose_file]
-#: How long a process of a stack may take to look at it, in seconds, its start included.
+#: How many seconds a process of a stack may take to report its status, including the process' start.
 LOOK_SECONDS = 20.0
 
 
 def stack_of(broker: str) -> Stack:
-    """The stack that a broker runs in."""
+    """The stack that a broker belongs to."""
     return Compose(broker) if BROKERS[broker].compose_file else Local()
 
 
 def meant() -> list[Stack]:
-    """The stacks that a command may mean: that of BROKER, if it is given now; else any, that of a BROKER in .env first."""
+    """The stacks that a command may refer to: that of BROKER if it is given now; otherwise all, that of .env first."""
     given = os.environ.get("BROKER")
     stack = stack_of(choose("BROKER", given, BROKERS)) if given else Local()
     if given and given != dotenv_values(ROOT / ".env").get("BROKER"):
@@ -52,7 +52,7 @@ def meant() -> list[Stack]:
 
 
 def running_stack() -> Stack:
-    """The stack of this checkout that runs: whichever it is, or that of BROKER, where it is given."""
+    """The running stack of this checkout, or that of BROKER if it is given. Refuses if none runs."""
     return next((stack for stack in meant() if stack.running()), None) or _refuse_none()
 
 
@@ -112,7 +112,7 @@ def codebase_options(command: Any) -> Any:
 def _check(broker: str, pool: str, backend: str, limit: int) -> None:
     """Refuse now, before anything starts, what the worker would refuse. `limit`: as of Choices.from_environ."""
     axes = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
-    servers = {  # where they will be is not asked here
+    servers = {  # their addresses do not matter here
         "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",
         "CELERY_RESULT_BACKEND": f"{BACKENDS[backend].schemes[0]}://",
     }
@@ -120,7 +120,7 @@ def _check(broker: str, pool: str, backend: str, limit: int) -> None:
 
 
 def _on_this_machine() -> None:
-    """Refuse a Python that was asked for now and is not this one's; a standing choice in .env is of stacks that have images."""
+    """Refuse a PYTHON that is given now and is not this process'. One in .env is for stacks of containers."""
     if os.environ.get("PYTHON") != dotenv_values(ROOT / ".env").get("PYTHON"):
         on_this_machine(os.environ)
 
@@ -182,7 +182,7 @@ def up(
 
 
 def _run(*argv: str) -> NoReturn:
-    """End as a process of the running stack does."""
+    """Run a module in the running stack, and exit with its exit code."""
     sys.exit(running_stack().python(*argv).returncode)
 
 
@@ -259,7 +259,7 @@ def status() -> None:
 
 @cli.command()
 def doctor() -> None:
-    """Look at the machine and at the stack, if one runs, and say what is wrong and what mends it."""
+    """Look at the machine and at the stack, if one runs, and say what is wrong and how to fix it."""
     from celery_kit.operate.look.doctor import CODE, KIT, Code, Scene, show
 
     try:
@@ -294,11 +294,8 @@ def top(every: float) -> None:
     top.show(every, take)
 
 
-def _look(stack: Stack, inspected: list[dict[str, Any]], members: list[Member], patience: float) -> "Snapshot":
-    """What a stack does now. Of a codebase one of its own processes looks: this one has neither its settings nor its packages.
-
-    Where none of them runs, or it does not answer, this process looks, with the stack's servers and no more.
-    """
+def _look(stack: Stack, inspected: list[Facts], members: list[Member], patience: float) -> "Snapshot":
+    """A snapshot of a stack. For a codebase, a process of the stack takes it, if one answers: it has the packages."""
     from celery_kit.operate.look import status
 
     if stack.codebase(inspected) and any(one.running for one in members if one.role in ("worker", "beat")):
@@ -311,8 +308,8 @@ def _look(stack: Stack, inspected: list[dict[str, Any]], members: list[Member], 
     return status.snapshot(lambda: members, patience)
 
 
-def _join(stack: Stack) -> list[dict[str, Any]]:
-    """Have this process take part in a stack; gives what its engine says of it."""
+def _join(stack: Stack) -> list[Facts]:
+    """Have this process take part in a stack. Returns the description of the stack's processes."""
     inspected = stack.inspected()
     os.environ.update(stack.environment(inspected))
     return inspected
@@ -375,12 +372,13 @@ def images(pools: tuple[str, ...], codebase: codebases.Codebase | None) -> None:
         click.echo(f"{name:<27}{image_size(name) / 1e6:4.0f} MB")
 
 
-def _end(number: int, _: Any) -> NoReturn:
+def _end(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGHUP):  # what a command has begun is ended with it, as by Ctrl-C
+    """Run a command. Exits with code 2 if it is refused, and with 130 at Ctrl-C."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # stop what the command has started, as Ctrl-C does
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
     try:
@@ -388,10 +386,10 @@ def main() -> None:
     except click.ClickException as error:
         refuse(error.format_message())
     except EngineSilentError as error:
-        refuse(f"{error}; 'make doctor' says what mends it")
+        refuse(f"{error}; 'make doctor' says how to fix it")
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:  # whoever read has seen enough: make logs | head
+    except BrokenPipeError:  # the reader has closed the pipe, as in make logs | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

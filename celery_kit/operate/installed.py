@@ -1,13 +1,12 @@
-"""The app that APP names, with the kit in it: what CELERY_APP names in a stack that runs a codebase of the user's own.
+"""The app that APP names, with the kit installed: CELERY_APP names this module in a stack that runs a user's codebase.
 
-An app of plain Celery gets the kit here, in each process of the stack; one that is a Kit already is taken as it is.
+Each process of the stack installs the kit in a plain Celery app here. An app that is a Kit already is not changed.
 """
 
 import os
-from typing import Any
 
 from celery_kit.base import target
 from celery_kit.kit import install
 
-app: Any = target.find(os.environ.get("APP") or "app")
+app = target.find(os.environ.get("APP") or "app")
 install(app)

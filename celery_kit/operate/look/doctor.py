@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from celery_kit.base.facts import Member, Server
 from celery_kit.base.files import private
 from celery_kit.base.target import ROOT
 from celery_kit.operate.arguments import Parser, advice
 from celery_kit.operate.look.status import Snapshot, snapshot
-from celery_kit.operate.stacks.docker import EngineSilentError, ask, last_line, port_holder
+from celery_kit.operate.stacks.docker import EngineSilentError, Facts, ask, last_line, port_holder
 from celery_kit.produce.spool import OURS
 
 Found = Iterator[tuple[str, str]]  # what is wrong; what to do
@@ -86,7 +85,7 @@ class Scene:
     """
 
     members: list[Member] = field(default_factory=list)
-    inspected: list[dict[str, Any]] = field(default_factory=list)
+    inspected: list[Facts] = field(default_factory=list)
     ports: dict[str, int] = field(default_factory=dict)
     stack: bool = True
     look: Callable[[list[Member], float], Snapshot] = lambda members, patience: snapshot(lambda: members, patience)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from kombu.utils.imports import symbol_by_name
 
@@ -21,6 +21,8 @@ from celery_kit.operate.arguments import Parser
 from celery_kit.operate.target import app
 
 SHOWN_TASKS = 30
+#: Facts about a server, or why it did not answer.
+Found = TypeVar("Found", bound=Server | str | None)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def unpacked(text: str) -> Snapshot:
 def seen(found: Snapshot, address: Callable[[str], str]) -> Snapshot:
     """A snapshot with the addresses that the servers have on another machine. `address`: translates one."""
 
-    def server(one: Any) -> Any:
+    def server(one: Found) -> Found:
         return replace(one, url=address(one.url)) if isinstance(one, Server) else one
 
     return replace(

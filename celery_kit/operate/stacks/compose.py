@@ -1,7 +1,7 @@
-"""The stacks of containers, as the command line handles them: `docker compose` on the files at the project's root.
+"""The stacks of containers, for the command line: `docker compose` on the files in the project's folder.
 
-Nothing is remembered here: what runs is what the engine says runs. A stack belongs to the checkout that started it: its name
-is made from this folder's path, its containers carry the path in Compose's own label, its volumes in one of ours.
+There is no state file: the engine knows what runs. A stack belongs to the checkout that started it. Its name has a hash of the
+checkout's path. Its containers have the path in Compose's own label, and its volumes in a label of the kit's.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import yaml
 
@@ -27,12 +27,14 @@ from celery_kit.observe.beat import TIMETABLE
 from celery_kit.operate.stacks.codebase import ABOUT, NOTED, About, Codebase, Started, refuse_packages
 from celery_kit.operate.stacks.docker import (
     Container,
+    Facts,
+    RunOptions,
+    answered,
     ask,
     containers,
     last_line,
     make_volumes,
     run,
-    told,
     volumes,
 )
 from celery_kit.operate.stacks.ports import check_ports, from_here, published, service_of
@@ -44,7 +46,7 @@ from celery_kit.results import BACKENDS
 WAIT_SECONDS = "180"
 #: The name of every checkout's stack before each had its own.
 FORMER_NAME = "celery-kit"
-#: What all of a stack's processes have to agree on. Paths are each process' own.
+#: The variables that must be the same in all processes of a stack. Paths may differ.
 SHARED = (
     "BROKER", "BACKEND", "POOL", "ENGINE", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TASK_SERIALIZER", "ACCEPT_CONTENT",
     "TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT", "MAX_DELIVERIES", "DELIVERY", "RESULT_EXPIRES", "TIMEZONE", "SMTP_HOST",
@@ -53,7 +55,7 @@ SHARED = (
 
 
 def prepare() -> None:
-    """Have an engine that answers, and base images to build on. Ends with their own line and exit code where it cannot."""
+    """Make sure that an engine answers and that there are base images. Exits with the script's own code and line if not."""
     ask("docker", "info")  # an engine that hangs is not started again
     row = python()
     chooser = ("deploy/images/choose.sh", row.version, row.variable, row.debian, ", ".join(STANDINS))
@@ -63,14 +65,14 @@ def prepare() -> None:
 
 
 def settings() -> dict[str, str]:
-    """The environment, and .env below it, as Compose reads them."""
+    """The variables that Compose sees: those of .env, and of the environment, which win."""
     from dotenv import dotenv_values  # of the machine that `make` runs on, not of an image
 
     return {key: value for key, value in dotenv_values(ROOT / ".env").items() if value} | dict(os.environ)
 
 
 def project_name() -> str:
-    """What this checkout's stack is called: COMPOSE_PROJECT_NAME, or else its folder with a hash of where that is."""
+    """The name of this checkout's stack: COMPOSE_PROJECT_NAME, or else its folder's name and a hash of its path."""
     if given := settings().get("COMPOSE_PROJECT_NAME"):
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", given):
             refuse(f"COMPOSE_PROJECT_NAME={given} is not allowed; small letters, digits, - and _, a letter or digit first")
@@ -81,28 +83,28 @@ def project_name() -> str:
 
 
 def _folder_name() -> str:
-    """This folder's, as Compose makes a stack's name of it."""
+    """The name that Compose itself derives from this folder."""
     return re.sub(r"[^a-z0-9_-]", "", ROOT.name.lower()).lstrip("-_")
 
 
 def _names() -> list[str]:
-    """What this checkout's stack may be called: as `make` names it, as Compose by itself does, as it was before."""
+    """The names that this checkout's stack may have: by `make`, by Compose itself, and the name of former stacks."""
     own = project_name()
     return [own] if settings().get("COMPOSE_PROJECT_NAME") else [own, _folder_name(), FORMER_NAME]
 
 
 def python() -> Python:
-    """The version of Python that images have, by PYTHON."""
+    """The version of Python in the images, by PYTHON."""
     return chosen(settings())
 
 
 def of_python() -> dict[str, str]:
-    """What Compose is told of it, once the base images are chosen."""
+    """Its variables for Compose, once the base images are chosen."""
     return python().environ(settings())
 
 
 def monitor_password() -> Path:
-    """The file that holds what Flower and Grafana ask for, user `kit`; made with a password of its own where there is none."""
+    """The file with the password of the user `kit` of Flower and Grafana. It is created with a random one if it is missing."""
     file = ROOT / (os.environ.get("MONITOR_PASSWORD_FILE") or ".kit/monitor/password")
     if not file.exists():
         _make_secret(file)
@@ -111,7 +113,7 @@ def monitor_password() -> Path:
 
 
 def _make_secret(file: Path) -> None:
-    """Write a password into a folder that nobody else can enter: the file itself is read by the users of images."""
+    """Write a password into a folder that no other user can enter. The file itself must be readable by the images' users."""
     folder = file.parent
     try:
         if folder.is_dir() and folder.stat().st_mode & 0o077:
@@ -125,7 +127,7 @@ def _make_secret(file: Path) -> None:
 
 
 def build(pool: str, codebase: Codebase | None = None) -> None:
-    """Build the worker image of a pool, for a codebase or for app/ and the mail catcher too, from the files of the stacks."""
+    """Build the worker image of a pool: for a codebase, or for app/, with the mail catcher's image. Refuses if that fails."""
     file = next(broker.compose_file for broker in BROKERS.values() if broker.compose_file)  # they build the same
     environ = {**os.environ, "POOL": pool, **of_python()}
     if codebase:
@@ -137,9 +139,9 @@ def build(pool: str, codebase: Codebase | None = None) -> None:
 def _build_codebase(
     files: Sequence[str], pool: str, codebase: Codebase, environ: Mapping[str, str], monitored: bool = False
 ) -> None:
-    """Build the images of a codebase: the workers' of a pool, and what watches them.
+    """Build the images of a codebase for a pool: its workers', and with `monitored` also Flower's.
 
-    Refuses, in one line, packages that do not go with the kit's.
+    Refuses, in one line, packages that conflict with the kit's.
     """
     codebase.check("worker", pool, *["monitor"] * monitored)
     print(f"building {image(pool, codebase)} from {codebase.source}", file=sys.stderr, flush=True)
@@ -153,9 +155,9 @@ def _build_codebase(
 
 
 def image(tag: str, codebase: Codebase | None = None) -> str:
-    """An image of this project, or of a codebase: a pool's, or `mail`. IMAGE is the name before the tag, with its registry.
+    """The name of an image of this project or of a codebase. `tag`: a pool, or `mail`. IMAGE is the name before the tag.
 
-    The tag tells a version of Python that is not the default, and a worker's a CELERY.
+    The tag also has the version of Python, unless it is the default, and CELERY for workers.
     """
     celery = os.environ.get("CELERY") if tag in POOLS else ""
     name = codebase.image if codebase else os.environ.get("IMAGE") or "celery-kit"
@@ -164,26 +166,28 @@ def image(tag: str, codebase: Codebase | None = None) -> str:
 
 def image_size(image: str) -> int:
     """The size of an image with its base, in bytes."""
-    return int(told(ask("docker", "image", "inspect", "--format", "{{.Size}}", image)))
+    return int(answered(ask("docker", "image", "inspect", "--format", "{{.Size}}", image)))
 
 
 class Compose:
-    """This checkout's stack of one broker, or, with none named, whichever of its stacks there is."""
+    """This checkout's stack of one broker, or without a broker, whichever stack it has."""
 
     def __init__(self, broker: str | None = None) -> None:
         self.broker = broker
         self.file = BROKERS[broker].compose_file if broker else None
 
-    def _compose(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        return run("docker", "compose", "-p", self.project, *argv, **options)
+    def _compose(
+        self, *argv: str, env: Mapping[str, str] | None = None, **options: Unpack[RunOptions]
+    ) -> subprocess.CompletedProcess[str]:
+        return run("docker", "compose", "-p", self.project, *argv, env=env, **options)
 
-    def _containers(self) -> list[dict[str, Any]]:
+    def _containers(self) -> list[Facts]:
         shown = ask("docker", "compose", "-p", self.project, "ps", "--all", "--format", "json").stdout
         return [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
 
     @cached_property
     def project(self) -> str:
-        """Its name: that of its containers, the running ones first, or the one that they would get."""
+        """Its name: that of its containers, with running ones first, or the name that they would get."""
         order = _names()
         mine = sorted(_own(), key=lambda one: (not one.runs, order.index(one.project)))
         return mine[0].project if mine else order[0]
@@ -192,14 +196,15 @@ class Compose:
         return [one for one in _own() if one.project == self.project and one.file == (self.file or one.file)]
 
     def running(self) -> bool:
+        """Whether any of its containers runs."""
         return any(one.runs for one in self._mine())
 
     def exists(self) -> bool:
-        """Whether there is anything to take down, stopped containers too."""
+        """Whether there is anything to take down, including stopped containers."""
         return bool(self._mine())
 
     def data(self) -> list[str]:
-        """The names of its volumes: its project's, of a named broker only those of that broker's file.
+        """The names of its volumes; with a broker, only those in the broker's file.
 
         Refuses those of another checkout.
         """
@@ -210,7 +215,7 @@ class Compose:
         return [one.name for one in mine if one.key in file]
 
     def up(self, pool: str, backend: str, scale: int, codebase: Codebase | None, profiles: Sequence[str] = ()) -> Started:
-        """Build what is missing, start, wait until every service is healthy."""
+        """Build missing images, start the stack and wait until every service is healthy. Refuses if that fails."""
         if profiles:
             os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
             monitor_password()
@@ -220,7 +225,7 @@ class Compose:
         if theirs := [one for one in containers() if one.project == self.project and one not in own]:
             refuse(f"{theirs[0].owner} has the name {self.project}; give another COMPOSE_PROJECT_NAME")
         environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python()}
-        if codebase:  # its settings may name other servers: Celery has these variables win
+        if codebase:  # its settings may name other servers, but in Celery these variables win
             urls = Profile.from_environ({**settings(), "BROKER": self.broker or "", "POOL": pool, "BACKEND": backend})
             environ |= {"CELERY_BROKER_URL": urls.broker_url, "CELERY_RESULT_BACKEND": urls.result_backend}
             environ |= codebase.environ()
@@ -228,7 +233,7 @@ class Compose:
         shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
         if shown.returncode:
             refuse(f"the stack's settings cannot be used: {last_line(shown.stderr)}")
-        config = told(shown)
+        config = answered(shown)
         services = config["services"]
         if not BACKENDS[backend].has_server and "results" in services:
             del services["results"]
@@ -268,7 +273,7 @@ class Compose:
         return Started(places, about)
 
     def down(self, volumes: bool) -> str:
-        """Take it down; gives in words what was done, and refuses where it was not."""
+        """Take it down. Returns what was done, in words; refuses if it fails."""
         data, there = self.data() if volumes else [], self.exists()
         if there and self._compose("down", "--remove-orphans").returncode:
             refuse(f"the stack {self.project} could not be taken down; the reason stands above, and its data stays")
@@ -276,7 +281,7 @@ class Compose:
             refuse(f"the data of the stack {self.project} could not be deleted; the reason stands above")
         return f"stack {self.project}: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
 
-    def python(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def python(self, *argv: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
         """Run `python -m …` inside the stack, in a container of the task codebase; `options` are those of subprocess.run."""
         mine = [c["Service"] for c in self._containers() if c["Service"] in ("worker", "beat") and c["State"] == "running"]
         if not mine:
@@ -284,22 +289,22 @@ class Compose:
         terminal = [] if sys.stdin.isatty() and not options else ["-T"]
         return self._compose("exec", *terminal, mine[0], "python", "-m", *argv, **options)
 
-    def codebase(self, inspected: list[dict[str, Any]]) -> Codebase | None:
-        """Whose tasks it runs, as `up` was given it; None: this repository's own app."""
+    def codebase(self, inspected: list[Facts]) -> Codebase | None:
+        """The codebase that it runs, as given to `up`. None: this repository's own app."""
         labels: dict[str, str] = next((one["Config"]["Labels"] for one in inspected if service_of(one) == "worker"), {})
         note = {name: labels.get(f"celery-kit.{name}") or "" for name in NOTED}
         return Codebase.from_note(note) if note["source"] else None
 
-    def inspected(self) -> list[dict[str, Any]]:
-        """The engine's description of each of the stack's containers, those that ended included."""
+    def inspected(self) -> list[Facts]:
+        """The engine's description of each container of the stack, including exited ones."""
         ids = [one.id for one in self._mine()]
-        return list(told(ask("docker", "inspect", *ids))) if ids else []
+        return list(answered(ask("docker", "inspect", *ids))) if ids else []
 
-    def environment(self, inspected: list[dict[str, Any]]) -> dict[str, str]:
-        """What a process of this machine needs to take part: a worker's own settings, servers by their published ports."""
+    def environment(self, inspected: list[Facts]) -> dict[str, str]:
+        """The environment of a process of this machine that takes part: a worker's settings, with the published ports."""
         ours = next((one for one in inspected if service_of(one) in ("worker", "beat")), None)
         if ours is None:
-            refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it anew")
+            refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it again")
         theirs = dict(line.split("=", 1) for line in ours["Config"]["Env"] if "=" in line)
         own = tuple(room.variables for room in BROKERS.values() if room.variables)
         environ = {name: value for name, value in theirs.items() if value and (name in SHARED or name.startswith(own))}
@@ -313,24 +318,26 @@ class Compose:
         named = {name: ports.get(("broker", port)) for port, name in profile.broker.ports.items()}
         return environ | {name: str(published) for name, published in named.items() if published}
 
-    def seen(self, inspected: list[dict[str, Any]]) -> Callable[[str], str]:
-        """What gives a server's address in the stack as this machine has it."""
+    def seen(self, inspected: list[Facts]) -> Callable[[str], str]:
+        """A function that translates a server's address in the stack into its address on this machine."""
         ports = published(inspected)
         return lambda url: from_here(url, ports)
 
-    def members(self, inspected: list[dict[str, Any]]) -> list[Member]:
-        """Its containers, as the engine sees them."""
+    def members(self, inspected: list[Facts]) -> list[Member]:
+        """Its containers."""
         return [_member(one) for one in inspected]
 
     def logs(self, follow: bool) -> None:
+        """Print the last lines of all logs; with `follow`, go on until Ctrl-C."""
         self._compose("logs", *(["--follow"] if follow else ["--tail", "100"]))
 
     def ps(self) -> None:
+        """Print its containers."""
         self._compose("ps", "--all")
 
 
-def _about(codebase: Codebase, service: dict[str, Any]) -> About:
-    """What its image says of a codebase. Its environment goes by variables, so that no list of processes shows a password."""
+def _about(codebase: Codebase, service: Facts) -> About:
+    """Load a codebase in its image. Passwords are passed by variables, so that no list of processes shows them."""
     environ = {name: str(value) for name, value in service["environment"].items() if value}
     names = [word for name in environ for word in ("--env", name)]
     command = ("docker", "run", "--rm", "--network", "none", *names, service["image"], *ABOUT)
@@ -338,17 +345,17 @@ def _about(codebase: Codebase, service: dict[str, Any]) -> About:
 
 
 def _own() -> list[Container]:
-    """This checkout's containers. A folder that is gone has moved here, if its stack's name is given."""
+    """This checkout's containers. If COMPOSE_PROJECT_NAME is set, a folder that is missing is taken to have moved here."""
     given, names = settings().get("COMPOSE_PROJECT_NAME"), _names()
     found = [one for one in containers() if one.project in names]
     return [one for one in found if one.folder == ROOT or (given and not one.folder.exists())]
 
 
-def _member(one: dict[str, Any]) -> Member:
+def _member(one: Facts) -> Member:
     state, service = one["State"], service_of(one)
     health = state.get("Health", {}).get("Status")
     words = f"{state['Status']}{f', {health}' if health and state['Running'] else ''}"
-    said: dict[str, Any] = {}
+    said: Facts = {}
     if service == "beat" and state["Running"]:
         with suppress(ValueError):
             said = json.loads(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)

@@ -1,6 +1,6 @@
-"""The Docker engine, asked through its own client: with a time limit, and whatever it answers, or that there is no client.
+"""The Docker engine, asked through its own client with a time limit. The client may be missing, and the engine may hang.
 
-The engine is shared by every checkout on the machine: what it lists says whose it is.
+All checkouts of the machine share the engine: each of its containers and volumes says which checkout it belongs to.
 """
 
 import json
@@ -11,32 +11,44 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeAlias, TypedDict, Unpack
 
 from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 
-#: How long the engine is waited for where it has nothing to do but answer.
+#: What the engine, Compose or a process' note says, as JSON: the keys are theirs.
+Facts: TypeAlias = dict[str, Any]
+#: How long to wait for an answer of the engine, in seconds, if it has nothing else to do.
 ENGINE_SECONDS = 20.0
-#: A volume's label: the path of the checkout that it belongs to. Of a container Compose's own label says it.
+#: A volume's label with the path of its checkout. Containers have Compose's own label for that.
 OWNER = "celery-kit.checkout"
 
 
+class RunOptions(TypedDict, total=False):
+    """Options of subprocess.run. `timeout`: seconds."""
+
+    input: str
+    stdout: int | IO[bytes]
+    stderr: int | IO[bytes]
+    capture_output: bool
+    timeout: float
+
+
 class EngineSilentError(Exception):
-    """The engine was asked and does not answer."""
+    """The engine does not answer in time."""
 
 
-def run(*argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command at the project's root, to its end. A program that is not there gives 127, as a shell has it."""
+def run(*argv: str, env: Mapping[str, str] | None = None, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's folder, and wait for its end. A missing program has exit code 127, as in a shell."""
     try:
-        return subprocess.run(argv, cwd=ROOT, text=True, check=False, **options)
+        return subprocess.run(argv, cwd=ROOT, env=env, text=True, check=False, **options)
     except OSError as error:
         return subprocess.CompletedProcess(argv, 127, "", f"{argv[0]}: {error.strerror}")
 
 
 def ask(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run what the engine or its client answers at once, and keep the output.
+    """Run a command that the engine or its client answers at once, and capture its output.
 
     Raises EngineSilentError after ENGINE_SECONDS, and kills what the client started, its plugins too.
     """
@@ -60,21 +72,21 @@ def ask(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.Complete
 
 
 def last_line(text: str) -> str:
-    """Of what a program printed: its reason, as a rule."""
-    return (text.strip().splitlines() or ["it said nothing"])[-1]
+    """The last line that a program printed, which as a rule is its reason."""
+    return (text.strip().splitlines() or ["it printed nothing"])[-1]
 
 
-def told(done: subprocess.CompletedProcess[str]) -> Any:
-    """The JSON that a program answered. Refuses anything else, with the program's own reason."""
+def answered(done: subprocess.CompletedProcess[str]) -> Any:
+    """The JSON that a program printed. Refuses anything else, with the program's own reason."""
     try:
         return json.loads(done.stdout)
     except ValueError:
-        refuse(f"'{' '.join(done.args[:3])}' gave no answer that can be used: {last_line(done.stderr or done.stdout)}")
+        refuse(f"'{' '.join(done.args[:3])}' did not answer with JSON: {last_line(done.stderr or done.stdout)}")
 
 
 @dataclass(frozen=True)
 class Container:
-    """One of a stack of the kit, as the engine lists it. `folder`: the checkout's; `file`: its broker's Compose file."""
+    """A container of a stack of the kit. `folder`: its checkout's; `file`: the name of its broker's Compose file."""
 
     id: str
     state: str
@@ -84,20 +96,20 @@ class Container:
 
     @property
     def runs(self) -> bool:
-        """Frozen and restarting ones too."""
+        """Whether it runs. Paused and restarting containers count."""
         return self.state in ("running", "paused", "restarting")
 
     @property
     def owner(self) -> str:
-        """Whose stack it is of, in words."""
+        """Its stack and checkout, in words."""
         if self.folder.is_dir():
             return f"the stack {self.project} of the checkout in {self.folder}"
-        return f"the stack {self.project} of {self.folder}, which is gone ('docker compose -p {self.project} down' stops it)"
+        return f"the stack {self.project} of {self.folder}, now missing ('docker compose -p {self.project} down' stops it)"
 
 
 @dataclass(frozen=True)
 class Volume:
-    """One of a stack. `key`: what the Compose file calls it; `owner`: its checkout's path, empty where none is noted."""
+    """A volume of a stack. `key`: its name in the Compose file; `owner`: its checkout's path, empty if unknown."""
 
     name: str
     key: str
@@ -105,14 +117,14 @@ class Volume:
 
 
 def _rows(*argv: str, columns: tuple[str, ...]) -> list[list[str]]:
-    """What the client lists, by the columns of Go's templates; a line that is not of the list is left out."""
+    """The rows that the client lists, by the columns of Go's templates. Other lines are left out."""
     done = ask(*argv, "--format", "\t".join(f"{{{{{column}}}}}" for column in columns))
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     return [row for row in rows if len(row) == len(columns)]
 
 
 def containers(*filters: str) -> list[Container]:
-    """Those of every stack of the kit, whosever it is; ended ones too. Compose itself takes longer to say."""
+    """The containers of all stacks of the kit, in any checkout, exited ones too. Compose itself takes longer to list them."""
     options = [word for one in ("label=com.docker.compose.oneoff=False", *filters) for word in ("--filter", one)]
     labels = (f'.Label "com.docker.compose.project{of}"' for of in ("", ".working_dir", ".config_files"))
     rows = _rows("docker", "ps", "--all", *options, columns=(".ID", ".State", *labels))
@@ -125,14 +137,14 @@ def containers(*filters: str) -> list[Container]:
 
 
 def volumes(project: str) -> list[Volume]:
-    """Those of a stack, by its name."""
+    """The volumes of a stack, by its name."""
     columns = (".Name", '.Label "com.docker.compose.volume"', f'.Label "{OWNER}"')
     rows = _rows("docker", "volume", "ls", "--filter", f"label=com.docker.compose.project={project}", columns=columns)
     return [Volume(*row) for row in rows]
 
 
-def make_volumes(project: str, config: dict[str, Any]) -> None:
-    """Make those that a stack mounts and does not have yet, as Compose would, with the owner's name on them."""
+def make_volumes(project: str, config: Facts) -> None:
+    """Create the volumes that a stack mounts and does not have yet, as Compose would, with a label for their checkout."""
     for key in {
         mount["source"] for one in config["services"].values() for mount in one.get("volumes", []) if mount["type"] == "volume"
     }:
@@ -142,11 +154,11 @@ def make_volumes(project: str, config: dict[str, Any]) -> None:
 
 
 def port_holder(number: int) -> str:
-    """The stack of the kit that publishes a port of this machine, in words; empty: none."""
+    """The stack of the kit that publishes a port of this machine, in words; empty if none does."""
     return next((one.owner for one in containers(f"publish={number}")), "")
 
 
 def others() -> str:
-    """The stacks of other checkouts that run, in words; empty: none."""
+    """The running stacks of other checkouts, in words; empty if there are none."""
     found = sorted({one.owner for one in containers() if one.runs and one.folder != ROOT})
     return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")

@@ -1,8 +1,8 @@
 """The embedded stack: Valkey, mail catcher, worker and beat as processes of this machine, without Docker.
 
 `python -m celery_kit.operate.stacks.embedded` runs it in the foreground until SIGTERM or Ctrl-C; :class:`Local` starts and
-stops it for the command line. One at a time: whoever runs it holds a lock, so that a killed one leaves nothing that looks
-alive. Each process is noted with the moment it began and the folder it belongs to, and no other is ever sent a signal.
+stops it for the command line. Only one can run at a time. It holds a lock, so that a killed stack does not look as if it
+ran. Each process has a pid file with its start time and folder, and no other process is ever sent a signal.
 """
 
 import json
@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from celery_kit.base.choices import data_dir, stop_grace
 from celery_kit.base.facts import Member
@@ -28,35 +28,28 @@ from celery_kit.brokers import BROKERS
 from celery_kit.brokers.embedded import DATA, HOME, NOWHERE, PIDFILE, STATE, server
 from celery_kit.observe.beat import TIMETABLE
 from celery_kit.operate.stacks import pidfile
-from celery_kit.operate.stacks.codebase import (
-    About,
-    Codebase,
-    Started,
-    about_here,
-    environ_of,
-    folder_of,
-    python_of,
-)
+from celery_kit.operate.stacks.codebase import About, Codebase, Started, about_here, environ_of, folder_of, python_of
+from celery_kit.operate.stacks.docker import Facts, RunOptions
 from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
 
 try:
     import fcntl
 except ImportError:
-    fcntl: Any = Absent("the embedded stack")  # type: ignore[no-redef]
+    fcntl = Absent("the embedded stack")  # type: ignore[assignment]
 
 LOG = HOME / "stack.log"
 START_SECONDS = 60.0
-#: How long the lock may be held before its holder has noted itself: it does so first of all.
+#: Seconds until the holder of the lock must have written its pid file, which it does first.
 NOTE_SECONDS = 5.0
 TAIL_LINES = 100
-#: What an app that is looked at before the broker starts has in place of its addresses.
+#: The addresses that an app gets if it is loaded before the broker starts.
 NOT_YET = {"BROKER": "embedded", "CELERY_BROKER_URL": NOWHERE, "CELERY_RESULT_BACKEND": NOWHERE}
 
 
 @contextmanager
 def _lock(kind: int, patience: float = 0.0) -> Iterator[bool]:
-    """Hold the stack's lock: LOCK_EX, or LOCK_SH to look; gives False, and holds nothing, if it is not free in `patience` s."""
+    """Hold the stack's lock: LOCK_EX, or LOCK_SH to look. Yields False, without the lock, if it is not free in `patience` s."""
     HOME.mkdir(parents=True, exist_ok=True)
     with open(HOME / "lock", "a") as file:
 
@@ -70,12 +63,12 @@ def _lock(kind: int, patience: float = 0.0) -> Iterator[bool]:
         yield _until(taken, patience)
 
 
-def state() -> dict[str, Any] | None:
-    """What the running embedded stack noted about itself; None where none runs. Refuses where its process is not known.
+def state() -> Facts | None:
+    """The facts that the running embedded stack has written about itself. None if none runs.
 
-    It may not have an address yet, and not be ready.
+    It may have no address yet, and not be ready. Refuses if the process that holds the lock is not known.
     """
-    found: list[dict[str, Any] | None] = []
+    found: list[Facts | None] = []
 
     def looked() -> bool:
         with _lock(fcntl.LOCK_SH) as free:
@@ -85,7 +78,7 @@ def state() -> dict[str, Any] | None:
 
     if not _until(looked, NOTE_SECONDS):
         refuse(
-            f"an embedded stack holds {HOME / 'lock'} and has not noted its process: it was started in another container, "
+            f"an embedded stack holds {HOME / 'lock'} and has written no pid file: it was started in another container, "
             "or by an older version of the kit; stop it there, or by the ids in 'ps -ef'"
         )
     return found[0]
@@ -107,14 +100,14 @@ def _leftovers() -> list[int]:
 
 
 def _end_leftovers() -> None:
-    """End them. Refuses where one does not end: what it works on must not be touched."""
+    """Kill them. Refuses if one does not exit, because it may still use the data."""
     for pid in _leftovers():
-        print(f"ending process {pid}, left over from a stack that was killed", flush=True)
+        print(f"killing process {pid}, left over from a stack that was killed", flush=True)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     if not _until(lambda: not _leftovers(), NOTE_SECONDS):
         refuse(
-            f"process {_leftovers()[0]}, left over from an embedded stack that was killed, does not end; nothing was changed"
+            f"process {_leftovers()[0]}, left over from an embedded stack that was killed, does not exit; nothing was changed"
         )
     for note in HOME.glob("*.pid"):
         note.unlink()
@@ -130,13 +123,13 @@ def _until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 class _Processes:
-    """The stack's processes by name, each with a log file and a noted process id."""
+    """The stack's processes by name, each with a log file and a pid file."""
 
     def __init__(self) -> None:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, argv: list[str], environ: Mapping[str, str], folder: Path) -> Path:
-        """Start one in a folder; gives the file that its heartbeat will touch."""
+        """Start a process in a folder. Returns the file that its heartbeat will touch."""
         beat = HOME / f"{name}.beat"
         with open(HOME / f"{name}.log", "ab") as log:
             self.running[name] = subprocess.Popen(
@@ -152,10 +145,11 @@ class _Processes:
         return beat
 
     def died(self) -> str | None:
+        """The name of a process that has exited; None if all run."""
         return next((name for name, process in self.running.items() if process.poll() is not None), None)
 
     def stop(self, grace: float) -> None:
-        """Stop them, the mail catcher last: tasks still use it. SIGKILL for what runs after `grace` seconds."""
+        """Stop them, and the mail catcher last, because tasks use it. Kills those that still run after `grace` seconds."""
         first, *rest = self.running or [""]
         for names in (rest, [first]):
             mine = [self.running[name] for name in names if name]
@@ -174,7 +168,7 @@ class _Processes:
 def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | None) -> None:
     """Run the stack in the foreground until SIGTERM or SIGINT. `owner`: who will stop it, `up` or `demo`.
 
-    A signal is only noted: it must not come between a process' start and its note.
+    A signal is only recorded, because it must not come between a process' start and the writing of its pid file.
     """
     asked: list[int] = []
     here, there = socket.socketpair()
@@ -185,7 +179,7 @@ def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | No
     with _lock(fcntl.LOCK_EX, patience=2.0) as mine:
         if not mine:
             refuse("an embedded stack runs already; 'make status' shows it, 'make down' stops it")
-        about: dict[str, Any] = {"owner": owner, "pool": pool, "backend": backend, "ready": False}
+        about: Facts = {"owner": owner, "pool": pool, "backend": backend, "ready": False}
         about |= {"queues": os.environ.get("CELERY_WORKER_QUEUES", "")}
         about |= {"codebase": codebase.noted()} if codebase else {}
         pidfile.write(STATE, os.getpid(), **about)
@@ -203,7 +197,7 @@ def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | No
                 beats += [] if asked else [processes.start(name, argv, environ, folder_of(codebase))]
             while not asked:
                 if died := processes.died():
-                    refuse(f"{died} of the embedded stack ended by itself; its log is {HOME / died}.log")
+                    refuse(f"{died} of the embedded stack exited by itself; its log is {HOME / died}.log")
                 if not about["ready"] and all(beat.exists() for beat in beats[1:]):  # the mail catcher has none
                     about["ready"] = True
                     pidfile.write(STATE, os.getpid(), **about)
@@ -231,8 +225,8 @@ def _commands(pool: str, scale: int, codebase: Codebase | None) -> dict[str, lis
     }
 
 
-def environment(about: Mapping[str, Any]) -> dict[str, str]:
-    """What a process needs to take part in the embedded stack."""
+def environment(about: Facts) -> dict[str, str]:
+    """The environment of a process that takes part in the embedded stack."""
     if "address" not in about:
         refuse(f"the embedded stack is just starting (process {about['pid']}); try again in a moment")
     return {
@@ -250,25 +244,26 @@ def environment(about: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _member(one: dict[str, Any]) -> Member:
+def _member(one: Facts) -> Member:
     name, running = one["name"], one["running"]
     role = name.rstrip("0123456789")
-    said: dict[str, Any] = {}
+    said: Facts = {}
     if role == "beat" and running:
         with suppress(OSError, ValueError):
             said = json.loads((HOME / f"{name}.beat{TIMETABLE}").read_text())
     node = f"{name}@{socket.gethostname()}" if role == "worker" else None
-    return Member(role, f"{'running' if running else 'ended'}, process {one['pid']}", running, node, said)
+    return Member(role, f"{'running' if running else 'exited'}, process {one['pid']}", running, node, said)
 
 
 class Local:
-    """The embedded stack, as the command line handles it."""
+    """The embedded stack, for the command line."""
 
     def running(self) -> bool:
+        """Whether it runs, ready or not."""
         return state() is not None
 
     def up(self, pool: str, backend: str, scale: int, codebase: Codebase | None = None, owner: str = "up") -> Started:
-        """Start it and wait until its worker consumes."""
+        """Start it, and wait until its worker consumes. Refuses if that fails, or if one runs already."""
         if other := state():
             where = f"pool {other['pool']}, process {other['pid']}"
             refuse(f"an embedded stack runs already ({where}); use it, or stop it with 'make down'")
@@ -285,7 +280,7 @@ class Local:
                 start_new_session=True,
             )
         try:
-            about = dict[str, Any]()
+            about = Facts()
 
             def settled() -> bool:
                 about.update(found if (found := state()) and found["pid"] == supervisor.pid else {})
@@ -314,17 +309,17 @@ class Local:
         return Started(places, said)
 
     def exists(self) -> bool:
-        """Whether there is anything to stop, what a killed stack left behind too."""
+        """Whether there is anything to stop, including processes that a killed stack left behind."""
         return self.running() or bool(_leftovers())
 
     def data(self) -> list[str]:
-        """The folder that it keeps its data in, where there is any."""
+        """The folder of its data, if there is any."""
         return [str(DATA.relative_to(ROOT))] if DATA.exists() else []
 
     def down(self, volumes: bool) -> str:
-        """Stop it, and what a killed one left behind; gives in words what was done, and refuses where it was not.
+        """Stop it, and processes that a killed one left behind. Returns what was done, in words; refuses if it fails.
 
-        Its data is deleted under the lock: what is deleted belongs to no server that runs, or starts meanwhile.
+        Its data is deleted under the lock, so that no server uses it.
         """
         there, patience = self.exists(), stop_grace() + 15
         if about := state():
@@ -340,7 +335,7 @@ class Local:
                 shutil.rmtree(DATA)
         return f"embedded stack: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
 
-    def python(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    def python(self, *argv: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
         """Run `python -m …` inside the stack; `options` are those of subprocess.run."""
         about = state() or refuse("no embedded stack runs; start it with 'make up'")
         codebase = self.codebase([])
@@ -348,12 +343,12 @@ class Local:
         words = [python_of(codebase), "-m", *argv]
         return subprocess.run(words, cwd=folder_of(codebase), env=environ, text=True, check=False, **options)
 
-    def codebase(self, _: list[dict[str, Any]]) -> Codebase | None:
-        """Whose tasks it runs, as `up` was given it; None: this repository's own app."""
+    def codebase(self, _: list[Facts]) -> Codebase | None:
+        """The codebase that it runs, as given to `up`. None: this repository's own app."""
         note = (state() or {}).get("codebase")
         return Codebase.from_note(note) if note else None
 
-    def inspected(self) -> list[dict[str, Any]]:
+    def inspected(self) -> list[Facts]:
         """A description of each of its processes: name, id, whether it runs."""
         notes = sorted(HOME.glob("*.pid")) if self.running() else []
         return [
@@ -362,19 +357,20 @@ class Local:
             if (about := pidfile.read(note))
         ]
 
-    def environment(self, _: list[dict[str, Any]]) -> dict[str, str]:
-        """What a process of this machine needs to take part."""
+    def environment(self, _: list[Facts]) -> dict[str, str]:
+        """The environment of a process of this machine that takes part."""
         return environment(state() or refuse("no embedded stack runs; start it with 'make up'"))
 
-    def seen(self, _: list[dict[str, Any]]) -> Callable[[str], str]:
-        """What gives a server's address in the stack as this machine has it."""
+    def seen(self, _: list[Facts]) -> Callable[[str], str]:
+        """A function that translates a server's address in the stack into its address on this machine."""
         return str
 
-    def members(self, inspected: list[dict[str, Any]]) -> list[Member]:
-        """Its processes, as this machine sees them."""
+    def members(self, inspected: list[Facts]) -> list[Member]:
+        """Its processes."""
         return [_member(one) for one in inspected]
 
     def logs(self, follow: bool) -> None:
+        """Print the last lines of all logs; with `follow`, go on until Ctrl-C."""
         files = sorted(HOME.glob("*.log")) or refuse("the embedded stack has no logs yet")
         ends = dict.fromkeys(files, 0)
         while True:
@@ -390,8 +386,9 @@ class Local:
             time.sleep(0.5)
 
     def ps(self) -> None:
+        """Print its processes."""
         for one in self.inspected():
-            print(f"{one['name']:<10}process {one['pid']}{'' if one['running'] else ', ended'}")
+            print(f"{one['name']:<10}process {one['pid']}{'' if one['running'] else ', exited'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Notes of processes, and whether the process that a note names still runs: an id alone may be another's by now.
+"""Pid files, and whether the process that one names still runs. The id alone may belong to another process by now.
 
-A note holds the moment at which its process began, and lies in the folder that the process belongs to: a copy of that folder
-names none.
+A pid file also has the time when its process started, and the folder that it belongs to, so that a copy of the folder names no
+running process.
 """
 
 import json
@@ -9,26 +9,27 @@ import os
 import subprocess
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from celery_kit.operate.stacks.docker import Facts
 
 
-def write(note: Path, pid: int, **about: Any) -> None:
-    """Note a process and what there is to know about it: whole, or not at all."""
+def write(note: Path, pid: int, **about: object) -> None:
+    """Write the pid file of a process, with facts about it. Other processes see the whole file, or none."""
     draft = note.with_suffix(".draft")
     draft.write_text(json.dumps({"pid": pid, "began": began(pid), "folder": str(note.parent.resolve()), **about}))
     draft.replace(note)
 
 
-def read(note: Path) -> dict[str, Any] | None:
-    """What a note holds, whether its process runs or not; None where it cannot be read."""
+def read(note: Path) -> Facts | None:
+    """The content of a pid file, whether its process runs or not. None if it cannot be read."""
     with suppress(OSError, ValueError):
         about = json.loads(note.read_text())
         return about if isinstance(about, dict) and {"pid", "began", "folder"} <= about.keys() else None
     return None
 
 
-def running(note: Path) -> dict[str, Any] | None:
-    """What a note holds, if the very process that it names runs and belongs to the note's folder; else None."""
+def running(note: Path) -> Facts | None:
+    """The content of a pid file if its process runs and belongs to the file's folder; otherwise None."""
     about = read(note)
     if about and about["began"] and about["folder"] == str(note.parent.resolve()):
         return about if about["began"] == began(about["pid"]) else None
@@ -36,7 +37,7 @@ def running(note: Path) -> dict[str, Any] | None:
 
 
 def began(pid: int) -> str:
-    """When a process began, in its system's words, and in which boot. Empty if it has ended, reaped or not.
+    """When a process started, in the system's own format, and in which boot. Empty if it has exited, reaped or not.
 
     By /proc, or by `ps` on a system without it, such as macOS.
     """

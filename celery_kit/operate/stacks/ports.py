@@ -1,22 +1,21 @@
-"""Ports of this machine: those that stacks publish, those that are taken, and servers' addresses by them."""
+"""Ports of this machine: which ones stacks publish, which are in use, and how servers are reached by them."""
 
 import json
 import socket
 from contextlib import suppress
-from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from celery_kit.base.refusals import refuse
 from celery_kit.brokers import BROKERS
-from celery_kit.operate.stacks.docker import ask, port_holder
+from celery_kit.operate.stacks.docker import Facts, ask, port_holder
 
 
 def published_ports() -> dict[str, int]:
-    """The ports that the stacks would publish, by the variables that move them; empty where no engine can tell."""
+    """The ports that the stacks would publish, by the variables that change them. Empty if there is no Docker client."""
     found = {}
     for broker in BROKERS.values():
         shown = ask("docker", "compose", "-f", broker.compose_file or "", "config", "--format", "json")
-        services: dict[str, Any] = {}
+        services: Facts = {}
         with suppress(ValueError):
             services = json.loads(shown.stdout)["services"]
         for service in services.values():
@@ -26,12 +25,13 @@ def published_ports() -> dict[str, int]:
     return found
 
 
-def service_of(one: dict[str, Any]) -> str:
+def service_of(one: Facts) -> str:
+    """The name of a container's service, from `docker inspect`; empty if it is not Compose's."""
     return str(one["Config"]["Labels"].get("com.docker.compose.service", ""))
 
 
-def published(inspected: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
-    """By each name that a container answers to in the stack, and its port: the port of this machine."""
+def published(inspected: list[Facts]) -> dict[tuple[str, int], int]:
+    """The published ports of this machine, by a container's name in the stack and its port there."""
     ports = {}
     for one in inspected:
         aliases = {alias for network in one["NetworkSettings"]["Networks"].values() for alias in network["Aliases"] or []}
@@ -44,7 +44,7 @@ def published(inspected: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
 
 
 def from_here(url: str, ports: dict[tuple[str, int], int]) -> str:
-    """A URL that names a role, with this machine's address of it; others stay as they are. Of several: each."""
+    """A URL, or several with `;` between them, with a service's name replaced by its address on this machine."""
     return ";".join(_address(one, ports) for one in url.split(";"))
 
 
@@ -52,7 +52,7 @@ def _address(url: str, ports: dict[tuple[str, int], int]) -> str:
     parts = urlsplit(url)
     try:
         port = ports.get((parts.hostname or "", parts.port or 0))
-    except ValueError:  # no port: it is of a form that only its own client reads
+    except ValueError:  # not a port: only the server's own client understands this URL
         port = None
     if port is None:
         return url
@@ -60,8 +60,8 @@ def _address(url: str, ports: dict[tuple[str, int], int]) -> str:
     return urlunsplit(parts._replace(netloc=f"{account}127.0.0.1:{port}"))
 
 
-def check_ports(services: dict[str, Any], containers: list[dict[str, Any]]) -> None:
-    """Refuse before anything starts if a port is taken by somebody else."""
+def check_ports(services: Facts, containers: list[Facts]) -> None:
+    """Refuse, before anything starts, if another program uses a port."""
     own = {publisher["PublishedPort"] for container in containers for publisher in container.get("Publishers") or []}
     for name, service in services.items():
         for port in service.get("ports", []):

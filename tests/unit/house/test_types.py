@@ -15,7 +15,7 @@ MOST: dict[str, int] = {
     "fixes": 6,
     "kit.py": 11,
     "observe": 8,
-    "operate": 55,
+    "operate": 14,
     "pools": 6,
     "produce": 22,
     "results": 0,
