@@ -134,7 +134,7 @@ class Connection(Protocol):
     def clone(self, **options: Any) -> Connection: ...
 
     def collect(self, socket_timeout: float | None = None) -> None:
-        """Close the sockets without a word to the server. `socket_timeout`: seconds."""
+        """Close the sockets, and send nothing to the server. `socket_timeout`: seconds."""
 
     def drain_events(self, *, timeout: float = ...) -> None:
         """Wait for one event, for `timeout` seconds at most. Raises TimeoutError, or one of the transport's errors."""

@@ -42,7 +42,7 @@ def other_broker(scheme: str) -> Broker | None:
 
 
 def close_inherited(connection: Connection) -> None:
-    """In a forked child: close its end of one of the parent's connections, without a word to the server.
+    """In a forked child: close its end of one of the parent's connections. Sends nothing to the server.
 
     The connection is opened again when it is used.
     """
