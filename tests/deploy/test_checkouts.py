@@ -114,7 +114,7 @@ def test_a_folder_that_was_moved_may_take_its_stack_along(second: Checkout) -> N
     moved = Checkout(second.folder.rename(second.folder.with_name("moved")), second.environ)
     try:
         said = moved.refusal(moved.make("status"))
-        assert f"the stack {project} of {second.folder}, which is gone ('docker compose -p {project} down' stops it)" in said
+        assert f"the stack {project} of {second.folder}, now missing ('docker compose -p {project} down' stops it)" in said
         assert "broker" in moved.make("ps", COMPOSE_PROJECT_NAME=project).stdout
         done = moved.make("down", "VOLUMES=1", COMPOSE_PROJECT_NAME=project)
         assert done.stdout == f"stack {project}: stopped; its data is deleted\n"
