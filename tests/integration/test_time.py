@@ -305,7 +305,8 @@ def test_beat_crontab_is_in_its_time_zone(cell: Cell, beat: Beat) -> None:
     sent = 0 if cell.limit else 1
     beat.until("the crontab's tick", lambda: beat.ticks("here") == sent)
     beat.goes_on()
-    assert (beat.ticks("here"), beat.ticks("elsewhere")) == (sent, 0)
+    assert beat.ticks("here") == sent
+    assert cell.limit or not beat.ticks("elsewhere")  # where the row is limited, that depends on the time of day
 
 
 def test_beat_restart_keeps_its_schedule(cell: Cell, beat: Beat) -> None:
