@@ -8,14 +8,14 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from celery_kit.base.types import Connection
 from celery_kit.brokers.contract import Broker, schemes_of
-from celery_kit.brokers.embedded import broker as embedded
-from celery_kit.brokers.rabbitmq.broker import broker as rabbitmq
+from celery_kit.brokers.embedded import broker as embedded_row
+from celery_kit.brokers.rabbitmq.broker import broker as rabbitmq_row
 from celery_kit.brokers.rabbitmq.dead import Queues
-from celery_kit.brokers.redis.broker import broker as redis
+from celery_kit.brokers.redis.broker import broker as redis_row
 
 __all__ = ["BROKERS", "Broker", "Queues", "close_inherited", "explained", "other_broker", "room", "schemes_of", "transports"]
 
-BROKERS: dict[str, Broker] = {room.name: room for room in (rabbitmq, redis, embedded)}
+BROKERS: dict[str, Broker] = {row.name: row for row in (rabbitmq_row, redis_row, embedded_row)}
 
 
 @cache

@@ -7,12 +7,12 @@ from kombu.utils.compat import entrypoints
 
 from celery_kit.engine.parts import on
 from celery_kit.results.contract import Backend
-from celery_kit.results.redis.backend import backend as redis
-from celery_kit.results.rpc import backend as rpc
+from celery_kit.results.redis.backend import backend as redis_row
+from celery_kit.results.rpc import backend as rpc_row
 
 __all__ = ["BACKENDS", "Backend", "classes", "other_backend", "room"]
 
-BACKENDS: dict[str, Backend] = {room.name: room for room in (redis, rpc)}
+BACKENDS: dict[str, Backend] = {row.name: row for row in (redis_row, rpc_row)}
 
 
 @cache

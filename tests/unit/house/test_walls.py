@@ -57,6 +57,23 @@ def test_each_module_can_be_imported_alone() -> None:
     assert not done.returncode, done.stderr[-3000:]
 
 
+#: Of modules that are imported, those whose package has another thing by their name.
+HIDDEN = """
+import sys
+from importlib import import_module
+for name in {names}:
+    import_module(name)
+    package, _, module = name.rpartition(".")
+    if getattr(sys.modules[package], module) is not sys.modules[name]:
+        print(name)
+"""
+
+
+def test_no_name_of_a_package_hides_one_of_its_modules() -> None:
+    """`celery_kit.brokers.redis` is the module, whatever else the package has a name for."""
+    assert run(HIDDEN.format(names=MODULES)) == ""
+
+
 def test_importing_the_kit_changes_nothing() -> None:
     """The effects come with Kit(...) or install(app), in the process that asked for them."""
     assert run(TABLES.format(first="import celery_kit")) == run(TABLES.format(first=""))
