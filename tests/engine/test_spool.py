@@ -17,7 +17,8 @@ from tests.harness.servers import Server
 #: Accepts a task for each place that is named, without asking the broker; says their ids.
 ACCEPT = """
 import json, sys
-from app import app, spool
+from app import app
+from celery_kit.produce import spool
 
 spool.Spool.forward_in_background = lambda *_: None
 for number, place in enumerate(sys.argv[1:]):
