@@ -46,7 +46,7 @@ def find(given: str) -> "Kit":
 def current() -> "Kit":
     """The current app of this process. Raises ImproperlyConfigured if the kit is not installed in it."""
     app: Kit = _state.get_current_app()  # type: ignore[assignment]  # checked next
-    if not hasattr(app, "spooled"):
+    if not hasattr(type(app), "spooled"):  # the value itself may raise
         raise ImproperlyConfigured(
             "the app of this process is not one of celery-kit: import the module that makes it, by Kit() or install()"
         )

@@ -69,19 +69,6 @@ def test_a_file_that_cannot_be_read_is_named_in_a_line(server: Server, environ: 
         assert err[1].startswith("celery-kit: 1 tasks stay in ")
 
 
-@pytest.mark.parametrize("command", [("forward",), ("mail.send_email", '["a@b.c", "hi"]')])
-def test_a_spool_that_is_not_ours_is_refused_in_one_line(
-    environ: dict[str, str], tmp_path: Path, command: tuple[str, ...]
-) -> None:
-    """A folder whose files are sent belongs to whoever sends them."""
-    folder = tmp_path / "spool"
-    folder.mkdir()
-    folder.chmod(0o777)
-    code, out, err = run(environ, "-m", "celery_kit.operate.look.send", *command)
-    why = "others may write to it (mode 0777): chmod go-w"
-    assert (code, out, err) == (2, [], [f"celery-kit: SPOOL={folder} cannot be used: {why}"])
-
-
 def test_where_messages_are_signed_an_unsigned_file_is_not_sent(environ: dict[str, str], tmp_path: Path) -> None:
     """What is read from a disk has to be signed as what comes from the broker has."""
     key, made = certificate("spool")

@@ -9,7 +9,8 @@ from tests.producer.conftest import Broker, Producer, waits
 #: Sends 1,000 messages, 200 at a time; after 400 it waits to be told to go on. At the end it says what became of them.
 BATCH = """
 import json
-from app import app, brokers
+from app import app
+from celery_kit import brokers
 from celery_kit.produce.bulk import NotAllSentError
 from celery_kit.produce.send import send_many
 

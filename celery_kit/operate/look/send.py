@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _send(given: argparse.Namespace) -> None:
-    if not hasattr(app, "spooled"):
+    if not hasattr(type(app), "spooled"):  # the value itself may raise
         refuse(f"CELERY_APP={target.name()} is plain Celery: only an app of the kit, by Kit() or install(), is sent to")
     choose("TASK", given.task, sorted(name for name in tasks() if not name.startswith("celery.")))
     kwargs = _json("KWARGS", given.kwargs, dict)

@@ -1,10 +1,15 @@
 """What `make send` checks before it sends a task."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery, Task
 
+from celery_kit.base.target import ROOT
 from celery_kit.operate.look import send
 
 
@@ -24,3 +29,15 @@ def test_the_arguments_of_a_function_are_checked_and_those_of_a_class_are_not(mo
     send._check_arguments("double", one, {})
     with pytest.raises(SystemExit, match="2"):
         send._check_arguments("double", one * 2, {})
+
+
+@pytest.mark.parametrize("command", [("forward",), ("mail.send_email", '["a@b.c", "hi"]')])
+def test_a_spool_that_others_can_write_to_is_refused_in_one_line(tmp_path: Path, command: tuple[str, ...]) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    folder.chmod(0o777)
+    environ = {**os.environ, "SPOOL": str(folder), "CELERY_BROKER_URL": "redis://127.0.0.1:1"}
+    argv = [sys.executable, "-m", "celery_kit.operate.look.send", *command]
+    done = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    why = "others may write to it (mode 0777): chmod go-w"
+    assert (done.returncode, done.stderr) == (2, f"celery-kit: SPOOL={folder} cannot be used: {why}\n")
