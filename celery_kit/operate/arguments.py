@@ -7,12 +7,12 @@ from typing import NoReturn
 
 from celery_kit.base.refusals import refuse
 
-#: All that follows, whatever it begins with.
+#: All remaining arguments, including those that begin with a dash.
 REST = argparse.REMAINDER
 
 
 def advice(make: str, elsewhere: str) -> str:
-    """What to type next: in this repository `make …`; the other where the tool was called as `celery-kit`."""
+    """What to type next: `make`, or `elsewhere` if the tool was called as `celery-kit`."""
     return elsewhere if sys.argv[0].startswith("celery-kit ") else make
 
 
@@ -22,12 +22,13 @@ def next_look() -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which says what is wrong in one line, and nothing else. Its epilog keeps its lines."""
+    """argparse's parser, with errors of one line and exit code 2. The line breaks of its epilog are preserved."""
 
     def __init__(self, **options: object) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
+        """Refuse the command line with argparse's message, in one line."""
         wrong = re.fullmatch(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", message)
         said = f"{wrong[1]}={wrong[2]} is not known; allowed: {wrong[3]}" if wrong else message
         refuse(f"{said.replace(chr(39), '')} ({self.prog} --help)")

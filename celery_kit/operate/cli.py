@@ -65,6 +65,7 @@ def _refuse_none() -> NoReturn:
 
 
 def choice(name: str, values: dict[str, Any], default: str) -> Any:
+    """A click option that takes one of the names in `values`, by `--name` or by the environment variable NAME."""
     return click.option(
         f"--{name}", type=click.Choice(list(values)), default=default, envvar=name.upper(), show_default=True, show_envvar=True
     )
@@ -84,7 +85,7 @@ python_option = click.option(
     "--python",
     envvar="PYTHON",
     callback=_python,
-    expose_value=False,  # images' names follow it wherever they are read (celery_kit/operate/stacks/compose.py)
+    expose_value=False,  # image names depend on PYTHON in the environment (celery_kit/operate/stacks/compose.py)
     help=f"of images: {', '.join(PYTHONS)}; {DEFAULT} if none is named",
 )
 
@@ -95,7 +96,7 @@ def _codebase(context: click.Context, option: click.Parameter, given: str | None
 
 
 def codebase_options(command: Any) -> Any:
-    """APP, SOURCE, REQUIREMENTS and ENV_FILE of a command, which gets them as `codebase`; None: this repository's own app."""
+    """Add the options for APP, SOURCE, REQUIREMENTS and ENV_FILE. The command gets `codebase`; None: the app in app/."""
     paths = (
         ("env_file", "variables that its code reads, NAME=value a line"),
         ("requirements", "its requirements.txt"),
@@ -110,7 +111,7 @@ def codebase_options(command: Any) -> Any:
 
 
 def _check(broker: str, pool: str, backend: str, limit: int) -> None:
-    """Refuse now, before anything starts, what the worker would refuse. `limit`: as of Choices.from_environ."""
+    """Refuse what the worker would refuse, before anything starts. `limit`: as in Choices.from_environ."""
     axes = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
     servers = {  # their addresses do not matter here
         "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",
@@ -120,7 +121,7 @@ def _check(broker: str, pool: str, backend: str, limit: int) -> None:
 
 
 def _on_this_machine() -> None:
-    """Refuse a PYTHON that is given now and is not this process'. One in .env is for stacks of containers."""
+    """Refuse a PYTHON in the environment that is not this process' version. One in .env applies only to containers."""
     if os.environ.get("PYTHON") != dotenv_values(ROOT / ".env").get("PYTHON"):
         on_this_machine(os.environ)
 
@@ -199,7 +200,7 @@ def down(volumes: bool, yes: bool) -> None:
 
 
 def _down(stack: Stack, volumes: bool, yes: bool) -> bool:
-    """Take a stack down, and say so; True."""
+    """Take a stack down and print what was done. Returns True."""
     data = stack.data() if volumes else []
     if data and not yes and sys.stdin.isatty() and not click.confirm(f"Delete all data in {', '.join(data)}?", err=True):
         refuse("nothing was stopped, nothing was deleted")
@@ -295,7 +296,7 @@ def top(every: float) -> None:
 
 
 def _look(stack: Stack, inspected: list[Facts], members: list[Member], patience: float) -> "Snapshot":
-    """A snapshot of a stack. For a codebase, a process of the stack takes it, if one answers: it has the packages."""
+    """A snapshot of a stack. For a codebase, a process of the stack takes it if one answers, because it has the packages."""
     from celery_kit.operate.look import status
 
     if stack.codebase(inspected) and any(one.running for one in members if one.role in ("worker", "beat")):
@@ -309,7 +310,7 @@ def _look(stack: Stack, inspected: list[Facts], members: list[Member], patience:
 
 
 def _join(stack: Stack) -> list[Facts]:
-    """Have this process take part in a stack. Returns the description of the stack's processes."""
+    """Set this process' environment to that of a stack. Returns the descriptions of the stack's processes."""
     inspected = stack.inspected()
     os.environ.update(stack.environment(inspected))
     return inspected
@@ -378,7 +379,7 @@ def _end(number: int, _: object) -> NoReturn:
 
 def main() -> None:
     """Run a command. Exits with code 2 if it is refused, and with 130 at Ctrl-C."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # stop what the command has started, as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGHUP):  # stop what the command has started, like Ctrl-C
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
     try:

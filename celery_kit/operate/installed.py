@@ -1,4 +1,4 @@
-"""The app that APP names, with the kit installed: CELERY_APP names this module in a stack that runs a user's codebase.
+"""The app that APP names, with the kit installed: CELERY_APP names this module in a stack of a user's codebase.
 
 Each process of the stack installs the kit in a plain Celery app here. An app that is a Kit already is not changed.
 """

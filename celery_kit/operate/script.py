@@ -1,4 +1,4 @@
-"""`celery-kit`: the tools for any project's app, however its workers were started. In this repository, use `make`.
+"""`celery-kit`: the tools for the app of any project, however its workers were started. In this repository, use `make`.
 
 celery-kit --app shop.celery status
 """
@@ -51,7 +51,7 @@ def _run(command: str) -> None:
         _refuse_without(command, error)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader has closed the pipe, as head does
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

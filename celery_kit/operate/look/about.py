@@ -1,6 +1,8 @@
-"""What an app is, before a stack starts with it: `python -m celery_kit.operate.look.about` prints one line of JSON, or refuses.
+"""Describe an app before a stack starts with it: its tasks, and conflicts in its settings.
 
-Nothing is connected to. The app's modules are imported as a worker would import them.
+`python -m celery_kit.operate.look.about` prints one line of JSON, or refuses the app.
+
+It opens no connection. The app's modules are imported as a worker would import them.
 """
 
 import json
@@ -12,12 +14,12 @@ from celery_kit.base.refusals import refuse
 from celery_kit.defaults import contradictions as of_settings
 from celery_kit.operate.target import app
 
-#: Where a stack's own servers are named, by Celery's setting for the same; Celery has the variable win.
+#: By Celery setting: the variable with the address of the stack's own server. The variable takes precedence in Celery.
 SERVERS = {"broker_url": "CELERY_BROKER_URL", "result_backend": "CELERY_RESULT_BACKEND"}
 
 
 def load() -> list[str]:
-    """Import what a worker imports; gives the names of the tasks. Refuses code or settings that cannot be loaded."""
+    """Import what a worker imports, and return the names of the tasks. Refuses code or settings that cannot be loaded."""
     try:
         app.loader.import_default_modules()
         app.finalize()
@@ -28,7 +30,10 @@ def load() -> list[str]:
 
 
 def contradictions() -> list[str]:
-    """What the app's own settings contradict, a line each. They count, but for its servers."""
+    """Conflicts of the app's own settings with the stack and with the kit, a line each.
+
+    The app's settings are used in all cases except for the addresses of servers.
+    """
     found = []
     for setting, variable in SERVERS.items():
         own, given = app.conf.get(setting), os.environ.get(variable)
@@ -43,7 +48,7 @@ def _line(error: Exception) -> str:
 
 
 def unconsumed() -> list[str]:
-    """The queues that tasks are routed to, where the stack's workers do not consume all of them: one line."""
+    """The queues that tasks are routed to and that no worker of the stack consumes, in one line. Empty if there are none."""
     own = (os.environ.get("CELERY_WORKER_QUEUES") or "").split(",")
     consumed = {name for name in own if name} or set(app.amqp.queues.consume_from)
     used = {queue for name in app.tasks if not name.startswith("celery.") and (queue := _queue(name))}
@@ -56,7 +61,7 @@ def unconsumed() -> list[str]:
 
 
 def _queue(task: str) -> str:
-    """Where a task without arguments goes; empty where the app's own router cannot tell."""
+    """The name of the queue of a task without arguments. Empty if the app's own router fails."""
     try:
         own = getattr(app.tasks[task], "queue", None)
         found = app.amqp.router.route({"queue": own} if own else {}, task)
@@ -67,6 +72,7 @@ def _queue(task: str) -> str:
 
 
 def main() -> None:
+    """Print the description as JSON: `tasks` and `contradictions`, lists of strings."""
     print(json.dumps({"tasks": load(), "contradictions": contradictions() + unconsumed()}))
 
 

@@ -18,9 +18,9 @@ from celery_kit.operate.target import app
 
 
 def each(app: Celery, decide: Callable[[DeadLetter], Action]) -> None:
-    """Call `decide` for every letter, oldest first, and do what it returns. Raises OperationalError if one cannot be sent back.
+    """Call `decide` for every letter, oldest first, and apply what it returns.
 
-    Refuses a broker on which the kit stores no dead letters.
+    Raises OperationalError if a letter cannot be sent back. Refuses a broker on which the kit stores no dead letters.
     """
     broker = brokers.room(app.conf.broker_read_url)
     if broker is None or broker.dead_letters is None:
@@ -41,7 +41,7 @@ def letters(app: Celery) -> list[DeadLetter]:
 
 
 def main() -> None:
-    """List the letters, or those of one id; or send them back or drop them."""
+    """List the letters, or those of one id. With an option, send them back or drop them."""
     parser = Parser(description="List dead letters, send them back, drop them.")
     parser.add_argument("--retry", metavar="ID|all")
     parser.add_argument("--drop", metavar="ID|all")

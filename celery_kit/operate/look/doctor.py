@@ -27,21 +27,21 @@ from celery_kit.produce.spool import OURS
 Found = Iterator[tuple[str, str]]  # what is wrong; what to do
 
 PATIENCE = 3.0  # seconds; longer than for `make status`
-#: Clocks may differ by so many seconds. Events, ETAs and expiry are wrong by the difference.
+#: The largest allowed difference between clocks, in seconds. Events, ETAs and expiry are wrong by the difference.
 CLOCK_SECONDS = 5.0
-#: The least free disk space.
+#: The minimum of free disk space.
 DISK_BYTES = 1_000_000_000
-#: The least version of the engine's API. A health check with a start interval needs Docker 25.
+#: The minimum version of the engine's API. A health check with a start interval needs Docker 25.
 API = (1, 44)
 #: The largest share of its memory limit that a container may use.
 MEMORY_SHARE = 0.9
-#: Folders of a codebase that its image does not hold (deploy/Dockerfile).
+#: Folders of a codebase that are not copied into its image (deploy/Dockerfile).
 NOT_COPIED = {".git", ".venv", "venv", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class Code:
-    """A folder whose code an image holds, and the image's own."""
+    """A folder whose code is copied into an image, and the folder in the image."""
 
     folder: Path
     inside: str
@@ -50,7 +50,7 @@ class Code:
         return f"{self.folder.name if self.folder.parent == ROOT else self.folder}/"
 
     def here(self) -> dict[str, str]:
-        """The SHA-256 of each Python or Lua file, by its path in the folder."""
+        """The SHA-256 of each Python or Lua file, by its path relative to the folder."""
         found = (path for path in self.folder.rglob("*") if path.suffix in (".py", ".lua") and path.is_file())
         names = {path: path.relative_to(self.folder) for path in found}
         return {
@@ -80,7 +80,7 @@ CODE = (Code(ROOT / "app", "/srv/app"), KIT)
 class Scene:
     """What the checks look at. `ports`: the ports that a stack would publish, by variable; empty if a stack runs.
 
-    `look`: asks the servers and workers of such members, for so many seconds. `code`: what the workers' image holds.
+    `look(members, seconds)`: takes a snapshot of the servers and workers. `code`: the code in the workers' image.
     `inspected`: the stack's containers as `docker inspect` describes them; empty without containers.
     """
 
@@ -93,7 +93,7 @@ class Scene:
 
     @cached_property
     def now(self) -> Snapshot:
-        """The servers and workers, asked once."""
+        """A snapshot of the servers and workers, taken at the first call only."""
         return self.look(self.members, PATIENCE)
 
     @property
@@ -208,13 +208,13 @@ def servers(scene: Scene) -> Found:
 
 
 def workers_live(scene: Scene) -> Found:
-    """Workers that do not run, or do not answer."""
+    """Workers that are not running, or do not answer."""
     for member in scene.members:
         if member.node and not member.running:
             yield f"worker {member.node} is {member.state}", "'make logs' shows its last words, 'make up' starts it again"
         elif member.node and scene.broker and not scene.now.unasked and member.node not in scene.now.workers:
             yield f"worker {member.node} runs and does not answer", "a solo worker answers between tasks; else restart it"
-    if scene.now.unasked and not (scene.broker and scene.broker.faults):  # the broker's faults would explain it
+    if scene.now.unasked and not (scene.broker and scene.broker.faults):  # an unavailable broker explains it
         yield (
             f"workers cannot be asked: {scene.now.unasked}",
             f"the broker's log; '{advice('make', 'celery-kit')} status' asks again",

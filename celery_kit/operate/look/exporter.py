@@ -1,7 +1,7 @@
-"""Prometheus metrics on port 9808, the same facts as `make status`: depth and age of queues, workers, beat.
+"""Prometheus metrics on port 9808, with the same facts as `make status`: depth and age of queues, workers, beat.
 
-Run it by `python -m celery_kit.operate.look.exporter`. Each scrape asks the servers and workers, for a second at most; nothing
-is stored. A solo worker answers only between tasks, so alert rules need some patience.
+Run it by `python -m celery_kit.operate.look.exporter`. Each scrape queries the servers and workers, for at most a second.
+Nothing is stored. A solo worker answers only between tasks, so alert rules need a delay (`for`).
 """
 
 import os
@@ -20,7 +20,7 @@ from celery_kit.base.facts import Server
 from celery_kit.operate.look.status import Snapshot, snapshot
 
 PORT = 9808
-#: Metrics that are a field of a worker's report, and what each counts.
+#: Fields of a worker's report that are exported as metrics, with their help texts.
 OF_A_WORKER: tuple[tuple[Literal["active", "reserved", "processed", "memory"], str], ...] = (
     ("active", "Tasks that run"),
     ("reserved", "Tasks taken and not begun"),
@@ -30,7 +30,10 @@ OF_A_WORKER: tuple[tuple[Literal["active", "reserved", "processed", "memory"], s
 
 
 def gauge(name: str, what: str, samples: Sequence[tuple[dict[str, str], float | None]]) -> Metric:
-    """One metric with a value for each sample: its labels and its value. Samples of the value None are left out."""
+    """A gauge named `celery_kit_` + `name`, with the help text `what`. Each sample is its labels and its value.
+
+    Samples with the value None are omitted.
+    """
     labels = list(samples[0][0]) if samples else []
     family = GaugeMetricFamily(f"celery_kit_{name}", what, labels=labels)
     for named, value in samples:
@@ -40,7 +43,7 @@ def gauge(name: str, what: str, samples: Sequence[tuple[dict[str, str], float | 
 
 
 def metrics(found: Snapshot) -> Iterator[Metric]:
-    """All metrics of one snapshot. A server that cannot be asked has no value for whether it answers."""
+    """All metrics of a snapshot. `results_up` has no value if the results server cannot be queried."""
     yield gauge("broker_up", "1: the broker answers", [({}, float(isinstance(found.broker, Server)))])
     unasked = isinstance(found.results, Server) and not found.results.version
     results = None if unasked else float(not isinstance(found.results, str))
@@ -65,6 +68,7 @@ class Look(Collector):
     """Takes a snapshot for each scrape."""
 
     def collect(self) -> Iterator[Metric]:
+        """The metrics of a new snapshot. Called by prometheus_client at each scrape."""
         yield from metrics(snapshot())
 
 

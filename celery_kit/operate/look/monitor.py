@@ -1,7 +1,7 @@
-"""Start Flower: `python -m celery_kit.operate.look.monitor [options of flower]`. It always asks for MONITOR_USER and the
-password of a file.
+"""Start Flower: `python -m celery_kit.operate.look.monitor [options of flower]`.
 
-Flower gets the password by its own variable, FLOWER_BASIC_AUTH, so that no list of processes shows it.
+Flower requires the user MONITOR_USER and the password in MONITOR_PASSWORD_FILE. It gets the password by its own variable,
+FLOWER_BASIC_AUTH, so that no list of processes shows it.
 """
 
 import os
@@ -23,7 +23,7 @@ def password() -> str:
 
 
 def main() -> None:
-    """Replace this process by Flower."""
+    """Replace this process with Flower."""
     os.environ["FLOWER_BASIC_AUTH"] = f"{os.environ.get('MONITOR_USER') or 'kit'}:{password()}"
     argv = [sys.executable, "-m", "celery", "-A", APP, "flower", "--address=0.0.0.0", "--port=5555", *sys.argv[1:]]
     os.execv(argv[0], argv)

@@ -61,7 +61,7 @@ def main() -> None:
     given = parser.parse_args()
 
     refuse_where_unreadable()
-    app.conf.result_backend_always_retry = False  # a person waits: report an unavailable server at once
+    app.conf.result_backend_always_retry = False  # do not retry: a person waits for the error
     try:
         if given.forget:
             forget(given.id)

@@ -64,7 +64,7 @@ def _send(given: argparse.Namespace) -> None:
 
 
 def forward() -> None:
-    """Send the tasks of the spool, and print their ids. Refuses if some stay there."""
+    """Send the tasks in the spool, and print their ids. Refuses if some cannot be sent."""
     tasks()
     try:
         if not app.spooled:

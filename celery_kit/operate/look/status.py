@@ -1,6 +1,6 @@
 """The state of a running stack: broker, queues, workers, beat. `python -m celery_kit.operate.look.status`, `make status`.
 
-No server or worker is waited for longer than a second, because the table has to show those that do not answer.
+It waits for no server or worker longer than a second, because the table has to show those that do not answer.
 """
 
 import json
@@ -29,7 +29,7 @@ Found = TypeVar("Found", bound=Server | str | None)
 class Snapshot:
     """What was found. `broker`, `results`: facts about the server, or why it did not answer; None: there is none.
 
-    `unasked`: why the workers could not be asked, in words; empty if they were.
+    `unasked`: why the workers could not be queried, as text; empty if they were.
     """
 
     broker: Server | str
@@ -42,7 +42,7 @@ class Snapshot:
 
 
 def ask_broker() -> Server | str:
-    """Facts about the broker, of several the first that answers; or one line on why none does."""
+    """Facts about the first broker that answers; if none does, the reason in one line."""
     broker = brokers.room(app.conf.broker_read_url)
     options = {"socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE, "max_retries": 0}
     unanswered: list[str] = []
@@ -63,7 +63,7 @@ def ask_broker() -> Server | str:
 
 
 def ask_results() -> Server | str | None:
-    """Facts about the results server, or one line on why it does not answer; None if the backend has no server."""
+    """Facts about the results server, or the reason in one line if it does not answer; None if the backend has no server."""
     try:
         backend = results.room(app.conf.result_backend)
         if backend is None:
@@ -82,12 +82,12 @@ def _results_url() -> str:
 
 
 def ask_workers(expected: int, patience: float) -> tuple[dict[str, Vitals], str]:
-    """Each worker's report, by node name, and why none could be asked: a full broker refuses the question too.
+    """Each worker's report, by node name, and the reason if none could be queried: a full broker refuses the query too.
 
     Waits until `expected` workers have answered, for `patience` seconds at most. A worker without the kit reports only what
-    Celery's own commands do.
+    Celery's own commands report.
     """
-    app.conf.publish_timeout = patience  # this process sends nothing but the question
+    app.conf.publish_timeout = patience  # this process sends nothing but the query
     try:
         inspect: Any = app.control.inspect(timeout=patience, limit=expected or None)
         answers = {node: vitals_of(answer) for node, answer in (inspect._request("vitals") or {}).items()}
@@ -129,7 +129,7 @@ def unpacked(text: str) -> Snapshot:
 
 
 def seen(found: Snapshot, address: Callable[[str], str]) -> Snapshot:
-    """A snapshot with the addresses that the servers have on another machine. `address`: translates one."""
+    """A snapshot with the addresses that the servers have on another machine. `address`: a function that translates one."""
 
     def server(one: Found) -> Found:
         return replace(one, url=address(one.url)) if isinstance(one, Server) else one
@@ -197,7 +197,7 @@ def _worker(node: str, found: Snapshot) -> tuple[str, ...]:
 
 
 def _tasks(found: Snapshot) -> list[str]:
-    """The tasks that the workers know, as many as a screen takes."""
+    """The tasks that the workers know, limited to what fits on a screen."""
     names = sorted({name for answer in found.workers.values() for name in answer["tasks"] or ()})
     number = max((answer["registered"] or 0 for answer in found.workers.values()), default=0)
     more = max(number, len(names)) - len(names[:SHOWN_TASKS])

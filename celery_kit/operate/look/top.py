@@ -1,4 +1,4 @@
-"""What `status` shows, again and again: `make top`, `celery-kit top`."""
+"""Show the table of `status` and refresh it: `make top`, `celery-kit top`."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ EVERY = 2.0  # seconds
 
 
 def show(every: float, take: Callable[[], status.Snapshot] = status.snapshot) -> NoReturn:
-    """Draw what `take` gives every so many seconds, until Ctrl-C."""
+    """Draw the snapshot that `take` returns, every `every` seconds until Ctrl-C."""
     with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
         while True:
             live.update(Text("\n".join(status.lines(take()))), refresh=True)
@@ -23,6 +23,7 @@ def show(every: float, take: Callable[[], status.Snapshot] = status.snapshot) ->
 
 
 def main() -> None:
+    """Show the table until Ctrl-C, at most five times a second."""
     parser = Parser(description="Show broker, queues and workers, until Ctrl-C.")
     parser.add_argument("--every", type=float, default=EVERY, metavar="SECONDS")
     given = parser.parse_args()

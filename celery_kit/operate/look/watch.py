@@ -1,5 +1,6 @@
-"""Follow one task until it ends, with a bar for a task that reports its progress. `python -m celery_kit.operate.look.watch ID`,
-`make result ID=… WATCH=1`.
+"""Follow one task until it ends: `python -m celery_kit.operate.look.watch ID`, `make result ID=… WATCH=1`.
+
+A task that reports its progress has a progress bar.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""A codebase of the user's own in a stack: APP=shop.celery:app SOURCE=../shop [REQUIREMENTS=../shop/requirements.txt].
+"""A user's codebase in a stack: APP=shop.celery:app SOURCE=../shop [REQUIREMENTS=../shop/requirements.txt].
 
-In containers it is two layers on the kit's image of the pool: its packages, then its code (deploy/Dockerfile, CODE=source).
-Without Docker its processes run in SOURCE, in an environment of their own where REQUIREMENTS is given.
+In containers it adds two layers to the kit's image of the pool: its packages, then its code (deploy/Dockerfile, CODE=source).
+Without Docker its processes run in the folder SOURCE. If REQUIREMENTS is given, they use a separate environment.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.docker import last_line
 from celery_kit.operate.stacks.requirements import conflicts, flattened, reason
 
-#: What is made for codebases; git ignores it.
+#: The folder of generated files and environments of codebases; git ignores it.
 HOME = ROOT / ".kit" / "codebases"
-#: What CELERY_APP is in a stack of a codebase: the app that APP names, with the kit in it. As in deploy/Dockerfile.
+#: The value of CELERY_APP in a stack of a codebase: the app that APP names, with the kit installed. As in deploy/Dockerfile.
 INSTALLED = "celery_kit.operate.installed"
-#: What is kept of one with a running stack; each but the first is a path, and the variable that names it is in capitals.
+#: The fields that a running stack stores. All but `app` are paths. The variable for each has its name in capitals.
 NOTED = ("app", "source", "requirements", "env_file")
 _APP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?")
 
 
 @dataclass(frozen=True)
 class Codebase:
-    """Whose tasks a stack runs. `app`: as `celery -A` takes it; `source`: the folder that it is imported from.
+    """A codebase whose tasks a stack runs. `app`: as `celery -A` takes it; `source`: the folder that it is imported from.
 
-    `env_file`: what its code reads from the environment. Paths are absolute.
+    `requirements`: its requirements.txt; `env_file`: environment variables for its code. Paths are absolute.
     """
 
     app: str
@@ -48,33 +48,33 @@ class Codebase:
 
     @property
     def name(self) -> str:
-        """What its images are called, and its files here: two codebases, or two apps of one, are never mixed up."""
+        """A unique name for its images and generated files, which differs by source folder and by app."""
         told = hashlib.sha256(f"{self.source}\0{self.app}".encode()).hexdigest()[:8]
         return f"celery-kit-{self.package.lower().strip('_')}-{told}"
 
     @property
     def image(self) -> str:
-        """The images' name before the tag: IMAGE, or one of its own."""
+        """The name of its images before the tag: IMAGE, or :attr:`name`."""
         return os.environ.get("IMAGE") or self.name
 
     def noted(self) -> dict[str, str]:
-        """As JSON can keep it."""
+        """The codebase as a dict of strings, for JSON. A field without a value is an empty string."""
         return {name: str(getattr(self, name) or "") for name in NOTED}
 
     @classmethod
     def from_note(cls, note: Mapping[str, str]) -> "Codebase":
-        """What :meth:`noted` gave."""
+        """The codebase that :meth:`noted` has described."""
         requirements, env_file = (Path(note[name]) if note[name] else None for name in ("requirements", "env_file"))
         return cls(note["app"], Path(note["source"]), requirements, env_file)
 
     def check(self, *locks: str) -> None:
-        """Refuse requirements that contradict the locks of the kit, named by their files below requirements/."""
+        """Refuse requirements that conflict with the kit's locks. `locks`: names of files in requirements/, without `.txt`."""
         if self.requirements:
             for line in conflicts(self.requirements, *locks):
                 refuse(line)
 
     def environ(self) -> dict[str, str]:
-        """What Compose is told of it. Writes the requirements, in one file, into a folder that the build takes as a context."""
+        """Its variables for Compose. Writes all requirements to one file, in a folder that is a context of the build."""
         folder = HOME / self.name
         folder.mkdir(parents=True, exist_ok=True)
         lines = flattened(self.requirements) if self.requirements else []
@@ -87,8 +87,8 @@ class Codebase:
         }
 
     def here(self) -> dict[str, str]:
-        """What a process of this machine needs to import it, and to keep out of its folder."""
-        from dotenv import dotenv_values  # of the machine that `make` runs on, not of an image
+        """Environment variables with which a process on this machine can import it, and writes its data outside `source`."""
+        from dotenv import dotenv_values  # installed where `make` runs, not in the images
 
         own = dotenv_values(self.env_file) if self.env_file else {}
         return {
@@ -100,9 +100,9 @@ class Codebase:
         }
 
     def python(self) -> str:
-        """The interpreter that has its packages: this one, or that of an environment on top of this one's, made where missing.
+        """The path of an interpreter with its packages: this one, or that of an environment that extends this one's.
 
-        Refuses packages that cannot be installed.
+        The environment is created if it is missing. Refuses packages that cannot be installed.
         """
         if not self.requirements:
             return sys.executable
@@ -127,39 +127,39 @@ class Codebase:
         return str(folder / "bin" / "python")
 
 
-#: What says what an app is, after the interpreter's name: celery_kit/operate/look/about.py.
+#: The command that describes an app: celery_kit/operate/look/about.py. Its first item is the interpreter.
 ABOUT = ("python", "-m", "celery_kit.operate.look.about")
 
 
 @dataclass(frozen=True)
 class About:
-    """What an app's modules say when they are loaded: names of its tasks; lines on what its settings contradict."""
+    """An app's description. `tasks`: their names; `contradictions`: conflicts of its settings, a line each."""
 
     tasks: list[str] = field(default_factory=list)
     contradictions: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, codebase: Codebase, done: subprocess.CompletedProcess[str]) -> "About":
-        """From what :data:`ABOUT` printed. Refuses, in one line, an app that it could not load."""
+        """Parse the output of :data:`ABOUT`. Refuses, in one line, an app that could not be loaded."""
         said = done.stderr.strip().splitlines()
         if done.returncode:
             why = next((line for line in reversed(said) if line.startswith("celery-kit: ")), said[-1] if said else "")
             why = why.removeprefix("celery-kit: ") or "it ended its process"
             hint = "; REQUIREMENTS= names its packages" if "No module named" in why and not codebase.requirements else ""
             refuse(f"{codebase.app} in {codebase.source}: {why}{hint}")
-        return cls(**json.loads(done.stdout.strip().splitlines()[-1]))  # above it: what their modules print
+        return cls(**json.loads(done.stdout.strip().splitlines()[-1]))  # lines above it: the output of the app's modules
 
 
 @dataclass(frozen=True)
 class Started:
-    """A stack that has started. `places`: lines that say where things are."""
+    """A stack that has started. `places`: lines with the addresses of its services."""
 
     places: list[str]
     about: About
 
 
 def about_here(codebase: Codebase, environ: Mapping[str, str]) -> About:
-    """What an app says of itself on this machine, before anything starts. Refuses one that cannot be loaded."""
+    """Describe an app on this machine, before anything starts. Refuses one that cannot be loaded."""
     codebase.check("local")
     argv = [codebase.python(), *ABOUT[1:]]
     environ = {**os.environ, **environ, **codebase.here()}
@@ -168,30 +168,30 @@ def about_here(codebase: Codebase, environ: Mapping[str, str]) -> About:
 
 
 def python_of(codebase: Codebase | None) -> str:
-    """The interpreter of this machine that runs a codebase's processes, or those of app/."""
+    """The path of the interpreter on this machine for a codebase's processes, or for those of app/."""
     return codebase.python() if codebase else sys.executable
 
 
 def folder_of(codebase: Codebase | None) -> Path:
-    """The folder that they run in."""
+    """The working folder of a codebase's processes, or of those of app/."""
     return codebase.source if codebase else ROOT
 
 
 def environ_of(codebase: Codebase | None) -> dict[str, str]:
-    """What they need in their environment beside a stack's own variables."""
+    """Environment variables of a codebase's processes, in addition to those of the stack. Empty for app/."""
     return codebase.here() if codebase else {}
 
 
 def refuse_packages(requirements: Path, output: str) -> None:
-    """Refuse requirements with what pip printed about them; do nothing where it was not pip that failed."""
+    """Refuse requirements with the reason that pip printed. Do nothing if the output is not an error of pip's."""
     if why := reason(output):
         refuse(f"REQUIREMENTS={requirements} cannot be installed beside the kit's packages: {why}")
 
 
 def chosen(environ: Mapping[str, str]) -> Codebase | None:
-    """What APP, SOURCE, REQUIREMENTS and ENV_FILE name, paths as seen from the project; None: this repository's own app.
+    """The codebase that APP, SOURCE, REQUIREMENTS and ENV_FILE name; None: the app in app/.
 
-    Refuses what can be seen to be wrong without running it.
+    Relative paths start at the project's folder. Refuses values that are wrong, as far as that shows without running the code.
     """
     app, source, *files = (environ.get(name.upper()) or "" for name in NOTED)
     if not (app or source or any(files)):

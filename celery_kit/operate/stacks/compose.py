@@ -44,7 +44,7 @@ from celery_kit.profile import Profile
 from celery_kit.results import BACKENDS
 
 WAIT_SECONDS = "180"
-#: The name of every checkout's stack before each had its own.
+#: The name of every stack in former versions, when checkouts shared it.
 FORMER_NAME = "celery-kit"
 #: The variables that must be the same in all processes of a stack. Paths may differ.
 SHARED = (
@@ -55,7 +55,7 @@ SHARED = (
 
 
 def prepare() -> None:
-    """Make sure that an engine answers and that there are base images. Exits with the script's own code and line if not."""
+    """Make sure that an engine answers and that the base images exist. If not, exits with the exit code of the script."""
     ask("docker", "info")  # an engine that hangs is not started again
     row = python()
     chooser = ("deploy/images/choose.sh", row.version, row.variable, row.debian, ", ".join(STANDINS))
@@ -65,14 +65,14 @@ def prepare() -> None:
 
 
 def settings() -> dict[str, str]:
-    """The variables that Compose sees: those of .env, and of the environment, which win."""
-    from dotenv import dotenv_values  # of the machine that `make` runs on, not of an image
+    """The variables that Compose uses: those of .env and of the environment, which takes precedence."""
+    from dotenv import dotenv_values  # installed where `make` runs, not in the images
 
     return {key: value for key, value in dotenv_values(ROOT / ".env").items() if value} | dict(os.environ)
 
 
 def project_name() -> str:
-    """The name of this checkout's stack: COMPOSE_PROJECT_NAME, or else its folder's name and a hash of its path."""
+    """The name of this checkout's stack: COMPOSE_PROJECT_NAME, or its folder's name and a hash of its path."""
     if given := settings().get("COMPOSE_PROJECT_NAME"):
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", given):
             refuse(f"COMPOSE_PROJECT_NAME={given} is not allowed; small letters, digits, - and _, a letter or digit first")
@@ -83,23 +83,23 @@ def project_name() -> str:
 
 
 def _folder_name() -> str:
-    """The name that Compose itself derives from this folder."""
+    """The name that Compose derives from this folder."""
     return re.sub(r"[^a-z0-9_-]", "", ROOT.name.lower()).lstrip("-_")
 
 
 def _names() -> list[str]:
-    """The names that this checkout's stack may have: by `make`, by Compose itself, and the name of former stacks."""
+    """The names that this checkout's stack may have: from `make`, from Compose, and the name in former versions."""
     own = project_name()
     return [own] if settings().get("COMPOSE_PROJECT_NAME") else [own, _folder_name(), FORMER_NAME]
 
 
 def python() -> Python:
-    """The version of Python in the images, by PYTHON."""
+    """The version of Python in the images, chosen by PYTHON."""
     return chosen(settings())
 
 
 def of_python() -> dict[str, str]:
-    """Its variables for Compose, once the base images are chosen."""
+    """The variables of that version for Compose. Call it after the base images have been chosen."""
     return python().environ(settings())
 
 
@@ -128,7 +128,7 @@ def _make_secret(file: Path) -> None:
 
 def build(pool: str, codebase: Codebase | None = None) -> None:
     """Build the worker image of a pool: for a codebase, or for app/, with the mail catcher's image. Refuses if that fails."""
-    file = next(broker.compose_file for broker in BROKERS.values() if broker.compose_file)  # they build the same
+    file = next(broker.compose_file for broker in BROKERS.values() if broker.compose_file)  # the build is the same in each
     environ = {**os.environ, "POOL": pool, **of_python()}
     if codebase:
         _build_codebase(("-f", file), pool, codebase, environ | codebase.environ())
@@ -139,7 +139,7 @@ def build(pool: str, codebase: Codebase | None = None) -> None:
 def _build_codebase(
     files: Sequence[str], pool: str, codebase: Codebase, environ: Mapping[str, str], monitored: bool = False
 ) -> None:
-    """Build the images of a codebase for a pool: its workers', and with `monitored` also Flower's.
+    """Build the image of a codebase for a pool. With `monitored`, also build Flower's.
 
     Refuses, in one line, packages that conflict with the kit's.
     """
@@ -170,7 +170,7 @@ def image_size(image: str) -> int:
 
 
 class Compose:
-    """This checkout's stack of one broker, or without a broker, whichever stack it has."""
+    """This checkout's stack of one broker. Without a broker, it is whichever stack the checkout has."""
 
     def __init__(self, broker: str | None = None) -> None:
         self.broker = broker
@@ -187,7 +187,7 @@ class Compose:
 
     @cached_property
     def project(self) -> str:
-        """Its name: that of its containers, with running ones first, or the name that they would get."""
+        """Its name: that of its containers, running ones first. Without containers, the name that they would get."""
         order = _names()
         mine = sorted(_own(), key=lambda one: (not one.runs, order.index(one.project)))
         return mine[0].project if mine else order[0]
@@ -196,7 +196,7 @@ class Compose:
         return [one for one in _own() if one.project == self.project and one.file == (self.file or one.file)]
 
     def running(self) -> bool:
-        """Whether any of its containers runs."""
+        """Whether any of its containers is running."""
         return any(one.runs for one in self._mine())
 
     def exists(self) -> bool:
@@ -225,7 +225,7 @@ class Compose:
         if theirs := [one for one in containers() if one.project == self.project and one not in own]:
             refuse(f"{theirs[0].owner} has the name {self.project}; give another COMPOSE_PROJECT_NAME")
         environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python()}
-        if codebase:  # its settings may name other servers, but in Celery these variables win
+        if codebase:  # the app's settings may name other servers, but these variables take precedence in Celery
             urls = Profile.from_environ({**settings(), "BROKER": self.broker or "", "POOL": pool, "BACKEND": backend})
             environ |= {"CELERY_BROKER_URL": urls.broker_url, "CELERY_RESULT_BACKEND": urls.result_backend}
             environ |= codebase.environ()
@@ -345,7 +345,7 @@ def _about(codebase: Codebase, service: Facts) -> About:
 
 
 def _own() -> list[Container]:
-    """This checkout's containers. If COMPOSE_PROJECT_NAME is set, a folder that is missing is taken to have moved here."""
+    """This checkout's containers. With COMPOSE_PROJECT_NAME, also those of a folder that is missing: it has moved here."""
     given, names = settings().get("COMPOSE_PROJECT_NAME"), _names()
     found = [one for one in containers() if one.project in names]
     return [one for one in found if one.folder == ROOT or (given and not one.folder.exists())]

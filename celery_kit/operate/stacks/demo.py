@@ -1,4 +1,4 @@
-"""`make demo`: the sample work on the embedded broker, for real - a picture, a sound, mails, an SMS, a workflow, statistics."""
+"""`make demo`: run sample tasks on the embedded broker: a picture, a sound, mails, an SMS, a workflow, statistics."""
 
 import json
 import os
@@ -31,7 +31,7 @@ NEXT = """\
 
 
 def samples() -> tuple[str, str]:
-    """Write a real picture and a real sound below DATA_DIR; gives their names."""
+    """Write a picture and a sound below DATA_DIR. Returns their paths, relative to DATA_DIR."""
     from celery_kit.files import inside
 
     Image.linear_gradient("L").resize((1600, 900)).convert("RGB").save(inside("demo/picture.png"))
@@ -45,8 +45,11 @@ def samples() -> tuple[str, str]:
 
 
 def work(chords: bool) -> "list[tuple[str, str, AsyncResult[Any]]]":
-    """Send the sample work. Gives (task, what it is asked for, its result) for each."""
-    import_module("celery_kit.operate.target")  # this process has its app, but not before the environment names the stack
+    """Send the sample tasks. `chords`: whether the result backend supports chords, which the workflow needs.
+
+    Returns (name of the task, description, result) for each.
+    """
+    import_module("celery_kit.operate.target")  # create this process' app, only now that the environment names the stack
     from celery_kit.produce.send import send, send_many
 
     picture, sound = samples()
@@ -73,7 +76,11 @@ def _by_id(task_id: str) -> "AsyncResult[Any]":
 
 
 def show(pool: str, backend: str) -> None:
-    """Start the embedded stack, or join the one that runs; do the work; print the table; stop what was started."""
+    """Run the sample tasks and print their results.
+
+    They run on the embedded stack of this checkout if it is running. Otherwise a stack is started, and stopped at the end.
+    Refuses if a demo is running, and if a task has no result after WAIT_SECONDS. Exits with 1 if a task fails.
+    """
     console = Console()
     stack, begun = Local(), time.monotonic()
     about = state()
@@ -81,7 +88,7 @@ def show(pool: str, backend: str) -> None:
         refuse(f"a demo runs already (process {about['pid']}); wait for its end, or stop it with 'make down'")
     try:
         if about is None:
-            os.environ.setdefault("REPORT_MEGABYTES", "1")  # the worker's notes, for the statistics below
+            os.environ.setdefault("REPORT_MEGABYTES", "1")  # the worker records its runs, for the statistics below
             console.print(f"Starting a broker (Valkey), a worker on {pool}, beat and a mail catcher …")
             stack.up(pool, backend, 1, owner="demo")
         else:

@@ -1,7 +1,7 @@
-"""`make dev`: a worker on this machine that starts again when code changes; what runs is finished first.
+"""`make dev`: a worker on this machine that restarts when code changes, after its running tasks have finished.
 
-It takes tasks of the stack that the environment names, beside that stack's own workers. With POOL=solo a `breakpoint()` in a
-task has the terminal. Source: watchfiles, "run_process".
+It consumes from the broker of the stack that the environment names, beside that stack's own workers. With POOL=solo, a
+`breakpoint()` in a task uses the terminal. Source: watchfiles, "run_process".
 """
 
 import os
@@ -15,7 +15,10 @@ from celery_kit.operate.stacks.codebase import Codebase
 
 
 def main(*options: str, codebase: Codebase | None = None) -> None:
-    """Run it until Ctrl-C: a worker of this repository's app, or of a codebase, from its folder."""
+    """Run the worker until Ctrl-C. `options`: those of `celery worker`. `codebase`: whose app it runs; None: the app in app/.
+
+    For a codebase, this process changes its working folder and its environment.
+    """
     watched = (codebase.source if codebase else ROOT / "app", ROOT / "celery_kit")
     python, script = sys.executable, "app.worker"
     if codebase:
@@ -23,7 +26,7 @@ def main(*options: str, codebase: Codebase | None = None) -> None:
         os.environ.update(codebase.here())
         os.chdir(codebase.source)
     print(f"watching {' and '.join(map(str, watched))}; Ctrl-C ends it", file=sys.stderr, flush=True)
-    os.environ.setdefault("WORKER_REDIRECT_STDOUTS", "0")  # Celery would make a log line of each answer of a debugger
+    os.environ.setdefault("WORKER_REDIRECT_STDOUTS", "0")  # Celery would log each line that a debugger prints
     words = f"{python} -m {script} --hostname dev@%h {' '.join(options)}"
     run_process(
         *watched,

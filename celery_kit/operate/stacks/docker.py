@@ -1,6 +1,6 @@
-"""The Docker engine, asked through its own client with a time limit. The client may be missing, and the engine may hang.
+"""The Docker engine, called by its client with a time limit. The client may be missing, and the engine may hang.
 
-All checkouts of the machine share the engine: each of its containers and volumes says which checkout it belongs to.
+All checkouts of the machine share the engine: each container and volume has a label with its checkout.
 """
 
 import json
@@ -17,9 +17,9 @@ from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 
-#: What the engine, Compose or a process' note says, as JSON: the keys are theirs.
+#: A JSON object from the engine, from Compose or from a pid file, with the keys of its source.
 Facts: TypeAlias = dict[str, Any]
-#: How long to wait for an answer of the engine, in seconds, if it has nothing else to do.
+#: How long to wait for an answer from an idle engine, in seconds.
 ENGINE_SECONDS = 20.0
 #: A volume's label with the path of its checkout. Containers have Compose's own label for that.
 OWNER = "celery-kit.checkout"
@@ -40,7 +40,7 @@ class EngineSilentError(Exception):
 
 
 def run(*argv: str, env: Mapping[str, str] | None = None, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
-    """Run a command in the project's folder, and wait for its end. A missing program has exit code 127, as in a shell."""
+    """Run a command in the project's folder, and wait until it exits. For a missing program, the exit code is 127."""
     try:
         return subprocess.run(argv, cwd=ROOT, env=env, text=True, check=False, **options)
     except OSError as error:
@@ -48,9 +48,9 @@ def run(*argv: str, env: Mapping[str, str] | None = None, **options: Unpack[RunO
 
 
 def ask(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command that the engine or its client answers at once, and capture its output.
+    """Run a command that the engine or its client should answer at once, and capture its output.
 
-    Raises EngineSilentError after ENGINE_SECONDS, and kills what the client started, its plugins too.
+    After ENGINE_SECONDS, kills the client and its plugins, and raises EngineSilentError.
     """
     try:
         process = subprocess.Popen(
@@ -72,12 +72,12 @@ def ask(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.Complete
 
 
 def last_line(text: str) -> str:
-    """The last line that a program printed, which as a rule is its reason."""
+    """The last line of a program's output, which usually has the reason for its failure."""
     return (text.strip().splitlines() or ["it printed nothing"])[-1]
 
 
 def answered(done: subprocess.CompletedProcess[str]) -> Any:
-    """The JSON that a program printed. Refuses anything else, with the program's own reason."""
+    """The JSON that a program printed. Refuses other output, with the reason that the program printed."""
     try:
         return json.loads(done.stdout)
     except ValueError:
@@ -96,12 +96,12 @@ class Container:
 
     @property
     def runs(self) -> bool:
-        """Whether it runs. Paused and restarting containers count."""
+        """Whether it is running. Paused and restarting containers count."""
         return self.state in ("running", "paused", "restarting")
 
     @property
     def owner(self) -> str:
-        """Its stack and checkout, in words."""
+        """A description of its stack and checkout."""
         if self.folder.is_dir():
             return f"the stack {self.project} of the checkout in {self.folder}"
         return f"the stack {self.project} of {self.folder}, now missing ('docker compose -p {self.project} down' stops it)"
@@ -117,7 +117,7 @@ class Volume:
 
 
 def _rows(*argv: str, columns: tuple[str, ...]) -> list[list[str]]:
-    """The rows that the client lists, by the columns of Go's templates. Other lines are left out."""
+    """The rows that the client lists, by the columns of Go's templates. Other lines are ignored."""
     done = ask(*argv, "--format", "\t".join(f"{{{{{column}}}}}" for column in columns))
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     return [row for row in rows if len(row) == len(columns)]
@@ -154,11 +154,11 @@ def make_volumes(project: str, config: Facts) -> None:
 
 
 def port_holder(number: int) -> str:
-    """The stack of the kit that publishes a port of this machine, in words; empty if none does."""
+    """A description of the stack of the kit that publishes a port of this machine; empty if none does."""
     return next((one.owner for one in containers(f"publish={number}")), "")
 
 
 def others() -> str:
-    """The running stacks of other checkouts, in words; empty if there are none."""
+    """A description of the running stacks of other checkouts; empty if there are none."""
     found = sorted({one.owner for one in containers() if one.runs and one.folder != ROOT})
     return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")

@@ -1,8 +1,8 @@
 """The embedded stack: Valkey, mail catcher, worker and beat as processes of this machine, without Docker.
 
 `python -m celery_kit.operate.stacks.embedded` runs it in the foreground until SIGTERM or Ctrl-C; :class:`Local` starts and
-stops it for the command line. Only one can run at a time. It holds a lock, so that a killed stack does not look as if it
-ran. Each process has a pid file with its start time and folder, and no other process is ever sent a signal.
+stops it for the command line. Only one can run at a time. It holds a lock, so that a killed stack does not look as if
+it were running. Each process has a pid file with its start time and folder. No other process is sent a signal.
 """
 
 import json
@@ -40,7 +40,7 @@ except ImportError:
 
 LOG = HOME / "stack.log"
 START_SECONDS = 60.0
-#: Seconds until the holder of the lock must have written its pid file, which it does first.
+#: Seconds within which the holder of the lock must have written its pid file, which it does first.
 NOTE_SECONDS = 5.0
 TAIL_LINES = 100
 #: The addresses that an app gets if it is loaded before the broker starts.
@@ -49,7 +49,7 @@ NOT_YET = {"BROKER": "embedded", "CELERY_BROKER_URL": NOWHERE, "CELERY_RESULT_BA
 
 @contextmanager
 def _lock(kind: int, patience: float = 0.0) -> Iterator[bool]:
-    """Hold the stack's lock: LOCK_EX, or LOCK_SH to look. Yields False, without the lock, if it is not free in `patience` s."""
+    """Hold the stack's lock: LOCK_EX, or LOCK_SH to test it. Yields False, without the lock, after `patience` seconds."""
     HOME.mkdir(parents=True, exist_ok=True)
     with open(HOME / "lock", "a") as file:
 
@@ -93,14 +93,14 @@ def _free_port() -> int:
 def _leftovers() -> list[int]:
     """The processes that a killed stack left behind."""
     found = [about["pid"] for note in HOME.glob("*.pid") if (about := pidfile.running(note))]
-    with suppress(OSError, ValueError):  # a server that was just starting: its own note, and the folder that it works in
+    with suppress(OSError, ValueError):  # a server that was still starting: its own pid file, and its working folder
         pid = int(PIDFILE.read_text())
         found += [pid] if Path(f"/proc/{pid}/cwd").samefile(DATA) else []
     return found
 
 
 def _end_leftovers() -> None:
-    """Kill them. Refuses if one does not exit, because it may still use the data."""
+    """Kill those processes. Refuses if one does not exit, because it may still use the data."""
     for pid in _leftovers():
         print(f"killing process {pid}, left over from a stack that was killed", flush=True)
         with suppress(ProcessLookupError):
@@ -145,11 +145,11 @@ class _Processes:
         return beat
 
     def died(self) -> str | None:
-        """The name of a process that has exited; None if all run."""
+        """The name of a process that has exited; None if all are running."""
         return next((name for name, process in self.running.items() if process.poll() is not None), None)
 
     def stop(self, grace: float) -> None:
-        """Stop them, and the mail catcher last, because tasks use it. Kills those that still run after `grace` seconds."""
+        """Stop them, the mail catcher last, because tasks use it. Kills those that have not exited after `grace` seconds."""
         first, *rest = self.running or [""]
         for names in (rest, [first]):
             mine = [self.running[name] for name in names if name]
@@ -168,7 +168,7 @@ class _Processes:
 def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | None) -> None:
     """Run the stack in the foreground until SIGTERM or SIGINT. `owner`: who will stop it, `up` or `demo`.
 
-    A signal is only recorded, because it must not come between a process' start and the writing of its pid file.
+    A signal is only recorded, because it must not interrupt between a process' start and the writing of its pid file.
     """
     asked: list[int] = []
     here, there = socket.socketpair()
@@ -198,7 +198,7 @@ def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | No
             while not asked:
                 if died := processes.died():
                     refuse(f"{died} of the embedded stack exited by itself; its log is {HOME / died}.log")
-                if not about["ready"] and all(beat.exists() for beat in beats[1:]):  # the mail catcher has none
+                if not about["ready"] and all(beat.exists() for beat in beats[1:]):  # the mail catcher has no heartbeat
                     about["ready"] = True
                     pidfile.write(STATE, os.getpid(), **about)
                 select.select([here], [], [], 0.5 if about["ready"] else 0.05)
@@ -211,8 +211,8 @@ def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | No
 
 
 def _commands(pool: str, scale: int, codebase: Codebase | None) -> dict[str, list[str]]:
-    """The processes beside the broker, in the order of their start: name and command line."""
-    from celery_kit.worker.start import APP, command  # Celery's own command line takes a tenth of a command's time to import
+    """Name and command line of each process except for the broker, in the order of their start."""
+    from celery_kit.worker.start import APP, command  # imported here, because it is slow: a tenth of a command's time
 
     log = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO"]
     data_dir().mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def _commands(pool: str, scale: int, codebase: Codebase | None) -> dict[str, lis
 
 
 def environment(about: Facts) -> dict[str, str]:
-    """The environment of a process that takes part in the embedded stack."""
+    """The environment of a process of the embedded stack."""
     if "address" not in about:
         refuse(f"the embedded stack is just starting (process {about['pid']}); try again in a moment")
     return {
@@ -259,11 +259,11 @@ class Local:
     """The embedded stack, for the command line."""
 
     def running(self) -> bool:
-        """Whether it runs, ready or not."""
+        """Whether it is running, ready or not."""
         return state() is not None
 
     def up(self, pool: str, backend: str, scale: int, codebase: Codebase | None = None, owner: str = "up") -> Started:
-        """Start it, and wait until its worker consumes. Refuses if that fails, or if one runs already."""
+        """Start it, and wait until its worker consumes. Refuses if that fails, or if one is already running."""
         if other := state():
             where = f"pool {other['pool']}, process {other['pid']}"
             refuse(f"an embedded stack runs already ({where}); use it, or stop it with 'make down'")
@@ -317,9 +317,9 @@ class Local:
         return [str(DATA.relative_to(ROOT))] if DATA.exists() else []
 
     def down(self, volumes: bool) -> str:
-        """Stop it, and processes that a killed one left behind. Returns what was done, in words; refuses if it fails.
+        """Stop it, and processes that a killed one left behind. Returns a description of what was done. Refuses if it fails.
 
-        Its data is deleted under the lock, so that no server uses it.
+        The lock is held while its data is deleted, so that no server uses it.
         """
         there, patience = self.exists(), stop_grace() + 15
         if about := state():

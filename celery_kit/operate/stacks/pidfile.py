@@ -1,7 +1,6 @@
-"""Pid files, and whether the process that one names still runs. The id alone may belong to another process by now.
+"""Pid files, and whether the process that one names is still running. The id alone may belong to another process by now.
 
-A pid file also has the time when its process started, and the folder that it belongs to, so that a copy of the folder names no
-running process.
+A pid file also has the start time of its process, and the folder that it belongs to: in a copy of the folder, it is not valid.
 """
 
 import json
@@ -14,14 +13,14 @@ from celery_kit.operate.stacks.docker import Facts
 
 
 def write(note: Path, pid: int, **about: object) -> None:
-    """Write the pid file of a process, with facts about it. Other processes see the whole file, or none."""
+    """Write the pid file of a process, with facts about it. The write is atomic."""
     draft = note.with_suffix(".draft")
     draft.write_text(json.dumps({"pid": pid, "began": began(pid), "folder": str(note.parent.resolve()), **about}))
     draft.replace(note)
 
 
 def read(note: Path) -> Facts | None:
-    """The content of a pid file, whether its process runs or not. None if it cannot be read."""
+    """The content of a pid file, whether its process is running or not. None if it cannot be read."""
     with suppress(OSError, ValueError):
         about = json.loads(note.read_text())
         return about if isinstance(about, dict) and {"pid", "began", "folder"} <= about.keys() else None
@@ -29,7 +28,7 @@ def read(note: Path) -> Facts | None:
 
 
 def running(note: Path) -> Facts | None:
-    """The content of a pid file if its process runs and belongs to the file's folder; otherwise None."""
+    """The content of a pid file if its process is running and belongs to the file's folder; otherwise None."""
     about = read(note)
     if about and about["began"] and about["folder"] == str(note.parent.resolve()):
         return about if about["began"] == began(about["pid"]) else None
@@ -37,9 +36,9 @@ def running(note: Path) -> Facts | None:
 
 
 def began(pid: int) -> str:
-    """When a process started, in the system's own format, and in which boot. Empty if it has exited, reaped or not.
+    """When a process started, in the system's own format, and in which boot. Empty if it has exited, even if not yet reaped.
 
-    By /proc, or by `ps` on a system without it, such as macOS.
+    Reads /proc, or runs `ps` on a system without it, such as macOS.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

@@ -1,4 +1,4 @@
-"""Ports of this machine: which ones stacks publish, which are in use, and how servers are reached by them."""
+"""Ports of this machine: which ones stacks publish, which are in use, and the addresses of servers on them."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""A user's requirements.txt beside the kit's locks: read before anything is built, and what pip says of it in one line."""
+"""A user's requirements.txt: its conflicts with the kit's locks, found before a build, and pip's errors in one line."""
 
 import re
 from collections.abc import Iterator
@@ -13,15 +13,16 @@ from celery_kit.base.target import ROOT
 _PIN = re.compile(r"^([\w.-]+)==([^\s;]+)", re.MULTILINE)
 _NESTED = re.compile(r"(?:-r|--requirement|-c|--constraint)[ =]?\s*(\S+)$")
 _FOLDER = re.compile(r"(-e|--editable)\b|\.{0,2}/|file:|[^@]*@ *file:")
-#: A line of BuildKit's begins with its step and the seconds since that began.
+#: The prefix of a line of BuildKit's: the number of its step, and the seconds since the step began.
 _STEP = re.compile(r"^(?:#\d+ )?\d+\.\d+(?: |$)")
 _WHOSE = re.compile(r"The user requested \(constraint\) (\S+)")
 
 
 def flattened(file: Path) -> list[str]:
-    """The lines of a requirements file, those of the files that it names in their place, without comments.
+    """The lines of a requirements file without comments. A `-r` line is replaced by the lines of the file that it names.
 
-    Refuses (one line, exit code 2) a file that is not there, and a folder in place of a package: a build does not see it.
+    Refuses (one line, exit code 2) a file that cannot be read, files that name each other, `-c`, and a folder in place of a
+    package, because a build cannot read it.
     """
     return list(_lines(file, ()))
 
@@ -49,7 +50,7 @@ def _lines(file: Path, above: tuple[Path, ...]) -> Iterator[str]:
 
 
 def pins(*locks: str) -> dict[str, tuple[str, str]]:
-    """By package: the version that the kit pins, and the lock below requirements/ that does. A lock may be missing."""
+    """By normalized package name: the version that the kit pins, and the path of the lock. A lock may be missing."""
     files = [file for lock in locks if (file := ROOT / "requirements" / f"{lock}.txt").exists()]
     return {
         canonicalize_name(name): (version, f"requirements/{file.name}")
@@ -59,12 +60,15 @@ def pins(*locks: str) -> dict[str, tuple[str, str]]:
 
 
 def conflicts(file: Path, *locks: str) -> list[str]:
-    """What the requirements in `file` ask for and the kit's locks pin otherwise, a line each. pip finds what goes deeper."""
+    """Requirements in `file` that exclude the versions in the kit's locks, a line each.
+
+    Only direct requirements are compared. pip finds conflicts of their dependencies.
+    """
     kit, found = pins(*locks), []
     for line in flattened(file):
         try:
             one = Requirement(re.split(r"\s--", line)[0])
-        except InvalidRequirement:  # an option of pip's, or what pip itself will refuse
+        except InvalidRequirement:  # an option of pip's, or a line that pip will refuse
             continue
         version, lock = kit.get(canonicalize_name(one.name), ("", ""))
         if version and not one.specifier.contains(version, prereleases=True) and not (one.marker and not one.marker.evaluate()):
@@ -75,7 +79,7 @@ def conflicts(file: Path, *locks: str) -> list[str]:
 
 
 def reason(output: str) -> str:
-    """Why pip could not install something, from all that was printed, in one line; empty: it was not pip that failed."""
+    """Why pip could not install something, in one line, from the whole output. Empty if the output has no error of pip's."""
     lines = [_STEP.sub("", line).strip() for line in output.splitlines()]
     if "The conflict is caused by:" in lines:
         rest = lines[lines.index("The conflict is caused by:") + 1 :]
