@@ -37,14 +37,14 @@ from testbed.places import Place, Servers
 from testbed.servers import SERVERS
 
 REPORTS = Path("reports")
-#: Of an idle stack, and of a quick look at one: tasks, of which ten are beyond the 99th percentile, and seconds of nothing.
+#: For an idle stack, in a full and a quick run: tasks, of which ten are beyond the 99th percentile, and idle seconds.
 IDLE, GLANCE = (1_000, 10.0), (100, 3.0)
 Measure = Callable[[Servers], dict[str, Any]]
 
 
 @dataclass
 class Trial:
-    """One thing to measure, round after round or `once`, and what it gave. Trials of one `group` take turns."""
+    """One measurement, repeated in each round or done `once`, and its figures. Trials of one `group` take turns."""
 
     section: str
     group: str
@@ -63,7 +63,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the user chose."""
+    """The user's choices for a run."""
 
     brokers: list[str]
     pools: list[str]
@@ -83,14 +83,14 @@ def _consume(contender: Contender, case: Case, seconds: float) -> Measure:
 
 
 def pools(plan: Plan) -> Iterator[Trial]:
-    """One worker of each pool: plain Celery, the kit's settings alone, its engine."""
+    """One worker of each pool: plain Celery, the kit's settings without its engine, and with it."""
     for broker in plan.brokers:
         for pool in plan.pools:
             yield from plan.consumed("pools", (PLAIN, FAST) if plan.quick else CELERYS, Case(broker, pool))
 
 
 def peers(plan: Plan) -> Iterator[Trial]:
-    """All cores: the kit's workers of the pool solo, one a core, beside each peer at its best."""
+    """All cores: one solo worker of the kit for each core, compared with each peer in its fastest configuration."""
     for broker in plan.brokers:
         ours = Case(broker, "solo", workers=CORES)
         group = list(plan.consumed("peers", (FAST, PLAIN), ours)) + list(
@@ -102,7 +102,7 @@ def peers(plan: Plan) -> Iterator[Trial]:
 
 
 def limits(plan: Plan) -> Iterator[Trial]:
-    """What the bare client library does, and how much of it one worker keeps."""
+    """The throughput of the bare client library, and what fraction of it one worker reaches."""
     for broker in (name for name in plan.brokers if name in LIMITS):
         case = Case(broker, "solo")
         loops = [Trial("limits", "", name, case, _limit(loop, case)) for loop, name in report.LOOPS.items()]
@@ -121,7 +121,7 @@ def _limit(loop: str, case: Case) -> Measure:
 
 
 def _python(contender: Contender, place: Place, case: Case, *argv: str) -> str:
-    """What `python -m …` prints, on these servers."""
+    """The output of `python -m …` on these servers."""
     environ = environment(contender, place, case)
     return subprocess.run([PYTHON, "-m", *argv], cwd=ROOT, env=environ, check=True, capture_output=True, text=True).stdout
 
@@ -137,7 +137,7 @@ def publish(plan: Plan) -> Iterator[Trial]:
 
 
 def _publish(way: str, number: int, case: Case, environ: dict[str, str]) -> Measure:
-    engine = SETTINGS if way == "plain delay" else otherwise(way, environ)  # plain: no engine of the kit's is in its process
+    engine = SETTINGS if way == "plain delay" else otherwise(way, environ)  # plain: the kit's engine is not in this process
 
     def measure(servers: Servers) -> dict[str, Any]:
         with servers.place() as place:
@@ -147,7 +147,7 @@ def _publish(way: str, number: int, case: Case, environ: dict[str, str]) -> Meas
 
 
 def work(plan: Plan) -> Iterator[Trial]:
-    """Other work than none: waiting, computing, larger messages, a deep queue, more workers."""
+    """Tasks that do some work: waiting, computing, larger messages, a deep queue, more workers."""
     for broker in plan.brokers:
         for pool in plan.pools:
             for kind in ("nap", "burn"):
@@ -161,14 +161,14 @@ def work(plan: Plan) -> Iterator[Trial]:
 
 
 def choices(plan: Plan) -> Iterator[Trial]:
-    """What each of the kit's choices gains or costs: a worker as it is, and with one of them made otherwise."""
+    """The gain or cost of each of the kit's choices: a worker with the defaults, and one with a single choice changed."""
     for broker in plan.brokers:
         for pool in plan.pools:
             yield from plan.consumed("choices", (FAST, *OTHERWISE), Case(broker, pool))
 
 
 def parts(plan: Plan) -> Iterator[Trial]:
-    """The fast engine with one part left out at a time, each beside the whole: workers, and producers. PART names some."""
+    """The fast engine without one of its parts, compared with the whole engine: workers and producers. PART= selects parts."""
     for broker in plan.brokers:
         for side, way in SIDES.items():
             for pool in plan.pools if side == WORKER else [side]:
@@ -192,7 +192,7 @@ def _producer_without(part: Part, way: str, case: Case, plan: Plan) -> Measure:
 
 
 def _in_turn(whole: Measure, other: Measure) -> Measure:
-    """One after the other; gives the figures of `other`, and the whole engine's as `whole_…`."""
+    """Measure both, one after the other. Returns the figures of `other`, and those of the whole engine as `whole_…`."""
 
     def measure(servers: Servers) -> dict[str, Any]:
         return {f"whole_{name}": value for name, value in whole(servers).items()} | other(servers)
@@ -201,7 +201,7 @@ def _in_turn(whole: Measure, other: Measure) -> Measure:
 
 
 def idle(plan: Plan) -> Iterator[Trial]:
-    """Workers with nothing to do: start to first result; one task sent, its result awaited; CPU and memory when none comes."""
+    """Idle workers: time from start to first result, latency of single tasks, CPU and memory without tasks."""
     number, seconds = GLANCE if plan.quick else IDLE
     for broker in plan.brokers:
         for pool in plan.pools:
@@ -211,7 +211,7 @@ def idle(plan: Plan) -> Iterator[Trial]:
 
 
 def _idle(name: str, case: Case, found: dict[str, Any], number: int, seconds: float) -> Measure:
-    """The first of a round measures both, at once."""
+    """The first trial of a round measures both workers at once."""
 
     def measure(servers: Servers) -> dict[str, Any]:
         if name not in found:
@@ -222,7 +222,7 @@ def _idle(name: str, case: Case, found: dict[str, Any], number: int, seconds: fl
 
 
 def lasting(plan: Plan) -> Iterator[Trial]:
-    """TASKS (100,000) on one worker of each pool, one round; only when ONLY names it."""
+    """TASKS (100,000) on one worker of each pool, in one round. Runs only if ONLY names it."""
     tasks = whole_number("TASKS", os.environ.get("TASKS") or "100000", 1_000, 10_000_000, "tasks")
     for broker in plan.brokers:
         for pool in plan.pools:
@@ -239,12 +239,12 @@ SECTIONS: dict[str, Callable[[Plan], Iterator[Trial]]] = {
 }
 
 
-#: Sections that take their time, and are measured where ONLY names them.
+#: Slow sections, which run only if ONLY names them.
 BY_NAME = ("parts", "lasting")
 
 
 def about(plan: Plan) -> dict[str, Any]:
-    """Where and with what a run was made."""
+    """The machine and the versions of a run."""
     packages = {name: version(name) for name in ("celery", "kombu", "amqp", "redis", "gevent", "eventlet")}
     listed: list[dict[str, str]] = []
     if PEERS.is_there:
@@ -265,7 +265,7 @@ def about(plan: Plan) -> dict[str, Any]:
 
 
 def run(plan: Plan, trials: Sequence[Trial], out: Path) -> dict[str, Any]:
-    """Run them, a group's trials in turn, and write what there is after each group."""
+    """Run the trials of each group in turn, and write the results so far after each group."""
     found: dict[str, Any] = {"about": about(plan), "trials": []}
     groups: dict[tuple[str, str], list[Trial]] = {}
     for one in trials:
@@ -292,7 +292,7 @@ def run(plan: Plan, trials: Sequence[Trial], out: Path) -> dict[str, Any]:
 
 def _once(one: Trial, servers: Servers) -> None:
     if one.error:
-        return  # what cannot do it once is not asked again
+        return  # a trial that has failed is not repeated
     try:
         one.rounds.append(one.measure(servers))
     except NothingDoneError as error:

@@ -1,4 +1,4 @@
-"""Who takes part: how each sends, how its worker starts, how its results are counted."""
+"""The table of contenders: how each sends, how its worker starts, how its results are counted."""
 
 import json
 import os
@@ -10,16 +10,16 @@ from celery_kit.pools.table import POOLS
 from testbed.environments import PEERS, WORKERS
 from testbed.places import Place
 
-#: The interpreter of the workers, and of what sends to them.
+#: The interpreter of the workers and producers.
 PYTHON = WORKERS.command("python")
 
-#: Tasks at once of one worker, at most: of greenlets, and of threads or processes.
+#: The concurrency of one worker: with greenlets, and with threads or processes.
 GREENLETS, OTHERS = 50, 2
 CORES = os.cpu_count() or 1
 
 
 def stored(place: Place, _: int) -> int:
-    """Results, where each has a key of its own."""
+    """The number of results, for contenders that store each under its own key."""
     return int(place.results.dbsize())
 
 
@@ -27,9 +27,9 @@ def stored(place: Place, _: int) -> int:
 class Contender:
     """A row of the table.
 
-    `send`: the command that sends; NUMBER WORK BYTES are added. `worker(pool, number)`: the command of one worker, the
-    `number`th. `environ(place)`: what both need. `most`: tasks that it gets at least through in a round, so that no time goes
-    into sending more. `done(place, sent)`: how many have a result. `brokers`: where it can take part; empty: on each.
+    `send`: the command that sends; NUMBER WORK BYTES are appended. `worker(pool, number)`: the command of the `number`th
+    worker. `environ(place)`: environment variables of both. `most`: how many tasks are sent for a round; more would only cost
+    time. `done(place, sent)`: how many have a result. `brokers`: those that it supports; empty: all.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Contender:
     done: Callable[[Place, int], int] = stored
     brokers: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
-    #: read(place): how many results say that the task has succeeded, read back one by one.
+    #: read(place): the number of results with the state SUCCESS, each read back.
     read: Callable[[Place], int] | None = None
 
 
 def succeeded(place: Place) -> int:
-    """Celery's results, read back and understood."""
+    """The number of Celery's results with the state SUCCESS, each read back."""
     names = list(place.results.scan_iter("celery-task-meta-*", count=10_000))
     kept = [one for start in range(0, len(names), 1_000) for one in place.results.mget(names[start : start + 1_000])]
     return sum(json.loads(one)["status"] == "SUCCESS" for one in kept if one)
@@ -65,7 +65,7 @@ def _size(pool: str) -> list[str]:
 
 
 def _options(pool: str, number: int) -> list[str]:
-    """Each has a name of its own: RabbitMQ keeps a second one of a name from consuming."""
+    """The options of a worker, with a unique node name: on RabbitMQ a second worker of the same name cannot consume."""
     return ["-n", f"bench{number}@%h", "-l", "WARNING", "-Q", "bench", *_size(pool)]
 
 
@@ -83,7 +83,7 @@ def _kit(engine: str, most: int) -> Contender:
 
 
 def _left(key: str, command: str) -> Callable[[Place, int], int]:
-    """Done is what has left the queue: the results lie among other keys."""
+    """The number of tasks that have left the queue. Results cannot be counted, because they are among other keys."""
     return lambda place, sent: sent - int(getattr(place.redis, command)(key))
 
 
@@ -122,7 +122,7 @@ def _peers() -> list[Contender]:
 
 
 def otherwise(name: str, environ: Mapping[str, str], *options: str) -> Contender:
-    """The kit's worker with one choice made otherwise."""
+    """The kit's worker with one choice changed."""
     settings = {**FAST.settings, **environ}
     return replace(FAST, name=name, settings=settings, worker=lambda pool, number: [*FAST.worker(pool, number), *options])
 
@@ -131,7 +131,7 @@ PLAIN = Contender("plain Celery", [PYTHON, "-m", "bench.plain"], _plain, _celery
 SETTINGS = _kit("plain", 8_000)
 FAST = _kit("fast", 30_000)
 CELERYS = (PLAIN, SETTINGS, FAST)
-#: One choice each that the kit makes for speed, or against it, made otherwise; by the name that a user would write.
+#: Choices of the kit that cost or gain speed, each changed, by the name of the setting that a user would write.
 OTHERWISE = (
     otherwise("WORKER_PREFETCH_MULTIPLIER=1", {"WORKER_PREFETCH_MULTIPLIER": "1"}),
     otherwise("DELIVERY=at-most-once", {"DELIVERY": "at-most-once"}),

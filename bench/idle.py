@@ -1,7 +1,7 @@
-"""An idle stack: a worker of plain Celery and one of the kit, both up. They are asked in short turns, and then left alone.
+"""An idle stack: a worker of plain Celery and one of the kit run at once. They get tasks in short turns, and then none.
 
-What takes a core away for a moment - on a shared machine often the machine itself - is in the slowest hundredth of the answers.
-Side by side it meets both alike, which minutes apart it did not.
+Interruptions by other processes, which are frequent on a shared machine, show in the slowest hundredth of the answers. Workers
+that run at the same time suffer equally from them; measured minutes apart, they did not.
 """
 
 import json
@@ -15,17 +15,17 @@ from bench.contenders import PLAIN, PYTHON, Contender
 from bench.rounds import ROOT, Case, NothingDoneError, environment, starting, used
 from testbed.places import Place, Servers
 
-#: Tasks of a turn; its first ones are not counted: while the other had its turn, this side's memory has got cold.
+#: Tasks of a turn. The first ones are not counted, because the other side's turn has displaced this side's data from caches.
 TURN, FIRST = 50, 10
-#: Tasks before the first turn: what a process does once, such as collecting the garbage of its imports, is not its pace.
+#: Tasks before the first turn, for work that a process does once, such as collecting the garbage of its imports.
 WARM = 100
-#: Seconds until a worker that was busy counts as idle: what it had timers for is over.
+#: Seconds until a worker that was busy counts as idle, because its timers have expired.
 SETTLED = 2.0
 
 
 @dataclass
 class Side:
-    """A contender's worker and what asks it; seconds from the worker's start to its `first` result, ms of the answers."""
+    """A contender's worker and its client. `first`: seconds from the worker's start to its first result. Answers are in ms."""
 
     sessions: list[int]
     client: "subprocess.Popen[str]"
@@ -33,7 +33,7 @@ class Side:
     times: list[float] = field(default_factory=list)
 
     def turn(self, number: int) -> None:
-        """Send so many, and count their answers."""
+        """Send `number` tasks, and record the latency of each."""
         assert self.client.stdin and self.client.stdout and self.client.stderr
         self.client.stdin.write(f"{FIRST + number}\n")
         self.client.stdin.flush()
@@ -45,7 +45,7 @@ class Side:
 def side_by_side(
     servers: Servers, contenders: tuple[Contender, ...], case: Case, number: int, seconds: float
 ) -> dict[str, dict[str, Any]]:
-    """By contender: p50 and p99 of `number` tasks in ms; CPU in percent of a core over so many seconds of nothing; memory in
+    """By contender: p50 and p99 of the latency of `number` tasks in ms; CPU in percent of a core over idle `seconds`; memory in
     bytes; seconds from the start to the first result. Raises NothingDoneError.
     """
     with ExitStack() as stack:
@@ -64,7 +64,7 @@ def side_by_side(
             order.reverse()
         time.sleep(SETTLED)
         before, began = {name: used(side.sessions)[0] for name, side in sides.items()}, time.monotonic()
-        time.sleep(seconds)  # what is measured: so long nothing
+        time.sleep(seconds)  # the idle time that is measured
         return {
             name: _figures(side, used(side.sessions), before[name], time.monotonic() - began) for name, side in sides.items()
         }

@@ -1,5 +1,7 @@
-"""What waits for a result: `python -m bench.latency plain|kit` reads a number from each line of its input, sends so many tasks,
-each once the last one's result is there, and prints a line: how long each took, in ms.
+"""A client that waits for results: `python -m bench.latency plain|kit`.
+
+It reads a number of tasks from each line of its input. It sends each task after the result of the one before has arrived, and
+prints a line with the latency of each, in ms.
 """
 
 import json

@@ -1,9 +1,11 @@
-"""What a client library alone can do, one process: `python -m bench.limits LOOP BROKER NUMBER`; prints tasks/s.
+"""The throughput of a client library without a framework, in one process: `python -m bench.limits LOOP BROKER NUMBER`.
 
-The same reliable work as a worker's, without a framework: take messages so that none is lost, store a result for each, and
-acknowledge after that; in batches of 64 on Redis, and on RabbitMQ an acknowledgement for 32 messages. The loop `lean` has
-messages of arguments alone, knows them by a number, and stores what it must. `celerys` has Celery's messages, and does what is
-promised for each: since when it is out is known, its result says what Celery's says, and whoever waits for that is told.
+It prints tasks/s. The work is as reliable as a worker's: fetch messages so that none is lost, store a result for each, and
+acknowledge afterwards, in batches of 64 on Redis, and with one acknowledgement for 32 messages on RabbitMQ.
+
+The messages of the loop `lean` have only arguments. It identifies them by a number, and stores as little as possible. The loop
+`celerys` has Celery's messages and guarantees: the time of each delivery is recorded, results have the fields of Celery's, and
+clients that wait for a result are notified.
 """
 
 import base64

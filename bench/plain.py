@@ -1,4 +1,4 @@
-"""Plain Celery, `celery -A bench.plain worker`: its defaults, and acks_late. It imports none of the kit.
+"""Plain Celery, `celery -A bench.plain worker`: its defaults, and acks_late. It imports nothing from the kit.
 
 `python -m bench.plain NUMBER WORK BYTES` sends tasks, from copies of one message that Celery made.
 """
@@ -15,7 +15,7 @@ app.conf.update(task_acks_late=True, task_default_queue="bench", include=["bench
 
 
 def send(number: int, work: str, size: int) -> None:
-    """Send so many tasks. Each has an id of its own; the rest is alike."""
+    """Send `number` tasks. Their messages differ only by the id."""
     task = app.tasks[f"bench.{work}"]
     message: Any = app.amqp.as_task_v2(str(uuid4()), task.name, args=("x" * size,), create_sent_event=False)
     with app.connection_for_write() as connection:

@@ -11,7 +11,7 @@ import matplotlib as mpl
 mpl.use("svg")
 import matplotlib.pyplot as plt
 
-# Okabe and Ito's colours, told apart by colour-blind people; the hatches tell them apart in grey.
+# Okabe and Ito's colours, which colour-blind people can distinguish. The hatches are for print in grey.
 LOOK = {"plain Celery": ("#999999", ""), "celery-kit plain": ("#56B4E9", "//"), "celery-kit fast": ("#D55E00", "xx")}
 
 

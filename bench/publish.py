@@ -1,4 +1,4 @@
-"""How fast a producer is: `python -m bench.publish WAY NUMBER` sends so many tasks, and prints what they took as JSON.
+"""The throughput of a producer: `python -m bench.publish WAY NUMBER` sends NUMBER tasks, and prints the cost as JSON.
 
 Plain Celery is an app with the same broker, results server, queue type and confirms, and none of the kit's code.
 """
@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 QUEUE = "bench.publish"
-#: By way, how many times as many tasks it sends in a round.
+#: By WAY: the factor by which it sends more tasks in a round.
 WAYS = {"plain delay": 1, "kit delay": 1, "kit send_many": 10}
 
 
@@ -32,7 +32,7 @@ def _kit() -> Any:
 
 
 def measure(way: str, number: int) -> dict[str, float]:
-    """Send `number` tasks; gives tasks/s and the process's CPU in microseconds a task."""
+    """Send `number` tasks. Returns tasks/s and the process's CPU in microseconds a task."""
     app = (_plain if way == "plain delay" else _kit)()
     app.conf.task_default_queue = QUEUE
 

@@ -1,4 +1,4 @@
-"""The benchmark as tables: `reports/bench.md`, and `reports/bench.svg` where the peers' environment is there: it can draw."""
+"""The benchmark as tables: `reports/bench.md`; and `reports/bench.svg`, if the peers' environment exists, which draws it."""
 
 import statistics
 import subprocess
@@ -9,9 +9,9 @@ from typing import Any
 from celery_kit.engine.parts import PARTS
 from testbed.environments import PEERS, ROOT
 
-#: What a user may set, in the order in which the report repeats it.
+#: Variables that a user may set, in the order in which the report shows them.
 KNOBS = ("QUICK", "ONLY", "BROKER", "POOL", "ROUNDS", "SECONDS", "TASKS", "PART")
-#: What a worker that goes on is seen to hold, beside memory.
+#: Figures of the soak test besides memory.
 HELD = {
     "files": "open files",
     "connections": "connections to the broker",
@@ -22,7 +22,7 @@ HELD = {
 }
 #: The loops of bench/limits.py.
 LOOPS = {"lean": "with messages of its own", "celerys": "with Celery's messages and results"}
-#: What is measured of an idle stack: how it is said, and shown, by a factor and with so many digits.
+#: Figures of an idle stack: label, factor, and number of digits.
 AT_REST = {
     "p50": ("send to result, p50 ms", 1, 1),
     "p99": ("send to result, p99 ms", 1, 1),
@@ -30,7 +30,7 @@ AT_REST = {
     "memory": ("MB", 1e-6, 0),
     "first": ("start to first result, s", 1, 2),
 }
-#: What the section `work` of a run is made of.
+#: The parts of the section `work` of a run.
 WORK = ("work", "size", "depth", "workers")
 PLAIN, SETTINGS, FAST = "plain Celery", "celery-kit plain", "celery-kit fast"
 Trial = dict[str, Any]
@@ -45,18 +45,18 @@ def of(found: dict[str, Any], section: str) -> list[Trial]:
 
 
 def ratios(ours: Trial, theirs: Trial, figure: str = "rate") -> list[float]:
-    """Round by round, smallest first: the two of a round ran one after the other."""
+    """The ratio of each round, smallest first. The two trials of a round ran one after the other."""
     pairs = zip(ours["rounds"], theirs["rounds"], strict=False)
     return sorted(mine[figure] / other[figure] for mine, other in pairs if other[figure])
 
 
 def times(ours: Trial | None, theirs: Trial | None, figure: str = "rate") -> str:
-    """The median ratio, and its spread: `4.1 (3.9-4.4)`; nothing where one of them was not measured."""
+    """The median ratio, and its spread: `4.1 (3.9-4.4)`. Empty if one of the two was not measured."""
     return spread(ratios(ours, theirs, figure) if ours and theirs else [])
 
 
 def spread(found: list[float]) -> str:
-    """The median of some ratios, the smallest first, and their spread; nothing where there are none."""
+    """The median and the spread of ratios, which are sorted, smallest first. Empty if there are none."""
     if not found:
         return ""
     ends = f" ({_short(found[0])}-{_short(found[-1])})" if len(found) > 1 else ""
@@ -64,7 +64,7 @@ def spread(found: list[float]) -> str:
 
 
 def _short(ratio: float) -> str:
-    """Two digits, and all of those before the point."""
+    """Two significant digits, and all digits before the point."""
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
 
@@ -134,7 +134,7 @@ def publish(found: dict[str, Any]) -> str:
 
 
 def _what(case: dict[str, Any], section: str) -> str:
-    """What a section makes otherwise, as a case has it: `size 10,000`; else the kind of work."""
+    """The parameter of a case that a section varies: `size 10,000`; otherwise the kind of work."""
     return f"{section} {case[section]:,}" if type(case.get(section)) is int else str(case["work"])
 
 
@@ -211,7 +211,7 @@ def lasting(found: dict[str, Any]) -> str:
 
 
 def best(found: dict[str, Any]) -> str:
-    """Which pool for which work: of each kind the pool that got most done."""
+    """The pool with the highest throughput for each kind of work."""
     lines = []
     words = {"nap": "tasks that wait (5 ms each)", "burn": "tasks that compute (some 1 ms each)"}
     for kind, said in words.items():
@@ -225,7 +225,7 @@ def best(found: dict[str, Any]) -> str:
 
 
 def slower(found: dict[str, Any]) -> str:
-    """Where plain Celery is ahead, by the median of the rounds' ratios: fewer tasks/s, or more of what an idle stack takes."""
+    """Cases in which plain Celery is better, by the median of the ratios: more tasks/s, or less use of resources when idle."""
     rows: list[list[str]] = []
     for section in ("pools", *WORK, "idle"):
         for one in by_case(of(found, section)):
@@ -235,7 +235,7 @@ def slower(found: dict[str, Any]) -> str:
 
 
 def _ratio(ours: Trial, plain: Trial, figure: str = "rate") -> float:
-    """As it is shown: what is 1 there is even."""
+    """The ratio as it is shown, rounded: 1 means equal."""
     return float(_short(statistics.median(ratios(ours, plain, figure) or [1])))
 
 
@@ -254,7 +254,7 @@ def _idle_behind(ours: Trial, plain: Trial) -> Iterator[list[str]]:
             yield [case["broker"], case["pool"], f"{ours['name']}: {said}", *shown, times(ours, plain, figure)]
 
 
-#: The tables, and the sections that each is made from.
+#: The tables, and the sections from which each is made.
 TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "One worker of each pool": (pools, ("pools",)),
     "All cores, beside the peers": (peers, ("peers",)),
@@ -271,12 +271,12 @@ TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
 
 
 def made_by(found: dict[str, Any], *sections: str) -> str:
-    """The line that says where the figures of these sections come from, or of all; one for each run."""
+    """Lines on the origin of the figures of these sections, or of all sections; one for each run."""
     return "\n\n".join(runs_of(found, *sections))
 
 
 def runs_of(found: dict[str, Any], *sections: str) -> list[str]:
-    """A line for each run that these sections were measured by, or all."""
+    """A line for each run that measured these sections, or any section."""
     runs, measured = found.get("runs", {}), dict.fromkeys(one["section"] for one in found["trials"])
     return list(dict.fromkeys(_made_by(runs.get(one, found["about"])) for one in measured if not sections or one in sections))
 
@@ -298,7 +298,7 @@ def failures(found: dict[str, Any]) -> str:
 
 
 def compared(found: dict[str, Any], earlier: dict[str, Any]) -> str:
-    """This run's ratios against plain Celery beside an earlier run's."""
+    """This run's ratios to plain Celery, compared with those of an earlier run."""
 
     def ratio(run: dict[str, Any]) -> dict[tuple[str, str], float]:
         cases = [one for one in by_case(of(run, "pools")) if FAST in one and PLAIN in one]
@@ -327,7 +327,7 @@ def markdown(found: dict[str, Any], earlier: dict[str, Any] | None = None) -> st
 
 
 def write(found: dict[str, Any], folder: Path, earlier: dict[str, Any] | None = None) -> str:
-    """Write the report beside bench.json; gives its text."""
+    """Write the report to the folder of bench.json. Returns its text."""
     text = markdown(found, earlier)
     (folder / "bench.md").write_text(text)
     if of(found, "pools"):
@@ -336,6 +336,6 @@ def write(found: dict[str, Any], folder: Path, earlier: dict[str, Any] | None = 
 
 
 def draw(run: Path) -> None:
-    """Draw a run's pools beside its file, where the peers' environment is there: it can."""
+    """Draw a run's pools to a file in its folder. Does nothing without the peers' environment, which has the packages."""
     if PEERS.is_there:
         subprocess.run([PEERS.command("python"), "-m", "bench.plot", str(run.resolve())], cwd=ROOT, check=True)

@@ -1,4 +1,4 @@
-"""One round: a queue that is full, workers that start, and how fast the results come."""
+"""One round: fill a queue, start workers, and measure the throughput of results."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ from bench.contenders import Contender
 from testbed.places import Place, Servers
 
 ROOT = Path(__file__).parents[1]
-#: Tasks that are not counted, or seconds: what a worker does first - its first window of prefetched messages - is not its pace.
+#: Tasks, or seconds, that are not counted: a worker's first window of prefetched messages is not its steady throughput.
 WARM, WARM_SECONDS = 500, 4.0
 LONGEST = 60.0  # seconds until the first result
-#: Seconds between two looks at how many there are; each is a command of Redis, and counted as one.
+#: Seconds between two counts of the results. Each is a command of Redis, and is included in the number of commands.
 LOOK, CLOSE_LOOK = 0.02, 0.005
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -25,12 +25,12 @@ CPU_CLOCK = 2  # CPUCLOCK_SCHED
 
 
 class NothingDoneError(RuntimeError):
-    """No result came, or not all that were counted can be read."""
+    """No result arrived, or some results that were counted cannot be read."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: `size` bytes a task, `depth` tasks in the queue (0: enough for the round), so many `workers`."""
+    """A case: `size` in bytes a task, `depth` in tasks in the queue (0: enough for the round), number of `workers`."""
 
     broker: str
     pool: str
@@ -42,8 +42,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Figures:
-    """tasks/s; the workers' CPU in microseconds a task and memory in bytes; seconds to the first result; how often Redis read
-    from a client, a task; tasks that were counted.
+    """tasks/s; the workers' CPU in microseconds a task, and memory in bytes; seconds to the first result; reads of Redis from
+    clients, a task; tasks that were counted.
     """
 
     rate: float
@@ -55,7 +55,7 @@ class Figures:
 
 
 def members(sessions: list[int]) -> Iterator[list[str]]:
-    """Of each process of these sessions its id, and the fields of /proc/PID/stat after its state."""
+    """The id of each process in these sessions, with the fields of /proc/PID/stat after its state."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
@@ -66,27 +66,27 @@ def members(sessions: list[int]) -> Iterator[list[str]]:
 
 
 def processor_time(pid: int) -> float:
-    """Seconds that a process has been on a processor, to the nanosecond: all of its threads, those that have ended too.
+    """CPU time of a process in seconds, to the nanosecond: of all of its threads, including those that have ended.
 
-    /proc/PID/stat counts in 10 ms, of which an idle worker takes ten seconds or more to fill one. Raises OSError where the
-    process is gone. Source: clock_getcpuclockid(3); linux/posix-timers.h, make_process_cpuclock.
+    /proc/PID/stat counts in units of 10 ms, and an idle worker needs ten seconds or more for one. Raises OSError if the
+    process has exited. Source: clock_getcpuclockid(3); linux/posix-timers.h, make_process_cpuclock.
     """
     return time.clock_gettime((~pid << 3) | CPU_CLOCK)
 
 
 def used(sessions: list[int]) -> tuple[float, int]:
-    """CPU in seconds and resident memory in bytes of the processes that these started."""
+    """CPU in seconds and resident memory in bytes of all processes in these sessions."""
     cpu, memory = 0.0, 0
     for pid, *fields in members(sessions):
         with suppress(OSError):
-            cpu += processor_time(int(pid)) + sum(map(int, fields[12:14])) / TICKS  # and its children's that have ended
+            cpu += processor_time(int(pid)) + sum(map(int, fields[12:14])) / TICKS  # and that of its children that have exited
             memory += int(fields[20]) * PAGE
     return cpu, memory
 
 
 @contextmanager
 def running(contender: Contender, place: Place, case: Case, environ: dict[str, str]) -> Iterator[list[int]]:
-    """Workers, each in a session of its own; gives the sessions."""
+    """Start workers, each in its own session, and kill them at the end of the block. Yields the sessions."""
     with tempfile.TemporaryFile() as log:
         started = [
             subprocess.Popen(
@@ -106,13 +106,13 @@ def running(contender: Contender, place: Place, case: Case, environ: dict[str, s
                 with suppress(subprocess.TimeoutExpired):
                     one.wait(10)
                 with suppress(ProcessLookupError):
-                    os.killpg(one.pid, signal.SIGKILL)  # what is left of it, its children too
+                    os.killpg(one.pid, signal.SIGKILL)  # the remaining processes of its session
                 one.wait()
 
 
 @contextmanager
 def starting(contender: Contender, place: Place, case: Case) -> Iterator[tuple[list[int], float]]:
-    """A worker for which one task waits; gives the sessions, and the seconds from its start to that task's result."""
+    """Start a worker with one task in its queue. Yields the sessions, and the seconds from its start to that task's result."""
     environ = environment(contender, place, case)
     subprocess.run([*contender.send, "1", case.work, str(case.size)], cwd=ROOT, env=environ, check=True, capture_output=True)
     started = time.monotonic()
@@ -129,7 +129,7 @@ def environment(contender: Contender, place: Place, case: Case) -> dict[str, str
 
 
 def consume(servers: Servers, contender: Contender, case: Case, seconds: float) -> Figures:
-    """Measure for so many seconds, or until the queue is empty. Raises NothingDoneError."""
+    """Measure for some seconds, or until the queue is empty. Raises NothingDoneError."""
     with servers.place() as place:
         environ = environment(contender, place, case)
         number = case.depth or int(contender.most * case.workers * min(1.0, seconds / 4))
@@ -157,7 +157,7 @@ def consume(servers: Servers, contender: Contender, case: Case, seconds: float) 
 def _until(
     contender: Contender, place: Place, number: int, enough: int, deadline: float, every: float = LOOK
 ) -> tuple[int, float]:
-    """Wait for so many results; gives how many there are, and when that was."""
+    """Wait for a number of results. Returns how many there are, and the time of that count."""
     while True:
         done, now = contender.done(place, number), time.monotonic()
         if done >= enough or now > deadline:

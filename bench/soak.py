@@ -1,4 +1,4 @@
-"""A worker that goes on and on: what it and its servers hold after each tenth of the tasks."""
+"""A long run of one worker: memory and resources of the worker and its servers after each tenth of the tasks."""
 
 import subprocess
 import time
@@ -11,12 +11,12 @@ from bench.rounds import LONGEST, ROOT, Case, NothingDoneError, environment, mem
 from testbed.places import Place, Servers
 
 PARTS = 10
-#: Seconds in which a part's last acknowledgements reach the broker: they are gathered, and RabbitMQ counts every 5 s.
+#: Seconds until the last acknowledgements of a part show on the broker: they are batched, and RabbitMQ counts every 5 s.
 REST = 15.0
 
 
 def memory(process: str) -> int:
-    """Bytes that a process has, of what it shares with others its share; 0 for one that has ended."""
+    """The proportional set size of a process in bytes; 0 if it has exited."""
     with suppress(OSError):
         for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -25,10 +25,10 @@ def memory(process: str) -> int:
 
 
 def held(place: Place, sessions: list[int]) -> dict[str, int]:
-    """Memory in bytes and open files of all of the worker's processes; what its servers hold for it.
+    """Memory in bytes and open files of all of the worker's processes, and resources that its servers hold for it.
 
-    `connections`: to the broker. `results_connections`: to Redis, where that keeps the results alone. `queues` and `messages`:
-    on the broker; Redis has a key for each queue that holds anything. `keys`: in Redis, beside the results.
+    `connections`: to the broker. `results_connections`: to Redis, if it only stores results. `queues` and `messages`: on the
+    broker; Redis has a key for each queue that is not empty. `keys`: in Redis, besides the results.
     """
     processes = [fields[0] for fields in members(sessions)]
     files = 0
@@ -46,7 +46,7 @@ def held(place: Place, sessions: list[int]) -> dict[str, int]:
 
 
 def soak(servers: Servers, contender: Contender, case: Case, tasks: int) -> dict[str, Any]:
-    """Send and run so many tasks. Gives tasks/s, what was held after the first and last tenth, and the memory after each."""
+    """Send and run `tasks` tasks. Returns tasks/s, :func:`held` after the first and last tenth, and memory after each."""
     with servers.place() as place:
         environ = environment(contender, place, case)
         seen, done, rested, began = [], 0, 0.0, time.monotonic()

@@ -1,6 +1,7 @@
-"""Environments of their own under `.kit/`, from locks: the workers' holds what their images do, and no developer's tools, which
-Celery and redis-py import where they find them; the peers', and those that the tests set beside the kit, need others than the
-kit's.
+"""Python environments under `.kit/`, made from locks.
+
+The workers' environment has the packages of their images, and no developer's tools, because Celery and redis-py import some of
+these if they are installed. The peers, and packages that the tests use with the kit, need other versions than the kit.
 """
 
 import subprocess
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Environment:
-    """`locks`: of its packages, with hashes."""
+    """An environment. `locks`: files with the versions and hashes of its packages."""
 
     name: str
     locks: tuple[Path, ...]
@@ -33,13 +34,13 @@ class Environment:
         return Path(self.command("python")).exists()
 
     def prepare(self) -> None:
-        """Make it, unless it holds those locks already. Refuses where that fails."""
+        """Create it, unless it was made from the same locks. Refuses if that fails."""
         wanted, held = b"".join(lock.read_bytes() for lock in self.locks), self.folder / "held.txt"
         if held.exists() and held.read_bytes() == wanted:
             return
         print(f"setting up .kit/{self.name} (once)", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)], check=True)
-        # A lock is whole: what it holds beside a package's own bounds (tests/packages/overrides.txt) is meant.
+        # A lock is complete. Versions outside of a package's own bounds (tests/packages/overrides.txt) are intended.
         install = [self.command("pip"), "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "--no-deps"]
         chosen = [word for lock in self.locks for word in ("--requirement", str(lock))]
         if (done := subprocess.run([*install, *chosen], capture_output=True, text=True)).returncode:
@@ -47,7 +48,7 @@ class Environment:
         held.write_bytes(wanted)
 
 
-#: Each of these two holds all that every worker has, and its pool.
+#: Each of these two has the packages of every worker, and those of its pool.
 WORKERS = Environment("workers", (ROOT / "requirements/gevent.txt", ROOT / "requirements/eventlet.txt"))
 PEERS = Environment("peers", (ROOT / "bench/peers/requirements.txt",))
 #: Celery's own integration suite, and packages for Celery that people use.

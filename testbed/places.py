@@ -1,6 +1,6 @@
-"""Servers that are reached inside the engine's network: each broker once, as its compose file starts it.
+"""Servers, reached inside the engine's network: one of each broker, as its compose file starts it.
 
-Docker's published ports distort: plain Celery on Redis gets 0.6 of its rate through one.
+Docker's published ports distort measurements: plain Celery on Redis has 0.6 of its throughput through one.
 """
 
 import uuid
@@ -28,7 +28,7 @@ class Place:
     broker: Callable[[], dict[str, int]]
 
     def trips(self) -> int:
-        """How often Redis - one server, in either stack - has read from a client: a round trip, whatever it carries."""
+        """How often Redis has read from a client, which is the number of round trips. Each stack has one Redis server."""
         return int(self.results.info("stats")["total_reads_processed"])
 
 
@@ -80,7 +80,9 @@ class Servers:
 
     @contextmanager
     def place(self, which: int = 0) -> Iterator[Place]:
-        """Empty servers; what a round left behind is deleted. `which` of those at once: the first one is entered first."""
+        """Empty servers. Data of an earlier round is deleted. `which`: the number of the place, if several are open at once;
+        the lowest is entered first.
+        """
         broker, kept = 2 * which, 2 * which + 1
         results = Redis(host=self.results, db=kept)
         if not which:

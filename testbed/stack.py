@@ -14,7 +14,7 @@ from dotenv import dotenv_values
 from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.compose import of_python
 
-#: One session, however many processes it runs in; everything that it starts carries this name.
+#: The name of the session, the same in all of its processes. Everything that it starts is labelled with it.
 SESSION = os.environ.setdefault("CELERY_KIT_TEST_SESSION", f"celery-kit-test-{os.getpid()}")
 #: Seconds until all servers of a stack are healthy.
 HEALTHY = 180
@@ -32,8 +32,8 @@ PORTS = tuple(
 class Stack:
     """The servers of one broker's compose file - broker, results, mail catcher - on ports that were free.
 
-    `which`: one of several of the same file. `services`: those that it starts, where not all of these. It starts and stops
-    in a `with`.
+    `which`: distinguishes several stacks of the same file. `services`: the services to start, if not all of these. Use it
+    in a `with`: it is started and stopped there.
     """
 
     def __init__(self, name: str, which: str = "", services: Sequence[str] = ()) -> None:
@@ -46,7 +46,7 @@ class Stack:
             "COMPOSE_PROJECT_NAME": self.project,
             **dict.fromkeys(PORTS, "0"),
         }
-        # The results server has a service of its own, or the broker answers to that name.
+        # The results server is a separate service, or the broker with that name as an alias.
         self.results = "results" if "results" in self.run("config", "--services").split() else "broker"
         self.services = sorted(set(services) or {"broker", "mail", self.results})
 
@@ -62,24 +62,24 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Start the servers; returns once all are healthy. Raises RuntimeError."""
+        """Start the servers, and wait until all are healthy. Raises RuntimeError if that fails."""
         self.run("up", "--detach", "--wait", "--wait-timeout", str(HEALTHY), *self.services)
 
     def stop(self) -> None:
-        """Remove the servers and what they keep."""
+        """Remove the servers and their data."""
         self.run("down", "--volumes", "--remove-orphans", "--timeout", "1")
 
     @cache  # noqa: B019  # a handful of stacks, each as long as the session
     def port(self, number: int, service: str = "broker") -> int:
-        """The host's port for one of a service."""
+        """The host's port for a port of a service."""
         return int(self.run("port", service, str(number)).rpartition(":")[2])
 
     def container(self, service: str) -> Any:
-        """A service's container, as the Docker client has it."""
+        """A service's container, as an object of the Docker client."""
         return docker.from_env().containers.get(f"{self.project}-{service}-1")
 
     def run(self, *argv: str) -> str:
-        """A `docker compose` command on this stack, such as `stop mail`; gives what it printed. Raises RuntimeError."""
+        """Run a `docker compose` command on this stack, such as `stop mail`. Returns its output. Raises RuntimeError."""
         command, environ = ["docker", "compose", "-f", self.file, *argv], {**os.environ, **self.environ}
         done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -87,5 +87,5 @@ class Stack:
         return done.stdout
 
     def messages(self) -> list[dict[str, Any]]:
-        """What the mail catcher received."""
+        """The messages that the mail catcher has received."""
         return list(requests.get(f"http://127.0.0.1:{self.port(8025, 'mail')}/messages", timeout=5).json())

@@ -1,1 +1,1 @@
-"""The peers, each in a module that says how it sends, and how its worker starts; they run in an environment of their own."""
+"""The peers: a module for each, with its tasks and its producer. They run in a separate environment."""

@@ -1,4 +1,4 @@
-"""arq: `arq bench.peers.arqs.Worker`. A job stays queued while it runs, and its result is kept."""
+"""arq: `arq bench.peers.arqs.Worker`. A job stays queued while it runs, and its result is stored."""
 
 import asyncio
 import os

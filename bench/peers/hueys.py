@@ -1,4 +1,4 @@
-"""huey: `huey_consumer bench.peers.hueys.huey`. It takes a task off the queue before it runs it: one that is killed is lost."""
+"""huey: `huey_consumer bench.peers.hueys.huey`. It removes a task from the queue before it runs: a killed one is lost."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The work of every contender's tasks, the same for all; it imports nothing of them."""
+"""The work in the tasks, the same for all contenders. This module imports none of them."""
 
 import time
 
@@ -14,7 +14,7 @@ def nap(text: str) -> int:
 
 
 def burn(text: str) -> int:
-    """Some 1 ms of computing."""
+    """About 1 ms of computing."""
     return sum(number * number for number in range(20_000)) and len(text)
 
 

@@ -1,4 +1,4 @@
-"""THE table of brokers that run as servers. A new broker has a row here; whoever uses one names no product."""
+"""THE table of brokers that run as servers. A new broker has a row here. Code that uses a broker names no product."""
 
 from testbed.servers.contract import Server
 from testbed.servers.rabbitmq import server as rabbitmq

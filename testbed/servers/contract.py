@@ -1,4 +1,4 @@
-"""What a broker that runs as a server supplies to tests and benchmark."""
+"""What the package of a broker with a server provides for the tests and the benchmark."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Port = Callable[[int], int]
 class Container:
     """The container of a server, from the same image and configuration as the stacks'.
 
-    `image`: the variable that names it, and its default. `data`: the folder of its data. `files`: on the host, and inside.
+    `image`: the variable that names it, and its default. `data`: the folder of its data. `files`: paths on the host and inside.
     """
 
     image: tuple[str, str]
@@ -30,12 +30,12 @@ class Container:
 
 @dataclass(frozen=True)
 class Faults:
-    """How faults are made on a server.
+    """How to cause faults on a server.
 
-    `memory`: commands that begin and end its memory alarm. `leave`: bytes that a full disk has left; 0 for a server that
-    notices failing writes, its own limit for one that watches the free space. `no_connections(port)`: ends all connections,
-    refuses new ones, and returns a function that accepts them again. `quiet`: a message counts as lost after so many seconds
-    in which nothing was done. `restore_after`: the visibility timeout of these tests, in seconds, for a broker that has one.
+    `memory`: commands that begin and end its memory alarm. `leave`: bytes that are free on a full disk; 0 for a server that
+    notices failing writes, its own limit for one that watches the free space. `no_connections(port)`: closes all connections,
+    refuses new ones, and returns a function that accepts them again. `quiet`: seconds without any progress after which a
+    message counts as lost. `restore_after`: the visibility timeout of these tests, in seconds, for a broker that has one.
     """
 
     memory: tuple[Command, Command]
@@ -49,8 +49,8 @@ class Faults:
 class Server:
     """How a broker of a stack is reached: the port that it listens on, and what its URL ends with.
 
-    `default`: the namespace that the stack itself uses. `namespace(number, port)`: an empty one; `version(port)`: the product
-    and its release. `port` gives the host's port for one of the container.
+    `default`: the namespace that the stack itself uses. `namespace(number, port)`: creates an empty one; `version(port)`: the
+    product and its release. The argument `port` is a function that returns the host's port for one of the container's.
     """
 
     url: str
@@ -60,7 +60,7 @@ class Server:
     version: Callable[[Port], str]
     container: Container
     faults: Faults
-    #: Requeue what a killed worker held, now; a broker that sees a connection end does it by itself.
+    #: Requeue the unacknowledged messages of a killed worker now. A broker that notices closed connections does it by itself.
     restore: Callable[[Celery], None] = lambda _: None
-    #: Put into a queue what only somebody with the server's own client can; gives how many.
+    #: Put items that are no messages into a queue, with the server's own client. Returns their number.
     put_raw: Callable[[Celery, str], int] = lambda _app, _queue: 0

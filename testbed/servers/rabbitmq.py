@@ -11,7 +11,7 @@ from testbed.servers.contract import Container, Faults, Port, Server
 
 
 def virtual_host(api: str, name: str) -> str:
-    """Create one with the stacks' account, through RabbitMQ's management interface at the URL `api`; gives its name."""
+    """Create a virtual host for the stacks' account, by RabbitMQ's management interface at the URL `api`. Returns its name."""
     rights = {"configure": ".*", "write": ".*", "read": ".*"}
     for path, body in ((f"vhosts/{name}", None), (f"permissions/{name}/kit", rights)):
         requests.put(f"{api}/{path}", json=body, auth=("kit", "kit"), timeout=30).raise_for_status()

@@ -1,4 +1,4 @@
-"""Redis, and what other servers of its protocol share with it."""
+"""Redis, and other servers that use its protocol."""
 
 import json
 from collections.abc import Callable
@@ -19,14 +19,14 @@ def _version(port: Port) -> str:
 
 
 def _restore_visible(app: Celery) -> None:
-    """Have the broker hand out what a killed worker held: any process may once the visibility timeout is over; here it is 0."""
+    """Restore the messages of a killed worker. Any process may do so after the visibility timeout, which is 0 here."""
     with app.connection_for_write(transport_options={"visibility_timeout": 0}) as connection:
         channel: Any = connection.default_channel
         channel.qos.restore_visible(interval=1)
 
 
 def _put_items(app: Celery, queue: str) -> int:
-    """Put items into a queue that are no messages of kombu's; gives their number."""
+    """Put items into a queue that are not messages of kombu's. Returns their number."""
     about = {"delivery_tag": "t", "delivery_info": {"exchange": "", "routing_key": queue}, "body_encoding": "base64"}
     whole: dict[str, Any] = {"body": "e30=", "headers": {}, "properties": about}
     shapes: list[Any] = [5, None, [], {}, {"properties": {}}, {**whole, "headers": "text"}, {**whole, "body": "!!!"}]
@@ -39,7 +39,7 @@ def _put_items(app: Celery, queue: str) -> int:
 
 
 def _no_connections(port: Port) -> Callable[[], Any]:
-    redis = Redis(port=port(6379), socket_timeout=5, single_connection_client=True)  # it stays, as the only one
+    redis = Redis(port=port(6379), socket_timeout=5, single_connection_client=True)  # this connection stays, as the only one
     redis.config_set("maxclients", 1)
     for kind in ("normal", "pubsub"):
         redis.client_kill_filter(skipme=True, _type=kind)
@@ -52,7 +52,7 @@ def _no_connections(port: Port) -> Callable[[], Any]:
 
 
 def of_protocol(name: str, image: str) -> Server:
-    """The row of a server of Redis's protocol, whose programs, files and user are called after `name`."""
+    """The row of a server with Redis's protocol. `name`: the prefix of its programs and files, and the name of its user."""
     inside = f"/usr/local/etc/{name}/{name}.conf"
     set_memory = (f"{name}-cli", "config", "set", "maxmemory")
     return Server(
