@@ -1,4 +1,4 @@
-"""An app of the kit by its arguments alone, as a user's module has it: `celery -A tests.compat.alone worker`."""
+"""An app of the kit in a user's module, configured only by its arguments: `celery -A tests.compat.alone worker`."""
 
 import os
 

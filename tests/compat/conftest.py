@@ -1,4 +1,4 @@
-"""Servers that the three sides share, and on each a worker of each side; QUICK=1 takes each pool once and prefork on both."""
+"""Servers that the three sides share, with a worker of each side. QUICK=1 runs each pool once, and prefork on both brokers."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +28,7 @@ PAIRS = [
 
 @pytest.fixture(scope="session")
 def places() -> Iterator[Callable[[str], Place]]:
-    """place(broker's name): a server of the tests' own, started when it is first asked for."""
+    """place(broker's name): a server for these tests, started at the first call."""
     with ExitStack() as started:
         redis = started.enter_context(Server())
         known = {"redis": Place("redis", *redis.urls.values())}
@@ -50,18 +50,18 @@ def place(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Pla
 
 @pytest.fixture(scope="session", params=PAIRS, ids="-".join)
 def sides(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Iterator[dict[str, Side]]:
-    """A worker of each side on one broker and pool, for all tests that leave it as it is; `sides["fast"].client(…)`."""
+    """A worker of each side on one broker and pool, for tests that do not change it: `sides["fast"].client(…)`."""
     broker, pool = request.param
     with workers(*(Side(name, places(broker)) for name in SIDES), pool=pool) as started:
         yield started
 
 
-#: A test of the full run alone.
+#: A test that only the full run includes.
 FULL = pytest.mark.full
 
 
 def covering(*axes: Iterable[Any], turns: int = 2) -> list[Any]:
-    """Every combination of these axes, of which the quick run leaves out most: each value is in it `turns` times or more."""
+    """Every combination of these axes. The quick run omits most, but has each value at least `turns` times."""
     values = [list(axis) for axis in axes]
     steps = product(range(turns), range(max(map(len, values))))
     quick = {tuple(axis[(number + turn * place) % len(axis)] for place, axis in enumerate(values)) for turn, number in steps}
@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
-#: A broker, and where results are: None for a Redis server.
+#: A broker, and its result backend: None for a Redis server.
 SERVED = {"redis": None, "rabbitmq": None, "redis-rpc": "rpc://", "rabbitmq-rpc": "rpc://"}
 EVERYWHERE = pytest.mark.parametrize("served", list(SERVED), indirect=True)
 BY_RPC = pytest.mark.parametrize("served", [name for name in SERVED if SERVED[name]], indirect=True)
@@ -82,7 +82,7 @@ BY_RPC = pytest.mark.parametrize("served", [name for name in SERVED if SERVED[na
 
 @pytest.fixture(scope="session")
 def served(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Iterator[dict[str, Side]]:
-    """A worker of each side on threads, for tests of what a client does; `request.param` is of SERVED."""
+    """A worker of each side on threads, for tests of clients. `request.param` is an item of SERVED."""
     place = places(request.param.partition("-")[0])
     place = replace(place, results=SERVED[request.param] or place.results)
     with workers(*(Side(name, place) for name in SIDES)) as started:

@@ -1,4 +1,4 @@
-"""Messages as clients in other languages make them: each shape's envelope, and what becomes of it."""
+"""Messages of clients in other languages: the envelope of each shape, and the expected outcome."""
 
 import json
 from base64 import b64encode
@@ -13,7 +13,7 @@ Change = Callable[[dict[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Shape:
-    """`what`: in words. `celery`, `kit`: what becomes of it there. `change` gets the parts of a plain message."""
+    """A shape. `what`: its description. `celery`, `kit`: the outcome there. `change` modifies the parts of a plain message."""
 
     what: str
     celery: str
@@ -22,7 +22,7 @@ class Shape:
 
 
 def message(shape: Shape, queue: str, word: str) -> dict[str, Any]:
-    """The parts of a message of that shape: it asks for `compat.mark` with `word`."""
+    """The parts of a message of that shape, which calls `compat.mark` with `word`."""
     task_id = str(uuid4())
     parts: dict[str, Any] = {
         "task": [[word], {}, {}],
@@ -44,7 +44,7 @@ def message(shape: Shape, queue: str, word: str) -> dict[str, Any]:
 
 
 def envelope(parts: dict[str, Any], separators: tuple[str, str] = (", ", ": ")) -> str:
-    """As it stands in a list of Redis."""
+    """The message as it is stored in a list of Redis."""
     body = parts["raw"] or json.dumps(parts["task"])
     coded = parts.get("properties", {}).get("body_encoding") == "base64"
     rest = {name: value for name, value in parts.items() if name not in ("task", "raw", "separators")}
@@ -87,7 +87,7 @@ def then(*changes: Change) -> Change:
 
 
 def first(**more: Any) -> Change:
-    """Protocol 1: all of it in the body."""
+    """Protocol 1: everything is in the body."""
 
     def change(parts: dict[str, Any]) -> None:
         headers = parts["headers"]
@@ -137,7 +137,7 @@ ANYWHERE = [
     Shape("a body that is no JSON", DROPPED, ASIDE, part("raw", "{")),
     Shape("a task that nobody has", DROPPED, ASIDE, header(task="nobody.has")),
 ]  # fmt: skip
-#: Where the envelope is text of the sender's own.
+#: For brokers on which the sender writes the envelope as text.
 REDIS = [
     Shape("`exchange` null", RUNS, RUNS, prop(delivery_info={"exchange": None, "routing_key": "celery"})),
     Shape("`routing_key` null", RUNS, RUNS, prop(delivery_info={"exchange": "", "routing_key": None})),

@@ -21,7 +21,7 @@ SIDES = (PLAIN_CELERY, "plain", "fast")
 KIT = SIDES[1:]
 #: The app of each side, as `celery -A` names it.
 APP = "tests.compat.side"
-#: In seconds; a client that has not exited by then hangs.
+#: Seconds after which a client that has not exited counts as hanging.
 CLIENT_SECONDS = 60
 
 
@@ -39,7 +39,7 @@ class Place:
 
 @dataclass
 class Side:
-    """One side on one place: a queue of its own, and what a process needs to take part."""
+    """One side on one place: its own queue, and the environment of its processes."""
 
     name: str
     place: Place
@@ -53,7 +53,7 @@ class Side:
 
     @property
     def own(self) -> dict[str, str]:
-        """The environment that makes a process one of this side."""
+        """The environment variables of a process of this side."""
         engine = {} if self.name == PLAIN_CELERY else {"ENGINE": self.name}
         servers = {"CELERY_BROKER_URL": self.place.broker, "CELERY_RESULT_BACKEND": self.place.results}
         return {**servers, **engine, "SIDE": self.name, "QUEUE": self.queue, **self.environ}
@@ -62,16 +62,16 @@ class Side:
         return {**os.environ, **self.own, **more}
 
     def python(self, *argv: str, **environ: str) -> "subprocess.Popen[str]":
-        """A process of this side, whose output is read back."""
+        """Run a process of this side, and capture its output."""
         pipe = subprocess.PIPE
         return subprocess.Popen(
             [self.interpreter, *argv], cwd=ROOT, env=self.environment(**environ), stdout=pipe, stderr=pipe, text=True
         )
 
     def client(self, where: str, *arguments: Any, seconds: float = CLIENT_SECONDS, **environ: str) -> Any:
-        """What a function `module:name` of tests/compat/cases gives in a process of its own; {"raised": …} for an error.
+        """The result of a function `module:name` of tests/compat/cases in a new process; {"raised": …} for an error.
 
-        A process that has no answer after `seconds` gives {"hangs": seconds}.
+        For a process without a result after `seconds`, it is {"hangs": seconds}.
         """
         words = [json.dumps(one) for one in arguments]
         with self.python("-m", "tests.compat.side", where, *words, **environ) as process:
@@ -118,7 +118,7 @@ class Side:
 def worker(
     name: str, place: Place, pool: str, *options: str, interpreter: str = sys.executable, **environ: str
 ) -> Iterator[Side]:
-    """A side with a worker, for a test that may end or change it; `environ` is its clients' too."""
+    """A side with a worker, for a test that may stop or change it. `environ` applies to its clients, too."""
     side = Side(name, place, environ, interpreter=interpreter)
     try:
         yield side.start(pool, *options)
@@ -128,7 +128,7 @@ def worker(
 
 @contextmanager
 def workers(*sides: Side, pool: str = "threads", concurrency: str = "") -> Iterator[dict[str, Side]]:
-    """A worker for each of these sides, all started at once; by the side's name. `concurrency`: as in `worker_argv`."""
+    """Sides by name, each with a worker, all started at once. `concurrency`: as in `worker_argv`."""
     with ExitStack() as stack, ThreadPoolExecutor() as at_once:
         for side in sides:
             stack.callback(side.stop)
@@ -137,12 +137,12 @@ def workers(*sides: Side, pool: str = "threads", concurrency: str = "") -> Itera
 
 
 def kits(sides: dict[str, Side]) -> dict[str, Side]:
-    """The sides of the kit alone."""
+    """Only the sides of the kit."""
     return {name: sides[name] for name in KIT}
 
 
 def outcomes(sides: dict[str, Side], where: str, *arguments: Any, **options: Any) -> dict[str, Any]:
-    """What a client of each side gives, all of them at once."""
+    """The result of a client of each side, all run at once."""
     with ThreadPoolExecutor() as at_once:
         given = {name: at_once.submit(side.client, where, *arguments, **options) for name, side in sides.items()}
     return {name: one.result() for name, one in given.items()}

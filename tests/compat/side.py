@@ -26,7 +26,7 @@ if SIDE == "celery":
     from celery import Celery
 
     app = Celery("compat", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ["CELERY_RESULT_BACKEND"])
-    # What the kit has too, and what plain Celery's users have who lose no task: late acknowledgement.
+    # Late acknowledgement, as in the kit, and as plain Celery's users have it who must not lose tasks.
     app.conf.update(
         task_acks_late=True,
         task_track_started=True,
@@ -52,10 +52,10 @@ def main(where: str, *arguments: str) -> None:
     except Exception as error:
         outcome = {"raised": type(error).__name__, "says": str(error)}
     print("\n" + json.dumps(outcome, default=repr), flush=True)
-    os._exit(0)  # whatever thread or connection is left: the test has its answer
+    os._exit(0)  # do not wait for threads or connections: the test has its answer
 
 
 if __name__ == "__main__":
-    # Under its own name: the cases import `app` from here.
+    # Imported by its own name, because the cases import `app` from here.
     sys.modules["tests.compat.side"] = sys.modules["__main__"]
     main(*sys.argv[1:])

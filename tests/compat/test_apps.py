@@ -13,30 +13,30 @@ from tests.harness.workers import PLAIN_CELERY
 EACH = [n + 1 for n in range(11)]
 
 
-#: On RabbitMQ the two declare a queue each in its own way: 406, docs/migration.md.
+#: On RabbitMQ the two declare the same queue with different arguments, which is an error 406: docs/migration.md.
 ON_REDIS = pytest.mark.parametrize("sides", [pair for pair in PAIRS if pair[0] == "redis"], ids="-".join, indirect=True)
 
 
 def test_a_plain_app_beside_the_kits_sends_what_plain_workers_see(sides: dict[str, Side]) -> None:
-    """The kit's classes are the kit's app's: another one of the process is plain Celery's, on its own workers' queues."""
+    """The kit's classes are used only by the kit's app. Another app of the process is plain Celery, on its own queues."""
     assert outcomes(sides, "apps:plain_beside", sides[PLAIN_CELERY].queue) == dict.fromkeys(SIDES, EACH)
 
 
 @ON_REDIS
 def test_each_side_sees_each_priority_that_the_other_writes(sides: dict[str, Side]) -> None:
-    """Nothing is written where a worker of the other kind does not look."""
+    """No message is written to a key that a worker of the other kind does not read."""
     assert outcomes(kits(sides), "apps:each_to", sides[PLAIN_CELERY].queue) == dict.fromkeys(KIT, EACH)
     for name in KIT:
         assert sides[PLAIN_CELERY].client("apps:each_to", sides[name].queue) == EACH
 
 
 def test_a_shared_task_is_the_apps_from_any_thread(sides: dict[str, Side]) -> None:
-    """Plain Celery has that where the user makes its app the default one, as the plain side does."""
+    """With plain Celery that works if the user makes its app the default one, as the plain side does."""
     found: dict[str, Any] = outcomes(sides, "apps:shared_from_a_thread")
     assert found == {side: ["sent"] for side in SIDES}
 
 
-#: What the environment says, and the app does not: the servers are the app's own settings.
+#: Settings in the environment that the app does not have. The servers are in the app's own settings.
 OTHERWISE = {"redis": {"BROKER": "rabbitmq", "BACKEND": "rpc"}, "rabbitmq": {"BROKER": "embedded", "BACKEND": "rpc"}}
 ASK = """
 import os
@@ -49,7 +49,7 @@ print([(one["consuming"], one["pool"]) for one in inspect._request("vitals").val
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_an_app_by_its_arguments_alone_has_a_whole_kits_worker(place: Place, pool: str) -> None:
-    """Bootsteps, transports, engine, queues and settings come with the app, whatever the environment's profile says."""
+    """Bootsteps, transports, engine, queues and settings come with the app, independent of the environment's profile."""
     side = Side("fast", place)
     mine = {"SHOP_BROKER": place.broker, "SHOP_RESULTS": place.results, "CELERY_BROKER_URL": "", "CELERY_RESULT_BACKEND": ""}
     mine |= OTHERWISE[place.name] | {"NODE": f"{uuid4().hex[:6]}@alone"}

@@ -1,4 +1,4 @@
-"""The rig itself: a task of each side comes to its end."""
+"""The rig itself: a task of each side succeeds."""
 
 from tests.compat.rig import SIDES, Side, outcomes
 

@@ -1,4 +1,4 @@
-"""A task for a Broadcast queue reaches every worker that listens, whoever sends it and however: fixes broadcast, fanouts."""
+"""A task for a Broadcast queue reaches every worker that listens, however it is sent: fixes broadcast, fanouts."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -24,7 +24,7 @@ def listeners(request: pytest.FixtureRequest, place: Place) -> Iterator[list[Sid
 
 
 def test_a_broadcast_reaches_all(listeners: list[Side]) -> None:
-    """A producer that only sends need not have declared what it sends to."""
+    """A producer that only sends need not have declared the queue."""
     side = listeners[0]
     found = side.client("broadcast:heard", WAYS, side.environ["BROADCAST"], 2)
     wanted = {f"{way} {number}": 2 for way in WAYS for number in range(2)}
@@ -35,7 +35,7 @@ def test_a_broadcast_reaches_all(listeners: list[Side]) -> None:
 
 
 def test_a_broadcast_from_who_knows_of_no_such_queue(listeners: list[Side]) -> None:
-    """What a fanout exchange is, the broker tells a producer that has its name alone."""
+    """A producer that has only the exchange's name gets its type, fanout, from the broker."""
     side = listeners[0]
     found = side.client("broadcast:heard", ["exchange"], side.environ["BROADCAST"], 2, BROADCAST="")
     reached = 0 if side.name == PLAIN_CELERY and side.place.name == "redis" else 2

@@ -1,4 +1,4 @@
-"""A canvas gives the same on every side, whatever it is made of."""
+"""A canvas gives the same result on every side, whatever its parts."""
 
 import os
 from collections.abc import Callable
@@ -8,13 +8,13 @@ import pytest
 from tests.compat.rig import KIT, Place, Side, outcomes, worker
 from tests.harness.workers import PLAIN_CELERY
 
-#: One of so many canvases: prefork's children have a way of their own for results.
+#: Run one of so many canvases. Prefork has a separate path for results, through its children.
 EVERY = {"prefork": 11 if os.environ.get("QUICK") else 1}
 ELSEWHERE = 29
 
 
 def test_a_canvas_in_a_canvas_gives_what_celery_gives(sides: dict[str, Side], request: pytest.FixtureRequest) -> None:
-    """Whatever a task stores at its end - its own result, a group's, another task's - is stored under the id that it is for."""
+    """Each result that a task stores at its end - its own, a group's, another task's - is stored under the right id."""
     _, pool = request.node.callspec.params["sides"]
     given = outcomes(sides, "canvas:gives", EVERY.get(pool, ELSEWHERE))
     for engine in KIT:
@@ -22,7 +22,7 @@ def test_a_canvas_in_a_canvas_gives_what_celery_gives(sides: dict[str, Side], re
 
 
 def test_one_child_gives_what_two_do(places: Callable[[str], Place]) -> None:
-    """Whatever is carried from a child process to its parent names whose it is, however many children there are."""
+    """Everything that a child process passes to its parent has the id of its task, however many children there are."""
     given = []
     for children in ("1", "2"):
         with worker("fast", places("redis"), "prefork", "-c", children) as side:

@@ -1,4 +1,4 @@
-"""Brokers and results servers by every form of address that Celery takes: what it does there, the kit does."""
+"""Brokers and results servers by every form of address that Celery accepts: the kit behaves as Celery does."""
 
 import json
 import os
@@ -30,14 +30,14 @@ GIVE = {"sent": [2, 3, 4, 5, 6, 7], "sent_together": [2, 3, 4], "sent_by_beat": 
 
 
 def dead(url: str) -> str:
-    """The same address where nobody listens."""
+    """The same address, with a port on which nobody listens."""
     head, _, tail = url.rpartition(":")
     return f"{head}:1/{tail.partition('/')[2]}"
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def failing_over(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Iterator[dict[str, Side]]:
-    """A worker of each side whose first broker is away."""
+    """A worker of each side whose first broker is unavailable."""
     there = places(request.param)
     place = Place(there.name, f"{dead(there.broker)};{there.broker}", there.results)
     with workers(*(Side(name, place, {"PUBLISH_TIMEOUT": "5"}) for name in SIDES)) as started:
@@ -46,18 +46,18 @@ def failing_over(request: pytest.FixtureRequest, places: Callable[[str], Place])
 
 @pytest.mark.parametrize("way", WAYS)
 def test_whoever_sends_goes_on_to_the_broker_that_is_there(failing_over: dict[str, Side], way: str) -> None:
-    """Every connection of the app, a producer's too, tries the next of several brokers when one is away."""
+    """Every connection of the app, also a producer's, tries the next of several brokers when one is unavailable."""
     assert outcomes(failing_over, f"connections:{way}") == dict.fromkeys(SIDES, GIVE[way])
 
 
 @pytest.mark.parametrize("way", ["status", "dead"])
 def test_whoever_looks_goes_on_to_the_broker_that_is_there(failing_over: dict[str, Side], way: str) -> None:
-    """What the tools show is of the broker that answers, with a word on the one that does not."""
+    """The tools show the broker that answers, and mention the one that does not."""
     side = failing_over["fast"]
     with side.python("-m", f"celery_kit.operate.look.{way}") as process:
         out, err = process.communicate(timeout=60)
     if way == "dead":
-        assert (process.returncode, err) == (0, "") and re.search(r"dead letters?\n$", out)  # other tests' letters, too
+        assert (process.returncode, err) == (0, "") and re.search(r"dead letters?\n$", out)  # also other tests' letters
     else:
         alive, gone = (one.partition("://")[2].rpartition("@")[2] for one in side.place.broker.split(";")[::-1])
         assert alive in out.splitlines()[0] and "DOES NOT ANSWER" not in out
@@ -65,13 +65,13 @@ def test_whoever_looks_goes_on_to_the_broker_that_is_there(failing_over: dict[st
 
 
 def test_a_worker_answers_whoever_reaches_it_by_the_second_broker(failing_over: dict[str, Side]) -> None:
-    """Remote control goes on to the broker that is there, as tasks do."""
+    """Remote control uses the broker that is available, like tasks."""
     gave = outcomes(failing_over, "connections:workers_answer")
     assert gave == dict.fromkeys(SIDES, gave["celery"]) and "pong" in gave["celery"]
 
 
 def encrypted(port: int, folder: Path) -> int:
-    """A port that takes TLS for a server that does not; it goes with the process."""
+    """A port that accepts TLS for a server without it. It is closed when the process exits."""
     private, certified = certificate("results")
     (folder / "both.pem").write_bytes(private + certified)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -100,7 +100,7 @@ def encrypted(port: int, folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
-    """By form of address: a broker, a results server, and what the configuration holds beside them."""
+    """By form of address: a broker, a results server, and further configuration."""
     folder = tmp_path_factory.mktemp("servers")
     path = folder / "socket"
     server = ValkeyServer(data_dir=folder, unix_socket_path=path)
@@ -128,7 +128,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, di
                 "settings": {"broker_transport_options": options},
                 "environ": {"ONCE_URL": f"{plain['results']}"},
             },
-            # By the configuration alone.
+            # Only by the configuration.
             "file": {
                 "broker": plain["broker"],
                 "results": "",
@@ -141,7 +141,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, di
 
 
 FORMS = ("socket", "prefix", "tls", "ipv6", "folder", "file")
-#: What `status` says of the servers, in that order.
+#: The lines of `status` on the servers, in that order.
 SAYS = {
     "socket": ("Valkey 9", "Valkey 9"),
     "prefix": ("Valkey 9", "Valkey 9"),
@@ -154,7 +154,7 @@ SAYS = {
 
 @pytest.fixture(scope="module", params=FORMS[::2] if os.environ.get("QUICK") else FORMS)
 def form(request: pytest.FixtureRequest, addresses: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Side]]]:
-    """A worker of each side on servers that are named in one form."""
+    """A worker of each side on servers with one form of address."""
     given = addresses[request.param]
     environ = {"SETTINGS": json.dumps(given.get("settings", {})), "CLAIMS": "1", **given.get("environ", {})}
     place = Place("redis", given["broker"], given["results"])
@@ -164,7 +164,7 @@ def form(request: pytest.FixtureRequest, addresses: dict[str, dict[str, Any]]) -
 
 
 def test_tasks_run_and_give_results_by_every_form_of_address(form: tuple[str, dict[str, Side]]) -> None:
-    """Where plain Celery's tasks run, the kit's do, and `@once` and `send_many` too."""
+    """If plain Celery's tasks run, so do the kit's, and also `@once` and `send_many` work."""
     _, sides = form
     assert outcomes(sides, "connections:sent") == dict.fromkeys(SIDES, GIVE["sent"])
     kit = kits(sides)
@@ -173,7 +173,7 @@ def test_tasks_run_and_give_results_by_every_form_of_address(form: tuple[str, di
 
 
 def test_tools_see_the_servers_that_the_app_uses(form: tuple[str, dict[str, Side]]) -> None:
-    """They ask by the app's own clients, and what they cannot look into they name as that."""
+    """They query by the app's own clients. If they cannot inspect a server, they say so."""
     name, sides = form
     for side in (sides[each] for each in KIT):
         with side.python("-m", "tests.compat.cases.tools", "status") as process:
@@ -191,7 +191,7 @@ def test_tools_see_the_servers_that_the_app_uses(form: tuple[str, dict[str, Side
 
 @pytest.mark.parametrize("tool", ["status", "doctor"])
 def test_tools_know_a_worker_of_plain_celery(plain_celery: Side, tool: str) -> None:
-    """A worker that does not know the kit's question is shown by what it answers to Celery's own."""
+    """A worker that does not know the kit's command is shown by its answers to Celery's own."""
     side = Side("fast", plain_celery.place, queue=plain_celery.queue)
     with side.python("-m", "tests.compat.cases.tools", tool) as process:
         out, err = process.communicate(timeout=60)
@@ -204,7 +204,7 @@ def test_tools_know_a_worker_of_plain_celery(plain_celery: Side, tool: str) -> N
 
 @pytest.fixture(scope="module")
 def plain_celery(places: Callable[[str], Place]) -> Iterator[Side]:
-    """A worker of plain Celery on a database of its own, that no other worker is on."""
+    """A worker of plain Celery on its own database, without other workers."""
     redis = places("redis")
     place = Place("redis", redis.broker.rpartition("/")[0] + "/11", redis.results)
     with worker(PLAIN_CELERY, place, "threads") as side:
@@ -212,7 +212,7 @@ def plain_celery(places: Callable[[str], Place]) -> Iterator[Side]:
 
 
 def test_a_worker_looks_for_waiting_messages_where_it_consumes(places: Callable[[str], Place]) -> None:
-    """Whether a worker is stuck is asked of the broker that it consumes from, not of another that is back meanwhile."""
+    """The check for a stuck worker queries the broker that it consumes from, not another that is available again."""
     server = places("redis").broker.rpartition("/")[0]
     app: Any = Kit("looks", set_as_current=False, broker=f"{server}/12;{server}/13")
     app.conf.task_default_queue = "looks"
@@ -228,7 +228,7 @@ def test_a_worker_looks_for_waiting_messages_where_it_consumes(places: Callable[
 
 
 def test_a_batch_whose_broker_dies_in_the_middle_goes_on_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the lost broker has not confirmed goes to the next one, under the same ids."""
+    """Messages that the lost broker has not confirmed are sent to the next one, with the same ids."""
     first, second = Server(), Server()
     urls = ";".join(server.urls["CELERY_BROKER_URL"] for server in (first, second))
     app: Any = Kit("batch", set_as_current=False, broker=urls)

@@ -1,4 +1,4 @@
-"""Messages of clients in other languages: what Celery runs, the kit runs, and what neither can run is a dead letter."""
+"""Messages of clients in other languages: the kit runs those that Celery runs, and dead-letters those that cannot be run."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ SECONDS = 30
 
 
 def put(side: Side, shape: Shape) -> str:
-    """Send a message of that shape as a client does that is not Celery; gives the word that its task leaves when it runs."""
+    """Send a message of that shape without Celery. Returns the word that its task stores when it runs."""
     word = uuid4().hex
     parts = message(shape, side.queue, word)
     if side.place.name == "redis":
@@ -47,7 +47,7 @@ def shapes(place: Place) -> list[Shape]:
 
 
 def test_what_celery_runs_the_kit_runs_and_keeps_the_rest(place: Place) -> None:
-    """Every message that another client sends runs, or is a dead letter of its own; none is lost, and none ends the worker."""
+    """Every message of another client runs or is dead-lettered. None is lost, and none stops the worker."""
     with workers(*(Side(name, place) for name in KIT), pool="solo") as started, ThreadPoolExecutor() as at_once:
         list(at_once.map(_runs_or_keeps, started.values()))
 
@@ -66,23 +66,23 @@ def _runs_or_keeps(side: Side) -> None:
 
 
 def letters(side: Side) -> int:
-    """How many dead letters there are of this side's queue."""
+    """The number of dead letters from this side's queue."""
     with side.python("-m", "celery_kit.operate.look.dead", "--json") as process:
         out, _ = process.communicate(timeout=SECONDS)
     return sum(json.loads(line)["queue"] == side.queue for line in out.splitlines())
 
 
 def test_celery_runs_what_the_table_says(place: Place) -> None:
-    """The table's column of plain Celery is what that does."""
+    """The table's column for plain Celery is right."""
     with worker(PLAIN_CELERY, place, "solo") as side:
         words = {put(side, shape) for shape in shapes(place) if shape.celery == RUNS}
         until("all have run", lambda: words <= ran(side), SECONDS)
 
 
-#: Each of these messages ends or hangs a worker of plain Celery, which is then started again: over a minute a broker.
+#: Each of these messages stops or hangs a worker of plain Celery, which then has to restart: over a minute for each broker.
 @FULL
 def test_celery_runs_nothing_else(place: Place) -> None:
-    """What Celery drops it never runs, however its worker ends."""
+    """Celery never runs a message that it drops, however its worker ends."""
     waiting = [shape for shape in shapes(place) if shape.celery == DROPPED]
     while waiting:
         with worker(PLAIN_CELERY, place, "solo") as side:

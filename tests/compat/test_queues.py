@@ -1,4 +1,4 @@
-"""Queues of RabbitMQ that users list, or have already: the kit takes them as Celery does, or says in one line what they are."""
+"""Queues of RabbitMQ that users configure or have already: the kit uses them as Celery does, or refuses them in one line."""
 
 import subprocess
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def declare(place: Place, *queues: Any) -> None:
 
 
 def ends(side: Side, pool: str) -> tuple[int, list[str]]:
-    """A worker's exit code, and what it says of that."""
+    """A worker's exit code, and its log line about it."""
     argv = ("-m", "celery", "-A", "tests.compat.side", "worker", "--pool", pool, "-Q", side.queue, "-l", "INFO", "-c", "2")
     with side.python(*argv, POOL=pool) as process:
         try:
@@ -40,7 +40,7 @@ def ends(side: Side, pool: str) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 @pytest.mark.parametrize("kind", ["classic queue", "direct exchange"])
 def test_a_worker_says_in_one_line_which_queue_is_another(rabbitmq: Place, kind: str, pool: str) -> None:
-    """What the broker refuses once it refuses at each try: the worker ends, and says what to write."""
+    """The broker would refuse the queue at each attempt: the worker exits, and its message says what to configure."""
     side = Side("fast", rabbitmq)
     exchange = Exchange(side.queue, "topic" if kind == "classic queue" else "direct")
     declare(rabbitmq, Queue(side.queue, exchange, side.queue))
@@ -51,7 +51,7 @@ def test_a_worker_says_in_one_line_which_queue_is_another(rabbitmq: Place, kind:
 
 @pytest.mark.parametrize("name", KIT)
 def test_a_queue_that_a_worker_is_told_to_consume_does_not_end_it(rabbitmq: Place, name: str) -> None:
-    """Nor does one that it cannot have keep it from the others."""
+    """A queue that it cannot consume does not prevent it from consuming others."""
     with worker(name, rabbitmq, "threads") as side:
         other = f"{side.queue}-other"
         declare(rabbitmq, Queue(other, Exchange(other, "direct"), other))
@@ -62,7 +62,7 @@ def test_a_queue_that_a_worker_is_told_to_consume_does_not_end_it(rabbitmq: Plac
 
 
 def test_whoever_sends_to_a_queue_that_is_another_is_told_so(rabbitmq: Place) -> None:
-    """The error is Celery's own; the kit adds a note to it, and its command one line."""
+    """The error is Celery's own. The kit adds a note to it, and the kit's command prints one line."""
     sides = {name: Side(name, rabbitmq) for name in SIDES}
     other = f"{sides['fast'].queue}-other"
     declare(rabbitmq, Queue(other, Exchange(other, "fanout"), other))
@@ -80,7 +80,7 @@ def test_whoever_sends_to_a_queue_that_is_another_is_told_so(rabbitmq: Place) ->
 
 @pytest.mark.parametrize("exchange", [None, "direct"])
 def test_a_queue_that_the_user_lists_is_consumed(rabbitmq: Place, exchange: str | None) -> None:
-    """A queue in task_queues that names no type is the same to producers and workers, with and without a list of the user's."""
+    """Producers and workers agree on a queue in task_queues without a type, also if the user does not list it."""
     for name in SIDES:
         listed = f"listed-{Side(name, rabbitmq).queue}"
         kind = {"exchange": listed, "exchange_type": exchange, "routing_key": listed} if exchange else {}

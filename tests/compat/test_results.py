@@ -1,4 +1,4 @@
-"""Waiting for results: whoever has a result's object gets its value, from any thread, greenlet and process."""
+"""Waiting for results: a result object gives its value in any thread, greenlet and process."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from tests.compat.conftest import BY_RPC, SERVED, covering
 from tests.compat.rig import KIT, SIDES, Side, kits, outcomes
 from tests.harness.workers import PLAIN_CELERY
 
-#: By how a wait ends without its result: what of cases/results.py does it, and the members of the group that is waited for.
+#: By how a wait ends without its result: the function of cases/results.py, and the number of members of the awaited group.
 GIVES_UP = {
     "timeout": ("timeout", 0),
     "no time": ("no_time", 0),
@@ -21,7 +21,7 @@ GIVES_UP = {
 }
 
 
-#: Functions of cases/results.py, and what they are called with.
+#: Functions of cases/results.py, and their arguments.
 THREADS: dict[str, tuple[int, ...]] = {
     "sent_by_threads": (20, 50),
     "awaited_by_the_threads_that_send": (20, 50),
@@ -31,27 +31,27 @@ THREADS: dict[str, tuple[int, ...]] = {
 
 @pytest.mark.parametrize(("served", "function"), covering(SERVED, THREADS), indirect=["served"])
 def test_each_thread_gets_its_answers(served: dict[str, Side], function: str) -> None:
-    """What belongs to one thread - a queue for replies, a consumer of them - is not given to another."""
+    """The objects of one thread - a queue for replies, its consumer - are not used by another."""
     assert outcomes(served, f"results:{function}", *THREADS[function]) == {name: [] for name in SIDES}
 
 
 @BY_RPC
 def test_each_thread_gets_the_answers_of_what_it_spooled(served: dict[str, Side], tmp_path: Path) -> None:
-    """What the spool's thread sends is answered to the thread that it sends for."""
+    """The result of a task that the spool's thread sends reaches the thread that spooled it."""
     for name in KIT:
         assert served[name].client("results:spooled_by_threads", 3, 9, SPOOL=str(tmp_path / name)) == []
 
 
 @pytest.mark.parametrize(("served", "patched"), covering(SERVED, ["gevent", "eventlet"]), indirect=["served"])
 def test_the_first_result_wakes_its_greenlet(served: dict[str, Side], patched: str) -> None:
-    """Whoever waits for results before there is anything to listen to is woken by the first one, not by a time limit."""
+    """A wait that begins before there is a subscription is woken by the first result, not by a timeout."""
     found = outcomes(served, "results:first_on_greenlets", PATCHED=patched)
     assert {name: found[name] for name in KIT} == {name: [3] for name in KIT}
 
 
 @pytest.mark.parametrize(("served", "gives_up"), covering(["redis", "rabbitmq-rpc"], GIVES_UP, turns=1), indirect=["served"])
 def test_who_gives_up_leaves_nothing_behind(served: dict[str, Side], tmp_path: Path, gives_up: str) -> None:
-    """A wait that ends without its result lets go of all that it has taken, and a later one takes it again:
+    """A wait that ends without its result releases all of its resources, and a later wait can use them:
     fix abandoned_waits.
     """
     how, members = GIVES_UP[gives_up]
@@ -64,13 +64,13 @@ def test_who_gives_up_leaves_nothing_behind(served: dict[str, Side], tmp_path: P
 @pytest.mark.parametrize("function", ["gives_up_beside_another", "gives_up_what_is_to_be_called"])
 @pytest.mark.parametrize("served", ["redis", "rabbitmq-rpc"], indirect=True)
 def test_who_gives_up_takes_nothing_from_others(served: dict[str, Side], tmp_path: Path, function: str) -> None:
-    """What somebody else waits for, or is to be called for, is still listened for."""
+    """The subscription stays if there is another wait or a callback for the result."""
     assert outcomes(kits(served), f"results:{function}", str(tmp_path)) == {name: [0] for name in KIT}
 
 
 @pytest.mark.parametrize("served", ["rabbitmq", "rabbitmq-rpc"], indirect=True)
 def test_who_waits_for_an_expired_task_hears_of_it(served: dict[str, Side]) -> None:
-    """What the broker drops by itself has an end, too, where plain Celery's `get()` without a timeout never ends."""
+    """A message that the broker drops gives a result. With plain Celery, `get()` without a timeout never returns."""
     assert outcomes(served, "results:expired") == {
         PLAIN_CELERY: ["TimeoutError", "PENDING"],
         **{name: ["TaskRevokedError", "REVOKED"] for name in KIT},
@@ -79,12 +79,12 @@ def test_who_waits_for_an_expired_task_hears_of_it(served: dict[str, Side]) -> N
 
 @pytest.mark.parametrize("served", ["rabbitmq"], indirect=True)
 def test_a_chord_of_expired_tasks_ends(served: dict[str, Side]) -> None:
-    """The same for who waits for it indirectly."""
+    """The same for an indirect wait."""
     for ends, _ in outcomes(kits(served), "results:expired", 2).values():
-        assert ends in ("TaskRevokedError", "ChordError")  # a member's, or its own
+        assert ends in ("TaskRevokedError", "ChordError")  # the error of a member, or of the chord itself
 
 
 @pytest.mark.parametrize("served", ["rabbitmq"], indirect=True)
 def test_many_that_expire_together(served: dict[str, Side]) -> None:
-    """More of them than a worker holds at once are taken one after another, and tasks go on."""
+    """More expired tasks than a worker can prefetch are processed one after another, and later tasks run."""
     assert outcomes(kits(served), "results:many_expired", 60) == {name: [["REVOKED"], [2]] for name in KIT}

@@ -1,4 +1,4 @@
-"""How a worker or beat starts where the machine gives it little: one processor, no file that it may write."""
+"""How a worker or beat starts with few resources: one processor, no writable file."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.harness.workers import PLAIN_CELERY, worker_argv
 
 @pytest.fixture
 def one_processor() -> Iterator[None]:
-    """What this thread starts may use one processor, whatever the machine has."""
+    """Limit processes that this thread starts to one processor, whatever the machine has."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
@@ -30,7 +30,7 @@ def one_processor() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-#: By what is said of the size: the option `-c`, and the settings.
+#: By how the size is given: the option `-c`, and the settings.
 SAID: dict[str, tuple[str, dict[str, Any]]] = {
     "the option": ("auto", {}),
     "nothing": ("none", {}),
@@ -38,7 +38,7 @@ SAID: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-#: Pool, and what is said; the first two are the quick run's.
+#: Pool, and how the size is given. The quick run has the first two.
 SIZED = [
     ("prefork", "the option"),
     ("threads", "nothing"),
@@ -51,7 +51,7 @@ SIZED = [
 @pytest.mark.parametrize(("pool", "said"), SIZED[: 2 if os.environ.get("QUICK") else None])
 @pytest.mark.usefixtures("one_processor")
 def test_auto_is_the_processors_that_a_worker_may_use(places: Callable[[str], Place], pool: str, said: str) -> None:
-    """On prefork as on plain Celery; another pool of the kit has its own number. Who says nothing says `auto` to the kit."""
+    """On prefork as with plain Celery. The kit's other pools have their own defaults. The kit's default is `auto`."""
     concurrency, settings = SAID[said]
     sides = [Side(name, places("redis"), {"SETTINGS": json.dumps(settings)}) for name in SIDES]
     with workers(*sides, pool=pool, concurrency=concurrency) as started:
@@ -66,7 +66,7 @@ EACH_SECOND = {"task": "compat.add", "schedule": 1, "args": [1, 2]}
 
 @contextmanager
 def read_only(side: Side, *argv: str) -> Iterator[Any]:
-    """A container of a process of this side: the root and the working folder cannot be written, and there is no tmpfs."""
+    """A container with a process of this side: the root and the working folder are read-only, and there is no tmpfs."""
     code = {str(ROOT / name): {"bind": f"/srv/{name}", "mode": "ro"} for name in ("app", "celery_kit", "tests", "testbed")}
     container = docker.from_env().containers.run(
         image("prefork"),
@@ -77,7 +77,7 @@ def read_only(side: Side, *argv: str) -> Iterator[Any]:
         environment={
             **side.own,
             "CASE": "basics",
-            "DATA_DIR": "/srv",  # the image's own is a volume
+            "DATA_DIR": "/srv",  # the image's own folder is a volume
             "SETTINGS": json.dumps({"beat_schedule": {"often": EACH_SECOND}}),
         },
         volumes=code,
@@ -107,7 +107,7 @@ def outcome(side: Side, ready: str, *argv: str) -> tuple[str, list[str]]:
         return f"exits with {container.wait()['StatusCode']}", log().splitlines()
 
 
-#: By what is started: what its log says once it works; where it does not start, plain Celery's error, and what the kit names.
+#: By what is started: its log line when it works; if it does not start, plain Celery's error and the text of the kit's.
 WITHOUT_FILES = {
     "prefork": ("ready.", ("No usable temporary directory", "TMPDIR")),
     "threads": ("ready.", None),
@@ -117,7 +117,7 @@ WITHOUT_FILES = {
 
 @pytest.mark.parametrize("what", WITHOUT_FILES)
 def test_who_may_write_nothing_runs_or_says_in_one_line_what_it_needs(places: Callable[[str], Place], what: str) -> None:
-    """Where plain Celery ends with a traceback, the kit ends with one line that names what to set; where that runs, it runs."""
+    """If plain Celery exits with a traceback, the kit exits with one line that says what to set. If Celery runs, so does it."""
     ready, fails = WITHOUT_FILES[what]
     sides = [Side(name, places("redis")) for name in SIDES]
     argv = {side.name: worker_argv(APP, what, side.queue) for side in sides if what != "beat"}

@@ -1,4 +1,4 @@
-"""What a task stores, and who sees it, is what Celery stores, and whom it lets see."""
+"""Tasks store the same states as with Celery, and the states are visible at the same places."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from tests.harness.workers import PLAIN_CELERY
     ],
 )
 def test_a_state_is_stored_as_celery_stores_it(sides: dict[str, Side], what: str) -> None:
-    """A state that is not the end itself is nobody's to hold back; the end is there for whoever looks in its process."""
+    """The kit delays only final states, and code in the worker's process sees these as well."""
     given = outcomes(sides, f"stored:{what}")
     for engine in KIT:
         assert given[engine] == given[PLAIN_CELERY]
@@ -26,6 +26,6 @@ def test_a_state_is_stored_as_celery_stores_it(sides: dict[str, Side], what: str
 
 @pytest.mark.parametrize("pool", ["prefork", "solo"])
 def test_a_task_sees_the_end_of_the_one_before_it(places: Callable[[str], Place], pool: str) -> None:
-    """What a worker has said by itself is what its next task reads."""
+    """A task reads the state that its worker stored for the task before it."""
     with worker("fast", places("redis"), pool, "-c", "1") as side:
         assert set(map(tuple, side.client("stored:siblings").values())) == {("SUCCESS",)}

@@ -1,7 +1,7 @@
-"""What the trials showed: a line of JSON a trial, from which docs/reports/crash.md is made: `python -m tests.crash.report`.
+"""The outcomes of trials, a line of JSON each, and docs/reports/crash.md made from them: `python -m tests.crash.report`.
 
-The last outcome of each trial counts: those of reports/crash.jsonl, and before them those of docs/reports/crash.json, so that
-what is run again, in another clone too, makes one report with the rest. ABOUT= adds a sentence, on the machine for instance.
+The last outcome of each trial counts. Those of docs/reports/crash.json are read before those of reports/crash.jsonl, so that
+trials that are run again, also in another clone, make one report with the others. ABOUT= adds a sentence, as on the machine.
 """
 
 import json
@@ -36,7 +36,7 @@ from tests.harness.workers import PLAIN_CELERY
 NOTES = ROOT / "reports/crash.jsonl"
 HERE = ROOT / "docs/reports"
 NAMES = {**{engine: f"celery-kit {engine}" for engine in ALL_ENGINES}, PLAIN_CELERY: "plain Celery"}
-#: Seconds within which a green pool has to have restored what a dead worker held.
+#: Seconds within which a green pool must have restored the messages of a dead worker.
 RESTORED = VISIBILITY + 10
 #: A run in which no task begins for so many seconds stalls.
 STALLS = 1.0
@@ -45,7 +45,7 @@ Outcome = dict[str, Any]
 
 
 def note(outcome: Outcome) -> None:
-    """Keep an outcome; several processes may at once."""
+    """Append an outcome to the file. Several processes may do so at once."""
     NOTES.parent.mkdir(exist_ok=True)
     line = json.dumps({**outcome, "date": f"{datetime.now(UTC):%F %T}"}) + "\n"
     file = os.open(NOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -56,7 +56,7 @@ def note(outcome: Outcome) -> None:
 
 
 def outcomes() -> dict[tuple[str, ...], Outcome]:
-    """By part, broker, pool and engine, in the order of the tables."""
+    """Outcomes by part, broker, pool and engine, in the order of the tables."""
     kept = HERE / "crash.json"
     lines = [json.loads(line) for line in NOTES.read_text().splitlines()] if NOTES.exists() else []
     found = {key(one): one for one in [*(json.loads(kept.read_text()) if kept.exists() else []), *lines]}
@@ -75,7 +75,7 @@ def wanted() -> Iterator[tuple[str, ...]]:
 
 
 def lost(one: Outcome) -> int:
-    """Tasks of a trial with kills that have no result when nothing changes any more."""
+    """Tasks of a trial with kills that have no result after everything has settled."""
     return int(one["tasks"] - one["results"])
 
 
@@ -92,7 +92,7 @@ def of_restores(one: Outcome) -> list[object]:
 
 
 def rate(one: Outcome, begin: int, end: int) -> str:
-    """Tasks a second from the `begin`th to the `end`th, or as far as it came."""
+    """Tasks/s from the `begin`th to the `end`th task, or to the last one that was run."""
     marks = one["marks"]
     last = min(end // 100, len(marks) - 1)
     if last <= begin // 100:
@@ -139,7 +139,7 @@ STALL = (
     *("runs", "tasks missing", "tasks/s, slowest", "median", "fastest", "asleep, median", "most"),
     *("runs that stall", "longest pause, ms"),
 )
-#: Title, what is done, the columns, and their cells.
+#: Title, description, columns, and their cells.
 SECTIONS: dict[str, tuple[str, str, tuple[str, ...], Callable[[Outcome], list[object]]]] = {
     "sigkill": (
         f"{KILLS} SIGKILLs amid {TASKS:,} tasks",
@@ -202,7 +202,7 @@ def filled(text: str) -> str:
 
 
 def sums(found: dict[tuple[str, ...], Outcome]) -> str:
-    """A row an engine: what all kills together cost."""
+    """A row for each engine: the sums over all kills."""
     columns = ("kills", "tasks", "results", "lost", "executions")
     rows = ["| | SIGKILLs | tasks | results | lost | executions |", "|" + " --- |" * (len(columns) + 1)]
     for engine in ALL_ENGINES:
@@ -212,7 +212,7 @@ def sums(found: dict[tuple[str, ...], Outcome]) -> str:
 
 
 def faults(found: dict[tuple[str, ...], Outcome]) -> list[str]:
-    """What the fast engine promises and a trial did not show, a line each."""
+    """Guarantees of the fast engine that a trial has violated, a line each."""
     wrong: dict[str, Callable[[Outcome], object]] = {
         "sigkill": lambda one: one["results"] < one["tasks"] or one["kills"] < KILLS,
         "arriving": lambda one: one["results"] < one["tasks"] or one["kills"] < MORE_KILLS,

@@ -1,6 +1,6 @@
-"""`make test-crash`: the trials, a broker beside the other, and the report. PART= BROKER= POOL= ENGINE= choose some.
+"""`make test-crash`: run the trials, the brokers in parallel, and write the report. PART= BROKER= POOL= ENGINE= select trials.
 
-Each trial's figures are a line of reports/crash.jsonl; the report takes the last of each, so that a run may be made in parts.
+Each trial's figures are a line of reports/crash.jsonl. The report has the last of each, so that a run can be done in parts.
 """
 
 import os
@@ -21,7 +21,7 @@ AXES: tuple[tuple[str, Iterable[str]], ...] = (("BROKER", BROKERS), ("PART", PAR
 
 
 def chosen(variable: str, names: Iterable[str]) -> tuple[str, ...]:
-    """All of an axis, or those that its variable names, comma between."""
+    """The values of an axis that its variable names, separated by commas; all, if it is not set."""
     given = os.environ.get(variable)
     return tuple(choose(variable, name, names) for name in given.split(",")) if given else tuple(names)
 
@@ -41,7 +41,7 @@ def run(broker: str) -> None:
 
 
 def trial(servers: Servers, part: str, broker: str, pool: str, engine: str) -> Figures:
-    """Run one; an error is a figure like others, and never raised."""
+    """Run one trial. Errors are recorded in its figures, never raised."""
     began, figures = time.monotonic(), {"server": servers.version()}
     with servers.place() as place, Setup(place, broker, pool, engine, PARTS[part].concurrency) as setup:
         try:
@@ -53,7 +53,7 @@ def trial(servers: Servers, part: str, broker: str, pool: str, engine: str) -> F
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it takes down what it started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # exit by an exception, so that everything started is removed
     brokers, *_ = (chosen(*axis) for axis in AXES)
     if len(brokers) == 1:
         run(brokers[0])

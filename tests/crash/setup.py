@@ -1,4 +1,4 @@
-"""A broker, a pool and an engine: a producer and workers, processes of this machine, that share an empty broker."""
+"""A broker, a pool and an engine: a producer and workers on this machine that share an empty broker."""
 
 import json
 import os
@@ -22,27 +22,27 @@ from tests.harness.waiting import until
 from tests.harness.workers import CONCURRENCY, PLAIN_CELERY, kill
 
 QUEUE = "crash"
-#: The kit's, and plain Celery, which gets acks_late, the kit's visibility timeout and sweeps, and nothing else.
+#: The kit's engines, and plain Celery, which only gets acks_late, and the kit's visibility timeout and sweeps.
 ALL_ENGINES = (*ENGINES, PLAIN_CELERY)
 VISIBILITY = 5
-#: Hours in life: short enough here that a trial sees the end of the wait. The sweeps are as often as the kit's.
+#: Hours in production: short here, so that a trial can wait for it. The interval of the sweeps is the kit's.
 TRANSPORT_OPTIONS: dict[str, dict[str, object]] = {
     "redis": {"visibility_timeout": VISIBILITY, "unacked_restore_interval": 5, "unacked_restore_throttle": 1},
     "rabbitmq": {},
 }
 BROKERS = tuple(TRANSPORT_OPTIONS)
-#: Seconds without any change, after which nothing will change any more.
+#: Seconds without any change, after which a trial counts as settled.
 QUIET = {"redis": VISIBILITY + 25.0, "rabbitmq": 20.0}
 
 
 class Setup:
-    """Use it in a `with`; at its end no process of it is left. `concurrency`: tasks at once, where not the rig's."""
+    """Use it in a `with`, at whose end all of its processes are killed. `concurrency`: tasks at once; None: the default."""
 
     def __init__(self, place: Place, broker: str, pool: str, engine: str, concurrency: int | None = None) -> None:
         self.place, self.broker, self.pool, self.engine = place, broker, pool, engine
         self.concurrency = concurrency or CONCURRENCY[pool]
         self.results: Any = Redis.from_url(place.results_url)
-        address = f"{place.results_url.rpartition('/')[0]}/3"  # a database of its own
+        address = f"{place.results_url.rpartition('/')[0]}/3"  # its own database
         self.runs: Any = Redis.from_url(address)
         self.folder = tempfile.TemporaryDirectory(prefix="celery-kit-crash-")
         self.log = Path(self.folder.name) / "worker.log"
@@ -76,14 +76,14 @@ class Setup:
             env=self.environ,
             stderr=log,
             text=True,
-            start_new_session=True,  # prefork's children die with it
+            start_new_session=True,  # prefork's children are killed with it
             **options,
         )
         self.processes.append(process)
         return process
 
     def send(self, name: str, count: int) -> None:
-        """Send so many tasks; back once the broker has them."""
+        """Send some tasks, and wait until the broker has them."""
         stdin, stdout = self.producer.stdin, self.producer.stdout
         assert stdin and stdout
         stdin.write(f"{name} {count}\n")
@@ -99,24 +99,24 @@ class Setup:
             return self._start([*argv, *flags], log)
 
     def done(self) -> int:
-        """Tasks that were begun at least once."""
+        """The number of tasks that were begun at least once."""
         return int(self.runs.hlen("runs"))
 
     def executions(self) -> list[int]:
-        """By task that was begun, how often."""
+        """How often each task was begun."""
         return [int(times) for times in self.runs.hvals("runs")]
 
     def stored(self, first: int = 0) -> int:
-        """Tasks whose result is SUCCESS, of those from the `first`th on."""
+        """The number of tasks with the state SUCCESS, from the `first`th on."""
         found = self.results.mget([f"celery-task-meta-crash-{number}" for number in range(first, self.sent)])
         return sum(bool(value) and json.loads(value)["status"] == "SUCCESS" for value in found)
 
     def left(self) -> int:
-        """Messages that the broker has: those that wait, and those that are out."""
+        """The number of messages on the broker: waiting and unacknowledged."""
         return self.place.broker()["messages"]
 
     def settle(self) -> None:
-        """Until every task has its result and no message is left, or nothing changes any more."""
+        """Wait until every task has its result and no message is left, or until nothing changes any more."""
         last: list[object] = []
         since = time.monotonic()
 
@@ -131,7 +131,7 @@ class Setup:
 
     @contextmanager
     def flower(self, port: int) -> Iterator[str]:
-        """Flower, connected to this broker; gives the URL of its metrics."""
+        """Start Flower on this broker. Yields the URL of its metrics."""
         address = ["--address=127.0.0.1", f"--port={port}"]
         with self.log.open("a") as log:
             flower = self._start([sys.executable, "-m", "celery", "-A", "tests.crash.work", "flower", *address], log)

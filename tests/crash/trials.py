@@ -1,4 +1,4 @@
-"""The trials: what each part of the crash test does to a setup, and what it saw."""
+"""The trials: what each part of the crash test does to a setup, and what it records."""
 
 import os
 import random
@@ -18,26 +18,26 @@ from tests.harness.workers import PLAIN_CELERY, kill
 
 TASKS = 3_000
 KILLS = 20
-#: The same while messages arrive: kills, and messages that wait at a time.
+#: The same while messages arrive: number of kills, and of messages that wait at a time.
 MORE_KILLS, FEW = 50, 20
-#: Tasks with events on; seconds after which a worker that has not done them is no longer waited for.
+#: Tasks with events enabled; seconds to wait for the worker to run them.
 WATCHED, WATCHED_SECONDS = 12_000, 90.0
-#: Restores; runs that may stall, and those of plain Celery, which are slow.
+#: Number of restores; of runs that may stall, and of those with plain Celery, which are slow.
 RESTORES, STALL_RUNS, FEW_RUNS = 5, 20, 5
-#: Seconds that no restore lasts.
+#: The time limit of a restore in seconds, far above any that was seen.
 NEVER = 60.0
 GREEN = tuple(name for name, pool in POOLS.items() if pool.sockets_patched)
 Figures = dict[str, Any]
 
 
 def killed(setup: Setup, kills: int, waiting: int) -> Figures:
-    """TASKS short tasks, SIGKILLs at random moments amid them, a new worker after each. `waiting`: messages at a time."""
+    """TASKS short tasks, SIGKILLs at random moments, and a new worker after each. `waiting`: messages that wait at a time."""
     done_at_kill = []
-    setup.send("short", 0)  # the producer is up
+    setup.send("short", 0)  # the producer has started
     for number in range(1, kills + 1):
         worker = setup.worker()
         reached = _work_on(setup, (number + random.random()) * TASKS / (kills + 2), waiting)
-        time.sleep(random.uniform(0, 0.02))  # a kill at any moment of what a worker does, not only as a task begins
+        time.sleep(random.uniform(0, 0.02))  # a kill at any moment, not only when a task begins
         kill(worker)
         if not reached:
             break
@@ -60,7 +60,7 @@ def killed(setup: Setup, kills: int, waiting: int) -> Figures:
 
 
 def _work_on(setup: Setup, goal: float, waiting: int) -> bool:
-    """Until so many tasks were begun, with never more than `waiting` sent ahead; False where nothing goes on."""
+    """Wait until some number of tasks were begun, with at most `waiting` sent ahead. False if there is no progress."""
     last, since = -1, time.monotonic()
     while (done := setup.done()) < goal or setup.sent < goal:
         if done != last:
@@ -70,7 +70,7 @@ def _work_on(setup: Setup, goal: float, waiting: int) -> bool:
         if (more := min(TASKS - setup.sent, done + waiting - setup.sent, 200)) > 0:
             setup.send("short", more)
         else:
-            time.sleep(0.001)  # as much waits as may: nothing to do until a task has begun
+            time.sleep(0.001)  # the queue is full: wait until a task has begun
     return True
 
 
@@ -83,7 +83,7 @@ def arriving(setup: Setup) -> Figures:
 
 
 def restore(setup: Setup) -> Figures:
-    """A worker with all hands full is killed; the seconds until an idle one, up already, has done all that it held."""
+    """Kill a busy worker. Measures the seconds until another one, running and idle, has done all tasks that it held."""
     seconds: list[float | None] = []
     for _ in range(RESTORES):
         held = setup.concurrency
@@ -104,7 +104,7 @@ def restore(setup: Setup) -> Figures:
 
 
 def events(setup: Setup) -> Figures:
-    """A worker with -E and Flower on a deep queue: when each hundred tasks were done, and the worker's CPU seconds by then."""
+    """A worker with -E and Flower on a deep queue. Samples the time and the worker's CPU seconds at each hundred tasks."""
     setup.send("nothing", WATCHED)
     port = 15_555 + random.randrange(1_000)
     with setup.flower(port) as url:
@@ -112,18 +112,18 @@ def events(setup: Setup) -> Figures:
         until("it works", setup.done, 60)
         began, done, marks, cpu = time.monotonic(), 0, [0.0], [_cpu(worker.pid)]
         while done < WATCHED and time.monotonic() < began + WATCHED_SECONDS:
-            time.sleep(0.01)  # a sample: how many were done by when is what is measured
+            time.sleep(0.01)  # the interval between two samples
             done = setup.done()
             marks += [round(time.monotonic() - began, 2)] * (more := done // 100 + 1 - len(marks))
             cpu += [_cpu(worker.pid)] * more
-        with suppress(AssertionError):  # it may be behind
+        with suppress(AssertionError):  # Flower may lag
             until("Flower has seen each", lambda: _succeeded(url) >= done, 30, every=1)
         seen = _succeeded(url)
         return {"tasks": WATCHED, "done": done, "marks": marks, "cpu": cpu, "window": 4 * setup.concurrency, "flower": seen}
 
 
 def _cpu(pid: int) -> float:
-    """What a process has had of the processor, in seconds. Source: proc(5), utime and stime."""
+    """CPU time of a process, in seconds. Source: proc(5), utime and stime."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 2)
 
@@ -136,7 +136,7 @@ def _succeeded(url: str) -> int:
 
 
 def _awake(pid: int) -> float:
-    """Seconds that a process's first thread ran or waited for a core. Source: Linux, scheduler/sched-stats.rst."""
+    """Seconds in which a process's first thread ran or waited for a core. Source: Linux, scheduler/sched-stats.rst."""
     on_cpu, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
     return (int(on_cpu) + int(waited)) / 1e9
 
@@ -144,7 +144,7 @@ def _awake(pid: int) -> float:
 def stall(setup: Setup) -> Figures:
     """Workers with prefetch 4, each with TASKS tasks that do nothing.
 
-    Gives their rates, the longest time without a task, and the part of the run in which the loop slept.
+    Returns their rates, the longest time without a task, and the fraction of the run in which the loop slept.
     """
     rates, pauses, asleep = [], [], []
     for _ in range(FEW_RUNS if setup.engine == PLAIN_CELERY else STALL_RUNS):
@@ -156,7 +156,7 @@ def stall(setup: Setup) -> Figures:
         first = done = setup.done()
         pause, awake = 0.0, _awake(worker.pid)
         while done < before + TASKS and time.monotonic() < since + QUIET[setup.broker]:
-            time.sleep(0.005)  # a sample: the time between two tasks is what is measured
+            time.sleep(0.005)  # the interval between two samples: the time between two tasks is measured
             if (now := setup.done()) != done:
                 pause, since, done = max(pause, time.monotonic() - since), time.monotonic(), now
         rates.append(round((done - first) / (since - began)))
@@ -173,7 +173,7 @@ def stall(setup: Setup) -> Figures:
 
 @dataclass(frozen=True)
 class Part:
-    """`run(setup)`: one trial, which gives its figures. `of`: the brokers, pools and engines that it is for."""
+    """A part of the crash test. `run(setup)`: runs one trial, and returns its figures. `of`: its brokers, pools and engines."""
 
     run: Callable[[Setup], Figures]
     brokers: tuple[str, ...] = BROKERS
@@ -192,7 +192,7 @@ PARTS = {
 
 
 def trials(part: str, broker: str, pools: tuple[str, ...], engines: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Pools and engines of a part on a broker, those that were asked for; the engines side by side."""
+    """The selected pools and engines of a part on a broker, with the engines of a pool next to each other."""
     row = PARTS[part]
     for pool in row.pools if broker in row.brokers else ():
         for engine in row.engines:

@@ -1,6 +1,7 @@
-"""The app under trial: the kit's, or with ENGINE=celery plain Celery's; its tasks count their runs where Celery does not know.
+"""The app under test: the kit's, or with ENGINE=celery plain Celery's. Its tasks count their runs independently of Celery.
 
-`python -m tests.crash.work` sends: a line of its input names a task, and how many more; it is printed once they are sent.
+`python -m tests.crash.work` is a producer: each line of its input has a task's name and a number. It prints the line again when
+these tasks have been sent.
 """
 
 import json
@@ -15,7 +16,7 @@ from redis import Redis
 app: Celery
 if os.environ.get("ENGINE") == "celery":
     app = Celery("plain", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ["CELERY_RESULT_BACKEND"])
-    app.conf.task_acks_late = True  # what acknowledging early loses is no fault
+    app.conf.task_acks_late = True  # losses by early acknowledgement would be no fault
 else:
     from app import app
 
@@ -28,7 +29,7 @@ runs: Any = Redis.from_url(os.environ["RUNS"])
 @app.task(name="crash.short")
 def short(number: int) -> int:
     runs.hincrby("runs", str(number), 1)
-    time.sleep(0.002)  # the work: long enough that a kill comes in the midst of it
+    time.sleep(0.002)  # the work: long enough that a kill interrupts it
     return number
 
 
@@ -40,7 +41,7 @@ def nothing(number: int) -> int:
 
 @app.task(name="crash.held")
 def held(number: int) -> int:
-    """Does not end the first time."""
+    """The first run does not end."""
     if runs.hincrby("runs", str(number), 1) == 1:
         time.sleep(200)  # the work, which a kill ends
     return number

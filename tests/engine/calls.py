@@ -1,7 +1,7 @@
-"""Counts what a worker asks of its sockets: `celery worker -I tests.engine.calls`; CALLS names the file that has it at its end.
+"""Counts a worker's calls of its sockets: `celery worker -I tests.engine.calls`. At its exit they are in the file CALLS.
 
-strace would say it too, where there is one. Each process of the worker writes a line. The worker has time here: a group that a
-slow machine does not fill in a few milliseconds is no worse for it.
+strace could count them too, but may be missing. Each process of the worker writes a line. Delays of the worker are longer here,
+so that also a slow machine fills its batches.
 """
 
 import os
@@ -18,7 +18,7 @@ from celery_kit.engine import commit
 
 NAMES = ("recv", "recv_into", "send", "sendall", "sendmsg")
 asked = count()
-before = 0  # of a child: what its parent had asked
+before = 0  # in a child: calls of its parent before the fork
 
 
 def counted(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,12 +40,12 @@ def end(**_: Any) -> None:
 
 
 def total(path: Path) -> int:
-    """What all processes of a worker that has ended asked."""
+    """The calls of all processes of a worker that has exited."""
     return sum(map(int, path.read_text().split()))
 
 
 if os.environ.get("CALLS"):
-    Sockets: Any = socket.socket  # a green pool's, by now
+    Sockets: Any = socket.socket  # on a green pool, the patched class
     for name in [name for name in NAMES if hasattr(Sockets, name)]:
         setattr(Sockets, name, counted(getattr(Sockets, name)))
     commit.SECONDS = window.TURN = 1.0

@@ -1,4 +1,4 @@
-"""A worker's app for the tests of the engines: the kit's, or plain Celery's with the same settings (PLAIN=1)."""
+"""The app of a worker in tests of the engines: the kit's, or with PLAIN=1 plain Celery's with the same settings."""
 
 import os
 from typing import Any
@@ -39,20 +39,20 @@ def add(x: int, y: int) -> int:
 def wait(seconds: float) -> float:
     import time
 
-    time.sleep(seconds)  # the work: as long as the test says
+    time.sleep(seconds)  # the work: as long as the test requires
     return seconds
 
 
 @app.task(name="engine.step", bind=True)
 def step(self: Any, seconds: float, folder: str) -> float:
-    """Wait in short steps; leaves a file of its name when it begins."""
+    """Wait in short steps. Creates a file with its name when it begins."""
     import time
     from pathlib import Path
 
     (Path(folder) / self.request.id).touch()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        time.sleep(0.002)  # a step of the work: an exception reaches a thread between two of them
+        time.sleep(0.002)  # a step of the work: an exception reaches a thread between two steps
     return seconds
 
 
@@ -62,7 +62,7 @@ def echo(value: Any) -> int:
 
 
 def _hold(queue: str, name: str) -> None:
-    """Say that it has begun, and go on until it is told to end."""
+    """Report that it has begun, and run until the test ends it."""
     import time
 
     from redis import Redis

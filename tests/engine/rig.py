@@ -1,4 +1,4 @@
-"""Workers of one small app beside a Redis server of the tests' own: the kit's on either engine, plain Celery's."""
+"""Workers of a small app with a Redis server for the tests: the kit's on either engine, and plain Celery's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def worker(server: Server, pool: str, engine: str, queue: str, *options: str, **
 
 
 def producer(server: Server, **settings: Any) -> Celery:
-    """A producer without the kit: what it sends is what any Celery sends."""
+    """A producer without the kit: it sends the same messages as plain Celery."""
     app = Celery("producer", set_as_current=False)
     app.conf.update(
         broker_url=server.urls["CELERY_BROKER_URL"], result_backend=server.urls["CELERY_RESULT_BACKEND"], **settings
@@ -47,11 +47,11 @@ def producer(server: Server, **settings: Any) -> Celery:
 def send(
     app: Celery, queue: str, count: int, task: str = "engine.add", args: tuple[Any, ...] = (1, 2), **options: Any
 ) -> list[str]:
-    """Send a task so many times; gives the ids."""
+    """Send a task a number of times. Returns the ids."""
     with app.producer_pool.acquire(block=True) as one:
         return [app.send_task(task, args, queue=queue, producer=one, **options).id for _ in range(count)]
 
 
 def done(server: Server, ids: list[str]) -> int:
-    """How many of these tasks have a result."""
+    """The number of these tasks that have a result."""
     return sum(value is not None for value in server.results.mget([f"celery-task-meta-{one}" for one in ids]))

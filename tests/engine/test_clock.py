@@ -1,4 +1,4 @@
-"""When a message was taken from Redis, and who has had it too long, is told by the server's clock: a worker's may be wrong.
+"""The times of deliveries, and so the visibility timeout, are by the clock of the Redis server: a worker's may be wrong.
 
 Fix server_clock; celery_kit/brokers/redis/fetch.py
 """
@@ -17,7 +17,7 @@ engines = pytest.mark.parametrize("engine", ["fast", "plain"])
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
-    """The clock that kombu goes by, and the fetch where it has one."""
+    """Set the clock that kombu uses, and that of the fetch if it has one."""
     for module in ("kombu.transport.redis", "celery_kit.brokers.redis.fetch"):
         monkeypatch.setattr(f"{module}.time", lambda: time.time() + seconds, raising=False)
 
@@ -43,7 +43,7 @@ def test_a_message_was_taken_when_the_server_says(
 @wrong
 @engines
 def test_a_wrong_clock_gives_back_what_is_due(server: Server, engine: str, wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another's message before its visibility timeout is over: no; after it: yes."""
+    """Messages of another worker are restored only after their visibility timeout."""
     queue = uuid4().hex
     with connection(server, engine) as one, connection(server, engine, visibility_timeout=600) as other:
         publish(one, queue, "a")

@@ -35,7 +35,7 @@ def connection(server: Server, engine: str = "fast", **options: Any) -> Iterator
 
 
 class Taken:
-    """A consumer of queues, and what it was given."""
+    """A consumer of queues, and the messages that it received."""
 
     def __init__(self, connection: Connection, queues: list[str], prefetch: int = 1, **options: Any) -> None:
         self.messages: list[Any] = []
@@ -67,7 +67,7 @@ class Taken:
         return True
 
     def settle(self) -> None:
-        """Let it take what it will: some turns of its loop after the last that brought anything."""
+        """Run its loop until several iterations in a row have brought no message."""
         quiet = 0
         while quiet < 3:
             before = len(self.messages)
@@ -98,7 +98,7 @@ def unacknowledged(server: Server, prefix: str = "") -> int:
 
 
 def test_a_message_is_on_record_before_anyone_has_it(server: Server) -> None:
-    """In kombu's own format: what a dead worker held is restored by any other."""
+    """The record has kombu's format, so that any other worker can restore the messages of a dead one."""
     (queue,) = names()
     with connection(server) as one:
         publish(one, queue, "a")
@@ -147,7 +147,7 @@ def test_no_more_than_the_prefetch_count_is_taken_of_slow_work(server: Server) -
 
 
 def test_quick_work_is_taken_in_batches(server: Server) -> None:
-    """A round trip for many messages and their acknowledgements, where kombu has five for each."""
+    """One round trip is for many messages and their acknowledgements. kombu has five for each."""
     (queue,) = names()
     with connection(server) as one:
         publish(one, queue, *range(3000))
@@ -162,7 +162,7 @@ def test_quick_work_is_taken_in_batches(server: Server) -> None:
 
 
 def test_what_was_taken_for_a_quicker_pace_goes_back(server: Server) -> None:
-    """Quick work, then slow work: what waits behind it is another worker's, in its order."""
+    """Quick work, then slow work: another worker gets the messages behind it, in their order."""
     (queue,) = names()
     with connection(server) as one, connection(server) as other:
         publish(one, queue, *range(600))
@@ -180,7 +180,7 @@ def test_what_was_taken_for_a_quicker_pace_goes_back(server: Server) -> None:
 
 
 def calls(server: Server) -> int:
-    """The script's runs so far, and every command by which kombu would do its work."""
+    """The runs of the script so far, and all commands that kombu would use instead."""
     stats = server.broker.info("commandstats")
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("evalsha", "brpop", "exec"))
 
@@ -196,7 +196,7 @@ def test_queues_take_turns(server: Server) -> None:
 
 
 def test_a_queue_order_of_the_users_own_is_kept(server: Server) -> None:
-    """queue_order_strategy=priority: the first queue's messages come before all others'."""
+    """With queue_order_strategy=priority, the messages of the first queue come before all others."""
     first, second = names(2)
     with connection(server, queue_order_strategy="priority") as one:
         publish(one, second, *["second"] * 5)
@@ -218,7 +218,7 @@ def test_the_most_urgent_come_first(server: Server) -> None:
 
 @pytest.mark.parametrize("engine", ["plain", "fast"])
 def test_what_an_earlier_release_wrote_to_ten_steps_is_taken_too(server: Server, engine: str) -> None:
-    """It was one list a priority: those between kombu's four are read, and no longer written."""
+    """It used one list for each priority. Those between kombu's four are read, but no longer written."""
     (queue,) = names()
     with connection(server) as one:
         for priority in (1, 5, 8):
@@ -233,7 +233,7 @@ def test_what_an_earlier_release_wrote_to_ten_steps_is_taken_too(server: Server,
 
 
 def test_a_push_wakes_an_idle_consumer(server: Server) -> None:
-    """The server tells it; it does not have to look again and again."""
+    """The server notifies it, so that it does not have to poll."""
     (queue,) = names()
     with connection(server) as one, connection(server) as other:
         taken = Taken(one, [queue])
@@ -250,7 +250,7 @@ def test_a_push_wakes_an_idle_consumer(server: Server) -> None:
 
 
 def test_messages_of_any_size_come_through(server: Server) -> None:
-    """Large ones alone: a batch ends with the one that fills it."""
+    """Large messages come one by one: a batch ends with the message that fills it."""
     (queue,) = names()
     with connection(server) as one:
         sizes = [10, BYTES, 10, 1_000_000, 3_000_000, 10]
@@ -263,7 +263,7 @@ def test_messages_of_any_size_come_through(server: Server) -> None:
 
 
 def test_the_next_large_message_is_fetched_while_one_is_worked_on(server: Server) -> None:
-    """The server takes milliseconds for a megabyte: they are not the worker's."""
+    """The server needs milliseconds for a megabyte. The worker does not wait for them."""
     (queue,) = names()
     with connection(server) as one:
         publish(one, queue, *["x" * BYTES] * 5)
@@ -297,7 +297,7 @@ def test_what_is_no_message_is_set_aside(server: Server, raw: str) -> None:
 
 
 def letters(server: Server, retry: str = "") -> list[DeadLetter]:
-    """What `make dead` shows."""
+    """The output of `make dead`."""
     found: list[DeadLetter] = []
 
     def decide(letter: DeadLetter) -> Action:
@@ -315,7 +315,7 @@ def app(server: Server, **settings: Any) -> Celery:
 
 
 def test_where_nothing_can_be_set_aside_what_came_with_it_is_delivered(server: Server) -> None:
-    """An error about one item costs the others of its batch nothing, and the item is looked at again."""
+    """An error with one item does not affect the others of its batch, and the item is tried again."""
     (queue,) = names()
     with connection(server) as one:
         publish(one, queue, "before")
@@ -338,7 +338,7 @@ def test_where_nothing_can_be_set_aside_what_came_with_it_is_delivered(server: S
 
 @pytest.mark.parametrize("prefix", ["", "mine:"])
 def test_what_a_killed_worker_had_half_set_aside_is_seen(server: Server, prefix: str) -> None:
-    """What is on its way between two places is looked at again: by a worker that starts, and by whoever lists dead letters."""
+    """Items that were being moved are processed again: by a worker that starts, and by a command that lists dead letters."""
     (queue,) = names()
     one = app(server, task_queues=[direct(queue)], broker_transport_options={"global_keyprefix": prefix})
     for number in range(250):
@@ -356,7 +356,7 @@ def test_what_a_killed_worker_had_half_set_aside_is_seen(server: Server, prefix:
 
 
 def test_a_record_that_nobody_can_read_keeps_no_other_from_being_seen(server: Server) -> None:
-    """Whatever stands among the dead letters is listed, and can be dropped."""
+    """Every record among the dead letters is listed, and can be dropped."""
     for record in ("no JSON", "[]", '{"letter": {}, "item": ""}', '{"letter": {"more": 1}}', b"\xff"):
         server.broker.hset(DEAD, f"odd-{hash(record)}", record)
     odd = [letter for letter in letters(server) if letter.id.startswith("odd-")]
@@ -367,7 +367,7 @@ def test_a_record_that_nobody_can_read_keeps_no_other_from_being_seen(server: Se
 
 @pytest.mark.parametrize("body", [b'"\xff"', b"1" * 5_000])
 def test_a_message_that_lua_reads_and_python_does_not_is_acknowledged(server: Server, body: bytes) -> None:
-    """What is set aside is not handed out again."""
+    """A dead letter is not delivered again."""
     (queue,) = names()
     with connection(server) as one:
         publish(one, queue, "before")
@@ -381,7 +381,7 @@ def test_a_message_that_lua_reads_and_python_does_not_is_acknowledged(server: Se
 
 
 def test_a_message_may_look_like_anything_inside(server: Server) -> None:
-    """Its tag is found by its place, whatever stands in its body and headers."""
+    """Its tag is found by position, whatever its body and headers contain."""
     (queue,) = names()
     tricky = {"properties": {"delivery_tag": "no", "delivery_info": {}}, "text": '"properties": {"delivery_tag": "no"}'}
     with connection(server) as one:
@@ -410,7 +410,7 @@ def test_a_rejected_message_comes_back_or_goes(server: Server) -> None:
 
 
 def test_a_cancelled_consumer_keeps_nothing_that_it_was_not_given(server: Server) -> None:
-    """What was fetched ahead goes back at once, in its order: a worker that stops may still have a long task to end."""
+    """Prefetched messages are requeued at once, in order: a worker that stops may still have to finish a long task."""
     (queue,) = names()
     with connection(server) as one:
         publish(one, queue, *range(10))
@@ -438,7 +438,7 @@ def test_a_closed_channel_gives_back_what_is_not_acknowledged(server: Server) ->
 
 
 def test_an_acknowledgement_after_the_end_counts(server: Server) -> None:
-    """Such as that of a task which ends while its worker stops: no loop runs any more that would send it."""
+    """Such as that of a task that ends while its worker stops, when no loop runs that would send it."""
     (queue,) = names()
     with connection(server) as one:
         publish(one, queue, "a")
@@ -468,7 +468,7 @@ def test_queues_are_added_and_cancelled_while_it_consumes(server: Server) -> Non
 
 
 def test_what_is_consumed_without_acknowledgements_is_not_recorded(server: Server) -> None:
-    """Answers of remote control, events, results by rpc: nobody would ever take the record away."""
+    """Answers of remote control, events, results by rpc: their records would never be removed."""
     (queue,) = names()
     with connection(server) as one:
         publish(one, queue, "a")
@@ -498,7 +498,7 @@ def test_scripts_that_the_server_forgot_are_loaded_again(server: Server) -> None
         taken.settle()
         server.broker.script_flush()
         publish(one, queue, "a")
-        with pytest.raises(one.connection_errors, match="refused"):  # the worker's loop connects again on these
+        with pytest.raises(one.connection_errors, match="refused"):  # the worker's loop reconnects on these errors
             taken.drain(lambda: taken.messages)
         taken.drain(lambda: taken.messages)
         taken.messages[0].ack()
@@ -544,7 +544,7 @@ def test_no_limit_is_no_reason_to_take_all(server: Server) -> None:
 
 
 def test_an_answer_that_is_late_and_there_is_read(server: Server) -> None:
-    """A loop that was held up finds the answer in the socket: it takes the messages, and goes on."""
+    """A delayed loop finds the answer in the socket, receives the messages, and goes on."""
     (queue,) = names()
     with connection(server) as one:
         taken = Taken(one, [queue])
@@ -559,7 +559,7 @@ def test_an_answer_that_is_late_and_there_is_read(server: Server) -> None:
 
 
 def test_an_acknowledgement_outlives_its_connection(server: Server) -> None:
-    """One that a server does not take before the connection is given up goes with the next connection of the process."""
+    """An acknowledgement that cannot be sent before a connection is lost is sent on the process' next connection."""
     (queue,) = names()
     with connection(server, socket_timeout=0.3) as one:
         publish(one, queue, "a")

@@ -1,4 +1,4 @@
-"""The leases of `@once` on a real Redis: each is renewed in time, whatever other runs of the process there are."""
+"""The leases of `@once` on a real Redis: each is renewed in time, whatever other runs the process has."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ from tests.engine.rig import producer, worker
 from tests.harness.servers import Server
 from tests.harness.waiting import until
 
-#: Renewals of a short lease, by which it would have run out but for them.
+#: Number of renewals of a short lease after which it would have expired without them.
 SEEN = 8
 
 
@@ -33,7 +33,7 @@ def claims(server: Server, monkeypatch: pytest.MonkeyPatch) -> Claims:
 
 @contextmanager
 def running(lease: float, effect: Callable[[], Any] = lambda: None) -> Iterator[_Run]:
-    """A run whose effect lasts until the end of the block."""
+    """A run that lasts until the end of the block."""
     end, begun = threading.Event(), threading.Event()
     backend = SimpleNamespace(encode=lambda value: b"null")
     task: Any = SimpleNamespace(name="some.task", app=SimpleNamespace(backend=backend), request=SimpleNamespace(id=uuid4().hex))
@@ -55,7 +55,7 @@ def running(lease: float, effect: Callable[[], Any] = lambda: None) -> Iterator[
 
 
 def renewed(redis: Any, name: str, claim: bytes) -> None:
-    """Watch a claim until its time to live has gone up SEEN times; it has to be there all the while."""
+    """Watch a claim until its time to live has increased SEEN times. It must exist all the time."""
     last, ups = 0, 0
 
     def look() -> bool:
@@ -69,15 +69,15 @@ def renewed(redis: Any, name: str, claim: bytes) -> None:
 
 
 def test_a_short_lease_that_begins_beside_a_long_one_is_renewed_in_time(server: Server, claims: Claims) -> None:
-    """What waits for a moment is woken when an earlier one comes up."""
+    """The thread that waits for the next renewal is woken when an earlier one is added."""
     with running(60), running(1) as short:
         renewed(server.results, short.name, short.claim)
 
 
 def test_a_run_that_ends_with_its_store_unavailable_keeps_no_other_from_being_renewed(server: Server, claims: Claims) -> None:
-    """A run that waits for its store holds up itself alone."""
+    """A run that waits for its store delays no other."""
     with running(60) as ending, running(1) as short:
-        ending.lock.acquire()  # as while it tries to note its result
+        ending.lock.acquire()  # as while it tries to store its result
         try:
             renewed(server.results, short.name, short.claim)
         finally:
@@ -85,7 +85,7 @@ def test_a_run_that_ends_with_its_store_unavailable_keeps_no_other_from_being_re
 
 
 def test_an_error_of_one_renewal_ends_neither_the_keeper_nor_the_renewals_of_others(server: Server, claims: Claims) -> None:
-    """A thread that others count on survives whatever a server answers."""
+    """The shared thread survives every answer of a server."""
     with running(1) as odd, running(1) as short:
         server.results.delete(odd.name)
         server.results.lpush(odd.name, "no claim")  # WRONGTYPE
@@ -96,7 +96,7 @@ def test_an_error_of_one_renewal_ends_neither_the_keeper_nor_the_renewals_of_oth
 def test_a_run_whose_claim_was_taken_is_named_and_takes_nothing_back(
     server: Server, claims: Claims, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A claim that ran out is told, at a renewal or at the end, and the other run keeps it."""
+    """An expired claim is reported, at a renewal or at the end, and the other run keeps its own."""
     with running(60) as late:
         server.results.set(late.name, "another's")
     assert server.results.get(late.name) == b"another's"
@@ -104,7 +104,7 @@ def test_a_run_whose_claim_was_taken_is_named_and_takes_nothing_back(
 
 
 def test_a_forked_child_renews_its_own_claims(server: Server, claims: Claims) -> None:
-    """A thread that a child does not have is made again there."""
+    """A child process, which does not inherit the thread, starts a new one."""
     with running(60):
         if not (child := os.fork()):
             code = 1
@@ -119,7 +119,7 @@ def test_a_forked_child_renews_its_own_claims(server: Server, claims: Claims) ->
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_each_pool_renews_a_short_lease_beside_a_long_one(server: Server, pool: str) -> None:
-    """A claim outlasts its run in whatever a pool runs tasks in: a thread, a greenlet, a child, the worker itself."""
+    """A claim is valid during the whole run, in a thread, a greenlet, a child process, or the worker itself."""
     queue, app = uuid4().hex[:8], producer(server)
     redis: Any = server.results
     with worker(server, pool, "fast", queue):

@@ -1,4 +1,4 @@
-"""A result by rpc that is asked for by `state` arrives, whenever the task ends. fix polled_results"""
+"""A result by rpc that is polled by `state` arrives, whenever the task ends. fix polled_results"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""A worker on prefork that is told to end hands in what its children have done. celery_kit/pools/prefork.py"""
+"""A worker on prefork that is stopped stores the results of its children. celery_kit/pools/prefork.py"""
 
 from uuid import uuid4
 
@@ -11,12 +11,12 @@ from tests.harness.waiting import until
 from tests.harness.workers import PLAIN_CELERY
 
 TASKS, BEFORE = 300, 40
-#: Stops until one of plain Celery's has been seen to forget something.
+#: Number of stops within which plain Celery loses a result at least once.
 MANY = 25
 
 
 def done_again(server: Server, engine: str) -> int:
-    """Tasks that are done and yet in the queue once more, after a worker was told to end while its children were busy."""
+    """The number of done tasks that are in the queue again, after a worker was stopped while its children were busy."""
     queue = uuid4().hex[:8]
     ids = send(producer(server), queue, TASKS)
     with worker(server, "prefork", engine, queue) as one:

@@ -21,7 +21,7 @@ from tests.harness.workers import PLAIN_CELERY
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_outlives_a_restart_of_the_broker(server: Server, pool: str, engine: str) -> None:
-    """With a task running and another one waiting for its ETA, which come again afterwards."""
+    """A running task and one that waits for its ETA are redelivered afterwards."""
     queue = uuid4().hex[:8]
     app = producer(server)
     with worker(server, pool, engine, queue, VISIBILITY="4") as one:
@@ -52,7 +52,7 @@ def test_celery_still_needs_the_fix(server: Server) -> None:
 
 
 def says_that_it_lives(server: Server, events: Any) -> Event:
-    """A worker's sign of life is due while its broker is away; gives an event that says whether its loop goes on."""
+    """A worker's heartbeat is due while its broker is unavailable. Returns an event that is set if its loop goes on."""
     app = producer(server)
     dispatcher: Any = symbol_by_name(events)(app=app).Dispatcher(app.connection_for_write())
     heart: Any = Heart(None, dispatcher)
@@ -69,7 +69,7 @@ def says_that_it_lives(server: Server, events: Any) -> Event:
 
 
 def test_a_worker_does_not_wait_to_say_that_it_lives(server: Server) -> None:
-    """Its loop goes on, and sees for itself that the broker is away. fix events_in_the_loop"""
+    """Its loop goes on, and notices by itself that the broker is unavailable. fix events_in_the_loop"""
     over = says_that_it_lives(server, Kit.events_cls)
     try:
         assert over.wait(60)

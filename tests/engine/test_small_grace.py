@@ -1,4 +1,4 @@
-"""A worker whose grace is short hands back what it cannot end, as one with a long grace does. celery_kit/worker/grace.py"""
+"""A worker with a short grace requeues tasks that it cannot finish, like one with a long grace. celery_kit/worker/grace.py"""
 
 from pathlib import Path
 from uuid import uuid4
@@ -13,7 +13,7 @@ from tests.harness.waiting import until
 
 @pytest.mark.parametrize(("pool", "grace"), [*((pool, "2s") for pool in POOLS), ("prefork", "10s")])
 def test_a_stop_within_any_grace_hands_back_what_still_runs(server: Server, tmp_path: Path, pool: str, grace: str) -> None:
-    """Every grace that is allowed leaves a time to hand back in; no task is ended by the signal that would follow."""
+    """Every allowed grace leaves time to requeue. No task is killed by the signal after it."""
     queue = uuid4().hex[:8]
     (held,) = send(producer(server), queue, 1, "engine.step", (300, str(tmp_path)), time_limit=600)
     with worker(server, pool, "fast", queue, TASK_TIME_LIMIT="1", STOP_GRACE_PERIOD=grace) as one:

@@ -1,4 +1,4 @@
-"""The spool on a real Redis: what the broker refuses keeps nothing but what goes to the same queue."""
+"""The spool on a real Redis: a task that the broker refuses delays only tasks of the same queue."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from celery_kit.base.target import ROOT
 from tests.harness.certificates import certificate
 from tests.harness.servers import Server
 
-#: Accepts a task for each place that is named, without asking the broker; says their ids.
+#: Spools a task for each destination in the arguments, without connecting to the broker, and prints their ids.
 ACCEPT = """
 import json, sys
 from app import app
@@ -38,14 +38,14 @@ def run(environ: dict[str, str], *argv: str) -> tuple[int, list[str], list[str]]
 
 
 def spooled(environ: dict[str, str], *places: dict[str, str]) -> list[str]:
-    """Have tasks for these places - options of apply_async - in the spool; gives their ids."""
+    """Spool tasks for these destinations, which are options of apply_async. Returns their ids."""
     code, ids, err = run(environ, "-c", ACCEPT, *map(json.dumps, places))
     assert code == 0, err
     return ids
 
 
 def test_a_queue_that_takes_nothing_keeps_its_own_tasks_alone(server: Server, environ: dict[str, str], tmp_path: Path) -> None:
-    """What the broker refuses waits, in its order; what goes elsewhere is sent."""
+    """Tasks that the broker refuses wait in order. Tasks for other queues are sent."""
     full, free = f"full-{uuid4()}", f"free-{uuid4()}"
     server.broker.set(full, "no list")
     first, second, third, fourth = spooled(environ, *({"queue": queue} for queue in (full, free, full, free)))
@@ -59,7 +59,7 @@ def test_a_queue_that_takes_nothing_keeps_its_own_tasks_alone(server: Server, en
 
 
 def test_a_file_that_cannot_be_read_is_named_in_a_line(server: Server, environ: dict[str, str], tmp_path: Path) -> None:
-    """Whoever asks for what waits is told what cannot be sent, each time, without a traceback."""
+    """Each command that forwards the spool names the file that cannot be sent, without a traceback."""
     (only,) = spooled(environ, {"queue": f"free-{uuid4()}"})
     (tmp_path / "spool/0.task").write_text("no JSON")
     for sent in ([only], []):
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_read_is_named_in_a_line(server: Server, environ: 
 
 
 def test_where_messages_are_signed_an_unsigned_file_is_not_sent(environ: dict[str, str], tmp_path: Path) -> None:
-    """What is read from a disk has to be signed as what comes from the broker has."""
+    """Messages from the disk have to be signed like those from the broker."""
     key, made = certificate("spool")
     for name, pem in (("key", key), ("certificate", made)):
         (tmp_path / name).write_bytes(pem)

@@ -16,7 +16,7 @@ from tests.harness.servers import Server
 from tests.harness.waiting import until
 from tests.harness.workers import CONCURRENCY
 
-#: Tasks that are terminated, and as many that run between them and are not.
+#: Number of terminated tasks, and of the tasks between them that are not.
 COUNT = 500
 
 
@@ -27,7 +27,7 @@ def states(server: Server, ids: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_has_one_outcome_and_reaches_nobody_else(server: Server, tmp_path: Path, engine: str) -> None:
-    """SUCCESS or REVOKED, said once and acknowledged; the tasks beside them succeed, and every thread goes on."""
+    """SUCCESS or REVOKED, stored once, and acknowledged. The other tasks succeed, and every thread goes on."""
     queue, app = uuid4().hex[:8], producer(server)
     told, spared = [], []
     for _ in range(COUNT):

@@ -1,4 +1,4 @@
-"""revoke(terminate=True) on threads: which task ends by it, what is told of it, and what is left alone."""
+"""revoke(terminate=True) on threads: which task it ends, what is reported, and what is not affected."""
 
 import ctypes
 import random
@@ -23,7 +23,7 @@ from celery_kit.pools.interrupt import Interrupt, watch
 from celery_kit.pools.threads import Terminated, Threads
 from tests.harness.waiting import until
 
-# Of what the stubs know little.
+# Objects with incomplete type stubs.
 celerys: Any = import_module("celery.worker.request")
 control: Any = import_module("celery.worker.control")
 
@@ -31,7 +31,7 @@ WAIT = 20  # seconds; a deadline, never an expectation
 
 
 class Gate:
-    """What the tasks of a test tell it, and what they wait for."""
+    """Events between a test and its tasks."""
 
     def __init__(self) -> None:
         self.close()
@@ -57,7 +57,7 @@ def _told(work: Callable[[], Any]) -> Callable[[Any], str]:
 
 def _loop() -> None:
     while not the_gate.open.is_set():
-        time.sleep(0.01)  # a step of the work: an exception reaches a thread between two of them
+        time.sleep(0.01)  # a step of the work: an exception reaches a thread between two steps
 
 
 def _go_on() -> None:
@@ -67,7 +67,7 @@ def _go_on() -> None:
 
 
 class Worker:
-    """The kit's pool of threads, with Celery's requests and command, as in a worker; one task at a time."""
+    """The kit's pool of threads with one thread, and Celery's requests and remote control command, as in a worker."""
 
     def __init__(self) -> None:
         app: Any = Celery("terminate", broker="memory://terminate", backend="cache+memory://", set_as_current=False)
@@ -83,11 +83,11 @@ class Worker:
         self.queue = app.connection_for_read().SimpleQueue("celery")
 
     def send(self, kind: str, **about: Any) -> None:
-        """As an event dispatcher."""
+        """The interface of an event dispatcher."""
         self.events.append((kind, about))
 
     def run(self, name: str) -> Any:
-        """Send a task, take it, and hand it to the pool; gives its AsyncResult."""
+        """Send a task, receive it, and pass it to the pool. Returns its AsyncResult."""
         result = self.app.send_task(name)
         message, task = self.queue.get(timeout=WAIT), self.app.tasks[name]
         trace = partial(trace_task_ret, app=self.app)
@@ -104,7 +104,7 @@ class Worker:
         return not any(one.id in state.requests for one in self.requests)
 
     def revoke(self, *results: Any, terminate: bool = True) -> Any:
-        """As the remote control command."""
+        """Revoke like the remote control command."""
         panel = SimpleNamespace(app=self.app, consumer=SimpleNamespace(pool=self.pool))
         return control.revoke(panel, [one.id for one in results], terminate=terminate)
 
@@ -205,7 +205,7 @@ def test_who_goes_on_all_the_same_has_its_outcome(worker: Worker, gate: Gate) ->
 
 
 def test_what_celery_does_after_the_task_is_not_cut_short(worker: Worker, gate: Gate) -> None:
-    """Stores its result, sends its signals, writes to the log: half of it would be neither an outcome nor another."""
+    """It stores its result, sends its signals, and logs. If this were interrupted, the task would have no valid outcome."""
     steps: list[str] = []
 
     def succeeded(**_: Any) -> None:
@@ -235,7 +235,7 @@ def test_a_task_that_was_called_as_a_function_ends_with_its_caller(worker: Worke
 
 
 def test_one_that_takes_a_lock_for_its_caller_is_ended_later() -> None:
-    """A log handler's, which every thread waits for: before Python 3.13 nothing would give it back."""
+    """Such as the lock of a log handler, on which all threads wait. Before Python 3.13 it would never be released."""
     lock, taken, over = threading.Lock(), threading.Event(), threading.Event()
     found: list[Any] = []
     held = [True]
@@ -243,7 +243,7 @@ def test_one_that_takes_a_lock_for_its_caller_is_ended_later() -> None:
     def acquire() -> None:
         lock.acquire()
         taken.set()
-        while held:  # calls nothing: whoever looks sees this function
+        while held:  # calls nothing, so that this function is on top of the stack
             pass
 
     def work() -> None:
@@ -292,7 +292,7 @@ def test_who_leaves_while_it_is_on_its_way_waits_for_it() -> None:
     thread.start()
     begun.wait(WAIT)
     begun.clear()
-    with watch._striking:  # as _strike() does, step by step
+    with watch._striking:  # the steps of _strike()
         assert watch.remove(found[0])
         leave.set()
         assert not begun.wait(0.2), "it went on"
@@ -305,7 +305,7 @@ def test_who_leaves_while_it_is_on_its_way_waits_for_it() -> None:
 
 
 def test_what_comes_about_the_end_of_a_task_reaches_that_task_or_nobody() -> None:
-    """Each of many short tasks of a thread is told to end about when it ends: none but itself sees it."""
+    """Each of many short tasks of a thread is terminated about when it ends. No other task is affected."""
     last: dict[int, Interrupt] = {}
     outcomes: Counter[str] = Counter()
     astray: list[BaseException] = []

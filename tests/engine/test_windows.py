@@ -1,5 +1,5 @@
-"""The kit in an interpreter that lacks what Windows lacks (tests/engine/windows.py). What no machine of Windows has run is said
-in docs/pools.md.
+"""The kit in an interpreter that lacks what Windows lacks (tests/engine/windows.py). docs/pools.md says what was
+never run on Windows.
 """
 
 import os
@@ -29,7 +29,7 @@ def run(*argv: str, **environ: str) -> "subprocess.CompletedProcess[str]":
 
 
 def start(server: Server, pool: str, engine: str, queue: str, *options: str, **environ: str) -> Any:
-    """A worker there, which :class:`Worker` stops."""
+    """Start a worker in such an interpreter. :class:`Worker` stops it."""
     one = Worker.__new__(Worker)
     one.log = Path(server.folder.name) / f"{queue}.log"
     argv = [
@@ -61,7 +61,7 @@ def start(server: Server, pool: str, engine: str, queue: str, *options: str, **e
 
 
 def test_every_module_can_be_imported_without_what_is_posix_alone() -> None:
-    """No module, function, signal or constant of POSIX is needed before somebody asks for what stands on it."""
+    """A module, function, signal or constant of POSIX is needed only when a feature that depends on it is used."""
     seen = run("tests.engine.windows_imports")
     assert (seen.returncode, seen.stdout) == (0, ""), seen.stdout + seen.stderr
 
@@ -69,7 +69,7 @@ def test_every_module_can_be_imported_without_what_is_posix_alone() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("pool", POOLS_THERE)
 def test_a_worker_without_what_is_posix_alone_does_tasks(server: Server, pool: str, engine: str) -> None:
-    """A producer there sends, a worker there runs, stores, ends what is late, waits for an ETA, and stops."""
+    """A producer sends; a worker runs tasks, stores results, applies time limits, waits for an ETA, and stops."""
     queue = uuid4().hex[:8]
     worker = start(server, pool, engine, queue)
     try:
@@ -85,7 +85,7 @@ def test_a_worker_without_what_is_posix_alone_does_tasks(server: Server, pool: s
             "one that is late is ended", lambda: b"TimeLimitExceeded" in (server.results.get(f"celery-task-meta-{late}") or b"")
         )
         until("nothing is held", lambda: not server.broker.hlen("unacked") and not server.broker.llen(queue))
-        os.kill(worker.process.pid, signal.SIGINT)  # Ctrl-C: what there is on Windows
+        os.kill(worker.process.pid, signal.SIGINT)  # Ctrl-C, which exists on Windows
         worker.process.wait(30)
         assert "Traceback" not in worker.log.read_text().replace("TimeLimitExceeded", ""), worker.log.read_text()
     finally:
@@ -94,7 +94,7 @@ def test_a_worker_without_what_is_posix_alone_does_tasks(server: Server, pool: s
 
 @pytest.mark.parametrize("options", [("-P", "prefork"), ()])
 def test_prefork_is_refused_by_the_words_that_its_users_look_for(options: tuple[str, ...]) -> None:
-    """Plain Celery starts there, and each task fails."""
+    """Plain Celery starts, but each task fails."""
     refused = run("celery", "-A", "app", "worker", *options)
     (line,) = refused.stderr.splitlines()
     assert refused.returncode == 2

@@ -27,13 +27,13 @@ def has_done(server: Server, ids: list[str], count: int) -> bool:
 
 
 def left(server: Server, queue: str) -> int:
-    """Messages that wait or are out."""
+    """The number of waiting and of unacknowledged messages."""
     return int(server.broker.llen(queue) + server.broker.hlen("unacked"))
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_killed_worker_loses_nothing(server: Server, queue: str, pool: str) -> None:
-    """Amid quick tasks, again and again; figures, beside plain Celery's: make test-crash."""
+    """It is killed repeatedly during quick tasks. For figures, and plain Celery's, see `make test-crash`."""
     ids = send(producer(server), queue, 400)
     for goal in (1, 100, 200):
         with worker(server, pool, "fast", queue, VISIBILITY="2") as one:
@@ -47,7 +47,7 @@ def test_a_killed_worker_loses_nothing(server: Server, queue: str, pool: str) ->
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_round_trip_is_for_many_tasks(server: Server, queue: str, pool: str) -> None:
-    """Plain Celery: BRPOP, its record, and the acknowledgement, for each one."""
+    """Plain Celery needs a BRPOP, a record and an acknowledgement for each task."""
     ids = send(producer(server), queue, 1000)
     before = server.broker.info("commandstats")
     with worker(server, pool, "fast", queue):
@@ -65,7 +65,7 @@ def test_a_round_trip_is_for_many_tasks(server: Server, queue: str, pool: str) -
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("pool", GREEN)
 def test_a_green_pool_takes_the_next_task_at_once(server: Server, queue: str, pool: str, engine: str) -> None:
-    """Plain Celery does two tasks in two seconds here: nothing wakes its loop when a place is free again."""
+    """Plain Celery runs two tasks in two seconds here, because nothing wakes its loop when a slot is free."""
     ids = send(producer(server), queue, 200)
     with worker(server, pool, engine, queue, "-c", "2", PREFETCH="1"):
         until("every task is done", lambda: done(server, ids) == len(ids))
@@ -74,7 +74,7 @@ def test_a_green_pool_takes_the_next_task_at_once(server: Server, queue: str, po
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("pool", GREEN)
 def test_a_green_pool_restores_what_a_dead_worker_held(server: Server, queue: str, pool: str, engine: str) -> None:
-    """Even while it has nothing else to do; plain Celery looks only where a wait brought nothing and was not for BRPOP."""
+    """Also while it is idle. Plain Celery checks only after a wait that brought nothing and was not for BRPOP."""
     (held,) = send(producer(server), queue, 1, "engine.wait", (1,))
     with worker(server, pool, engine, queue, VISIBILITY="2") as one:
         until("the task is out", lambda: server.broker.hlen("unacked"))
@@ -86,13 +86,13 @@ def test_a_green_pool_restores_what_a_dead_worker_held(server: Server, queue: st
 
 @pytest.mark.parametrize("pool", GREEN)
 def test_events_of_a_green_pool_go_in_groups(server: Server, queue: str, pool: str) -> None:
-    """As those of the other pools do; plain Celery publishes each by itself."""
+    """Like those of the other pools. Plain Celery publishes each event by itself."""
     ids = send(producer(server), queue, 300)
     before = server.broker.info("commandstats").get("cmdstat_publish", {"calls": 0})["calls"]
     with worker(server, pool, "fast", queue, "-E"):
         until("every task is done", lambda: done(server, ids) == len(ids))
         after = server.broker.info("commandstats")["cmdstat_publish"]["calls"]
-    # Each result is published too, on the same server.
+    # Each result is also published on the same server.
     assert after - before < 2 * len(ids)
 
 

@@ -1,8 +1,8 @@
 """An interpreter that lacks what Windows lacks: `python -m tests.engine.windows MODULE [ARGUMENTS]` runs a module in it.
 
-The standard library and the other packages are imported as they are here, for they have their own ways on Windows; then the
-modules and names that only POSIX has are taken away, and the platform's name is changed. What it cannot show: how sockets,
-files and processes behave there.
+The standard library and the other packages are imported first, because they have separate code for Windows. Then the modules
+and names that only POSIX has are removed, and the platform's name is changed. It does not simulate how sockets, files and
+processes behave on Windows.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ import time
 from importlib.abc import MetaPathFinder
 from typing import Any
 
-#: Imported by the standard library when they are needed, some by the platform's name.
+#: Modules that the standard library imports lazily, some by the platform's name.
 LIBRARY = (asyncio, ctypes, multiprocessing, sqlite3, ssl, subprocess, tempfile)
 MODULES = ("fcntl", "termios", "tty", "pty", "pwd", "grp", "resource", "curses", "readline", "syslog", "crypt", "nis", "spwd")
 NAMES: dict[Any, tuple[str, ...]] = {
@@ -46,7 +46,7 @@ NAMES: dict[Any, tuple[str, ...]] = {
     time: ("clock_gettime", "clock_settime", "CLOCK_BOOTTIME", "CLOCK_MONOTONIC", "CLOCK_REALTIME", "tzset"),
     socket: ("AF_NETLINK", "SO_REUSEPORT", "MSG_DONTWAIT", "MSG_NOSIGNAL", "CMSG_LEN", "CMSG_SPACE"),
 }  # fmt: skip
-#: Of which the kit is made: what they take from the platform they take before.
+#: Dependencies of the kit. They are imported before the names are removed.
 PACKAGES = (
     "celery.concurrency.prefork",
     "celery.bin.celery",
@@ -73,7 +73,7 @@ def _hide(module: Any) -> None:
 
 
 def become_windows() -> None:
-    importlib.import_module("billiard.pool")  # asks for a library of Windows' own by the platform's name
+    importlib.import_module("billiard.pool")  # would load a library of Windows, by the platform's name
     platform.system = lambda: "Windows"
     vars(selectors)["DefaultSelector"] = selectors.SelectSelector
     _hide(select)

@@ -1,6 +1,6 @@
-"""Runs the code that its argument is, as `python -c` does: in an interpreter that tests/engine/windows.py has made."""
+"""Run the code in its argument, like `python -c`, in the interpreter of tests/engine/windows.py."""
 
 import sys
 
 if __name__ == "__main__":
-    exec(sys.argv[1])  # a test's own
+    exec(sys.argv[1])  # code of a test

@@ -1,4 +1,4 @@
-"""Imports every module of the app that its arguments do not name; prints each that cannot be imported, and why."""
+"""Import every module of the app except for those in its arguments. Prints each that cannot be imported, and why."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""A setup for each pair of broker and pool, in the one process that runs its trials; removed at the end."""
+"""A setup for each pair of broker and pool, in the process that runs its trials. It is removed at the end."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ PAIRS = [Pair(one.broker.name, one.pool) for one in COMBINATIONS if one.backend.
 
 
 class Setups:
-    """The setup of the pair that is on trial; the one before it is closed."""
+    """The setup of the current pair. The previous one is closed."""
 
     def __init__(self) -> None:
         self.setup: Setup | None = None
@@ -26,7 +26,7 @@ class Setups:
         return self.setup
 
     def close(self) -> None:
-        """Also where a trial left something behind that would count against the next one."""
+        """Close the setup: also needed if a trial left something that would affect the next one."""
         if self.setup:
             self.setup.close()
             self.setup = None
@@ -43,7 +43,7 @@ def setups() -> Iterator[Setups]:
 
 
 class ByPair(LoadScopeScheduling):  # type: ignore[misc]
-    """A pair's trials run in one process, one after the other."""
+    """Runs the trials of a pair in one process, one after the other."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "-".join(nodeid.rpartition("[")[2].rstrip("]").split("-")[:2])
@@ -54,7 +54,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByPair:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # A setup is made once: all trials of a pair run one after the other.
+    # A setup is created once: all trials of a pair run one after the other.
     items.sort(key=lambda item: item.nodeid.rpartition("[")[2].split("-")[:2] if "[" in item.nodeid else [])
 
 

@@ -1,4 +1,4 @@
-"""The ledger: what was accepted, and what was done, written by neither Celery nor the broker."""
+"""The ledger of accepted and of done tasks, recorded independently of Celery and the broker."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Line:
-    """What one process wrote: `event` is ready, begin or end; `kind` task, once, hog or tick; `time` in seconds of
+    """A line that a process wrote: `event` is ready, begin or end; `kind` task, once, hog or tick; `time` in seconds of
     the machine's monotonic clock.
     """
 
@@ -20,7 +20,7 @@ class Line:
 
 
 class Ledger:
-    """`accepted`: ids that a producer's send() gave back without an error. The effects are read from the workers' file."""
+    """`accepted`: ids that a producer's send() returned without an error. The effects are read from the workers' file."""
 
     def __init__(self, effects: Path) -> None:
         self.effects = effects
@@ -30,7 +30,7 @@ class Ledger:
         self._lines: list[Line] = []
 
     def lines(self) -> list[Line]:
-        """All that was written so far; half a line at the end is left for the next time."""
+        """All complete lines so far. An incomplete line at the end is read the next time."""
         if self.effects.exists():
             with self.effects.open("rb") as file:
                 file.seek(self._read)
@@ -52,24 +52,24 @@ class Ledger:
         return set(self._of("end"))
 
     def missing(self) -> set[str]:
-        """Accepted, and never done."""
+        """Tasks that were accepted and never done."""
         return self.accepted - self.done()
 
     def repeated(self, kind: str = "task") -> list[str]:
-        """Of one kind, done more than once."""
+        """Tasks of one kind that were done more than once."""
         of_kind = {line.task for line in self.lines() if line.kind == kind}
         return [task for task, times in self._of("end").items() if times > 1 and task in of_kind]
 
     def begun_again(self) -> list[str]:
-        """Begun more than once; one of these may have been cut off."""
+        """Tasks that were begun more than once. Some of these runs may have been interrupted."""
         return [task for task, times in self._of("begin").items() if times > 1]
 
     def under_way(self) -> bool:
-        """Some task was begun more often than it ended."""
+        """Whether a task was begun more often than it ended."""
         return bool(self._of("begin") - self._of("end"))
 
     def first_after(self, moment: float, nodes: Iterable[str]) -> dict[str, float]:
-        """By node, seconds from `moment` to the first task that it began after; nodes that began none are missing."""
+        """Seconds from `moment` to the first task that a node began afterwards, by node. Nodes that began none are missing."""
         first: dict[str, float] = {}
         wanted = set(nodes)
         for line in self.lines():
@@ -78,5 +78,5 @@ class Ledger:
         return first
 
     def ready(self, node: str) -> int:
-        """How often a node has come up."""
+        """How often a node has started."""
         return sum(1 for line in self.lines() if line.event == "ready" and line.node == node)

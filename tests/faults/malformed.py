@@ -1,4 +1,4 @@
-"""20 sorts of messages that are no task: what other programs, other versions and other serializers leave in a queue."""
+"""20 sorts of messages that are no task, as other programs, versions and serializers may leave them in a queue."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ def _embedded() -> list[Any]:
 
 
 def sorts() -> Iterator[dict[str, Any]]:
-    """One of each sort: `body`, `headers`, `content_type`, `content_encoding`, `properties`, as kombu publishes them."""
+    """A message of each sort: `body`, `headers`, `content_type`, `content_encoding`, `properties`, as kombu publishes them."""
     headers = {"id": uuid(), "task": TASK, "lang": "py", "root_id": None, "parent_id": None, "group": None}
     good = json.dumps(_embedded())
     yield {"body": "", "headers": headers}
@@ -47,7 +47,7 @@ def sorts() -> Iterator[dict[str, Any]]:
 
 
 def send(url: str, number: int, queue: str = "celery") -> None:
-    """Put `number` of them into a queue that exists, as they are, each sort as often as the others."""
+    """Send `number` of them unchanged to a queue that exists, with equally many of each sort."""
     with Connection(url) as connection, connection.Producer() as producer:
         for message in islice(cycle(sorts()), number):
             given = {"content_type": "application/json", "content_encoding": "utf-8", **message}

@@ -1,6 +1,6 @@
-"""The same trials on plain Celery, for the side-by-side table: `python -m tests.faults.plain [FAULT …]`. Nothing is asserted.
+"""The same trials on plain Celery, for the side-by-side table: `python -m tests.faults.plain [FAULT …]`. It asserts nothing.
 
-BROKER= and POOL= choose some; QUICK=1 takes each fault on one pair a broker.
+BROKER= and POOL= select trials. QUICK=1 runs each fault on one pair of each broker.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""What the trials showed, beside the same faults on plain Celery: a line of JSON a trial, from which the tables are made.
+"""The outcomes of trials, on the kit and on plain Celery: a line of JSON each, and tables made from them.
 
-`python -m tests.faults.report` writes docs/reports/faults.md and faults.json from reports/faults.jsonl; the last outcome of
-each trial counts, so that a run in several parts, or a trial that was run again, gives one report. ABOUT= adds a sentence, on
-the machine for instance.
+`python -m tests.faults.report` writes docs/reports/faults.md and faults.json from reports/faults.jsonl. The last outcome of
+each trial counts, so that a run in several parts, or a trial that was run again, gives one report. ABOUT= adds a sentence,
+such as on the machine.
 """
 
 import json
@@ -20,12 +20,12 @@ from tests.faults.trial import TASKS, Outcome
 NOTES = ROOT / "reports/faults.jsonl"
 HERE = ROOT / "docs/reports"
 ENGINES = ("kit", "plain")
-#: Tasks that a trial has to have in flight; where publishing was slower than the workers, the cell says how many there were.
+#: Tasks that a trial must have in flight. If publishing was slower than the workers, the cell has the actual number.
 IN_FLIGHT = 500
 
 
 def note(outcome: Outcome) -> None:
-    """Keep an outcome; several processes may at once."""
+    """Append an outcome to the file. Several processes may do so at once."""
     NOTES.parent.mkdir(exist_ok=True)
     line = json.dumps({**outcome.as_dict(), "date": f"{datetime.now(UTC):%F %T}"}) + "\n"
     file = os.open(NOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -36,19 +36,19 @@ def note(outcome: Outcome) -> None:
 
 
 def outcomes() -> dict[tuple[str, str, str, str], dict[str, Any]]:
-    """By fault, broker, pool and engine."""
+    """Outcomes by fault, broker, pool and engine."""
     found = [json.loads(line) for line in NOTES.read_text().splitlines()] if NOTES.exists() else []
     return {(one["fault"], one["broker"], one["pool"], one["engine"]): one for one in found}
 
 
 def twice(one: dict[str, Any]) -> tuple[int, int]:
-    """Tasks that were done twice: those without `@once`, those with it. Plain Celery has nothing of the kind."""
+    """The number of tasks that were done twice, without and with `@once`. Plain Celery has no `@once`."""
     repeated, with_once = one["repeated"], one.get("repeated_once", 0)
     return (repeated, with_once) if one["engine"] == "kit" else (repeated + with_once, 0)
 
 
 def cell(one: "dict[str, Any] | None") -> str:
-    """An outcome in a few words."""
+    """A short description of an outcome."""
     if one is None:
         return ""
     if one["error"]:
@@ -66,7 +66,7 @@ def cell(one: "dict[str, Any] | None") -> str:
 
 
 def tables(found: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
-    """A table a broker and engine: a row a fault, a column a pool."""
+    """A table for each broker and engine, with a row for each fault and a column for each pool."""
     parts = []
     for broker in sorted({key[1] for key in found}):
         for engine in ENGINES:
@@ -83,7 +83,7 @@ def tables(found: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
 
 
 def sums(found: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
-    """A row an engine: trials, tasks, what was lost; over the trials that were run on both, where plain was run."""
+    """A row for each engine with sums of trials, tasks and losses. If plain Celery was run: over the trials run on both."""
     rows = [
         "| | trials | tasks accepted | lost | trials with losses | done twice | standing still | workers that ended |",
         "|" + " --- |" * 8,

@@ -1,14 +1,14 @@
-"""`make test-faults`: the trials on celery-kit, the same on plain Celery, and the report of both.
+"""`make test-faults`: run the trials on celery-kit and on plain Celery, and write the report of both.
 
-QUICK=1 runs each fault on one pool a broker, without plain Celery and without a report, and tries once more what failed.
-BROKER= and POOL= choose some.
+QUICK=1 runs each fault on one pool of each broker, without plain Celery and without a report, and retries failed trials once.
+BROKER= and POOL= select trials.
 """
 
 import os
 import subprocess
 import sys
 
-#: Setups at once; each is mostly waiting.
+#: Number of parallel setups. Each mostly waits.
 AT_ONCE = "4"
 
 

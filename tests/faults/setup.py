@@ -1,6 +1,6 @@
-"""A setup: one broker, one results server, a link with faults and two workers, in containers of this run's own.
+"""A setup: one broker, one results server, a link with faults and two workers, in containers of this run.
 
-Everything carries the label of the run, and is taken away by it, on Ctrl-C too.
+Everything has the label of the run, and is removed by that label, also on Ctrl-C.
 """
 
 import shutil
@@ -33,15 +33,15 @@ from tests.harness.waiting import until
 INSIDE = Path(__file__).with_name("inside")
 CLOCK = Path(__file__).with_name("clock")
 
-#: In life the end of a stop's grace is later than a task's longest time; here a task is a few seconds at most.
+#: In production the grace is longer than the longest task. Here a task takes a few seconds at most.
 GRACE = 20
-#: A worker's children, and its tasks at once at most: the pool's own numbers would make the run long or large.
+#: A worker's child processes, and its maximal concurrency: the pools' defaults would make the run long or large.
 CHILDREN, AT_ONCE = 4, 50
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A broker and a pool; results are kept by Redis."""
+    """A broker and a pool. Results are stored in Redis."""
 
     broker: str
     pool: Pool
@@ -55,21 +55,21 @@ class Pair:
 
 
 def clocked(worker: str, base: str) -> str:
-    """The image of a worker whose wall clock `Setup.set_clock` sets, made of the image under test."""
+    """The image of a worker whose wall clock `Setup.set_clock` can set, built from the image under test."""
     given = ("--tag", f"{worker}-clock", "--build-arg", f"WORKER={worker}", "--build-arg", f"BASE={base}")
     subprocess.run(["docker", "build", "--quiet", *given, CLOCK], check=True, stdout=subprocess.DEVNULL)
     return f"{worker}-clock"
 
 
 class Setup:
-    """`engine`: kit or plain. Worker names are `one` and `two`."""
+    """The containers of a pair. `engine`: kit or plain. The workers are named `one` and `two`."""
 
     def __init__(self, pair: Pair, engine: str = "kit") -> None:
         self.pair, self.engine, self.server = pair, engine, SERVERS[pair.broker]
         self.name = f"{SESSION}-{engine}-{pair}-{uuid()[:4]}"
         self.folder = Path("/tmp") / self.name
         self.folder.mkdir()
-        self.folder.chmod(0o777)  # the image's user is not this one
+        self.folder.chmod(0o777)  # the image's user is another one
         self.ledger = Ledger(self.folder / "effects")
         self.client = docker.from_env()
         self.images = settings() | of_python()
@@ -122,7 +122,7 @@ class Setup:
             mounts=[*mounts, *(Mount(inside, host, "bind", read_only=True) for host, inside in server.files.items())],
             network=network.name,
         )
-        # Its role is its host name, as in the stacks.
+        # Its host name is its role, as in the stacks.
         network.disconnect(container)
         network.connect(container, aliases=[role])
         container.start()
@@ -131,7 +131,7 @@ class Setup:
     def _start_servers(self) -> None:
         self.broker_network, self.results_network = self._network("broker"), self._network("results")
         its = self.server.container
-        # On a memory file system: small enough to be filled, and as fast on every machine.
+        # On a memory file system: small enough to be filled, and equally fast on every machine.
         disk = self.client.volumes.create(
             f"{self.name}-disk",
             driver_opts={"type": "tmpfs", "device": "tmpfs", "o": f"size=400m,uid={its.uid},gid={its.uid}"},
@@ -146,7 +146,7 @@ class Setup:
             mounts=[
                 Mount("/link.py", str(INSIDE / "link.py"), "bind", read_only=True),
                 Mount("/data", str(self.folder), "bind"),
-                Mount("/disk", disk.name, "volume", no_copy=True),  # holds what is on it while the broker is away
+                Mount("/disk", disk.name, "volume", no_copy=True),  # holds the data of the tmpfs while the broker is stopped
             ],
             ports={f"{port + 1}/tcp": ("127.0.0.1", self.link_port)},
             network=self.broker_network.name,
@@ -165,7 +165,7 @@ class Setup:
         return self.images.get("PYTHON_IMAGE", "python:3.13-slim-trixie")
 
     def wait_for_servers(self) -> None:
-        """Until both answer."""
+        """Wait until both servers answer."""
         url = self.url("127.0.0.1", self.host_ports[self.broker_port])
 
         def answers() -> bool:
@@ -181,11 +181,11 @@ class Setup:
         return self.server.port
 
     def url(self, host: str, port: int) -> str:
-        """The broker's, as somebody has it for whom it is at this host and port."""
+        """The broker's URL for a client that reaches it at this host and port."""
         return self.server.url.format(host=host, port=port, namespace=self.server.default)
 
     def port(self, number: int) -> int:
-        """The host's port for one of the broker's."""
+        """The host's port for a port of the broker."""
         return self.host_ports[number]
 
     def start(
@@ -197,9 +197,9 @@ class Setup:
         clock: bool = False,
         **environ: str,
     ) -> Any:
-        """Start a worker, anew if there was one of that name. `linked`: it reaches the broker over the link with faults.
+        """Start a worker, in place of an earlier one of that name. `linked`: it reaches the broker over the link with faults.
 
-        `clock`: `set_clock` sets its wall clock.
+        `clock`: `set_clock` can set its wall clock.
         """
         if old := self.workers.get(name):
             old.reload()
@@ -226,7 +226,7 @@ class Setup:
         if clock:
             worker_image = clocked(worker_image, self.python)
             self.set_clock(name, 0)
-            # As where a real clock is set: the monotonic one goes on. Asked anew each time.
+            # As when a real clock is set, the monotonic clock is not changed. The file is read at each call.
             environment |= {
                 "LD_PRELOAD": "/usr/local/lib/libfaketime.so",
                 "FAKETIME_TIMESTAMP_FILE": f"/data/clock.{name}",
@@ -259,7 +259,7 @@ class Setup:
         return container
 
     def wait_for(self, name: str, hostname: str = "") -> None:
-        """Until a worker that was just started consumes."""
+        """Wait until a worker that was just started consumes."""
         container = self.workers[name]
         node = f"{hostname or name}@worker"
 
@@ -272,14 +272,14 @@ class Setup:
             raise AssertionError(f"{error}\n{container.logs(tail=30).decode(errors='replace')}") from None
 
     def stop(self, name: str) -> None:
-        """Stop a worker with the grace, as the engine does; its exit code is noted, and where it hung."""
+        """Stop a worker with the grace, as the engine does. Records its exit code, and where it hung."""
         container = self.workers[name]
         container.kill(signal="SIGTERM")
         with suppress(AssertionError):
             until("it has ended", lambda: not self._runs(container), GRACE - 2)
         if self._runs(container):
             with suppress(docker.errors.APIError):
-                container.kill(signal="SIGUSR1")  # Celery then prints what each thread does
+                container.kill(signal="SIGUSR1")  # Celery then prints the stack of each thread
         container.stop(timeout=2)
         self.exits.append(code := int(container.wait()["StatusCode"]))
         if code:
@@ -290,7 +290,7 @@ class Setup:
         return bool(container.status == "running")
 
     def words(self) -> str:
-        """What the workers said last, without their tasks' lines."""
+        """The last log lines of the workers, without those of tasks."""
         said = ""
         for name, container in self.workers.items():
             lines = container.logs(tail=5000).decode(errors="replace").splitlines()
@@ -305,11 +305,11 @@ class Setup:
         return self.start(f"beat{name}", command=command, TICKS="1")
 
     def wait_for_tick(self, moment: float) -> None:
-        """Until a task of beat's, sent after a moment, was done."""
+        """Wait until a task that beat sent after `moment` was done."""
         until("beat's task is done", lambda: any(x.kind == "tick" and x.time > moment for x in self.ledger.lines()), 90)
 
     def ensure(self, linked: bool = False, clock: bool = False) -> None:
-        """Both workers run, over the link or not, with a clock to set or not, and no other does."""
+        """Make sure that exactly these two workers run, with or without the link, and with or without a clock to set."""
         for name in [name for name in self.workers if name not in ("one", "two")]:
             self.workers.pop(name).remove(force=True, v=True)
         started = []
@@ -325,13 +325,13 @@ class Setup:
             self.wait_for(name)
 
     def running(self) -> list[str]:
-        """Names of the workers that run now."""
+        """The names of the running workers."""
         for container in self.workers.values():
             container.reload()
         return [name for name, container in self.workers.items() if container.status == "running"]
 
     def restarts(self) -> int:
-        """How often the engine has started a worker again that had ended by itself."""
+        """How often the engine has restarted workers that had exited by themselves."""
         for container in self.workers.values():
             container.reload()
         return self._past_restarts + sum(int(container.attrs["RestartCount"]) for container in self.workers.values())
@@ -340,14 +340,14 @@ class Setup:
         (self.folder / f"link.{which}").write_text(state)
 
     def set_clock(self, name: str, seconds: int) -> None:
-        """Set a worker's wall clock so far ahead of this machine's."""
+        """Set a worker's wall clock ahead of this machine's."""
         draft = self.folder / f"clock.{name}.draft"
         draft.write_text(f"{seconds:+d}\n")
         draft.replace(self.folder / f"clock.{name}")
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The workers' processes do not get to run."""
+        """Freeze the workers' processes."""
         held = [container for container in self.workers.values() if container.status == "running"]
         try:
             for container in held:
@@ -355,18 +355,18 @@ class Setup:
             yield
         finally:
             for container in held:
-                with suppress(docker.errors.APIError):  # it was not
+                with suppress(docker.errors.APIError):  # it was not frozen
                     container.unpause()
 
     def _paused(self, container: Any) -> bool:
-        with suppress(docker.errors.APIError):  # the kernel cannot freeze a process in the middle of some of its calls
+        with suppress(docker.errors.APIError):  # the kernel cannot freeze a process during some system calls
             container.pause()
             return True
         return False
 
     @contextmanager
     def without(self, network: Any) -> Iterator[None]:
-        """No packet passes between the workers and what is on a network."""
+        """Disconnect the workers from a network: no packet passes."""
         held = [container for container in self.workers.values() if container.status == "running"]
         for container in held:
             network.disconnect(container, force=True)
@@ -379,7 +379,7 @@ class Setup:
     # The producer
 
     def app(self) -> Celery:
-        """A producer's app: the kit's own settings, or plain Celery with two addresses."""
+        """A producer's app: with the kit's settings, or plain Celery with two addresses."""
         environ = {
             "BROKER": self.pair.broker,
             "BACKEND": "redis",
@@ -395,7 +395,7 @@ class Setup:
         return made
 
     def send(self, app: Celery, task: str = "faults.effect", *args: Any) -> None:
-        """Send a task; its id is accepted if that raised nothing."""
+        """Send a task, and record its id as accepted if that raised no error."""
         task_id = uuid()
         try:
             app.send_task(task, args, task_id=task_id)
@@ -405,13 +405,13 @@ class Setup:
             self.ledger.accepted.add(task_id)
 
     def send_effect(self, app: Celery, seconds: float) -> None:
-        """Send a task that takes `seconds`; every second one is one with `@once`."""
+        """Send a task that takes `seconds`. Every second one has `@once`."""
         sent = len(self.ledger.accepted) + self.ledger.refused
         self.send(app, ("faults.effect", "faults.effect_once")[sent % 2], seconds)
 
     @contextmanager
     def load(self, seconds: float, a_second: float) -> Iterator[None]:
-        """Tasks of `seconds` each, sent by a thread of their own all the while."""
+        """Send tasks of `seconds` each from a thread during the block."""
         enough = threading.Event()
         app = self.app()
 
@@ -428,7 +428,7 @@ class Setup:
             thread.join(30)
 
     def without_result(self, tasks: set[str]) -> set[str]:
-        """Which of these do not have the state SUCCESS on the results server."""
+        """Those of the tasks that do not have the state SUCCESS on the results server."""
         names = sorted(tasks)
         with Redis(port=self.results_port, socket_timeout=10) as redis:
             metas = redis.mget([f"celery-task-meta-{name}" for name in names]) if names else []
@@ -440,7 +440,7 @@ class Setup:
         self.ledger._lines, self.ledger._read = lines._lines, lines._read
 
     def close(self) -> None:
-        """Take all of it away."""
+        """Remove everything."""
         found = list(self.client.containers.list(all=True, filters={"name": f"^/{self.name}-"}))
         for container in found:
             with suppress(docker.errors.APIError):

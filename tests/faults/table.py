@@ -1,4 +1,4 @@
-"""The table of faults: what each does to a setup under load, and what undoes it."""
+"""The table of faults: what each does to a setup under load, and how it is undone."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from tests.faults import malformed
 from tests.faults.setup import GRACE, Setup
 from tests.harness.waiting import until
 
-#: Reasons for which at-least-once runs a task again that was done.
+#: Reasons for which at-least-once delivery runs a task again that was done.
 DELIVERED_AGAIN = "the broker gives to another worker what it believes lost: a connection ended before the acknowledgement"
 TIMED_OUT = "the acknowledgement comes later than the visibility timeout, or with a connection that is gone"
 
@@ -21,7 +21,7 @@ class Fault:
 
     `pools`, `brokers`: where it exists; empty: everywhere. `repeats`: why a task may be done twice, or empty: none may.
     `linked`: the workers reach the broker over the link with faults. `clock`: their wall clocks can be set.
-    `results_may_go`: results may be gone after it.
+    `results_may_go`: why results may be lost by it, or empty: none may.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Fault:
 
 
 def _hold(seconds: float) -> None:
-    """The fault lasts; not a wait for anything."""
+    """Keep the fault for its duration. This is no wait for a condition."""
     time.sleep(seconds)  # how long the fault lasts
 
 
@@ -141,7 +141,7 @@ def link(which: str, state: str) -> Callable[[Setup], AbstractContextManager[Non
 
 @contextmanager
 def half_open(setup: Setup) -> Iterator[None]:
-    """What was connected stays dead, as it is behind a firewall that forgot it; it is never undone."""
+    """Existing connections stay dead, as behind a firewall that has lost its state. This is never undone."""
     setup.set_link("workers", "half-open")
     yield
     setup.set_link("workers", "half-open-for-good")
@@ -195,9 +195,9 @@ def no_connections(setup: Setup) -> Iterator[None]:
 @contextmanager
 def same_name_twice(setup: Setup) -> Iterator[None]:
     setup.start("three", hostname="one")
-    _hold(8)  # it comes up, or refuses to
+    _hold(8)  # it starts, or refuses to
     yield
-    setup.stop("three")  # not by SIGKILL: that is a fault of its own
+    setup.stop("three")  # not by SIGKILL, which is a separate fault
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Every fault on every broker and pool, under load: nothing that was accepted is lost, and work goes on by itself."""
+"""Every fault on every broker and pool, under load: no accepted task is lost, and the workers go on by themselves."""
 
 import os
 
@@ -14,7 +14,7 @@ TRIALS = [(pair, fault) for fault in FAULTS for pair in PAIRS if fault.fits(pair
 
 
 def some() -> list[tuple[Pair, Fault]]:
-    """Each fault on two of its pairs, one a broker where there are two: in turn, by its place in the table."""
+    """Each fault on two of its pairs, if possible one of each broker. They rotate with the position in the table."""
     chosen = []
     for place, fault in enumerate(FAULTS):
         for broker in dict.fromkeys(pair.broker for pair in PAIRS):
@@ -28,14 +28,14 @@ def some() -> list[tuple[Pair, Fault]]:
     [pytest.param(*one, id=f"{one[0]}-{one[1].name}") for one in (some() if os.environ.get("QUICK") else TRIALS)],
 )
 def test_fault(setups: Setups, pair: Pair, fault: Fault) -> None:
-    """All that was accepted is done; twice only where at-least-once says why; every worker that runs works again.
+    """Every accepted task is done, twice only if at-least-once delivery explains it, and every running worker works again.
 
     `broker_frozen` on Redis and solo: fix failed_ack.
     """
     outcome = trial(setups(pair), fault)
     report.note(outcome)
     if outcome.error or outcome.lost or outcome.flowing is None:
-        setups.close()  # what it left behind would count against the next trial
+        setups.close()  # what it left would affect the next trial
     assert (outcome.error, outcome.lost) == ("", 0), outcome.last_words
     assert outcome.flowing is not None, outcome.last_words
     assert outcome.in_flight >= report.IN_FLIGHT

@@ -1,4 +1,4 @@
-"""A worker that is told to end: what it has begun is done or requeued, and nothing is lost: fixes cold_shutdown, solo_stop."""
+"""The shutdown of a worker: tasks that it has begun are done or requeued, and none is lost: fixes cold_shutdown, solo_stop."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from tests.faults.setup import Pair, Setup
 from tests.harness.waiting import until
 
 LONG = 3.0  # seconds
-#: Pools whose time limit does not end a call that waits.
+#: Pools whose time limit does not interrupt a blocking call.
 UNLIMITED = [pair for pair in PAIRS if "hard_time_limit_of_a_waiting_call" in pair.pool.limits]
-#: Pools on which a delivery is the task's run.
+#: Pools on which a task runs when it is delivered.
 ONE_AT_A_TIME = [pair for pair in PAIRS if pair.at_once == 1]
-#: No broker gives a message back for its age within a test: what comes back was handed back.
+#: Longer than a test: messages that are redelivered were requeued by the worker, not restored by the broker.
 HOURS = "36000"
 
 pairs = pytest.mark.parametrize("pair", PAIRS, ids=str)
 
 
 def _busy(setup: Setup, number: int, seconds: float, task: str = "faults.effect", **environ: Any) -> Any:
-    """Start a worker, and send it tasks; gives its container as soon as it works on as many as it can."""
+    """Start a worker, and send it tasks. Returns its container when it runs as many as it can."""
     for name in list(setup.workers):
         setup.workers.pop(name).remove(force=True, v=True)
     setup.new_ledger()
@@ -35,7 +35,7 @@ def _busy(setup: Setup, number: int, seconds: float, task: str = "faults.effect"
 
 
 def _done_by_another(setup: Setup) -> None:
-    """Another worker does all that is left, and every result is there."""
+    """Another worker does all remaining tasks, and every result is stored."""
     setup.start("two", RESTORE_AFTER=HOURS)
     until("nothing is lost", lambda: not setup.ledger.missing(), 90)
     until("every result is there", lambda: not setup.without_result(setup.ledger.accepted))
@@ -43,7 +43,7 @@ def _done_by_another(setup: Setup) -> None:
 
 @pairs
 def test_sigterm_in_the_middle_of_50_long_tasks(setups: Setups, pair: Pair) -> None:
-    """It ends what it has begun, takes nothing new, and exits with 0; the others are done by the next worker, each once."""
+    """It finishes the tasks that it has begun, and exits with 0. The next worker does the others, each once."""
     setup = setups(pair)
     worker = _busy(setup, 50, LONG if pair.at_once > 1 else LONG / 3)
     worker.stop(timeout=30)
@@ -55,7 +55,7 @@ def test_sigterm_in_the_middle_of_50_long_tasks(setups: Setups, pair: Pair) -> N
 
 @pytest.mark.parametrize("pair", ONE_AT_A_TIME, ids=str)
 def test_a_stop_begins_nothing_that_was_sent_ahead(setups: Setups, pair: Pair) -> None:
-    """At SIGTERM it ends its one task, and leaves to the next worker what it has not begun."""
+    """At SIGTERM it finishes its one task, and leaves the prefetched ones to the next worker."""
     setup = setups(pair)
     worker = _busy(setup, 6, 2 * LONG)
     begun = setup.ledger.begun()
@@ -68,7 +68,7 @@ def test_a_stop_begins_nothing_that_was_sent_ahead(setups: Setups, pair: Pair) -
 @pytest.mark.parametrize("signals", (("SIGQUIT",), ("SIGINT", "SIGINT"), ("SIGTERM", "SIGQUIT")), ids="+".join)
 @pairs
 def test_cold_shutdown_hands_back(setups: Setups, pair: Pair, signals: tuple[str, ...]) -> None:
-    """It exits with 0 and leaves its tasks: another worker does them at once, and none has failed or counts as done."""
+    """It exits with 0 and requeues its tasks. Another worker does them at once, and none has failed or counts as done."""
     setup = setups(pair)
     worker = _busy(setup, 2 * pair.at_once, 12.0 if len(signals) > 1 else 8.0)
     for number, signal in enumerate(signals):
@@ -87,7 +87,7 @@ def test_cold_shutdown_hands_back(setups: Setups, pair: Pair, signals: tuple[str
 
 @pairs
 def test_soft_shutdown_ends_the_short_tasks(setups: Setups, pair: Pair) -> None:
-    """With REMAP_SIGTERM=SIGQUIT and worker_soft_shutdown_timeout: what ends in that time is done, the rest is handed back."""
+    """With REMAP_SIGTERM=SIGQUIT and worker_soft_shutdown_timeout: tasks that end in time are done, others are requeued."""
     setup = setups(pair)
     worker = _busy(setup, pair.at_once, LONG, REMAP_SIGTERM="SIGQUIT", SOFT_SHUTDOWN="30")
     worker.stop(timeout=60)
@@ -101,7 +101,7 @@ def test_soft_shutdown_ends_the_short_tasks(setups: Setups, pair: Pair) -> None:
 
 @pytest.mark.parametrize("pair", UNLIMITED, ids=str)
 def test_the_grace_ends(setups: Setups, pair: Pair) -> None:
-    """SIGTERM, and a task that does not end within the grace: it is handed back before SIGKILL would come."""
+    """A task that does not end within the grace after SIGTERM is requeued before SIGKILL would be sent."""
     setup = setups(pair)
     worker = _busy(setup, pair.at_once, 40.0, "faults.wait", TASK_TIME_LIMIT="1")  # a grace of 31 s
     worker.stop(timeout=31)

@@ -1,4 +1,4 @@
-"""One trial: a fault on a setup that works under load, and the accounts afterwards."""
+"""One trial: a fault on a setup under load, and the check of the ledger afterwards."""
 
 import time
 from contextlib import suppress
@@ -9,10 +9,10 @@ from tests.faults.setup import Setup
 from tests.faults.table import Fault
 from tests.harness.waiting import until
 
-#: Tasks that are accepted and not done when the fault begins, and the seconds in which two workers would do them.
+#: Tasks that are accepted and not done when the fault begins, and the seconds that two workers need for them.
 TASKS = 600
 DRAIN = 10.0
-#: Tasks a second that are sent besides, from before the fault until the accounts.
+#: Further tasks/s that are sent, from before the fault until the check.
 STEADY = 20
 #: Seconds until each worker has begun a task again.
 FLOW = 90.0
@@ -20,15 +20,15 @@ FLOW = 90.0
 
 @dataclass
 class Outcome:
-    """What a trial showed. Counts are tasks.
+    """The outcome of a trial. Counts are numbers of tasks.
 
-    `in_flight`: accepted and not done as the fault began. `refused`: sends that raised. `lost`: accepted and never done.
-    `repeated`: done more than once. `repeated_once`: the same of the tasks with `@once`, which every second one has.
-    `cut_off`: begun more than once, so that one run may have been cut off. `no_result`:
-    done, without the state SUCCESS at the end. `flowing`: seconds from the fault's end until every worker that runs had begun
-    a task; None: not within the deadline. `alive`: workers that run at the end. `restarts`: workers that had ended by
-    themselves and were started again by the engine. `exits`: exit codes of the workers that the fault stopped.
-    `last_words`: of workers that ended otherwise than with 0, or in whose charge tasks were lost.
+    `in_flight`: accepted and not done when the fault began. `refused`: sends that raised. `lost`: accepted and never done.
+    `repeated`: done more than once. `repeated_once`: the same for the tasks with `@once`, which every second one has.
+    `cut_off`: begun more than once, so that one run may have been interrupted. `no_result`: done, without the state SUCCESS at
+    the end. `flowing`: seconds from the fault's end until every running worker had begun a task; None: not within the deadline.
+    `alive`: running workers at the end. `restarts`: workers that had exited by themselves and were restarted by the engine.
+    `exits`: exit codes of the workers that the fault stopped. `last_words`: the last log lines, if a worker exited with a code
+    other than 0, or if tasks were lost.
     """
 
     fault: str
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def trial(setup: Setup, fault: Fault) -> Outcome:
-    """Run it; what goes wrong inside is told by the outcome's `error`, and never raised."""
+    """Run a trial. An exception is recorded in the outcome's `error`, never raised."""
     outcome = Outcome(fault.name, setup.pair.broker, setup.pair.pool.name, setup.engine)
     began = time.monotonic()
     try:
@@ -73,7 +73,7 @@ def _run(setup: Setup, fault: Fault, outcome: Outcome) -> None:
     ledger, restarts = setup.ledger, setup.restarts()
     seconds = DRAIN * 2 * setup.pair.at_once / TASKS
     app = setup.app()
-    with setup.paused():  # however slow the producer is: they are in flight together
+    with setup.paused():  # all are in flight at once, however slow the producer is
         while len(ledger.accepted) < TASKS and ledger.refused < TASKS:
             setup.send_effect(app, seconds)
     with setup.load(seconds, STEADY):
@@ -105,7 +105,7 @@ def _run(setup: Setup, fault: Fault, outcome: Outcome) -> None:
 
 
 def _settle(setup: Setup, quiet: float) -> None:
-    """Until every accepted task is done, or nothing at all was done for `quiet` seconds."""
+    """Wait until every accepted task is done, or until no task was done for `quiet` seconds."""
     ledger = setup.ledger
     last = [len(ledger.lines()), time.monotonic()]
 
@@ -117,6 +117,6 @@ def _settle(setup: Setup, quiet: float) -> None:
         return time.monotonic() - last[1] > quiet
 
     until("the accounts are settled", settled, 300)
-    # A task that was given out twice may still run a second time.
+    # A task that was delivered twice may still run a second time.
     with suppress(AssertionError):
         until("nothing runs any more", lambda: not ledger.under_way(), 10)

@@ -1,1 +1,1 @@
-"""What starts servers, workers and other processes, and waits for them: shared by all suites."""
+"""Helpers of all suites: start servers, workers and other processes, and wait for them."""

@@ -14,7 +14,7 @@ def _key(_name: str) -> rsa.RSAPrivateKey:
 
 
 def certificate(name: str, valid: float = 3_600) -> tuple[bytes, bytes]:
-    """The RSA key of that name, and a new certificate of it, in PEM, valid for so many seconds from now."""
+    """The RSA key of that name, and a new certificate for it, in PEM. The certificate is valid for some seconds from now."""
     key, named, now = _key(name), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]), datetime.now(UTC)
     made = (
         x509.CertificateBuilder(named, named, key.public_key(), x509.random_serial_number())

@@ -1,4 +1,4 @@
-"""THE table of combinations. Test bodies name no product: they take a combination, or a capability of its rows."""
+"""THE table of combinations. Test bodies name no product: they use a combination, or a capability of its rows."""
 
 import os
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class Combination:
         return f"{self.broker.name}-{self.backend.name}-{self.pool.name}"
 
     def limit(self, feature: str) -> Limit | None:
-        """What the rooms say about a feature here; None: it works."""
+        """Why a feature does not work with this combination, according to its packages; None: it works."""
         return limits(self.broker, self.backend, self.pool).get(feature)
 
 
 def _chosen(axis: str, rows: dict[str, Any]) -> list[Any]:
-    """All rows of an axis, or those that BROKER=, BACKEND= or POOL= names."""
+    """The rows of an axis that BROKER=, BACKEND= or POOL= names; all, if it is not set."""
     given = os.environ.get(axis)
     return [rows[choose(axis, name, rows)] for name in given.split(",")] if given else list(rows.values())
 

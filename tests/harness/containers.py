@@ -8,12 +8,12 @@ import pytest
 from testbed.stack import SESSION
 
 LABEL = "celery-kit.test-session"
-#: What a container, network or volume of this session is created with.
+#: The labels with which each container, network and volume of this session is created.
 LABELS = {LABEL: SESSION}
 
 
 def require_engine() -> None:
-    """End the test session where no Docker engine answers."""
+    """End the test session if no Docker engine answers."""
     try:
         docker.from_env().ping()
     except docker.errors.DockerException:
@@ -21,7 +21,7 @@ def require_engine() -> None:
 
 
 def clean() -> None:
-    """Remove all containers, networks and volumes of this session, whichever of its processes created them."""
+    """Remove all containers, networks and volumes of this session, from all of its processes."""
     client = docker.from_env()
     found = {"filters": {"label": f"{LABEL}={SESSION}"}}
     for container in client.containers.list(all=True, **found):

@@ -11,7 +11,7 @@ from app import App
 
 
 def kit(environ: Mapping[str, str], name: str = "of-a-test") -> Any:
-    """Its settings are read now; a process of the kit has one app, and reads them once."""
+    """A new app of the kit, with settings from `environ`. Normally a process has one app, which reads them once."""
     with patch.dict(os.environ, environ):
         app = App(name, set_as_current=False)
         app.config_from_object(SimpleNamespace(**runpy.run_module("app.config")))

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 
 def free_ports(number: int) -> list[int]:
-    """So many ports that nobody listens on, each another one."""
+    """Different ports on which no process listens."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(number)]
         for one in sockets:
@@ -14,5 +14,5 @@ def free_ports(number: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port on which no process listens."""
     return free_ports(1)[0]

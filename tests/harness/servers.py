@@ -1,4 +1,4 @@
-"""Servers of the tests' own: an embedded one that speaks Redis's protocol, and RabbitMQ in a container."""
+"""Servers for tests: an embedded one with Redis's protocol, and RabbitMQ in a container."""
 
 import os
 import tempfile
@@ -16,7 +16,10 @@ from testbed.stack import Stack
 
 
 class Server:
-    """A Valkey whose address and data outlive a stop. Databases: 0 is the broker, 1 the results. It stops in a `with`."""
+    """A Valkey that keeps its address and data when it is stopped. Database 0 is the broker, 1 the results.
+
+    Use it in a `with`: it is stopped at the end.
+    """
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="celery-kit-test-")
@@ -30,7 +33,7 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        """Start it, on the port that it had before."""
+        """Start it, on the same port as before."""
         config = {"appendonly": "yes", "appendfsync": "always"}
         self.server = ValkeyServer(port=self.port, data_dir=Path(self.folder.name), persist=True, config=config)
         self.server.start(timeout=30)
@@ -49,16 +52,16 @@ class Server:
 
     @property
     def urls(self) -> dict[str, str]:
-        """The environment of a process that uses this server as broker and for results."""
+        """The environment variables of a process that uses this server as broker and for results."""
         address = f"redis://127.0.0.1:{self.port}"
         return {"CELERY_BROKER_URL": f"{address}/0", "CELERY_RESULT_BACKEND": f"{address}/1"}
 
 
 @contextmanager
 def rabbitmq(*services: str) -> Iterator[tuple[str, Stack | None]]:
-    """The URL of an empty virtual host, and the stack that was started for it, with `services` beside the broker.
+    """The URL of an empty virtual host, and the stack that was started for it, with the broker and `services`.
 
-    TEST_RABBITMQ="amqp-port management-port" takes a RabbitMQ that runs with the stacks' account; the stack is None then.
+    With TEST_RABBITMQ="amqp-port management-port", uses a running RabbitMQ with the stacks' account. The stack is then None.
     """
 
     def url(port: int | str, management: int | str) -> str:

@@ -1,4 +1,4 @@
-"""A program in a terminal: what it shows, what is typed."""
+"""A program in a terminal, with its output and typed input."""
 
 import os
 import pty
@@ -11,12 +11,12 @@ from tests.harness.waiting import until
 
 
 def _hears_ctrl_c() -> None:
-    """As in a terminal: what a shell starts in the background ignores SIGINT, and so would its children, tests among them."""
+    """Reset SIGINT: a shell makes its background jobs ignore it, and their children, such as tests, inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
-    """`text`: what it showed since something was last typed. `environ`: all of its environment."""
+    """A program in a terminal. `text`: its output since the last input. `environ`: its complete environment."""
 
     def __init__(self, *argv: str, cwd: Path, environ: dict[str, str]) -> None:
         self.text = ""
@@ -38,11 +38,11 @@ class Terminal:
         try:
             while words := os.read(self._here, 4_096):
                 self.text += words.decode(errors="replace")
-        except OSError:  # it ended
+        except OSError:  # it has exited
             os.close(self._here)
 
     def shows(self, words: str, seconds: float = 60) -> None:
-        """Wait until it has shown `words`."""
+        """Wait until its output contains `words`."""
         until(f"it shows {words!r}", lambda: words in self.text, seconds)
 
     def type(self, line: str) -> None:

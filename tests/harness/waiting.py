@@ -1,4 +1,4 @@
-"""Waiting for a condition: a deadline and a sentence in place of sleeps."""
+"""Waiting for a condition with a deadline and an error message, instead of sleeping."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def until(what: str, condition: Callable[[], T], seconds: float = 60.0, every: float = 0.05) -> T:
-    """Ask `condition` until it gives something true, and give that back; fail with `what` after `seconds`. `every`: seconds."""
+    """Poll `condition` every `every` seconds, and return its first true value. Fails with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         if answer := condition():
@@ -18,7 +18,7 @@ def until(what: str, condition: Callable[[], T], seconds: float = 60.0, every: f
 
 
 def settled(look: Callable[[], T], wanted: Callable[[T], bool], seconds: float, every: float = 0.05) -> T:
-    """What `look` gives once that is `wanted`, or after `seconds`: for whoever tells what came instead. `every`: seconds."""
+    """Poll `look` every `every` seconds, and return its first `wanted` value, or the last value after `seconds`."""
     deadline = time.monotonic() + seconds
     while not wanted(seen := look()) and time.monotonic() < deadline:
         time.sleep(every)

@@ -20,7 +20,7 @@ CONCURRENCY = {name: min(pool.concurrency or 2, 20 if pool.sockets_patched else 
 
 
 def kill(process: "subprocess.Popen[Any]") -> None:
-    """SIGKILL to a process that leads a session, and to its children; returns once it has exited."""
+    """Send SIGKILL to a process that leads a session, and to its children, and wait until it has exited."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -30,7 +30,7 @@ def kill(process: "subprocess.Popen[Any]") -> None:
 
 
 class Process:
-    """A process in a session of its own, and its log: `python ARGV`. `environ`: beside this process' environment."""
+    """A process `python ARGV` in its own session, with a log. `environ`: in addition to this process' environment."""
 
     def __init__(
         self, argv: Sequence[str], log: Path, environ: Mapping[str, str], interpreter: str = sys.executable, cwd: Path = ROOT
@@ -48,7 +48,7 @@ class Process:
 
     @property
     def said(self) -> str:
-        """What it has logged so far."""
+        """Its log so far."""
         return self.log.read_text()
 
     @property
@@ -56,11 +56,11 @@ class Process:
         return self.process.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL, to its children too."""
+        """Send SIGKILL to it and to its children."""
         kill(self.process)
 
     def stop(self, seconds: float = 60) -> int:
-        """A warm shutdown; gives the exit code. Raises TimeoutExpired, once the process is killed."""
+        """Shut it down warmly. Returns the exit code. On a timeout, kills it and raises TimeoutExpired."""
         self.process.terminate()
         try:
             return self.process.wait(timeout=seconds)
@@ -68,16 +68,16 @@ class Process:
             self.kill()
 
     def consumes(self) -> bool:
-        """Whether this worker has said so; fails where it has exited instead."""
+        """Whether this worker has logged that it consumes. Fails if it has exited instead."""
         said = self.said
         assert self.alive, f"the worker exited with {self.process.returncode}:\n{said}"
         return "ready." in said
 
 
 def worker_argv(app: str, pool: str, queue: str, *options: str, concurrency: str = "") -> list[str]:
-    """The arguments of `python` for a worker of an app on a queue, with a node name that no other worker has.
+    """The arguments of `python` for a worker of an app on a queue, with a unique node name.
 
-    `concurrency`: a number, `auto`, or `none` for a worker that is given none; by default :data:`CONCURRENCY`.
+    `concurrency`: a number, `auto`, or `none` for a worker without the option; by default :data:`CONCURRENCY`.
     """
     argv = ["-m", "celery", "-A", app, "worker", "--pool", pool, "-Q", queue, "-n", f"{uuid4().hex[:6]}@test", "-l", "INFO"]
     size = [] if concurrency == "none" else ["-c", concurrency or str(CONCURRENCY[pool])]

@@ -1,4 +1,4 @@
-"""A real broker of this session's own - the embedded Valkey - and workers on the host, each with a log that is read back."""
+"""A real broker for this session - the embedded Valkey - and workers on the host with logs that the tests read."""
 
 import gc
 import json
@@ -20,25 +20,25 @@ from tests.harness.waiting import until
 
 
 class Process(harness.Process):
-    """A worker, or beat, that logs as JSON. `beat`: the file that its heartbeat touches."""
+    """A worker or beat that logs as JSON. `beat`: the file that its heartbeat touches."""
 
     def __init__(self, argv: Sequence[str], log: Path, beat: Path, environ: dict[str, str], cwd: Path = ROOT) -> None:
         self.beat = beat
         super().__init__(argv, log, {"HEARTBEAT_FILE": str(beat), **environ}, cwd=cwd)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it logged as JSON, whole lines alone."""
+        """Its log: the complete lines that are JSON."""
         whole = self.said.rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in whole if line.startswith("{")]
 
     def of(self, **fields: Any) -> list[dict[str, Any]]:
-        """The lines whose fields are these."""
+        """The lines with these fields."""
         return [line for line in self.lines() if all(line.get(name) == value for name, value in fields.items())]
 
 
 @dataclass
 class Machine:
-    """One broker, and the processes on it. `environ`: what a process needs to use the broker."""
+    """One broker and its processes. `environ`: the environment variables of a process that uses the broker."""
 
     address: str
     folder: Path
@@ -57,19 +57,19 @@ class Machine:
         }
 
     def app(self) -> Celery:
-        """This process as a producer on the broker; every process of the kit has one app, so the settings are taken anew."""
+        """This process as a producer on the broker. A process of the kit has one app, so its settings are read again."""
         made: Celery = kit(self.environ)
         return made
 
     def start(self, *command: str, cwd: Path = ROOT, **environ: str) -> Process:
-        """A process of the kit, `python -m …`."""
+        """Start a process of the kit, `python -m …`."""
         number = len(self.processes)
         log, beat = self.folder / f"{number}.log", self.folder / f"{number}.beat"
         self.processes.append(Process(["-m", *command], log, beat, {**self.environ, **environ}, cwd))
         return self.processes[-1]
 
     def worker(self, pool: str, *options: str, **environ: str) -> Process:
-        """A worker that consumes."""
+        """Start a worker, and wait until it consumes."""
         argv = ["app.worker", "-I", "tests.operator.probes", "-c", "2", "-n", f"w{len(self.processes)}@%h", *options]
         worker = self.start(*argv, **{"POOL": pool, **environ})  # type: ignore[arg-type]
 
@@ -100,7 +100,7 @@ def machine(valkey: ValkeyServer, tmp_path: Path) -> Iterator[Machine]:
         yield machine
     finally:
         for process in reversed(machine.processes):
-            with suppress(TimeoutExpired):  # it is killed then
+            with suppress(TimeoutExpired):  # it has been killed in this case
                 process.stop(20)
 
 
@@ -108,7 +108,7 @@ def machine(valkey: ValkeyServer, tmp_path: Path) -> Iterator[Machine]:
 def app(machine: Machine) -> Iterator[Celery]:
     app = machine.app()
     yield app
-    gc.collect()  # results unsubscribe when they go, which needs their server
+    gc.collect()  # results unsubscribe when they are deleted, which needs their server
     app.close()
 
 

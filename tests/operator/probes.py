@@ -1,4 +1,4 @@
-"""Tasks for these tests; a worker takes them by `-I tests.operator.probes`."""
+"""Tasks for these tests. A worker imports them by `-I tests.operator.probes`."""
 
 import time
 from pathlib import Path
@@ -15,13 +15,13 @@ logger = get_task_logger(__name__)
 
 @shared_task
 def say(*_: Any) -> None:
-    """One line through the task logger."""
+    """Log a line by the task logger."""
     logger.info("said by a task")
 
 
 @shared_task(bind=True)
 def again(self: Task[Any, Any]) -> None:
-    """Fail once, try again at once, and say so."""
+    """Fail once, retry at once, and log that."""
     if not self.request.retries:
         raise self.retry(countdown=0)
     say()
@@ -45,7 +45,7 @@ def wait(seconds: float) -> None:
 
 @shared_task
 def count(number: int, gate: str) -> int:
-    """Say how far it is; at the middle, wait until the file `gate` is there."""
+    """Report progress. At the middle, wait until the file `gate` exists."""
     for current in progress.progress(range(number)):
         if current == number // 2:
             progress.report(current, number, text="half way")
@@ -56,7 +56,7 @@ def count(number: int, gate: str) -> int:
 
 @shared_task
 def meet(number: int) -> None:
-    """Say a line before and after a pause, so that tasks of one worker lie over each other."""
+    """Log a line before and after a pause, so that tasks of one worker overlap."""
     logger.info("begin %s", number)
     time.sleep(0.2)
     logger.info("end %s", number)
@@ -64,6 +64,6 @@ def meet(number: int) -> None:
 
 @shared_task
 def stop(number: int) -> int:
-    """Wait for somebody at Celery's remote debugger."""
+    """Wait for a connection to Celery's remote debugger."""
     rdb.set_trace()
     return number + 1

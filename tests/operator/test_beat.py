@@ -11,7 +11,7 @@ BEAT = ("celery", "-A", "app", "beat", "-l", "INFO")
 
 
 def test_stop_while_it_sends(machine: Machine) -> None:
-    """A beat that is stopped in the middle of sending sends to the end, keeps its timetable, and exits with 0."""
+    """A beat that is stopped while it sends finishes sending, saves its timetable, and exits with 0."""
     beat = machine.start("celery", "-A", "tests.operator.stopped_beat", "beat", REPORT_EVERY="1")
     assert beat.process.wait(30) == 0, beat.said
     kept = json.loads((machine.folder / "data" / "celerybeat-schedule.json").read_text())
@@ -19,7 +19,7 @@ def test_stop_while_it_sends(machine: Machine) -> None:
 
 
 def test_stop_while_the_broker_is_away(machine: Machine) -> None:
-    """A beat that has no broker to send to ends within its grace."""
+    """A beat without an available broker exits within its grace."""
     beat = machine.start(*BEAT, CELERY_BROKER_URL="redis://127.0.0.1:1/0", REPORT_EVERY="1")
     until("it tries", lambda: "beat: Connection error" in beat.said)
     os.kill(beat.process.pid, signal.SIGTERM)
@@ -27,7 +27,7 @@ def test_stop_while_the_broker_is_away(machine: Machine) -> None:
 
 
 def test_sign_of_life_that_cannot_be_left(machine: Machine) -> None:
-    """A beat that cannot write its heartbeat - a full disk - says so and goes on sending."""
+    """A beat that cannot write its heartbeat, because the disk is full, logs that and goes on sending."""
     beat = machine.start(*BEAT, HEARTBEAT_FILE="/proc/none/beat", REPORT_EVERY="1")
     until("it sends again and again", lambda: beat.said.count("Sending due task") > 2)
     assert "no heartbeat can be written to /proc/none/beat" in beat.said

@@ -1,4 +1,4 @@
-"""What a person does who looks for a fault in a task: run it in this process, or stop in the middle of it."""
+"""Debugging a task: run it in this process, or stop at a breakpoint."""
 
 import os
 import re
@@ -35,7 +35,7 @@ for sent in count.delay(["one"], "picture"), send("workflows.count", [["one", "t
 
 
 def test_a_breakpoint_has_the_terminal(machine: Machine, app: Celery) -> None:
-    """On the solo pool the task stops at breakpoint(), answers what is typed, and goes on."""
+    """On the solo pool the task stops at breakpoint(), answers to input, and goes on."""
     folder = machine.folder / "code"
     for package in ("app", "celery_kit"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -51,12 +51,12 @@ def test_a_breakpoint_has_the_terminal(machine: Machine, app: Celery) -> None:
         terminal.type("continue")
         assert result.get(timeout=30) == 7
     finally:
-        terminal.process.terminate()  # `dev` stops its worker
+        terminal.process.terminate()  # `make dev` stops its worker
         terminal.process.wait(20)
 
 
 def test_a_remote_breakpoint_is_reached_by_telnet(machine: Machine, app: Celery) -> None:
-    """celery.contrib.rdb, Celery's own, for a pool whose tasks have no terminal: it waits on a port of this machine."""
+    """Celery's debugger celery.contrib.rdb, for pools whose tasks have no terminal, waits on a port of this machine."""
     worker = machine.worker("prefork")
     result = app.send_task("tests.operator.probes.stop", [6])
 

@@ -1,4 +1,4 @@
-"""`make dev`: code that is changed runs, with no hand on the worker."""
+"""`make dev`: changed code runs without a manual restart of the worker."""
 
 import shutil
 
@@ -20,7 +20,7 @@ def test_a_new_and_a_changed_task_run_without_a_restart_by_hand(machine: Machine
     def answer() -> object:
         try:
             return app.send_task("new.say").get(timeout=2)
-        except Exception as error:  # not known yet, or between two workers
+        except Exception as error:  # not registered yet, or between two workers
             return error
 
     for word in ("first", "second"):

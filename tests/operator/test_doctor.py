@@ -1,4 +1,4 @@
-"""`make doctor` finds each fault that is planted, for real, and none where nothing is wrong."""
+"""`make doctor` finds each fault, all of them real, and reports none if nothing is wrong."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tests.operator.test_vitals import vitals
 
 
 def doctor(machine: Machine, *before: str, cwd: Path = ROOT, **environ: str) -> tuple[int, list[str]]:
-    """Its exit code, and what it found wrong. `before`: a command that starts it."""
+    """Its exit code, and the faults that it found. `before`: a command that starts it."""
     done = subprocess.run(
         [*before, sys.executable, "-m", "celery_kit.operate.look.doctor"],
         cwd=cwd,
@@ -34,7 +34,7 @@ def doctor(machine: Machine, *before: str, cwd: Path = ROOT, **environ: str) -> 
 
 @pytest.fixture
 def healthy(machine: Machine) -> Process:
-    """A worker, on a broker that keeps what it was given."""
+    """A worker, on a broker that persists its data."""
     Redis.from_url(machine.address).config_set("appendonly", "yes")
     return machine.worker("threads")
 
@@ -46,7 +46,7 @@ def test_nothing_is_found_where_nothing_is_wrong(machine: Machine, healthy: Proc
 def test_tasks_that_no_broker_takes_and_a_spool_that_is_not_ours_are_found(
     machine: Machine, healthy: Process, tmp_path: Path
 ) -> None:
-    """What was kept for somebody to look at is named where they look."""
+    """The doctor names files that were preserved for inspection."""
     tmp_path.chmod(0o777)
     (tmp_path / "1.bad").touch()
     code, found = doctor(machine, SPOOL=str(tmp_path))
@@ -76,25 +76,25 @@ def test_an_engine_that_does_not_answer(machine: Machine, healthy: Process) -> N
 
 
 def test_an_engine_that_is_too_old(machine: Machine, healthy: Process) -> None:
-    """The client and the engine agree on the interface of an older one."""
+    """The client and the engine use an older version of the API."""
     code, (line,) = doctor(machine, DOCKER_API_VERSION="1.40")
     assert code == 1 and line == "Docker's API is 1.40, the stacks need 1.44"
 
 
 def test_a_package_that_is_not_the_locks(machine: Machine, healthy: Process, tmp_path: Path) -> None:
-    """An older release of it stands before the environment's own."""
+    """An older release of a package precedes the environment's own in the path."""
     pip = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--target", str(tmp_path), "wcwidth==0.2.13"]
     subprocess.run(pip, check=True, capture_output=True)
     code, (line,) = doctor(machine, PYTHONPATH=str(tmp_path))
     assert code == 1 and line.startswith("wcwidth is 0.2.13 in ") and ", the lock says " in line
 
 
-#: A view of the machine's files of its own, in which something can be put over them; what mounts it ends with the doctor.
+#: A mount namespace in which files can be mounted over the machine's. It ends with the doctor.
 OWN_FILES = ("unshare", "--mount", *(() if os.getuid() == 0 else ("--map-root-user",)), "sh", "-ec")
 
 
 def test_memory_that_a_server_may_not_take_when_it_forks(machine: Machine, healthy: Process, tmp_path: Path) -> None:
-    """vm.overcommit_memory belongs to the whole machine; this doctor alone sees another."""
+    """vm.overcommit_memory applies to the whole machine. Only this doctor sees another value."""
     (tmp_path / "policy").write_text("2\n")
     plant = f'mount --bind {tmp_path}/policy /proc/sys/vm/overcommit_memory; exec "$0" "$@"'
     code, (line,) = doctor(machine, *OWN_FILES, plant)
@@ -102,7 +102,7 @@ def test_memory_that_a_server_may_not_take_when_it_forks(machine: Machine, healt
 
 
 def test_a_disk_that_is_nearly_full(machine: Machine, healthy: Process, tmp_path: Path) -> None:
-    """The project on a file system of 64 MB."""
+    """The project is on a file system of 64 MB."""
     own = f"mount -t tmpfs -o size=64m none {tmp_path}; cp -r {ROOT}/app {ROOT}/celery_kit {tmp_path}; cd {tmp_path}"
     plant = own + '; exec "$0" "$@"'
     code, (line,) = doctor(machine, *OWN_FILES, plant)
@@ -110,7 +110,7 @@ def test_a_disk_that_is_nearly_full(machine: Machine, healthy: Process, tmp_path
 
 
 def test_servers_that_are_too_old() -> None:
-    """By what such a server says of itself: none can be had here."""
+    """Only the version that such a server reports is simulated: old servers are not available here."""
     info = {"redis_version": "6.2.14", "maxmemory_policy": "noeviction", "aof_enabled": 1, "used_memory": 1}
     assert [what for what, _ in faults(info, "broker")] == ["the broker is Redis 6.2.14, too old for redis-py"]
     assert not faults({**info, "redis_version": "7.2.4", "valkey_version": "8.1.0"}, "broker")

@@ -1,4 +1,4 @@
-"""What a line of a log says, on every pool, from workers on the host."""
+"""The log lines of workers on the host, on every pool."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ def task(app: Celery, name: str, *args: Any) -> Any:
 
 
 def seen(worker: Process, number: int, **fields: Any) -> list[dict[str, Any]]:
-    """At least so many lines with these fields; waits for them."""
+    """Wait for at least some number of lines with these fields, and return them."""
     until(f"{number} lines with {fields}", lambda: len(worker.of(**fields)) >= number, 30)
     return worker.of(**fields)
 
@@ -84,7 +84,7 @@ def _meetings(worker: Process) -> list[dict[str, Any]]:
 
 
 def test_a_killed_tasks_line_is_the_parents_and_names_the_task(machine: Machine, app: Celery) -> None:
-    """Prefork's parent says that a time limit was exceeded; the task is none of its own."""
+    """Prefork's parent logs that a time limit was exceeded, although the task ran in a child."""
     worker = machine.worker("prefork")
     sent = task(app, "wait", 60).apply_async(time_limit=1)
     (line,) = seen(worker, 1, task_id=sent.id, level="ERROR")
@@ -93,7 +93,7 @@ def test_a_killed_tasks_line_is_the_parents_and_names_the_task(machine: Machine,
 
 
 def test_every_line_of_a_container_is_an_object(machine: Machine, app: Celery) -> None:
-    """From the first to the last word, the banner included."""
+    """All output, including the banner."""
     worker = machine.worker("threads")
     task(app, "say").apply_async()
     seen(worker, 1, message="said by a task")

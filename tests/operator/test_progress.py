@@ -1,4 +1,4 @@
-"""How far a task is, as another process sees it, on every pool."""
+"""The progress of a task, as another process sees it, on every pool."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.operator.conftest import Machine
 
 
 def looked_up(machine: Machine, task_id: str) -> dict[str, Any]:
-    """What `python -m celery_kit.operate.look.result` says, from a process of its own."""
+    """The output of `python -m celery_kit.operate.look.result` in another process."""
     done = subprocess.run(
         [sys.executable, "-m", "celery_kit.operate.look.result", "--json", task_id],
         cwd=ROOT,
@@ -58,7 +58,7 @@ def test_another_process_sees_how_far_a_task_is_and_follows_it(machine: Machine,
 
 
 def test_progress_outside_of_a_task_only_counts() -> None:
-    """The function of a task is an ordinary one, in a test or a shell."""
+    """In a test or a shell, a task's function is an ordinary one."""
     from celery_kit.progress import progress
 
     assert list(progress([1, 2])) == [1, 2]

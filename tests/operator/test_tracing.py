@@ -28,7 +28,7 @@ print(json.dumps([traces.told(), until("all tasks ran", worker, 30)]))
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_the_span_of_a_run_belongs_to_the_span_that_sent_it(machine: Machine, pool: str) -> None:
-    """And what a task sends belongs to its run."""
+    """Tasks that a task sends belong to the span of its run."""
     machine.worker(pool, "-I", "tests.operator.traces,tests.operator.probes", "-c", "1")
     environ = {**os.environ, **machine.environ}
     done = subprocess.run([sys.executable, "-c", PRODUCER], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What a worker or beat writes at its start and cannot: one line that names the path and what to set, or it goes on."""
+"""A worker or beat that cannot write a file at its start: it goes on, or exits with one line on the path and the setting."""
 
 import os
 import subprocess
@@ -12,12 +12,12 @@ from celery_kit.pools.table import POOLS
 from tests.harness.waiting import until
 from tests.operator.conftest import Machine, Process
 
-#: A folder that nobody can make, root included, and a folder that is a file.
+#: A folder that nobody can create, not even root, and a folder that is a file.
 NOWHERE = "/proc/none"
 
 
 def refusal(machine: Machine, *argv: str, **environ: str) -> str:
-    """The last line of a process that does not start, which has no traceback."""
+    """The last line of a process that does not start. It has no traceback."""
     environ = {**os.environ, **machine.environ, "LOG_FORMAT": "text", **environ}
     done = subprocess.run(
         [sys.executable, *argv], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False
@@ -33,7 +33,7 @@ def ready(worker: Process) -> bool:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_whose_heartbeat_cannot_be_written_works_and_reports_that_it_is_unhealthy(machine: Machine, pool: str) -> None:
-    """At its start as later: the file is for the probe alone. One line, not one every two seconds; a clean end."""
+    """The file is only for the probe. The worker logs one line, not one every two seconds, and exits cleanly."""
     worker = machine.start(
         "celery",
         "-A",
@@ -70,7 +70,7 @@ def test_the_other_pools_need_no_folder_for_temporary_files(machine: Machine, po
 
 @pytest.mark.parametrize("blocked", [NOWHERE, "file"])
 def test_beat_whose_timetable_cannot_be_kept_says_so(machine: Machine, tmp_path: Path, blocked: str) -> None:
-    """It would forget what ran, and send it again or not at all."""
+    """Without the timetable, it would forget past runs, and send tasks again or not at all."""
     if blocked == "file":
         (tmp_path / "file").touch()
         blocked = str(tmp_path / "file")

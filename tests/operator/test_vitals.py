@@ -1,4 +1,4 @@
-"""What a worker answers of itself, on every pool; what the table makes of it, and of one that does not answer."""
+"""A worker's report, on every pool, and its row in the table; and the row of a worker that does not answer."""
 
 import os
 import socket
@@ -83,7 +83,7 @@ def test_a_worker_that_should_be_there_is_shown_by_its_state() -> None:
 
 
 def test_a_broker_that_hangs_up_is_called_once(machine: Machine) -> None:
-    """Whoever looks at a broker that is away does not wait for a second try."""
+    """The status of an unavailable broker is shown without a second attempt to connect."""
     calls = 0
     with socket.create_server(("127.0.0.1", 0)) as server:
 

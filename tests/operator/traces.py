@@ -1,4 +1,4 @@
-"""A worker or producer that imports this keeps its spans in memory; a task gives a worker's."""
+"""A worker or producer that imports this stores its spans in memory. A task returns those of a worker."""
 
 from celery import shared_task
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -11,7 +11,7 @@ tracing.install(SimpleSpanProcessor(exporter))
 
 
 def told() -> list[dict[str, str]]:
-    """Name, trace, id and parent of each span that has ended."""
+    """Name, trace, id and parent of each finished span."""
     return [
         {
             "name": span.name,

@@ -1,4 +1,4 @@
-"""A worker that imports this goes by a clock that began in 1970; what hands tasks out does so after a second."""
+"""A worker that imports this has a clock that began in 1970. Its broker restores messages after a second."""
 
 from celery.signals import celeryd_after_setup
 

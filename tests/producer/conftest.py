@@ -1,4 +1,4 @@
-"""The producer's side of a broker that is away: brokers of these tests' own, to be stopped, frozen and alarmed."""
+"""Producers with an unavailable broker. These tests have their own brokers, which they stop, freeze and alarm."""
 
 import os
 import subprocess
@@ -20,12 +20,12 @@ from tests.harness.kit import kit
 from tests.harness.ports import free_port
 from tests.harness.waiting import until
 
-#: How long a broker may take to be back, and a producer to give up: deadlines, never expectations. In seconds.
+#: Deadlines in seconds for a broker to be available again, and for a producer to give up. They are no expectations.
 BACK, GIVE_UP = 90, 45
 
 
 class Broker:
-    """A broker that a test may do anything to; it listens on the same port again when it is back."""
+    """A broker that a test may stop or break. After a restart it listens on the same port."""
 
     def __init__(self, name: str) -> None:
         self.name, self.stack = name, Stack(name, "-producer", ["broker"])
@@ -47,7 +47,7 @@ class Broker:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Its connections stay, and nothing answers."""
+        """Freeze the broker: its connections stay open, but nothing answers."""
         self.container.pause()
         try:
             yield
@@ -56,7 +56,7 @@ class Broker:
 
     @contextmanager
     def alarmed(self) -> Iterator[None]:
-        """A memory alarm: it takes no message from anybody."""
+        """Raise a memory alarm: the broker accepts no messages."""
 
         def watermark(*value: str) -> None:
             command = ["rabbitmqctl", "set_vm_memory_high_watermark", *value]
@@ -71,13 +71,13 @@ class Broker:
 
 @dataclass
 class Producer:
-    """A producer of this broker, in this process or as a command."""
+    """A producer on this broker, in this process or as a command."""
 
     broker: Broker
     environ: dict[str, str]
 
     def app(self, **environ: str) -> Celery:
-        """An app like that of another process."""
+        """A new app, like that of another process."""
         made: Celery = kit({**self.environ, **environ})
         return made
 
@@ -89,8 +89,8 @@ class Producer:
         )
 
     def run(self, *argv: str, **environ: str) -> tuple[int, list[str], list[str]]:
-        """Exit code, lines of output and of errors of `python -m celery_kit.operate.look.send …`, which has to end by
-        itself.
+        """Run `python -m celery_kit.operate.look.send …`, which has to exit by itself. Returns the exit code, and the lines of
+        output and of errors.
         """
         with self.python("-m", "celery_kit.operate.look.send", *argv, **environ) as process:
             try:
@@ -101,7 +101,7 @@ class Producer:
         return process.returncode, out.splitlines(), err.splitlines()
 
     def received(self, queue: str) -> list[str]:
-        """The ids of the tasks in a queue, in their order; they are taken out."""
+        """Take all tasks out of a queue, and return their ids, in order."""
         app, ids = self.app(), []
         with app.connection_for_read() as connection:
             where = app.amqp.queues[queue](connection.default_channel)
@@ -114,7 +114,7 @@ class Producer:
 
 @pytest.fixture(scope="session")
 def results() -> str:
-    """Where results would go: nobody is there, and a producer does not need it."""
+    """The address of a results server that does not exist: a producer does not need it."""
     return f"redis://127.0.0.1:{free_port()}/0"
 
 

@@ -1,4 +1,4 @@
-"""A broker that is stopped, frozen, alarmed or full: producers wait a bounded time, get one clear error, and go on later."""
+"""A broker that is stopped, frozen, alarmed or full: producers wait a bounded time, get one error, and can send later."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from celery_kit.base.messages import RefusedError
 from tests.producer.conftest import Broker, Producer
 
 SEND = ("mail.send_email", '["a@b.c", "hi"]')
-#: What can be done to a broker. Only one that says so stops its publishers.
+#: What can be done to a broker. Only a broker with an alarm blocks its publishers.
 FAULTS = [("redis", "stopped"), ("redis", "frozen"), ("rabbitmq", "stopped"), ("rabbitmq", "frozen"), ("rabbitmq", "alarmed")]
 each_fault = pytest.mark.parametrize(("broker", "fault"), FAULTS, indirect=["broker"])
 
@@ -28,7 +28,7 @@ def test_a_command_that_cannot_send_says_so_in_one_line(broker: Broker, producer
 def test_a_producer_with_a_connection_gets_an_error_and_can_send_again_when_it_is_over(
     broker: Broker, producer: Producer, fault: str, queue: str, backend: str
 ) -> None:
-    """Whatever keeps the results: the server for them need not be there at all (redis), or is the broker itself (rpc)."""
+    """With any result backend: a results server need not be available (redis), or it is the broker itself (rpc)."""
     app = producer.app(**({"CELERY_RESULT_BACKEND": "rpc://"} if backend == "rpc" else {}))
     sent = [app.send_task("some.task", queue=queue).id]
     with getattr(broker, fault)(), pytest.raises(OperationalError) as error:

@@ -1,4 +1,4 @@
-"""send_many and a broker that is away in the middle: what was confirmed is known, and the spool takes the rest."""
+"""send_many and a broker that becomes unavailable: the error has the confirmed ids, or the spool gets the other messages."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.producer.conftest import Broker, Producer, waits
 
-#: Sends 1,000 messages, 200 at a time; after 400 it waits to be told to go on. At the end it says what became of them.
+#: Sends 1,000 messages, 200 at a time. After 400 it waits for a line of input. At the end it prints the outcome.
 BATCH = """
 import json
 from app import app

@@ -1,4 +1,4 @@
-"""SPOOL: what is accepted while the broker is away is sent when it is back, with its id, also if its producer was killed."""
+"""SPOOL: a task that is accepted without a broker is sent when there is one, with its id, even if its producer was killed."""
 
 import signal
 from pathlib import Path
@@ -10,7 +10,7 @@ from celery_kit.produce.spool import SpoolFullError
 from tests.producer.conftest import Broker, Producer, waits
 from tests.producer.test_broker_away import SEND
 
-#: Sends numbered tasks and says each id once it is accepted.
+#: Sends numbered tasks, and prints the id of each when it is accepted.
 SENDER = """
 from app import app
 for number in range(2_000):
@@ -50,7 +50,7 @@ def test_the_process_that_spooled_forwards_in_the_background_and_keeps_the_order
 def test_what_a_killed_producer_had_accepted_is_sent_in_its_order(
     broker: Broker, producer: Producer, spool: Path, queue: str
 ) -> None:
-    """kill -9 of the producer in the middle of its work, and of the command that forwards in the middle of that."""
+    """SIGKILL to the producer while it sends, and to the forwarding command while it forwards."""
     accepted: list[str] = []
     with broker.stopped(), producer.python("-c", SENDER.format(queue=queue), SPOOL=str(spool)) as sender:
         assert sender.stdout

@@ -1,4 +1,4 @@
-"""A plain app beside this side's, in one process; on this side's servers."""
+"""A plain app and this side's app in one process, on this side's servers."""
 
 import os
 import threading
@@ -18,19 +18,19 @@ def whose(value: Any) -> Any:
 
 
 def _beside() -> Any:
-    """An app of plain Celery's, as another module of the process has it."""
+    """An app of plain Celery, as in another module of the process."""
     urls = os.environ["CELERY_BROKER_URL"], os.environ["CELERY_RESULT_BACKEND"]
     return Celery("beside", broker=urls[0], backend=urls[1], set_as_current=False)
 
 
 def _sent(one: Any, queue: str) -> list[Any]:
-    """What tasks of each priority give that `one` sends to a queue; a task that no worker sees gives nothing."""
+    """The results of tasks of each priority that `one` sends to a queue. A task that no worker sees has no result."""
     results = [one.send_task("compat.add", (n, 1), queue=queue, priority=priority) for n, priority in enumerate(PRIORITIES)]
     return [result.get(timeout=WAIT) for result in results]
 
 
 def plain_beside(queue: str) -> list[Any]:
-    app.send_task("compat.add", (1, 1)).get(timeout=WAIT)  # this side's app has its connections by now
+    app.send_task("compat.add", (1, 1)).get(timeout=WAIT)  # open the connections of this side's app first
     return _sent(_beside(), queue)
 
 
@@ -39,7 +39,7 @@ def each_to(queue: str) -> list[Any]:
 
 
 def shared_from_a_thread() -> Any:
-    """As a web server's threads send: none of them has imported the app."""
+    """Tasks that threads send without importing the app, like those of a web server."""
     found: list[Any] = []
 
     def serve() -> None:

@@ -26,6 +26,6 @@ def added(x: int, y: int) -> Any:
 
 @app.task(name="compat.mark")
 def mark(word: str) -> str:
-    """Leave a word on the results server, for a test that sent no message of Celery's making."""
+    """Store a word on the results server, for a test that sends messages without Celery."""
     Redis.from_url(os.environ["CELERY_RESULT_BACKEND"]).rpush("marks", word)
     return word

@@ -1,4 +1,4 @@
-"""Tasks for every worker that listens: BROADCAST names their queue in the processes that know of it."""
+"""Tasks for every worker that listens. BROADCAST names their queue in the processes that have it configured."""
 
 import os
 from collections.abc import Callable
@@ -43,7 +43,7 @@ WAYS: dict[str, Callable[[str, str], Any]] = {
 
 
 def heard(ways: list[str], to: str, workers: int, times: int = 2) -> Any:
-    """How many workers hear of each way; the second message of one way may be made from its first."""
+    """How many workers receive a task, for each method of sending. The kit may build the second message from the first."""
     keys = {f"{way} {number}": f"{to} {way} {number}" for way in ways for number in range(times)}
     for shown, key in keys.items():
         WAYS[shown.rpartition(" ")[0]](key, to)

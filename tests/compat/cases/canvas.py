@@ -1,4 +1,4 @@
-"""Every shape of a canvas within a canvas within a canvas, with quick and slow members; sent at once, and what each gives."""
+"""Every shape of a canvas nested three levels deep, with quick and slow members. All are sent at once."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from celery import chain, chord, group
 
 from tests.compat.side import app
 
-#: Seconds that a slow member takes, and that all canvases may take together.
+#: Seconds that a slow member takes, and the time limit for all canvases together.
 SLOW, LONGEST = 0.05, 50.0
 KINDS = ("chain", "group", "chord")
 PLACES = ("first", "middle", "last")
@@ -19,13 +19,13 @@ SPEEDS = (-1, 0, 1, 2)
 
 @app.task(name="canvas.leaf")
 def leaf(*given: Any, name: str, seconds: float = 0.0) -> list[Any]:
-    """Its name, and what it was given: a result tells by which way it came."""
+    """Its name and its arguments, so that a result shows its path through the canvas."""
     time.sleep(seconds)  # the work
     return [name, *given]
 
 
 def shapes() -> Iterator[tuple[str, Any]]:
-    """Each canvas with its name; the speeds take turns. The last member of a chord is its body."""
+    """Each canvas with its name. Quick and slow members alternate. The last member of a chord is its body."""
     for number, (outer, first, inner, second, innermost) in enumerate(product(KINDS, PLACES, KINDS, PLACES, KINDS)):
         slow, names = SPEEDS[number % len(SPEEDS)], count()
 
@@ -43,7 +43,7 @@ def shapes() -> Iterator[tuple[str, Any]]:
 
 
 def gives(every: int = 1) -> dict[str, Any]:
-    """What each canvas gives, or every so many-th, all of them sent at once."""
+    """The result of each canvas, or of every nth, all of them sent at once."""
     sent: dict[str, Any] = {}
     for name, canvas in list(shapes())[::every]:
         try:

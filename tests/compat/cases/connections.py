@@ -1,4 +1,4 @@
-"""Clients whose broker, or results server, is named by other URLs than the first that comes to mind."""
+"""Clients whose broker or results server has an unusual form of URL."""
 
 import os
 from typing import Any
@@ -16,7 +16,7 @@ runs: list[str] = []
 
 
 def count(key: str) -> int:
-    """How often it ran, in this process."""
+    """How often it has run in this process."""
     runs.append(key)
     return len(runs)
 
@@ -28,7 +28,7 @@ if os.environ.get("CLAIMS"):  # a worker without a store for claims does not sta
 
 
 def sent() -> list[Any]:
-    """The values of tasks that were sent in each manner that Celery has."""
+    """The results of tasks, for each of Celery's methods of sending."""
     some = [
         add.delay(1, 1),
         add.apply_async((1, 2), priority=5),
@@ -40,7 +40,7 @@ def sent() -> list[Any]:
 
 
 def sent_together() -> list[Any]:
-    """The same of several tasks that are sent together; plain Celery sends each by itself."""
+    """The results of several tasks that are sent together. Plain Celery sends them one by one."""
     if SIDE == "celery":
         return [add.delay(2, number).get(timeout=SECONDS) for number in range(3)]
     from celery_kit.produce.send import send_many
@@ -49,25 +49,25 @@ def sent_together() -> list[Any]:
 
 
 def sent_by_beat() -> Any:
-    """The value of a task that beat sends."""
+    """The result of a task that beat sends."""
     beat = Scheduler(app=app, lazy=True)
     entry = ScheduleEntry(name="add", task="compat.add", args=(3, 3), schedule=schedule(1.0), app=app)
     return beat.apply_async(entry, producer=beat.producer).get(timeout=SECONDS)
 
 
 def workers_answer() -> list[str]:
-    """What the workers of this queue say to a ping."""
+    """The answers of this queue's workers to a ping."""
     answers = app.control.ping(timeout=3)
     return [answer["ok"] for each in answers for answer in each.values()]
 
 
 def claimed() -> list[Any]:
-    """What a task gives whose effect happens once, and that is sent twice."""
+    """The results of a task with `@once` that is sent twice."""
     return [counted.delay("key").get(timeout=SECONDS) for _ in range(2)]
 
 
 def sent_to(queue: str) -> Any:
-    """What a task gives that is sent to a queue of its own."""
+    """The result of a task that is sent to its own queue."""
     try:
         return add.apply_async((4, 4), queue=queue).get(timeout=SECONDS)
     except Exception as error:

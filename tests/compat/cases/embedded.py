@@ -1,10 +1,10 @@
-"""A worker within the client's process, as tests have it (celery.contrib.testing)."""
+"""A worker in the client's process, as in users' tests (celery.contrib.testing)."""
 
 import os
 from typing import Any
 
 import pytest
-from celery.contrib.testing import tasks  # noqa: F401  # celery.ping, by which it is seen to work
+from celery.contrib.testing import tasks  # noqa: F401  # celery.ping, which checks that the worker works
 from celery.contrib.testing.worker import start_worker
 
 from tests.compat.cases.basics import add
@@ -12,7 +12,7 @@ from tests.compat.side import app
 
 
 def gives(pool: str) -> list[Any]:
-    """What tasks give in two such workers, one after the other."""
+    """The results of tasks in two such workers, one after the other."""
     given = []
     for _ in range(2):
         with start_worker(app, pool=pool, concurrency=2, shutdown_timeout=20.0):
@@ -21,7 +21,7 @@ def gives(pool: str) -> list[Any]:
 
 
 def by_fixture(pool: str) -> int:
-    """What pytest's exit code is for this file's test."""
+    """The exit code of pytest for the test in this file."""
     return int(pytest.main(["-q", "-p", "celery.contrib.pytest", "-p", "no:cacheprovider", "-c", os.devnull, __file__]))
 
 

@@ -1,4 +1,4 @@
-"""A process that forks when it has sent tasks and waited for results, and goes on with both, as its children do."""
+"""A process that forks after sending tasks and waiting for results. Parent and children then do both again."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from tests.compat.side import SIDE, app
 
 
 def _one_by_one(rounds: int) -> list[Any]:
-    """Tasks that are sent and waited for, and what is wrong with their values."""
+    """Send tasks and wait for each. Returns what is wrong with their results."""
     return [value for _ in range(rounds) for value in results._wrong(results._values([results._send(0)]))]
 
 
 def _many(rounds: int) -> list[Any]:
-    """The same for tasks that are sent together."""
+    """The same with tasks that are sent together."""
     if SIDE == "celery":
         return _one_by_one(rounds)
     from celery_kit.produce.send import send_many
@@ -32,12 +32,12 @@ def _many(rounds: int) -> list[Any]:
 
 
 def _asked(_: int) -> list[Any]:
-    """A worker answers to the process that asks it."""
+    """Query a worker. The answer has to reach the process that asked."""
     return [] if app.control.ping(timeout=10, limit=1) else ["no answer"]
 
 
 def _known(result: Any) -> list[Any]:
-    """What has been sent before the fork."""
+    """Tasks that were sent before the fork."""
     return results._wrong(results._values([result]))
 
 
@@ -66,9 +66,9 @@ WAYS: dict[str, Callable[[int], list[Any]]] = {"one_by_one": _one_by_one, "many"
 
 
 def forks(way: str, children: int, rounds: int, threads: int = 0, before: bool = False) -> Any:
-    """What is wrong in the parent, its threads, and each of its children. `threads`: are at it when it forks.
+    """What is wrong in the parent, its threads, and each of its children. `threads`: how many threads send during the fork.
 
-    `before`: the children wait for what their parent has sent, and so does that.
+    `before`: parent and children wait for tasks that the parent sent before the fork.
     """
     wrong = WAYS[way](1)
     work: Callable[[], list[Any]] = partial(_known, results._send(0)) if before else partial(WAYS[way], rounds)
@@ -83,7 +83,7 @@ def forks(way: str, children: int, rounds: int, threads: int = 0, before: bool =
 
 
 def spooled(children: int) -> Any:
-    """The kit's: children that are forked while their parent's spool is sent, and put tasks there themselves."""
+    """For the kit: children that are forked while the parent's spool is being sent. They spool tasks, too."""
 
     def accept(number: int) -> Any:
         return app.spooled.accept(add.name, (number, 1), {}, None, None, {"task_id": os.urandom(8).hex()})

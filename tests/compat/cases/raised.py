@@ -1,4 +1,4 @@
-"""What tasks may raise that is no Exception, and some that their worker's own code means something by."""
+"""BaseExceptions that tasks may raise, and exceptions that have a meaning for the worker's own code."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from tests.compat.cases.basics import add
 from tests.compat.side import app
 from tests.harness.waiting import settled
 
-#: More than a worker's places, so that none of them may stay taken.
+#: More than a worker's concurrency, so that the test fails if one slot stays occupied.
 MANY = 40
 GIVE_UP = 20.0
 OPEN = ("PENDING", "STARTED")
@@ -48,7 +48,7 @@ def note(request: Any, error: Any, traceback: Any) -> None:
 
 
 def ends(*whats: str) -> dict[str, Any]:
-    """How many of MANY tasks that raise it came to which end, and whether the worker then does another task."""
+    """How many of MANY tasks that raise it ended in which state, and whether the worker then runs another task."""
     found: dict[str, Any] = {}
     for what in whats:
         sent = [raises.delay(what) for _ in range(MANY)]

@@ -1,4 +1,4 @@
-"""How a client waits for results: in threads, on greenlets, in forked children, and once it has given up."""
+"""How a client waits for results: in threads, on greenlets, in forked children, and after an abandoned wait."""
 
 import signal
 import time
@@ -16,12 +16,12 @@ from tests.compat.cases.basics import add
 from tests.compat.side import SIDE, app
 from tests.harness.waiting import until
 
-#: Seconds after which all that has not come counts as lost.
+#: Seconds after which a missing result counts as lost.
 PATIENCE = 20.0
 
 
 def _values(results: Sequence[Any]) -> list[Any]:
-    """What each gives, in its order; "lost" for what does not come."""
+    """The results in order; "lost" for each that does not arrive."""
     deadline, values = time.monotonic() + PATIENCE, []
     for one in results:
         try:
@@ -40,19 +40,19 @@ def _send(number: int) -> Any:
 
 
 def sent_by_threads(threads: int, tasks: int) -> Any:
-    """Tasks that many threads send, and this one waits for; gives what is not as it should be."""
+    """Send tasks from many threads, and wait for all results in this one. Returns what is wrong."""
     with ThreadPoolExecutor(threads) as pool:
         return _wrong(_values(list(pool.map(_send, range(tasks)))))
 
 
 def awaited_by_the_threads_that_send(threads: int, tasks: int) -> Any:
-    """As a threaded web server does it."""
+    """Each thread waits for its own results, as in a threaded web server."""
     with ThreadPoolExecutor(threads) as pool:
         return _wrong(list(pool.map(lambda number: _values([_send(number)])[0], range(tasks))))
 
 
 def handed_to_another_thread(tasks: int) -> Any:
-    """One thread sends, another one waits; this one has waited before."""
+    """One thread sends, another one waits. The waiting one has waited for other results before."""
     first = _values([_send(0)])
     with ThreadPoolExecutor(1) as sender, ThreadPoolExecutor(1) as waiter:
         sent = list(sender.map(_send, range(tasks)))
@@ -60,7 +60,7 @@ def handed_to_another_thread(tasks: int) -> Any:
 
 
 def spooled_by_threads(threads: int, tasks: int) -> Any:
-    """The kit's: tasks that wait on the disk for the broker, and are sent by a thread of their own."""
+    """For the kit: tasks are in the spool until the broker is available, and the spool's thread sends them."""
 
     def accept(number: int) -> Any:
         options = {"task_id": uuid4().hex}
@@ -71,7 +71,7 @@ def spooled_by_threads(threads: int, tasks: int) -> Any:
 
 
 def first_on_greenlets() -> Any:
-    """The first result of a process (PATCHED), where a wait ends by what it waits for alone: no time limit of its own."""
+    """The first result of a process (PATCHED), waited for without a timeout: only the result ends the wait."""
     consumer = app.backend.result_consumer
     drain = consumer.drain_events
     consumer.drain_events = lambda timeout=None: drain(timeout=timeout and 3600)
@@ -80,13 +80,13 @@ def first_on_greenlets() -> Any:
 
 @app.task(name="compat.when")
 def when(path: str, value: Any) -> Any:
-    """Ends once there is such a file."""
+    """Run until the file exists."""
     until("there is such a file", Path(path).exists, 50)
     return value
 
 
 class Interrupted(BaseException):
-    """What ends a wait from outside."""
+    """Raised from outside to end a wait."""
 
 
 def _interrupt(*_: Any) -> None:
@@ -119,14 +119,14 @@ GIVING_UP = {
 
 
 def _left() -> int:
-    """Results that this process listens for."""
+    """The results to which this process is still subscribed."""
     backend = app.backend
     subscribed = getattr(backend.result_consumer, "subscribed_to", ())
     return sum(map(len, backend._pending_results)) + len(subscribed)
 
 
 def gives_up(folder: str, how: str, members: int = 0) -> Any:
-    """What is left of a wait that was given up, what comes once the task has ended, and what is left then."""
+    """What remains of an abandoned wait, the result after the task has ended, and what remains then."""
     path = str(Path(folder) / SIDE)
     result = group(when.s(path, number) for number in range(members)).delay() if members else when.delay(path, 0)
     try:
@@ -138,7 +138,7 @@ def gives_up(folder: str, how: str, members: int = 0) -> Any:
 
 
 def gives_up_beside_another(folder: str) -> Any:
-    """Two wait for one result, and one of them gives up."""
+    """Two waits for one result, of which one is abandoned."""
     path = str(Path(folder) / SIDE)
     result = when.delay(path, 0)
     with ThreadPoolExecutor(1) as pool:
@@ -151,7 +151,7 @@ def gives_up_beside_another(folder: str) -> Any:
 
 
 def gives_up_what_is_to_be_called(folder: str) -> Any:
-    """Who has asked to be called is called, though a wait for the same result is given up."""
+    """A callback for a result is called, although a wait for the same result was abandoned."""
     path = str(Path(folder) / SIDE)
     called: list[Any] = []
     result = when.delay(path, 0)
@@ -163,12 +163,12 @@ def gives_up_what_is_to_be_called(folder: str) -> Any:
     _values([add.delay(1, 1)])
     deadline = time.monotonic() + PATIENCE
     while not called and time.monotonic() < deadline:
-        _values([add.delay(1, 1)])  # a wait hears of all that is listened for
+        _values([add.delay(1, 1)])  # a wait receives all results to which the process is subscribed
     return called
 
 
 def expired(members: int = 0) -> Any:
-    """A task that expires in a queue that nobody consumes; `members`: a chord of such."""
+    """A task that expires in a queue without consumers. `members`: a chord of such tasks."""
     options = {"queue": f"nobody-{uuid4().hex[:8]}", "expires": 0.5}
     result = add.apply_async((1, 1), **options)
     if members:
@@ -180,7 +180,7 @@ def expired(members: int = 0) -> Any:
 
 
 def many_expired(tasks: int) -> Any:
-    """The states of tasks that expire together, and the value of one that is sent after them."""
+    """The states of tasks that expire together, and the result of one that is sent after them."""
     options = {"queue": f"nobody-{uuid4().hex[:8]}", "expires": 0.5}
     sent = [add.apply_async((1, 1), **options) for _ in range(tasks)]
     for one in sent:

@@ -1,4 +1,4 @@
-"""What a task stores besides its end, and who sees that end."""
+"""States that a task stores besides its final one, and where the final one is visible."""
 
 import json
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from celery.result import allow_join_result
 from tests.compat.side import app
 from tests.harness.waiting import settled
 
-#: So many at once: a worker that has one task stores its result otherwise than one that is busy.
+#: Number of tasks at once: the kit has different code to store the result of a single task and those of a busy worker.
 MANY = 8
 
 
 def _until(look: Callable[[], Any], wanted: Any, seconds: float = 15.0) -> Any:
-    """What `look` gives, once that is what is wanted, or after so long."""
+    """Poll `look`. Returns its first wanted value, or the last one after a time limit."""
     return settled(look, lambda seen: seen == wanted, seconds)
 
 
-# Other tasks' ends
+# Final states of other tasks
 
 STORES: dict[str, Callable[[Any, str], None]] = {
     "store_result": lambda task, other: task.backend.store_result(other, other, "SUCCESS"),
@@ -45,7 +45,7 @@ def others(self: Any, how: str, ids: list[str]) -> str:
 
 
 def stored_for_others() -> dict[str, Any]:
-    """What 20 other tasks have, and the one that said so."""
+    """The states of 20 other tasks, and of the task that stored them."""
     sent = {how: [str(uuid4()) for _ in range(20)] for how in STORES}
     runs = {how: [others.delay(how, ids) for _ in range(3)] for how, ids in sent.items()}
     return {
@@ -57,7 +57,7 @@ def stored_for_others() -> dict[str, Any]:
     }
 
 
-# Its own words before its end
+# States that a task stores before its final one
 
 ENDS = ("ignores", "rejects", "retries", "says", "starts", "fails", "returns")
 
@@ -86,12 +86,12 @@ def says(self: Any, end: str, by: str) -> str:
 
 
 def said() -> dict[str, Any]:
-    """What is stored in the end of tasks that have said SUCCESS themselves, however they went on."""
+    """The final states of tasks that have stored SUCCESS themselves, and then ended in different ways."""
     sent = {(end, by): [says.delay(end, by) for _ in range(MANY)] for end in ENDS for by in ("update_state", "mark_as_done")}
     for runs in sent.values():
         for run in runs:
             _until(lambda run=run: run.state, "SUCCESS", 10)  # type: ignore[misc]
-    others.delay("store_result", []).get(timeout=20)  # what comes after them
+    others.delay("store_result", []).get(timeout=20)  # the task after them
     return {", ".join(way): [(run.state, run.result) for run in map(_fresh, runs)] for way, runs in sent.items()}
 
 
@@ -108,7 +108,7 @@ def waits(self: Any, by: str, go: str) -> str:
 
 
 def seen_while_it_runs() -> dict[str, str]:
-    """The state of a task that has said SUCCESS, and goes on."""
+    """The state of a task that has stored SUCCESS and is still running."""
     seen = {}
     for by in ("update_state", "store_result", "mark_as_done, with the request"):
         run, go = waits.delay(by, go_on := str(uuid4())), go_on
@@ -117,7 +117,7 @@ def seen_while_it_runs() -> dict[str, str]:
     return seen
 
 
-# Who sees its end
+# Where the final state is visible
 
 VIEWERS = ("task_success", "task_postrun", "on_success", "after_return", "link")
 
@@ -175,7 +175,7 @@ def hooked(viewer: str, how: str) -> str:
 
 @app.task(name="results.linked", bind=True)
 def linked(self: Any, result: str, how: str) -> None:
-    """A callback may begin a moment before its task's result is stored, on Celery as well."""
+    """A callback may begin shortly before its task's result is stored, with Celery as well."""
     _until(partial(_state, self.request.parent_id), "SUCCESS", 3)
     _look("link", ("link", how), self.request.parent_id)
 
@@ -193,7 +193,7 @@ def _ended(task: Any, task_id: str, args: Any, **_: Any) -> None:
 
 
 def views() -> dict[str, Any]:
-    """The states that are seen in the worker at a task's end."""
+    """The states that code in the worker sees when a task has ended."""
     sent: dict[str, list[Any]] = {}
     for viewer in VIEWERS:
         for how in LOOKS:
@@ -213,7 +213,7 @@ def reader(how: str, before: str) -> str:
 
 
 def siblings() -> dict[str, list[str]]:
-    """What a task sees of the one before it, in a worker that has one place."""
+    """What a task sees of the one before it, in a worker with a concurrency of one."""
     sent = {how: [] for how in LOOKS if how != "the client"}  # type: dict[str, list[Any]]
     for how, runs in sent.items():
         for _ in range(MANY):

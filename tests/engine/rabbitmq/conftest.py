@@ -1,4 +1,4 @@
-"""Servers for the engine's tests: those that CELERY_BROKER_URL and CELERY_RESULT_BACKEND name, or a stack of its own."""
+"""Servers for the engine's tests: those of CELERY_BROKER_URL and CELERY_RESULT_BACKEND, or a new stack."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A port that passes on to a server, and can be cut."""
+"""A port that forwards to a server, and whose connections can be cut."""
 
 import threading
 from contextlib import suppress
@@ -7,7 +7,7 @@ from ssl import SSLContext
 
 
 class Proxy:
-    """`refused`: connections that were closed at once, because it is shut. `tls`: what it decrypts by."""
+    """A proxy. `refused`: connections that were closed at once, because it is shut. `tls`: the context to decrypt with."""
 
     def __init__(self, host: str, port: int, tls: SSLContext | None = None) -> None:
         self.target = (host, port)
@@ -21,7 +21,7 @@ class Proxy:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def cut(self, shut: bool = False) -> None:
-        """End all connections; and those to come, too, if `shut`."""
+        """Close all connections. With `shut`, also close new ones."""
         self.shut = shut
         for end in self.ends:
             with suppress(OSError):
@@ -29,7 +29,7 @@ class Proxy:
         self.ends.clear()
 
     def stall(self) -> None:
-        """Pass nothing on any more between those that are connected now, and tell neither side."""
+        """Forward nothing more on the existing connections, without closing them."""
         self.dead.update(self.ends)
 
     def close(self) -> None:
@@ -37,7 +37,7 @@ class Proxy:
         self.cut(True)
 
     def hear(self, source: socket, data: bytes) -> None:
-        """What `source` has said, for those who want to know."""
+        """Called with the data from `source`. Subclasses may override it."""
 
     def _serve(self) -> None:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Many messages at once on RabbitMQ, and an error in the midst of them. celery_kit/brokers/rabbitmq/bulk.py"""
+"""Many messages at once on RabbitMQ, and an error among them. celery_kit/brokers/rabbitmq/bulk.py"""
 
 from contextlib import closing
 from typing import Any
@@ -15,7 +15,7 @@ from tests.engine.rabbitmq.conftest import Urls
 
 @pytest.mark.parametrize("where", ["send", "confirm_select"])
 def test_no_error_leaves_a_channel_open(urls: Urls, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is opened for a step is closed when that raises, what it may."""
+    """A channel that is opened for a step is closed when the step raises any exception."""
     with closing(Kit(broker=urls.broker, set_as_current=False)) as app:
         app.conf.update(broker_transport_options={"confirm_publish": True})
 
@@ -42,7 +42,7 @@ def _interrupted(_: Any) -> None:
 
 
 def test_an_error_at_its_end_does_not_hide_the_one_before(urls: Urls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is closed on an error's way out must not take its place."""
+    """An error while closing must not replace the original one."""
     with closing(Kit(broker=urls.broker, set_as_current=False)) as app:
         app.conf.update(broker_transport_options={"confirm_publish": True})
 

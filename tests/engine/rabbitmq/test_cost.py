@@ -1,6 +1,6 @@
-"""What a task costs RabbitMQ and its worker, which no noise changes: the guard of what ENGINE=fast is for.
+"""The cost of a task for RabbitMQ and its worker, in numbers that noise does not affect: the purpose of ENGINE=fast.
 
-Redis' own is tests/unit/brokers/redis/test_round_trips.py.
+The same for Redis: tests/unit/brokers/redis/test_round_trips.py.
 """
 
 from collections import Counter
@@ -17,17 +17,17 @@ from tests.engine.rabbitmq.test_worker import fast as fast
 from tests.harness.workers import CONCURRENCY
 
 TASKS = 2_000
-#: Frames a task that a worker sends and gets, at most: a delivery is three, and one acknowledgement speaks for several. If each
-#: went by itself, that would be 1.09: what a worker says at its start and end is a tenth of a frame.
-#: A worker that is quicker than what brings its messages, as solo is behind this proxy, finds fewer at once: 0.45 to 0.6.
+#: The maximum of frames a task that a worker sends and receives. A delivery is three frames, and one acknowledgement is for
+#: several tasks. Single acknowledgements would be 1.09 frames a task; start and exit of a worker are a tenth of a frame.
+#: A worker that is faster than the proxy, such as solo, acknowledges fewer at once: 0.45 to 0.6.
 SENT, RECEIVED = 0.9, 3.3
-#: Calls a task of its sockets, at most; solo makes 2.4 to 3.2, the others 1 to 1.4, plain Celery's worker more than twenty.
+#: The maximum of socket calls a task. Solo makes 2.4 to 3.2, the others 1 to 1.4, plain Celery's worker more than twenty.
 CALLS = 5
 HELLO = b"AMQP\0\0\x09\x01"
 
 
 class Counted(Proxy):
-    """Counts the frames that pass, by whether a worker has sent them."""
+    """Counts the frames in each direction."""
 
     def __init__(self, host: str, port: int) -> None:
         self.frames: Counter[bool] = Counter()
@@ -44,7 +44,7 @@ class Counted(Proxy):
 
 
 def cost(fast: Fast, path: Path) -> tuple[float, float, float]:
-    """A task's frames, those that a worker sent and those that it got, and calls of its sockets: from its start to its end."""
+    """Frames a task that a worker sent and received, and its socket calls a task, from the worker's start to its exit."""
     fast.environ["CALLS"] = str(path)
     ids = [fast.send("total", [1, 2]).id for _ in range(TASKS)]
     with patch("tests.engine.rabbitmq.test_worker.Proxy", Counted):
@@ -56,7 +56,7 @@ def cost(fast: Fast, path: Path) -> tuple[float, float, float]:
 
 
 def test_one_frame_speaks_for_many_tasks(fast: Fast, tmp_path: Path) -> None:
-    """And one call of a socket gets and says much at once, of the broker and of the results server."""
+    """One socket call reads or writes many messages, with the broker and the results server alike."""
     sent, received, calls = cost(fast, tmp_path / "calls")
     assert sent < SENT
     assert 3 <= received < RECEIVED

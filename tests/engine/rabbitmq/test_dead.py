@@ -1,4 +1,4 @@
-"""To look at what is set aside does not hide it from who looks next. celery_kit/brokers/rabbitmq/dead.py"""
+"""Listing dead letters does not hide them from the next command. celery_kit/brokers/rabbitmq/dead.py"""
 
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -28,7 +28,7 @@ def test_who_looks_next_sees_as_much(urls: Urls) -> None:
 
 
 def test_one_that_cannot_be_sent_back_keeps_no_other(urls: Urls) -> None:
-    """Whatever stands among the dead letters, the others are listed and sent back; what cannot be stays, and is said."""
+    """Dead letters that cannot be sent back are reported and stay. All others are listed and sent back."""
     name = f"dead-{uuid4()}"
     with closing(Kit(broker=urls.broker, set_as_current=False)) as app:
         app.conf.update(publish_timeout=1, broker_transport_options={"confirm_publish": True})

@@ -1,4 +1,4 @@
-"""The spool on RabbitMQ: a queue that is full keeps nothing but what goes to it."""
+"""The spool on RabbitMQ: a full queue delays only its own tasks."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def environ(urls: Urls, tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_queue_that_takes_nothing_keeps_its_own_tasks_alone(urls: Urls, environ: dict[str, str]) -> None:
-    """What the broker refuses waits, in its order; what goes elsewhere is sent."""
+    """Tasks that the broker refuses wait in order. Tasks for other queues are sent."""
     limits = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
     with Connection(urls.broker, transport_options={"confirm_publish": True}) as connection:
         channel: Any = connection.default_channel

@@ -1,4 +1,4 @@
-"""RabbitMQ's transport of ENGINE=fast on a real broker: no message is lost, and none is acknowledged in another's place."""
+"""RabbitMQ's transport of ENGINE=fast on a real broker: no message is lost, and none is acknowledged instead of another."""
 
 import ssl
 import subprocess
@@ -20,7 +20,7 @@ TRANSPORT = "celery_kit.brokers.rabbitmq.transport:Transport"
 
 
 class Client:
-    """A connection, a queue of its own, and what its consumer got: the bodies' numbers and the messages by them."""
+    """A connection, its own queue, and its consumer's messages, by the numbers in their bodies."""
 
     def __init__(self, url: str, queue: Queue, **options: Any) -> None:
         self.connection = Connection(url, transport=TRANSPORT, transport_options={"engine": "fast"}, **options)
@@ -41,13 +41,13 @@ class Client:
         self.messages[number] = message
 
     def until(self, count: int) -> "Client":
-        """Wait for so many messages."""
+        """Wait for a number of messages."""
         while len(self.got) < count:
             self.connection.drain_events(timeout=10)
         return self
 
     def on_a_loop(self) -> Hub:
-        """Have a worker's loop handle the connection."""
+        """Let a worker's loop handle the connection."""
         self.hub = Hub()
         self.connection.transport.register_with_event_loop(self.connection.connection, self.hub)
         return self.hub
@@ -60,7 +60,7 @@ class Client:
 
 @pytest.fixture
 def queue(urls: Urls) -> Iterator[Queue]:
-    """With the messages 1 to 100. A quorum queue would drop acknowledgements that come just before a connection's end."""
+    """A queue with the messages 1 to 100. A quorum queue would drop acknowledgements just before a connection is closed."""
     name = f"engine.{uuid4()}"
     queue = Queue(name, Exchange(""), name, queue_arguments={"x-queue-type": "classic"})
     with Connection(urls.broker) as connection:
@@ -72,14 +72,14 @@ def queue(urls: Urls) -> Iterator[Queue]:
 
 
 def left(urls: Urls, queue: Queue) -> list[int]:
-    """What the broker still has, by a second look over kombu's own transport."""
+    """The messages that are left on the broker, by kombu's own transport."""
     with Connection(urls.broker) as connection:
         found = queue(connection.default_channel)
         return sorted(message.decode() for message in iter(lambda: found.get(accept=["json"]), None))
 
 
 def test_acknowledged_messages_are_gone_and_others_come_again(urls: Urls, queue: Queue) -> None:
-    """In any order, with gaps."""
+    """Acknowledgements may come in any order, with gaps."""
     client = Client(urls.broker, queue).until(100)
     for number in (5, 1, 2, 3, 9, *range(50, 101)):
         client.messages[number].ack()
@@ -88,7 +88,7 @@ def test_acknowledged_messages_are_gone_and_others_come_again(urls: Urls, queue:
 
 
 def test_the_loop_sends_acknowledgements_together(urls: Urls, queue: Queue) -> None:
-    """One frame for a hundred messages in a row; the loop's tick sends it, and nothing else had to."""
+    """One frame is for a hundred consecutive messages. The loop's tick is enough to send it."""
     client = Client(urls.broker, queue)
     hub = client.on_a_loop()
     connection: Any = client.connection.connection
@@ -105,7 +105,7 @@ def test_the_loop_sends_acknowledgements_together(urls: Urls, queue: Queue) -> N
 
 
 def test_what_was_read_ahead_is_handled_without_further_traffic(urls: Urls, queue: Queue) -> None:
-    """A wait for one answer reads a hundred messages along; the loop hears nothing more from the socket."""
+    """A wait for one answer also reads a hundred messages. The socket has no further event for the loop."""
     client = Client(urls.broker, queue).until(1)
     hub = client.on_a_loop()
     for _ in range(100):
@@ -129,7 +129,7 @@ def test_rejected_messages_come_again_or_are_dropped(urls: Urls, queue: Queue) -
 
 
 def test_an_acknowledgement_from_before_the_channels_error_speaks_for_no_other_message(urls: Urls, queue: Queue) -> None:
-    """The broker counts from 1 again; plain kombu acknowledges whatever has that number now, or gets a 406."""
+    """The broker's tags begin at 1 again. Plain kombu acknowledges another message with that tag, or gets an error 406."""
     client = Client(urls.broker, queue).until(100)
     old = dict(client.messages)
     with pytest.raises(NotFound):
@@ -163,7 +163,7 @@ def test_messages_that_need_no_acknowledgement_do_not_hold_others_back(urls: Url
 
 
 def test_all_at_once(urls: Urls, queue: Queue) -> None:
-    """`multiple`, as kombu offers it, and single ones around it."""
+    """kombu's `multiple`, with single acknowledgements before and after."""
     client = Client(urls.broker, queue).until(100)
     client.messages[3].ack()
     client.messages[50].ack(multiple=True)
@@ -174,7 +174,7 @@ def test_all_at_once(urls: Urls, queue: Queue) -> None:
 
 @pytest.fixture
 def tls_port(urls: Urls, tmp_path: Path) -> Iterator[int]:
-    """The broker behind TLS: a port that decrypts, and passes on."""
+    """The broker behind TLS: a port that decrypts and forwards."""
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "1",
          "-subj", "/CN=localhost"],

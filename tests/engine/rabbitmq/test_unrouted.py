@@ -1,4 +1,4 @@
-"""A message for which RabbitMQ has no queue is confirmed like any other, and dropped: whoever sends a task must hear of it."""
+"""RabbitMQ confirms a message without a queue, and drops it. The sender of a task must get an error."""
 
 import threading
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def kit(urls: Urls, **environ: str) -> Any:
 
     @app.task(name="unrouted.nothing")
     def nothing() -> None:
-        """Nobody runs it."""
+        """A task that is never run."""
 
     return app
 
@@ -39,7 +39,7 @@ def app(request: pytest.FixtureRequest, urls: Urls) -> Iterator[Any]:
 
 @pytest.fixture
 def queue(app: Any, urls: Urls) -> Iterator[Any]:
-    """One of its own, bound as Celery binds it, and known to the app's producers."""
+    """A new queue, bound as by Celery, and declared for the app's producers."""
     name = f"engine.{uuid4()}"
     app.send_task("unrouted.nothing", queue=name)
     with Connection(urls.broker) as connection:
@@ -57,7 +57,7 @@ def unbind(queue: Any) -> None:
 
 
 def test_a_task_whose_queue_is_not_bound_is_sent_once_it_is(app: Any, queue: Any) -> None:
-    """Binding it is part of sending once more."""
+    """The second attempt to send binds the queue."""
     unbind(queue)
     app.send_task("unrouted.nothing", queue=queue.name)
     assert count(queue) == 2
@@ -69,18 +69,18 @@ def test_a_delay_like_the_one_before_it_is_sent_once_its_queue_is_bound(app: Any
         app.tasks["unrouted.nothing"].delay()
     unbind(queue)
     app.tasks["unrouted.nothing"].delay()
-    assert count(queue) == 4  # with the fixture's own
+    assert count(queue) == 4  # including the fixture's task
 
 
 def test_tasks_sent_together_are_sent_once_their_queue_is_bound(app: Any, queue: Any) -> None:
-    """Here somebody else binds it; whoever was not heard is named."""
+    """Here another client binds the queue. The error names the tasks that were not sent."""
     send_many(app, 1, queue)
     unbind(queue)
     binding = threading.Timer(0.5, queue.bind_to, (queue.exchange, queue.routing_key))
     binding.start()
     send_many(app, 10, queue)
     binding.join()
-    assert count(queue) == 12  # with the fixture's own
+    assert count(queue) == 12  # including the fixture's task
     unbind(queue)
     with pytest.raises(NotAllSentError, match="no queue") as error:
         send_many(app, 10, queue)
@@ -90,7 +90,7 @@ def test_tasks_sent_together_are_sent_once_their_queue_is_bound(app: Any, queue:
 def test_a_task_that_no_queue_takes_is_an_error(app: Any, queue: Any) -> None:
     with pytest.raises(OperationalError, match="no queue takes the message"), app.producer_or_acquire() as producer:
         producer.publish("body", exchange=queue.exchange, routing_key="no.such", mandatory=True, retry=True)
-    app.send_task("unrouted.nothing", queue=queue.name)  # the producer is as good as before
+    app.send_task("unrouted.nothing", queue=queue.name)  # the producer still works
     assert count(queue) == 2
 
 
@@ -103,13 +103,13 @@ def test_a_broadcast_may_find_nobody(app: Any, urls: Urls) -> None:
 
 
 def test_a_key_of_the_users_own_may_find_nobody(app: Any, queue: Any) -> None:
-    """As with Celery: who routes by an exchange's bindings says who gets a task, and that may be none."""
+    """As with Celery: with a user's own exchange and bindings, a task may have no receiver."""
     app.send_task("unrouted.nothing", exchange=queue.exchange.name, routing_key="nobody's")
     assert count(queue) == 1
 
 
 def test_the_first_task_of_a_queue_that_a_worker_begins_to_consume_arrives(app: Any, urls: Urls) -> None:
-    """Both bind the queue; the broker tells the second that it is bound before it is."""
+    """Both bind the queue. The broker confirms the second binding before the queue is bound."""
     lost = []
     with Connection(urls.broker) as connection:
         for number in range(150):

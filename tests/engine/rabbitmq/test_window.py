@@ -1,4 +1,4 @@
-"""How far a worker on RabbitMQ takes messages ahead, on a real broker: quick work in batches, slow work as Celery does."""
+"""How many messages a worker prefetches from a real RabbitMQ: quick work in batches, slow work like Celery."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": BROKER_LIMIT}
 
 
 class Worker:
-    """A connection on a worker's loop, and what its consumer was handed. `work(message)` is called with each."""
+    """A connection on a worker's loop, and the messages that its consumer received. `work(message)` is called with each."""
 
     def __init__(self, url: str, *queues: Queue, work: Callable[[Any], object] | None = None, **options: Any) -> None:
         self.connection = Connection(url, transport=TRANSPORT, transport_options={"engine": "fast", **options})
@@ -49,7 +49,7 @@ class Worker:
         return len(self.got) >= count
 
     def until(self, there: Callable[[], object]) -> None:
-        """Let the loop run until `there`."""
+        """Run the loop until `there`."""
         self.hub.timer.call_repeatedly(0.05, lambda: None)
         end = monotonic() + 60
         while not there():
@@ -67,7 +67,7 @@ def ack(message: Any) -> None:
 
 @pytest.fixture
 def workers() -> Iterator[list[Worker]]:
-    """Those in it are closed at the end."""
+    """A list of workers, which are closed at the end."""
     some: list[Worker] = []
     yield some
     for worker in some:
@@ -86,7 +86,7 @@ def publish(urls: Urls, queue: Queue, numbers: range) -> None:
 
 @pytest.fixture
 def queue(urls: Urls) -> Iterator[Queue]:
-    """With the messages 0 to 999."""
+    """A queue with the messages 0 to 999."""
     queue = named(f"engine.{uuid4()}")
     publish(urls, queue, range(1_000))
     yield queue
@@ -95,7 +95,7 @@ def queue(urls: Urls) -> Iterator[Queue]:
 
 
 def left(urls: Urls, queue: Queue) -> int:
-    """The messages that no consumer holds."""
+    """The number of messages that no consumer holds."""
     with Connection(urls.broker) as connection:
         channel: Any = connection.default_channel
         return int(channel.queue_declare(queue.name, passive=True).message_count)
@@ -143,7 +143,7 @@ def test_the_consumer_is_handed_no_more_than_its_prefetch_count(urls: Urls, queu
 
 
 def test_what_was_taken_for_a_quicker_pace_goes_back(urls: Urls, queue: Queue, workers: list[Worker]) -> None:
-    """To another worker, and in its order."""
+    """Another worker gets these messages, in their order."""
     workers.append(slow := Worker(urls.broker, queue, work=ack))
     slow.until(lambda: slow.window.ahead > PREFETCH)
     slow.work = slow.held.append
@@ -168,7 +168,7 @@ def test_what_was_taken_for_a_quicker_pace_goes_back(urls: Urls, queue: Queue, w
 def test_a_task_that_ran_for_long_keeps_nothing_from_other_workers(
     urls: Urls, queue: Queue, workers: list[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On solo the loop rests while a task runs, and what was sent ahead lies unread."""
+    """On solo the loop does not run during a task, and prefetched messages stay unread in the socket."""
     monkeypatch.setattr(window, "STALLED", 0.2)
     workers.append(worker := Worker(urls.broker, queue, work=ack))
     worker.until(lambda: worker.window.ahead > PREFETCH)
@@ -233,7 +233,7 @@ def test_a_queue_that_goes_with_its_last_consumer_stays(urls: Urls, workers: lis
 def test_messages_of_a_queue_that_is_not_followed_take_no_place_of_others(
     urls: Urls, queue: Queue, workers: list[Worker], loop: bool
 ) -> None:
-    """Such as a broadcast's. On a green pool there is no loop that could hand over later what was kept."""
+    """Such as the queue of a broadcast. On a green pool there is no loop that could deliver buffered messages later."""
     other = named(f"engine.{uuid4()}", auto_delete=True, queue_arguments={"x-queue-type": "classic"})
     publish(urls, other, range(10_000, 10_100))
     workers.append(worker := Worker(urls.broker, other, queue))
@@ -247,7 +247,7 @@ def test_messages_of_a_queue_that_is_not_followed_take_no_place_of_others(
 
 
 def test_nothing_is_taken_ahead_where_few_deliveries_are_allowed(urls: Urls, queue: Queue, workers: list[Worker]) -> None:
-    """What goes back counts as delivered."""
+    """A requeued message counts as delivered."""
     workers.append(worker := Worker(urls.broker, queue, work=ack, take_ahead=False))
     worker.until(lambda: len(worker.got) == 1_000 or worker.window.ahead)
     assert worker.window.ahead == 0

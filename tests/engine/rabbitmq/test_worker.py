@@ -1,4 +1,4 @@
-"""Workers on ENGINE=fast, as processes of this machine: killed, stopped, without their results server; each pool."""
+"""Workers with ENGINE=fast, as processes of this machine: killed, stopped, without their results server; on each pool."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from tests.harness.waiting import until
 
 
 class Fast:
-    """A queue of its own, its workers, and a producer."""
+    """A new queue, its workers, and a producer."""
 
     def __init__(self, urls: Urls, pool: str, tmp_path: Path) -> None:
         self.queue = f"engine.{uuid4()}"
@@ -48,7 +48,7 @@ class Fast:
         self.app = self._app()
 
     def behind_a_proxy(self, name: str) -> Proxy:
-        """Have the workers to come reach the server of this variable through a proxy."""
+        """Let workers that start later reach the server of this variable through a proxy."""
         url = urlsplit(self.environ[name])
         proxy = Proxy(str(url.hostname), int(url.port or 0))
         self.proxies.append(proxy)
@@ -77,28 +77,28 @@ class Fast:
             return [self.send("count", number, producer=producer).id for number in range(count)]
 
     def stored(self, ids: list[str]) -> int:
-        """How many of these tasks have a result."""
+        """The number of these tasks that have a result."""
         backend: Any = self.app.backend
         found = self.runs.mget([backend.get_key_for_task(one) for one in ids])
         return sum(1 for value in found if value and b'"SUCCESS"' in value)
 
     def until_stored(self, ids: list[str], goal: int, seconds: float = 60) -> None:
-        """Wait until so many of these tasks have a result."""
+        """Wait until some number of these tasks have a result."""
         until(f"{goal} of {len(ids)} tasks have a result", lambda: self.stored(ids) >= goal, seconds)
 
     def left(self) -> int:
-        """The messages that the broker still has: ready, and delivered but not acknowledged once all workers are gone."""
+        """The number of ready messages on the broker. After all workers have exited, these include the unacknowledged ones."""
         with self.app.connection_for_read() as connection:
             queue: Any = self.app.amqp.queues[self.queue](connection.default_channel)
             return int(queue.queue_declare(passive=True).message_count)
 
     def stop(self, worker: "subprocess.Popen[bytes]") -> None:
-        """SIGTERM, to which a worker exits with 0."""
+        """Send SIGTERM. The worker must exit with 0."""
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
 
     def ends_with_nothing_left(self, worker: "subprocess.Popen[bytes]") -> None:
-        """A worker that is stopped once all is done has acknowledged all of it."""
+        """A worker that is stopped after all tasks are done has acknowledged them all."""
         self.stop(worker)
         assert self.left() == 0
 
@@ -129,7 +129,7 @@ KILLS = 5
 
 
 def test_no_task_is_lost_when_workers_are_killed(fast: Fast, record_property: Callable[[str, object], None]) -> None:
-    """SIGKILL several times in the middle: every task has its result; some ran more than once."""
+    """After several SIGKILLs during the work, every task has its result. Some ran more than once."""
     ids = fast.send_many(COUNT)
     for kill in range(1, KILLS + 1):
         worker = fast.worker()
@@ -146,7 +146,7 @@ def test_no_task_is_lost_when_workers_are_killed(fast: Fast, record_property: Ca
 
 
 def test_a_stopping_worker_hands_everything_in(fast: Fast) -> None:
-    """SIGTERM in the middle: what it has run is stored and acknowledged, the rest is still there; nothing runs twice."""
+    """At SIGTERM, done tasks are stored and acknowledged, and the others stay in the queue. No task runs twice."""
     ids = fast.send_many(COUNT)
     worker = fast.worker()
     fast.until_stored(ids, COUNT // 4)
@@ -169,7 +169,7 @@ def test_a_worker_goes_on_when_its_broker_is_back(fast: Fast) -> None:
 
 
 def test_a_dead_connection_that_tells_nobody(fast: Fast) -> None:
-    """What was connected is dead, and neither side is told: tasks run again, and remote control answers again:
+    """The connections are dead, but not closed: tasks run again, and remote control answers again:
     fix locked_mailbox.
     """
     fast.environ["HEARTBEAT"] = "4"
@@ -186,7 +186,7 @@ def test_a_dead_connection_that_tells_nobody(fast: Fast) -> None:
 
 @pytest.mark.parametrize("fast", [pool.name for pool in POOLS.values() if not pool.sockets_patched], indirect=True)
 def test_a_long_task_keeps_its_connection(fast: Fast) -> None:
-    """A task that computes for longer than the broker waits for heartbeats runs once, and its worker stays connected."""
+    """A task that computes for longer than the broker's heartbeat timeout runs once, and its worker stays connected."""
     fast.environ["HEARTBEAT"] = "2"
     worker = fast.worker()
     assert fast.send("busy", 15).get(timeout=60) == 15
@@ -218,7 +218,7 @@ def test_a_short_tasks_result_does_not_wait_for_a_long_ones_end(fast: Fast) -> N
 
 
 def test_every_kind_of_task(fast: Fast) -> None:
-    """Failures, retries, early acknowledgement, states of one's own, no result, a chord; all are acknowledged in the end."""
+    """Failures, retries, early acknowledgement, custom states, no result, a chord: all are acknowledged in the end."""
     worker = fast.worker()
     failed, early, states = fast.send("fail"), fast.send("early", 1), fast.send("states")
     again, silent = fast.send("again"), fast.send("silent", 7)

@@ -1,7 +1,7 @@
 """The task of the fault suite, mounted into workers: into the kit's `app/tasks/`, and beside plain Celery's module.
 
-It writes what it does to a file that no part of Celery knows: a line at its begin, a line at its end, each by one write to a
-file opened for appending, so that lines of several processes never mix (POSIX, write and O_APPEND).
+It logs to a file, independently of Celery: a line at its begin and a line at its end. Each is one write to a file opened for
+appending, so that lines of several processes never mix (POSIX, write and O_APPEND).
 """
 
 import os
@@ -11,12 +11,12 @@ from typing import Any
 
 from celery import current_app, shared_task, signals
 
-# Plain Celery has nothing of the kind.
+# Plain Celery has no `@once`.
 once: Any = import_module("celery_kit.once").once if __name__.startswith("app.") else lambda **_: lambda function: function
 
 FOLDER = "/data"
 
-# Hours in life: short enough here that a test sees the end of the wait. The same for the kit and for plain Celery.
+# Hours in production: short here, so that a test can wait for it. The same for the kit and for plain Celery.
 if os.environ.get("RESTORE_AFTER"):
     current_app.conf.broker_transport_options = {
         **(current_app.conf.broker_transport_options or {}),
@@ -31,7 +31,7 @@ if os.environ.get("TICKS"):
 
 
 def note(*words: object) -> None:
-    # The monotonic clock is one and the same in all containers, and stays right where a fault sets the wall clock.
+    # The monotonic clock is the same in all containers, and does not change when a fault sets the wall clock.
     line = " ".join(str(word) for word in (*words, f"{time.monotonic():.3f}")) + "\n"
     file = os.open(f"{FOLDER}/effects", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -46,11 +46,11 @@ def ready(sender: Any, **_: Any) -> None:
 
 
 def take(task: Any, seconds: float, kind: str) -> str:
-    """Take `seconds`, cut into short steps so that a signal's end of it is seen; gives the task's id."""
+    """Run for `seconds`, in short steps, so that a signal can end it. Returns the task's id."""
     note("begin", task.request.id, task.request.hostname, kind)
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, 0.5))  # the work, in steps: the exception that ends it reaches a thread between two of them
+        time.sleep(min(left, 0.5))  # the work, in steps: an exception that ends the task reaches a thread between two of them
     note("end", task.request.id, task.request.hostname, kind)
     return str(task.request.id)
 
@@ -70,13 +70,13 @@ def effect_once(self: Any, seconds: float) -> str:
 def wait(self: Any, seconds: float) -> None:
     """One call that waits."""
     note("begin", self.request.id, self.request.hostname, "task")
-    time.sleep(seconds)  # the work: as long as the fault says
+    time.sleep(seconds)  # the work: as long as the fault requires
     note("end", self.request.id, self.request.hostname, "task")
 
 
 @shared_task(name="faults.hog", bind=True)
 def hog(self: Any) -> str:
-    """Take memory until the kernel ends the process; but only once, by the worker's own folder."""
+    """Allocate memory until the kernel kills the process. A file in the worker's folder prevents a second time."""
     note("begin", self.request.id, self.request.hostname, "hog")
     try:
         os.close(os.open(f"{FOLDER}/hog.{self.request.id}", os.O_CREAT | os.O_EXCL))

@@ -1,7 +1,7 @@
 """A TCP proxy with faults: `python link.py NAME:PORT:HOST:PORT…`, in a container of its own between a client and a server.
 
-The file `/data/link.NAME` says how that link is: `open`, `slow` (each piece 0.1 s late, both ways), `half-open` (what is
-connected stalls for good, new connections work) or `dark` (nothing passes, nothing is refused).
+The file `/data/link.NAME` has the state of that link: `open`, `slow` (each chunk is 0.1 s late in both directions), `half-open`
+(existing connections stall for good, new ones work) or `dark` (nothing passes, nothing is refused).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ class Link:
         while True:
             state = self.file.read_text().strip() if self.file.exists() else "open"
             if state == "half-open" and self.state != "half-open":
-                self.stalled = self.opened  # those that are connected now
+                self.stalled = self.opened  # existing connections
             self.state = state or self.state
             await asyncio.sleep(0.05)
 
@@ -56,7 +56,7 @@ async def main() -> None:
     waiting = []
     for name, port, host, far_port in (word.split(":") for word in sys.argv[1:]):
         link = Link(name, host, int(far_port))
-        await asyncio.start_server(link.serve, "0.0.0.0", int(port))  # in a container of its own
+        await asyncio.start_server(link.serve, "0.0.0.0", int(port))  # it runs alone in a container
         waiting.append(link.watch())
     await asyncio.gather(*waiting)
 

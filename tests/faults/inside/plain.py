@@ -1,4 +1,4 @@
-"""Plain Celery, for the same faults: an app with its two addresses and nothing else."""
+"""Plain Celery, for the same faults: an app with its two addresses and no other settings."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The app with tasks for the engine's tests: each run is counted, from outside of Celery."""
+"""The app with tasks for the engine's tests. Each run is counted independently of Celery."""
 
 import os
 import time
@@ -40,13 +40,13 @@ def total(numbers: list[int]) -> int:
 
 @app.task(name="engine.nap")
 def nap(seconds: float) -> float:
-    time.sleep(seconds)  # the work: as long as the test says
+    time.sleep(seconds)  # the work: as long as the test requires
     return seconds
 
 
 @app.task(name="engine.busy")
 def busy(seconds: int) -> int:
-    """Compute for so long."""
+    """Compute for some time."""
     runs.hincrby("runs", str(seconds), 1)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -66,6 +66,6 @@ def silent(number: int) -> None:
 
 @app.task(name="engine.states", bind=True)
 def states(self: Task[Any, Any]) -> str:
-    """The state that others see while it runs."""
+    """Store a state while it runs, and return what other processes see."""
     self.update_state(state="PROGRESS", meta={"current": 1})
     return str(app.AsyncResult(str(self.request.id)).state)
