@@ -1,8 +1,10 @@
 """The fast engine's fetch from Redis, as a consumer sees it. celery_kit/brokers/redis/fetch.py"""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from functools import partial
 from socket import MSG_PEEK
 from typing import Any
@@ -572,3 +574,31 @@ def test_an_acknowledgement_outlives_its_connection(server: Server) -> None:
         again = Taken(other, [queue])
         again.drain(lambda: not server.broker.hlen("unacked"))
         assert not again.messages
+
+
+#: A worker that has dead-lettered an item again before its sender can do anything else.
+AT_ONCE = "local item = redis.call('RPOP', KEYS[1]) if item then redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end return item"
+
+
+@pytest.mark.parametrize("item", ["no message", '{"properties": {"delivery_tag": "t"}, "headers": {}}'], ids=["raw", "message"])
+def test_an_item_that_is_dead_lettered_again_at_once_is_not_lost(server: Server, item: str) -> None:
+    """Whoever sends it back removes the letter that it had, and never the next one."""
+    (queue,) = names()
+    record = json.dumps({"letter": asdict(DeadLetter("t", "", queue, "why", "2026", 1)), "item": item})
+    over, worker = threading.Event(), server.broker.register_script(AT_ONCE)
+
+    def work() -> None:
+        while not over.is_set():
+            worker([queue, DEAD], ["t", record])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        server.broker.hset(DEAD, "t", record)
+        for _ in range(20):
+            letters(server, "t")
+            until("it is dead-lettered again", lambda: server.broker.hexists(DEAD, "t"), 5)
+    finally:
+        over.set()
+        thread.join()
+        server.broker.hdel(DEAD, "t")

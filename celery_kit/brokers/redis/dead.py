@@ -283,16 +283,20 @@ class RedisDeadLetters:
                     failed = f"{letter.id}: {letter.reason}"
                     continue
                 if action == "retry":
-                    self._send_back(channel, client, letter.queue, item)
-                if action != "keep":
+                    self._send_back(channel, client, letter.queue, item, name)
+                elif action == "drop":
                     client.hdel(DEAD, name)
             if failed:
                 raise OperationalError(failed)
 
-    def _send_back(self, channel: redis.Channel, client: Client, queue: str, item: bytes) -> None:
+    def _send_back(self, channel: redis.Channel, client: Client, queue: str, item: bytes, name: bytes) -> None:
+        """Requeue an item and remove its letter, in one step: a worker may dead-letter the item again before a second one."""
         try:
             payload = loads(item.decode())
             (payload.get("headers") or {}).pop(DELIVERIES, None)
-            channel._put(queue, payload)
+            key = channel._q_for_pri(queue, channel._get_message_priority(payload, reverse=False))
+            body = dumps(payload).encode()
         except (ValueError, AttributeError, KeyError, TypeError):  # not a message: send it unchanged
-            client.lpush(queue, item)
+            key, body = queue, item
+        with client.pipeline() as pipe:
+            pipe.hdel(DEAD, name).lpush(key, body).execute()
