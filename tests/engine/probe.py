@@ -70,7 +70,7 @@ def _hold(queue: str, name: str) -> None:
     redis = Redis.from_url(os.environ["CELERY_RESULT_BACKEND"])
     redis.set(f"{queue}-{name}", 1)
     while not redis.get(f"{queue}-end"):
-        time.sleep(0.02)
+        time.sleep(0.02)  # the work: it looks whether the test has ended it
 
 
 if not os.environ.get("PLAIN"):
