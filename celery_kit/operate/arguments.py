@@ -11,9 +11,14 @@ from celery_kit.base.refusals import refuse
 REST = argparse.REMAINDER
 
 
+def standalone() -> bool:
+    """Whether this tool was called as `celery-kit`, for the app of any project, which has no Makefile of the kit's."""
+    return sys.argv[0].startswith("celery-kit ")
+
+
 def advice(make: str, elsewhere: str) -> str:
     """What to type next: `make`, or `elsewhere` if the tool was called as `celery-kit`."""
-    return elsewhere if sys.argv[0].startswith("celery-kit ") else make
+    return elsewhere if standalone() else make
 
 
 def next_look() -> str:

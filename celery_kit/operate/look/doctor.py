@@ -19,7 +19,7 @@ from pathlib import Path
 from celery_kit.base.facts import Member, Server
 from celery_kit.base.files import private
 from celery_kit.base.target import ROOT
-from celery_kit.operate.arguments import Parser, advice
+from celery_kit.operate.arguments import Parser, advice, standalone
 from celery_kit.operate.look.status import Snapshot, snapshot
 from celery_kit.operate.stacks.docker import EngineSilentError, Facts, ask, last_line, port_holder
 from celery_kit.produce.spool import OURS
@@ -104,7 +104,7 @@ class Scene:
 
 def engine(_: Scene) -> Found:
     """Docker's client, engine and compose plugin, for the stacks of this project."""
-    if not (ROOT / "Makefile").exists():  # another project, which starts none of these stacks
+    if standalone() or not (ROOT / "Makefile").exists():  # another project, which starts none of these stacks
         return
     if not shutil.which("docker"):
         yield "no Docker client is installed: stacks in containers cannot start", "make engine; 'make demo' needs none"
@@ -128,6 +128,8 @@ def packages(_: Scene) -> Found:
     """Packages whose versions are not those of the lock file. An image has no lock file, but is built from one."""
     from packaging.markers import Marker
 
+    if standalone():  # another project, with a lock file of its own
+        return
     lock = ROOT / "requirements/local.txt"
     pins = re.findall(r"^([\w.-]+)==([^\s;]+)(?: ; (.*?))? \\$", lock.read_text() if lock.exists() else "", re.MULTILINE)
     for name, pinned, marker in pins:

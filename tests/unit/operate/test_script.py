@@ -38,10 +38,17 @@ def test_the_status_of_any_projects_app_is_shown(project: Path, named: tuple[str
 
 
 def test_advice_is_what_can_be_typed_there(project: Path) -> None:
-    """No `make` where there is no Makefile of the kit's."""
+    """No `make` where there is no Makefile of the kit's, with and without a Docker engine."""
     (project / "shop.py").write_text(SHOP.replace("memory:", "redis:", 1).replace("//'", "//127.0.0.1:1'", 1))
-    for argv in (("doctor",), ("dead",), ("result", "x")):
-        ran = script(project, "--app", "shop", *argv)
+    silent = {"DOCKER_HOST": "unix:///nowhere"}
+    tools: list[tuple[tuple[str, ...], dict[str, str]]] = [
+        (("doctor",), {}),
+        (("doctor",), silent),
+        (("dead",), {}),
+        (("result", "x"), {}),
+    ]
+    for argv, environ in tools:
+        ran = script(project, "--app", "shop", *argv, **environ)
         assert "make" not in ran.stdout + ran.stderr and "Traceback" not in ran.stderr, ran.stdout + ran.stderr
     assert "start it, or correct broker_url" in script(project, "--app", "shop", "doctor").stdout
 
