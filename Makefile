@@ -12,7 +12,7 @@ TESTS = lint test-unit test-compat test-examples test-cost test-browser test-mat
 .PHONY: help env down $(TESTS) $(MAKECMDGOALS)
 .SILENT:
 
-help:         ## what there is to type
+help:         ## the commands of this file
 	while IFS= read -r line; do case $$line in [a-z]*:*'## '*) printf '  make %-15s %s\n' "$${line%%:*}" "$${line#*## }";; esac; done < Makefile
 
 demo: env     ## real work on an embedded broker, no Docker; POOL= works here too
@@ -42,13 +42,13 @@ top: env      ## the same, live; EVERY=2 seconds
 dead: env     ## what was set aside, with its reason; RETRY=ID|all sends it back, DROP=ID|all deletes it
 	$(KIT) dead
 
-dev: env      ## a worker here, on the running stack, that starts again when code changes: app/, or SOURCE
+dev: env      ## a worker on this machine, on the running stack, that restarts when code changes: app/, or SOURCE
 	$(KIT) dev
 
-doctor: env   ## what is wrong with this machine and the running stack, and what mends it
+doctor: env   ## what is wrong with this machine and the running stack, and how to fix it
 	$(KIT) doctor
 
-logs: env     ## the running stack's logs; FOLLOW=1 goes on
+logs: env     ## the running stack's logs; FOLLOW=1 follows them
 	$(KIT) logs
 
 ps: env       ## the running stack's containers or processes
@@ -96,16 +96,16 @@ test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose s
 test-faults:  ## each fault on every broker and pool, and on plain Celery; writes docs/reports/faults.* (hours; QUICK=1: minutes)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.faults.run
 
-test-crash:   ## workers that are killed amid quick tasks, beside plain Celery; writes docs/reports/crash.md (long; PART= BROKER= POOL= ENGINE=)
+test-crash:   ## workers that are killed during quick tasks, beside plain Celery; writes docs/reports/crash.md (long; PART= BROKER= POOL= ENGINE=)
 	deploy/env.sh dev && .venv/bin/python -m tests.crash.run
 
-test-shutdown: ## a worker that is told to end, on every broker and pool
+test-shutdown: ## a worker that is asked to stop, on every broker and pool
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/faults/test_shutdown.py -n 4 -q --no-header
 
 test-engine:  ## ENGINE=fast on real servers: workers that are killed and stopped, transports, result backend
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine
 
-test-limits:  ## that every limit's row is needed where it stands, and nowhere else: each is inverted, each test must fail
+test-limits:  ## that each row of a limit is needed exactly where it stands: each is inverted, and its test must fail
 	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 10 -q --no-header -rfX
 
 test-examples: ## the wheel in an empty environment: each of examples/ on each broker and two pools; QUICK=1: one combination each
@@ -126,7 +126,7 @@ bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 
 wheel:        ## celery_kit alone as a package, in dist/
 	deploy/env.sh dev && .venv/bin/uv build --quiet --wheel --clear --out-dir dist
 
-docs:         ## write the tables in README and docs anew, from the code's own
+docs:         ## write the generated tables in README and docs again
 	deploy/env.sh dev && .venv/bin/python -m docs.generate
 
 docs-bench:   ## take the last run of bench into the docs, in place of the sections that it has measured: tables, plot

@@ -98,11 +98,11 @@ def _codebase(context: click.Context, option: click.Parameter, given: str | None
 def codebase_options(command: Any) -> Any:
     """Add the options for APP, SOURCE, REQUIREMENTS and ENV_FILE. The command gets `codebase`; None: the app in app/."""
     paths = (
-        ("env_file", "variables that its code reads, NAME=value a line"),
+        ("env_file", "a file with the variables that its code reads, one NAME=value a line"),
         ("requirements", "its requirements.txt"),
         ("source", "the folder that it is imported from"),
     )
-    command = click.option("--app", "codebase", envvar="APP", callback=_codebase, help="module:app of a codebase of yours")(
+    command = click.option("--app", "codebase", envvar="APP", callback=_codebase, help="your own Celery app, as module:app")(
         command
     )
     for name, what in paths:
@@ -138,9 +138,13 @@ def cli() -> None:
 @backend_option
 @python_option
 @click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
-@click.option("--monitor", is_flag=True, envvar="MONITOR", help="Flower, metrics and alerts beside it")
-@click.option("--grafana", is_flag=True, envvar="GRAFANA", help="these, and Grafana with a dashboard")
-@click.option("--queues", envvar="QUEUES", help="what the workers consume, between commas; the app's own if none is named")
+@click.option("--monitor", is_flag=True, envvar="MONITOR", help="start Flower, metrics and alerts too")
+@click.option("--grafana", is_flag=True, envvar="GRAFANA", help="like --monitor, and Grafana with a dashboard")
+@click.option(
+    "--queues",
+    envvar="QUEUES",
+    help="the queues that the workers consume, between commas; default: those of the app's settings",
+)
 @codebase_options
 def up(
     broker: str,
@@ -189,9 +193,9 @@ def _run(*argv: str) -> NoReturn:
 
 @cli.command()
 @click.option("--volumes", is_flag=True, envvar="VOLUMES", help="delete the stack's data too")
-@click.option("--yes", is_flag=True, envvar="YES", help="do not ask before data is deleted, in a terminal")
+@click.option("--yes", is_flag=True, envvar="YES", help="delete data without asking")
 def down(volumes: bool, yes: bool) -> None:
-    """Stop whatever stack of this checkout runs. Its data stays, unless VOLUMES=1."""
+    """Stop the running stack of this checkout. Its data stays, unless VOLUMES=1."""
     done = [_down(stack, volumes, yes) for stack in meant() if stack.exists()]
     if volumes and not done:
         done = [_down(stack, volumes, yes) for stack in meant() if stack.data()]
@@ -209,10 +213,10 @@ def _down(stack: Stack, volumes: bool, yes: bool) -> bool:
 
 
 @cli.command()
-@click.option("--task", envvar="TASK", help="its name, such as mail.send_email")
-@click.option("--args", envvar="ARGS", default="[]", help="a JSON array")
-@click.option("--kwargs", envvar="KWARGS", default="{}", help="a JSON object")
-@click.option("--countdown", type=float, envvar="COUNTDOWN", help="seconds")
+@click.option("--task", envvar="TASK", help="the task's name, such as mail.send_email")
+@click.option("--args", envvar="ARGS", default="[]", help="its arguments, a JSON array")
+@click.option("--kwargs", envvar="KWARGS", default="{}", help="its keyword arguments, a JSON object")
+@click.option("--countdown", type=float, envvar="COUNTDOWN", help="seconds before it runs")
 @click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
 def send(task: str | None, args: str, kwargs: str, countdown: float | None, wait: float | None) -> None:
     """Send a task to the running stack; prints its id."""
@@ -230,10 +234,10 @@ def forward() -> None:
 
 
 @cli.command()
-@click.option("--id", "task_id", envvar="ID")
+@click.option("--id", "task_id", envvar="ID", help="the task's id")
 @click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
 @click.option("--forget", is_flag=True, envvar="FORGET", help="delete the result")
-@click.option("--watch", is_flag=True, envvar="WATCH", help="follow it to its end, with a bar")
+@click.option("--watch", is_flag=True, envvar="WATCH", help="follow the task until it ends, with a progress bar")
 def result(task_id: str | None, wait: float | None, forget: bool, watch: bool) -> None:
     """Show a task's state and result, by its id."""
     if not task_id:
@@ -260,7 +264,7 @@ def status() -> None:
 
 @cli.command()
 def doctor() -> None:
-    """Look at the machine and at the stack, if one runs, and say what is wrong and how to fix it."""
+    """Check the machine and the running stack, and print each fault and how to fix it."""
     from celery_kit.operate.look.doctor import CODE, KIT, Code, Scene, show
 
     try:
@@ -281,9 +285,11 @@ def doctor() -> None:
 
 
 @cli.command()
-@click.option("--every", type=click.FloatRange(0.2, 60), default=2, envvar="EVERY", show_envvar=True, help="seconds")
+@click.option(
+    "--every", type=click.FloatRange(0.2, 60), default=2, envvar="EVERY", show_envvar=True, help="seconds between two looks"
+)
 def top(every: float) -> None:
-    """Show the same again and again, until Ctrl-C."""
+    """Show the status again and again, until Ctrl-C."""
     stack = running_stack()
     _join(stack)
     from celery_kit.operate.look import top  # not before the environment names the stack
@@ -326,7 +332,7 @@ def dead(retry: str | None, drop: str | None) -> None:
 
 
 @cli.command()
-@click.option("--follow", is_flag=True, envvar="FOLLOW", help="go on until Ctrl-C")
+@click.option("--follow", is_flag=True, envvar="FOLLOW", help="follow until Ctrl-C")
 def logs(follow: bool) -> None:
     """Show the running stack's logs."""
     running_stack().logs(follow)
@@ -351,7 +357,7 @@ def demo(pool: str, backend: str) -> None:
 
 @cli.command()
 def dev() -> None:
-    """A worker of the running stack, on this machine, that starts again when code in app/ changes. Ctrl-C ends it."""
+    """Run a worker of the running stack on this machine, and restart it when code changes. Ctrl-C stops it."""
     given, stack = {"POOL": os.environ.get("POOL"), "CELERY_WORKER_QUEUES": os.environ.get("QUEUES")}, running_stack()
     inspected = _join(stack)
     os.environ.update({name: value for name, value in given.items() if value})
@@ -361,7 +367,7 @@ def dev() -> None:
 
 
 @cli.command()
-@click.option("--pool", "pools", type=click.Choice(list(POOLS)), multiple=True, envvar="POOL", help="all, if none is named")
+@click.option("--pool", "pools", type=click.Choice(list(POOLS)), multiple=True, envvar="POOL", help="default: all")
 @python_option
 @codebase_options
 def images(pools: tuple[str, ...], codebase: codebases.Codebase | None) -> None:
