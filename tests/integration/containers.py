@@ -228,7 +228,11 @@ class Running:
     def said(self, app: Celery) -> str:
         """What its workers hold now, and the last that they logged: for a cell that failed."""
         inspect = app.control.inspect(timeout=2)
-        parts = [f"{name}: {json.dumps(getattr(inspect, name)(), default=str)}" for name in ("active", "reserved", "scheduled")]
+        try:
+            held = {name: getattr(inspect, name)() for name in ("active", "reserved", "scheduled")}
+        except Exception as error:  # of a broker that does not answer: the cell's report is made all the same
+            held = {"not asked": str(error)}
+        parts = [f"{name}: {json.dumps(answer, default=str)}" for name, answer in held.items()]
         parts += [f"{role} logged:\n{worker.logs()[-20_000:]}" for role, worker in self.workers.items()]
         return "\n\n".join(parts)
 
