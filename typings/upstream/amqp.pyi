@@ -104,11 +104,7 @@ class Channel(AbstractChannel):
         no_local: bool = False,
         no_ack: bool = False,
         exclusive: bool = False,
-        nowait: bool = False,
-        callback: Callable[..., object] | None = None,
-        arguments: Mapping[str, object] | None = None,
-        on_cancel: Callable[..., object] | None = None,
-        argsig: str = "BssbbbbF",
+        **options: object,
     ) -> str: ...
     def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> object: ...
     def basic_get(self, queue: str = "", no_ack: bool = False, argsig: str = "Bsb") -> Message | None: ...
@@ -158,7 +154,6 @@ class Connection(AbstractChannel):
         ssl: Mapping[str, object] | bool = False,
         read_timeout: float | None = None,
         write_timeout: float | None = None,
-        socket_settings: Mapping[str, object] | None = None,
         **options: object,
     ) -> object: ...
     def channel(self) -> Any: ...

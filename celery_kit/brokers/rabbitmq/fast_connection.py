@@ -15,14 +15,13 @@ from contextlib import suppress
 from struct import pack
 from typing import TYPE_CHECKING
 
+from amqp import spec
 from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
 
 from celery_kit.brokers.rabbitmq import transport
-from celery_kit.brokers.rabbitmq.frames_in import DELIVER, END, METHOD, arguments
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
-from celery_kit.brokers.rabbitmq.read_ahead import SSLTransport, TCPTransport
-from celery_kit.brokers.rabbitmq.transport import Bounded
+from celery_kit.brokers.rabbitmq.read_ahead import METHOD, SSLTransport, TCPTransport, frame
 from celery_kit.brokers.rabbitmq.window import TURN, Window
 from celery_kit.engine.commit import commit
 from celery_kit.engine.wakeup import WakeUp
@@ -30,22 +29,19 @@ from celery_kit.engine.wakeup import WakeUp
 if TYPE_CHECKING:
     from amqp.protocol import queue_declare_ok_t
     from upstream.amqp import Channel as KombusChannel
-    from upstream.amqp import Message, Signature
+    from upstream.amqp import Message
     from upstream.kombu_hub import Hub
 
-    from celery_kit.base.types import Callback
     from celery_kit.brokers.rabbitmq.window import Rest
 else:
     KombusChannel = pyamqp.Channel
 
-_BASIC_ACK = (60, 80)
-
 
 def _ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
-    return pack(">BHIHHQBB", METHOD, channel, 13, *_BASIC_ACK, tag, multiple, END)
+    return frame(METHOD, channel, pack(">HHQB", *spec.Basic.Ack, tag, multiple))
 
 
-class Channel(Bounded, Publishing, KombusChannel):
+class Channel(Publishing, KombusChannel):
     """A channel that knows which deliveries are neither acknowledged nor rejected, so that one frame can acknowledge many."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -74,16 +70,6 @@ class Channel(Bounded, Publishing, KombusChannel):
             self._open.clear()
             self._acked.clear()
         self.window.forget()
-
-    def dispatch_method(self, method_sig: Signature, payload: bytes, content: Message) -> None:
-        """Handle a method that has arrived, a delivery with less work than py-amqp."""
-        if method_sig != DELIVER or self.is_closing or DELIVER in self._pending:
-            super().dispatch_method(method_sig, payload, content)
-            return
-        if self.auto_decode and (encoding := content.properties.get("content_encoding")):
-            with suppress(Exception):  # like py-amqp, which leaves a body that cannot be decoded as bytes
-                content.body = content.body.decode(encoding)
-        self._on_basic_deliver(*arguments(payload), content)
 
     def _delivered(self, tag: int, to_acknowledge: bool) -> int:
         with self._tags:
@@ -127,18 +113,12 @@ class Channel(Bounded, Publishing, KombusChannel):
         no_local: bool = False,
         no_ack: bool = False,
         exclusive: bool = False,
-        nowait: bool = False,
-        callback: Callback | None = None,
-        arguments: Mapping[str, object] | None = None,
-        on_cancel: Callback | None = None,
-        argsig: str = "BssbbbbF",
+        **options: object,
     ) -> str:
         """Consume a queue, like py-amqp. Returns the consumer tag."""
         if not (no_ack or exclusive) and consumer_tag:
-            self.window.add(queue, consumer_tag, no_local, arguments)
-        return super().basic_consume(
-            queue, consumer_tag, no_local, no_ack, exclusive, nowait, callback, arguments, on_cancel, argsig
-        )
+            self.window.add(queue, consumer_tag, no_local, options.get("arguments"))
+        return super().basic_consume(queue, consumer_tag, no_local, no_ack, exclusive, **options)
 
     def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> object:
         """Cancel a consumer, and requeue what is buffered for it."""
@@ -245,20 +225,11 @@ class Connection(transport.Connection):
         ssl: Mapping[str, object] | bool = False,
         read_timeout: float | None = None,
         write_timeout: float | None = None,
-        socket_settings: Mapping[str, object] | None = None,
-        **kwargs: object,
+        **options: object,
     ) -> object:
         """A socket that reads ahead, with py-amqp's arguments. Times are in seconds."""
         kind = SSLTransport if ssl else TCPTransport
-        return kind(
-            host,
-            connect_timeout=connect_timeout,
-            ssl=ssl,
-            read_timeout=read_timeout,
-            write_timeout=write_timeout,
-            socket_settings=socket_settings,
-            **kwargs,
-        )
+        return kind(host, connect_timeout, ssl=ssl, read_timeout=read_timeout, write_timeout=write_timeout, **options)
 
     @property
     def defers_acks(self) -> bool:
@@ -309,9 +280,9 @@ class Connection(transport.Connection):
             channel.refilling = False
             channel.window.hand_over()
         while source and source is self._transport:  # a handler may have closed the connection
-            frame = source.next_frame()
-            if frame is not None:
-                if self.on_inbound_frame(frame) and time.monotonic() > until:
+            received = source.next_frame()
+            if received is not None:
+                if self.on_inbound_frame(received) and time.monotonic() > until:
                     return
             elif not source.read_now():
                 return

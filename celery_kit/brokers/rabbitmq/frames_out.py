@@ -10,8 +10,7 @@ Source: amqp 5.4.2, basic_message.py (_serialize_properties), method_framing.py 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from struct import Struct, error
+from struct import Struct, error, pack
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -21,23 +20,18 @@ from amqp.serialization import dumps
 
 from celery_kit.base.correlation import SENT
 from celery_kit.base.messages import Part, Sample
-from celery_kit.brokers.rabbitmq.frames_in import BODY, END, HEADER, METHOD, OVERHEAD
+from celery_kit.brokers.rabbitmq.read_ahead import BODY, HEADER, METHOD, OVERHEAD, frame
+from celery_kit.brokers.rabbitmq.transport import Bounded
 from celery_kit.engine.parts import on
 
 if TYPE_CHECKING:
-    from upstream.amqp import Channel, Message, Signature
-
-    from celery_kit.base.types import Callback
+    from upstream.amqp import Channel, Message
 else:
     from amqp.basic_message import Message
 
     Channel = object
 
-CONFIRMS = [spec.Basic.Ack, spec.Basic.Nack]
-_CONFIRMED = {bytes((0, 60, 0, 80)): spec.Basic.Ack, bytes((0, 60, 0, 120)): spec.Basic.Nack}
-_PUBLISH = bytes((0, 60, 0, 40))
-#: A frame's kind, channel and size before its payload, and its end after it.
-_frame, _LAST = Struct(">BHI").pack, bytes((END,))
+_PUBLISH, _ACK, _NACK = (pack(">HH", *method) for method in (spec.Basic.Publish, spec.Basic.Ack, spec.Basic.Nack))
 _content, _long, _string, _double = Struct(">HHQ").pack, Struct(">I").pack, Struct(">cI").pack, Struct(">cd").pack
 #: Headers that differ for each message, like its ids.
 _OWN = ("argsrepr", "kwargsrepr", SENT)
@@ -89,10 +83,6 @@ def _text(value: str) -> bytes:
     return _string(b"S", len(data)) + data
 
 
-def _whole(kind: int, channel: int, data: bytes) -> bytes:
-    return b"".join((_frame(kind, channel, len(data)), data, _LAST))
-
-
 def frames(channel: int, part: Part) -> list[bytes]:
     """A message's frames: method, header and body. Raises one of _UNKNOWN if they cannot be encoded."""
     template = _templates.get(part.sample)
@@ -108,17 +98,12 @@ def frames(channel: int, part: Part) -> list[bytes]:
         _content(60, 0, len(part.body)), template.before, _long(len(headers)), headers, template.between, _short(part.id),
         _short(part.reply_to), template.after,
     )  # fmt: skip
-    made = [_whole(METHOD, channel, template.method), _whole(HEADER, channel, b"".join(header))]
-    return [*made, _whole(BODY, channel, part.body)] if part.body else made
+    made = [frame(METHOD, channel, template.method), frame(HEADER, channel, b"".join(header))]
+    return [*made, frame(BODY, channel, part.body)] if part.body else made
 
 
-def _confirmed(answer: Signature) -> None:
-    if answer == spec.Basic.Nack:
-        raise MessageNacked
-
-
-class Publishing(Channel):
-    """A mixin for a channel of py-amqp whose transport reads ahead (`read_ahead.py`)."""
+class Publishing(Bounded, Channel):
+    """A channel of py-amqp whose transport reads ahead (`read_ahead.py`)."""
 
     def confirm_select(self, nowait: bool = False) -> object:
         """Have the broker confirm what is published from now on. Raises the connection's errors."""
@@ -146,32 +131,21 @@ class Publishing(Channel):
         return True
 
     def publish_like(self, part: Part, timeout: float) -> bool:
-        """The same, and wait for the confirm as long. Raises the same errors as py-amqp's basic_publish_confirm."""
+        """The same, and wait for the confirm as long. Raises the errors of a producer's channel."""
         written = self.write_like(part, timeout)
         if written:
-            self.wait(CONFIRMS, _confirmed, timeout)
+            self.patiently(timeout, self._wait_for_confirm, timeout)
         return written
 
-    def wait(
-        self,
-        method: Signature | Sequence[Signature],
-        callback: Callback | None = None,
-        timeout: float | None = None,
-        returns_tuple: bool = False,
-    ) -> object:
-        """Wait for one of the methods, like py-amqp; read confirms here. `timeout`: seconds. Raises TimeoutError."""
-        if method != CONFIRMS or callback is None or self.events.get("basic_ack") or not on("frames_out"):
-            return super().wait(method, callback, timeout, returns_tuple)
-        connection = self.connection
-        if connection is None:
-            raise RecoverableConnectionError("connection already closed")
-        transport = connection.transport
-        with transport.having_timeout(timeout):
-            while True:
-                frame = kind, channel, data = transport.read_frame()
-                if channel == self.channel_id and kind == METHOD and (answer := _CONFIRMED.get(data[:4])):
+    def _wait_for_confirm(self, timeout: float) -> None:
+        """Read until the confirm. Raises TimeoutError, and MessageNacked if the broker refuses the message."""
+        with self.connection.transport.having_timeout(timeout):
+            while (connection := self.connection) is not None:
+                received = kind, channel, data = connection.transport.read_frame()
+                if kind == METHOD and channel == self.channel_id and (method := data[:4]) in (_ACK, _NACK):
                     connection.bytes_recv += 1
-                    return callback(answer)
-                connection.on_inbound_frame(frame)
-                if self.connection is None:
-                    raise RecoverableConnectionError("connection already closed")
+                    if method == _NACK:
+                        raise MessageNacked
+                    return
+                connection.on_inbound_frame(received)
+        raise RecoverableConnectionError("connection already closed")

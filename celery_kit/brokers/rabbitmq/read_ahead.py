@@ -1,4 +1,4 @@
-"""py-amqp's sockets with fewer system calls: one read takes what has arrived, up to 64 KiB.
+"""AMQP's frames, and py-amqp's sockets with fewer system calls: one read takes what has arrived, up to 64 KiB.
 
 A message has three frames. py-amqp reads the seven bytes of a frame's header, its payload and its last byte one after the
 other, and changes the socket's time limit around each frame. Source: amqp 5.4.2, transport.py.
@@ -9,12 +9,10 @@ from __future__ import annotations
 import socket
 import threading
 from ssl import SSLWantReadError
-from struct import unpack_from
+from struct import Struct
 from typing import TYPE_CHECKING
 
 from amqp.exceptions import UnexpectedFrame
-
-from celery_kit.brokers.rabbitmq.frames_in import END, OVERHEAD
 
 if TYPE_CHECKING:
     from upstream import amqp as amqp_transport
@@ -28,6 +26,16 @@ else:
 
 #: The most bytes of one read.
 AHEAD = 65_536
+#: Kinds of frames.
+METHOD, HEADER, BODY = 1, 2, 3
+#: A frame's kind, channel and size before its payload, its last byte, and the bytes around its payload.
+_start, END = Struct(">BHI"), 0xCE
+OVERHEAD = _start.size + 1
+
+
+def frame(kind: int, channel: int, payload: bytes) -> bytes:
+    """A frame as it is sent."""
+    return b"%b%b%c" % (_start.pack(kind, channel, len(payload)), payload, END)
 
 
 class ReadAhead(SocketTransport):
@@ -56,14 +64,14 @@ class ReadAhead(SocketTransport):
         data, at = self._data, self._at
         if len(data) < at + OVERHEAD:
             return None
-        kind, channel, size = unpack_from(">BHI", data, at)
+        kind, channel, size = _start.unpack_from(data, at)
         end = at + OVERHEAD + size
         if len(data) < end:
             return None
         if data[end - 1] != END:
             raise UnexpectedFrame(f"Received frame_end {data[end - 1]:#04x} while expecting {END:#04x}")
         self._at = end
-        return kind, channel, data[at + 7 : end - 1]
+        return kind, channel, data[at + _start.size : end - 1]
 
     def read_frame(self, unpack: Callback | None = None) -> tuple[int, int, bytes]:
         """The next frame. Raises TimeoutError after the socket's time limit, and OSError if the connection is lost."""

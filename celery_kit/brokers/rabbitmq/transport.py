@@ -96,7 +96,8 @@ class Bounded(AbstractChannel):
         """
         connection, wait = self.connection, super().wait
         if self.patience is not None:
-            return self._wait_patiently(method, callback, timeout or self.patience, returns_tuple)
+            seconds = timeout or self.patience
+            return self.patiently(seconds, wait, method, callback, seconds, returns_tuple)
         if timeout is not None or connection is None:
             return wait(method, callback, timeout, returns_tuple)
         try:
@@ -105,12 +106,11 @@ class Bounded(AbstractChannel):
             connection.collect()
             raise RecoverableConnectionError("the broker has not answered in time") from error
 
-    def _wait_patiently(
-        self, method: Signature | Sequence[Signature], callback: Callback | None, seconds: float, returns_tuple: bool
-    ) -> object:
+    def patiently(self, seconds: float, wait: Callback, *args: object) -> object:
+        """Call `wait`, which waits for an answer for so many seconds. Raises the errors of a producer's channel."""
         connection = self.connection
         try:
-            answer: object = super().wait(method, callback, seconds, returns_tuple)
+            answer = wait(*args)
         except TimeoutError as error:
             blocked = connection is not None and connection.blocked
             alarm = "; it blocks publishers: it has a memory or disk alarm" if blocked else ""

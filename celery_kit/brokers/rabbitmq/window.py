@@ -14,7 +14,7 @@ Sources: https://www.rabbitmq.com/docs/consumer-prefetch; amqp 5.4.2, channel.py
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
@@ -60,7 +60,7 @@ class Consumer:
     now: str
     prefetch: int
     no_local: bool
-    arguments: Mapping[str, object] | None
+    arguments: object
     ahead: int = 0
     out: int = 0
 
@@ -98,7 +98,7 @@ class Window:
 
     # Called by kombu
 
-    def add(self, queue: str, tag: str, no_local: bool, arguments: Mapping[str, object] | None) -> None:
+    def add(self, queue: str, tag: str, no_local: bool, arguments: object) -> None:
         """kombu has started to consume with acknowledgements."""
         if self.prefetch and queue in self.lasting:
             self._consumers[tag] = Consumer(queue, tag, tag, self.prefetch, no_local, arguments)

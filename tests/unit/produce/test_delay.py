@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from functools import wraps
+from struct import pack
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +15,6 @@ from weakref import ref
 
 import pytest
 from amqp import spec
-from amqp.exceptions import MessageNacked
 from amqp.serialization import decode_properties_basic
 from celery import Celery, Task, _state, signals
 from kombu import Producer as KombuProducer
@@ -347,13 +347,11 @@ class Channel(Publishing):
 
     def __init__(self, answer: Any = spec.Basic.Ack) -> None:
         self.written: list[bytes] = []
-        self.answer = answer
+        self.returned: list[str] = []
         self.channel_id, self._confirm_selected = 7, True
-        transport = SimpleNamespace(having_timeout=lambda _: nullcontext())
-        self.connection = SimpleNamespace(frame_max=131_072, transport=transport, send_frames=self.written.extend)
-
-    def wait(self, method: Any, callback: Any = None, *_: Any) -> Any:
-        return callback(self.answer)
+        confirm = (1, 7, pack(">HHQB", *answer, 1, False))
+        transport = SimpleNamespace(having_timeout=lambda _: nullcontext(), read_frame=lambda: confirm)
+        self.connection = SimpleNamespace(frame_max=131_072, bytes_recv=0, transport=transport, send_frames=self.written.extend)
 
 
 @pytest.mark.parametrize("reply_to", ["", "é"])
@@ -379,7 +377,7 @@ def test_a_messages_header_is_written_from_its_samples(wire: Wire, reply_to: str
 
 def test_a_message_that_the_broker_does_not_take_is_an_error(wire: Wire) -> None:
     wire.task.delay(1)
-    with pytest.raises(MessageNacked):
+    with pytest.raises(RefusedError):
         Channel(spec.Basic.Nack).publish_like(wire.likes[0], 1)
 
 
