@@ -30,7 +30,7 @@ from celery_kit.engine import parts, pipes, prefetch
 from celery_kit.fixes import delayed_messages
 from celery_kit.observe import health, runs, tracing, vitals
 from celery_kit.pools import table
-from celery_kit.produce import delay, spool
+from celery_kit.produce import alike, delay, spool
 from celery_kit.worker import dead_lettering, grace
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class Kit(Celery):
     @cached_property
     def delays(self) -> delay.Delays:
         """The fast path of `delay()`: it reuses the message of an earlier call (celery_kit/produce/delay.py)."""
-        return delay.Delays(self, Kit.send_task)
+        return delay.Delays(self)
 
     @cached_property
     def spooled(self) -> spool.Spooled | None:
@@ -176,6 +176,9 @@ def combined(named: str | type | None, kits: str | type | None) -> type:
 def _is_celerys_own(app: Celery | None) -> bool:
     """Whether there is no default app, or only the one that Celery creates for itself if nobody else has."""
     return app is None or (type(app) is Celery and app.main == "default" and not vars(app)["set_as_current"])
+
+
+alike.OWN_FILES.add(__file__)  # of `send_task`
 
 
 def install(app: Celery) -> None:

@@ -37,10 +37,9 @@ class UnconfirmedError(OperationalError):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A message exactly as Celery publishes it, with its body serialized: the pattern for other messages like it."""
+    """What Celery publishes a message with, beside its body: the pattern for other messages like it."""
 
     id: str
-    body: bytes
     priority: int | None
     content_type: str
     content_encoding: str

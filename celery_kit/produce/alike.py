@@ -8,10 +8,11 @@ to see each call: a signal's receiver, a router that is a function, an `apply_as
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from celery import Celery, Task, signals
 from celery.app.routes import MapRoute
@@ -21,12 +22,10 @@ from kombu import Producer as KombuProducer
 
 from celery_kit.base.correlation import SENT
 from celery_kit.base.messages import Part, Sample
-from celery_kit.base.types import AnyResult, Headers, Options
+from celery_kit.base.types import AnyResult, AnyTask, Headers, Options
+from celery_kit.engine.parts import DELAY, PRODUCER, SEND_MANY, on
 from celery_kit.engine.quick_json import JSON, kombus_writer, text_of
 from celery_kit.produce.publishing import Producer, brief, must_arrive
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 #: Headers of a task's message that may be left out, with the value that a worker then assumes.
 SILENT: Options = {
@@ -46,20 +45,6 @@ class Call(NamedTuple):
     args: Sequence[object] = ()
     kwargs: Mapping[str, object] = {}
     options: Mapping[str, object] = {}
-
-
-class Callee(Protocol):
-    """A task, or a name that stands for one (`delay.Named`)."""
-
-    @property
-    def typing(self) -> bool:
-        """Whether its arguments are checked when it is sent."""
-
-    @property
-    def serializer(self) -> str | None: ...
-
-    @property
-    def apply_async(self) -> Callable[..., AnyResult]: ...
 
 
 class Published(NamedTuple):
@@ -128,42 +113,27 @@ class _Recorder(KombuProducer):
 
 
 class Maker:
-    """Makes messages of one task, sent with these options over one producer."""
+    """Makes messages of one task, sent with these options over one producer. `side`: DELAY or SEND_MANY."""
 
-    def __init__(self, app: Celery, task: Callee, options: Options, producer: Producer) -> None:
+    def __init__(self, app: Celery, task: AnyTask, options: Options, producer: Producer, side: str) -> None:
         self.app, self.task, self.options, self.producer = app, task, options, producer
         self.recorder = _Recorder(producer)
         #: What this producer has declared, by its hash.
         self.declared: dict[int, Exchange | Queue] = {}
-        self.celery_makes_each = self._celery_makes_each()
+        self.celery_makes_each = any(reason.holds(self) for reason in REASONS if side in reason.sides)
 
-    def pattern(self, part: Part) -> Pattern | None:
-        """The pattern of the last recorded message; None if its body is not plain JSON."""
+    def first(self, call: Call) -> tuple[Part, Pattern | None]:
+        """The message of a call, made by Celery, and the pattern for others; None if its body is not plain JSON."""
+        part = self.recorded(call)
         if part.sample.headers.get("compression") or part.sample.content_type != JSON:  # by the task, or its route
-            return None
-        return Pattern(self.app, part.sample, self.recorder.raw[2], self.options)
-
-    def _celery_makes_each(self) -> bool:
-        """Whether Celery must make each message: something has to see it, or its body is not plain JSON."""
-        conf = self.app.conf
-        return bool(
-            publishing_has_receivers()
-            or not kombus_writer()
-            or not all(isinstance(route, MapRoute) for route in self.app.amqp.routes)
-            or not all(map(is_celerys, path(self.task)))
-            or conf.task_send_sent_event
-            or conf.task_protocol != 2
-            or self.options.get("compression")
-            or conf.task_compression
-            or (self.options.get("serializer") or self.task.serializer or conf.task_serializer) != "json"
-        )
+            return part, None
+        return part, Pattern(self.app, part.sample, self.recorder.raw[2], self.options)
 
     def recorded(self, call: Call) -> Part:
         """The message of a call, made by Celery, with its queue declared. Raises as apply_async."""
         options = {**self.options, **call.options}
-        result = self.task.apply_async(
-            tuple(call.args), dict(call.kwargs), producer=self.recorder, add_to_parent=False, **options
-        )
+        send: Callable[..., AnyResult] = self.task.apply_async
+        result = send(tuple(call.args), dict(call.kwargs), producer=self.recorder, add_to_parent=False, **options)
         made = self.recorder.recorded
         for entity in made.declare or ():
             if hash(entity) not in self.declared:
@@ -173,7 +143,6 @@ class Maker:
         task_id, headers, properties = result.id, made.headers, made.properties
         sample = Sample(
             task_id,
-            body,
             made.priority,
             made.content_type,
             made.content_encoding,
@@ -195,17 +164,23 @@ def needed(headers: Headers) -> Headers:
     return {name: value for name, value in headers.items() if name not in SILENT or value != SILENT[name]}
 
 
-def path(task: Callee) -> tuple[object, ...]:
+def path(app: Celery, task: AnyTask) -> tuple[object, ...]:
     """The functions that a call of this task passes."""
-    return getattr(task.apply_async, "__func__", None), Task.apply_async, Celery.send_task, KombuProducer.publish
+    return (
+        _function(app.send_task), _function(task.apply_async), Task.apply_async, Celery.send_task, KombuProducer.publish
+    )  # fmt: skip
 
 
-def is_celerys(function: object) -> bool:
-    """Whether a function is Celery's or kombu's own, or the kit's in its place, and not wrapped."""
+def _function(method: object) -> object:
+    return getattr(method, "__func__", None)
+
+
+def is_own(function: object) -> bool:
+    """Whether a function is Celery's, kombu's or the kit's, and not wrapped."""
     return type(function) is FunctionType and function.__code__.co_filename in OWN_FILES
 
 
-def check_arguments(task: Callee, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
+def check_arguments(task: object, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
     """Raises TypeError if the task does not take these, as apply_async does. A task that is a class takes any."""
     if check := getattr(task, "__header__", None):
         check(*args, **kwargs)
@@ -214,3 +189,36 @@ def check_arguments(task: Callee, args: Sequence[object], kwargs: Mapping[str, o
 def publishing_has_receivers() -> bool:
     """Whether a signal of publishing has a receiver."""
     return any(signal.receivers for signal in SIGNALS)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why Celery has to make each message. `sides`: for `delay()`, for `send_many`, or for both."""
+
+    what: str
+    holds: Callable[[Maker], object]
+    sides: tuple[str, ...] = PRODUCER
+
+
+REASONS = (
+    Reason("the part is left out", lambda _: not on("alike"), (DELAY,)),
+    Reason("the part is left out", lambda _: not on("many_alike"), (SEND_MANY,)),
+    Reason("a receiver of a signal sees each", lambda _: publishing_has_receivers()),
+    Reason("an event tells of each", lambda maker: maker.app.conf.task_send_sent_event),
+    Reason("a router is a function", lambda maker: not all(isinstance(one, MapRoute) for one in maker.app.amqp.routes)),
+    Reason("a function that each passes is a user's", lambda maker: not all(map(is_own, path(maker.app, maker.task)))),
+    Reason("each is named by its arguments", lambda maker: _function(maker.task.shadow_name) is not Task.shadow_name),
+    Reason("Pydantic writes the arguments", lambda maker: getattr(maker.task, "_dump_pydantic_arguments", False)),
+    Reason("the protocol is an earlier one", lambda maker: maker.app.conf.task_protocol != 2),
+    Reason("the body is compressed", lambda maker: maker.options.get("compression") or maker.app.conf.task_compression),
+    Reason(
+        "the body is not JSON",
+        lambda maker: (maker.options.get("serializer") or maker.task.serializer or maker.app.conf.task_serializer) != "json",
+    ),
+    Reason("a user's encoder writes JSON", lambda _: not kombus_writer()),
+    Reason("each expires at its own time", lambda maker: maker.task.expires, (DELAY,)),
+    Reason("the task runs at once", lambda maker: maker.app.conf.task_always_eager, (DELAY,)),
+    Reason("it is published without retries", lambda maker: not maker.app.conf.task_publish_retry, (DELAY,)),
+    Reason("it may be stored in the spool", lambda maker: getattr(maker.app, "spooled", None), (DELAY,)),
+    Reason("the broker publishes no such messages", lambda maker: not getattr(maker.producer, "like", None), (DELAY,)),
+)

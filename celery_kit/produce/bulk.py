@@ -14,13 +14,13 @@ from celery_kit.base.ids import ids
 from celery_kit.base.messages import Part, UnconfirmedError, message_of
 from celery_kit.brokers import room
 from celery_kit.brokers.contract import Bulk
-from celery_kit.engine.parts import on
-from celery_kit.produce.alike import Call, Callee, Maker, Pattern, check_arguments
+from celery_kit.engine.parts import SEND_MANY, on
+from celery_kit.produce.alike import Call, Maker, Pattern, check_arguments
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from celery_kit.base.types import Channel, Connection, Options
+    from celery_kit.base.types import AnyTask, Channel, Connection, Options
     from celery_kit.produce.publishing import Producer
 
 #: Messages that are confirmed together. A larger number gains nothing, and it is how many are uncertain after a failure.
@@ -65,11 +65,10 @@ class OneByOne:
 class Sender(Maker):
     """Sends calls of one task over one producer."""
 
-    def __init__(self, app: Celery, task: Callee, options: Options, producer: Producer) -> None:
-        super().__init__(app, task, options, producer)
+    def __init__(self, app: Celery, task: AnyTask, options: Options, producer: Producer) -> None:
+        super().__init__(app, task, options, producer, SEND_MANY)
         self.bulk_class: type[Bulk] = getattr(room(app.conf.broker_write_url), "bulk", None) or OneByOne
         self.ids = ids() if on("quick_ids") else iter(uuid, "")
-        self.celery_makes_each = self.celery_makes_each or not on("many_alike")
         self._pattern: Pattern | None = None
 
     def send(self, calls: Iterable[Call]) -> list[str]:
@@ -141,8 +140,7 @@ class Sender(Maker):
         if self.task.typing:
             check_arguments(self.task, call.args, call.kwargs)
         if not self._pattern:
-            first = self.recorded(call)
-            self._pattern = self.pattern(first)
+            first, self._pattern = self.first(call)
             self.celery_makes_each = self._pattern is None
             return first
         sample = self._pattern.sample

@@ -12,23 +12,23 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery.app import task as celerys
 
 from celery_kit.base.correlation import given, now
 from celery_kit.base.ids import new_id
 from celery_kit.base.messages import Part
-from celery_kit.engine.parts import on
+from celery_kit.engine.parts import DELAY
 from celery_kit.engine.quick_json import kombus_writer
-from celery_kit.produce.alike import OWN_FILES, Call, Callee, Maker, Pattern, check_arguments, path, publishing_has_receivers
+from celery_kit.produce.alike import OWN_FILES, Call, Maker, Pattern, check_arguments, path, publishing_has_receivers
 
 if TYPE_CHECKING:
     from kombu import Exchange, Queue
 
-    from celery_kit.base.types import AnyResult, Options
+    from celery_kit.base.types import AnyResult, Headers, Options
     from celery_kit.kit import Kit
-    from celery_kit.produce.publishing import AMQP, Producer
+    from celery_kit.produce.publishing import AMQP
 
 CelerysTask: Any = celerys.Task  # the stubs lack what is used here
 _NOTHING: Options = {}
@@ -57,40 +57,21 @@ class Task(CelerysTask):  # type: ignore[misc]
         return sent
 
 
-OWN_FILES.add(Task.apply_async.__code__.co_filename)
+OWN_FILES.add(__file__)  # of `Task.apply_async`, and of that of Named
 
 
-class Sent(Callee, Protocol):
-    """A task, or a name that stands for one, as `delay()` and `send_task` send it."""
-
-    name: str
-    ignore_result: bool | None
-    shadow_name: Callable[..., object]
-    _dump_pydantic_arguments: object
-
-    @property
-    def expires(self) -> object: ...
-
-    def _get_exec_options(self) -> Mapping[str, Any]: ...
-
-    def AsyncResult(self, task_id: str) -> AnyResult: ...
-
-
-class Named:
+class Named(CelerysTask):  # type: ignore[misc]
     """A task's name, for `send_task`, in place of a task. If the app has the task, Celery uses its options (a queue, a
     priority …), and does not check its arguments.
     """
 
     typing = False
-    ignore_result: bool | None = None
-    shadow_name = CelerysTask.shadow_name
-    _dump_pydantic_arguments: object = None
 
-    def __init__(self, app: Kit, name: str) -> None:
-        self.app, self.name = app, name
+    def __init__(self, kit: Kit, name: str) -> None:
+        self.kit, self.name = kit, name
 
-    def _get_exec_options(self) -> Mapping[str, Any]:
-        task = vars(self.app)["_tasks"].get(self.name)  # as Celery does, without loading all tasks
+    def _get_exec_options(self) -> Headers:
+        task = vars(self.kit)["_tasks"].get(self.name)  # as Celery does, without loading all tasks
         return task._get_exec_options() if task else _NOTHING
 
     @property
@@ -105,12 +86,12 @@ class Named:
 
     def apply_async(self, args: Sequence[object], kwargs: Options, **options: object) -> AnyResult:
         """Send the task by its name. Raises as send_task."""
-        send: Callable[..., AnyResult] = self.app.send_task
+        send: Callable[..., AnyResult] = self.kit.send_task
         return send(self.name, args, kwargs, **options)
 
     def AsyncResult(self, task_id: str) -> AnyResult:
         """The result of a message with this id."""
-        return self.app.AsyncResult(task_id)
+        return self.kit.AsyncResult(task_id)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +108,10 @@ class _Plan:
 
 
 class Delays:
-    """The plans of an app's tasks. `send_task`: the app's own. If another function has replaced it, that sees each call."""
+    """The plans of an app's tasks."""
 
-    def __init__(self, app: Kit, send_task: Callable[..., object]) -> None:
-        self.app, self.send_task = app, send_task
+    def __init__(self, app: Kit) -> None:
+        self.app = app
         self._plans: dict[tuple[object, ...], _Plan] = {}
 
     @cached_property
@@ -138,84 +119,56 @@ class Delays:
         """The app's."""
         return self.app.amqp
 
-    def send(self, task: Sent, args: Sequence[object], kwargs: Options, options: Options) -> AnyResult | None:
+    def send(self, task: Task | Named, args: Sequence[object], kwargs: Options, options: Options) -> AnyResult | None:
         """Publish, and return the result; None if Celery has to do so. `options`: those in KEPT. Raises as apply_async."""
-        app = self.app
-        if (
-            not on("alike")
-            or publishing_has_receivers()
-            or given() is not None
-            or app.current_worker_task
-            or not kombus_writer()
-        ):
+        if publishing_has_receivers() or not kombus_writer() or given() is not None or self.app.current_worker_task:
             return None
         if type(args) not in (tuple, list) or type(kwargs) is not dict:
             return None
+        if not all(type(value) in (str, int) for value in options.values()):
+            return None
         if task.typing:
             check_arguments(task, args, kwargs)
-        key: tuple[object, ...] = (task.name, type(task) is Named)
-        if options:
-            if not all(type(value) in (str, int) for value in options.values()):
-                return None
-            key = (*key, *sorted(options.items()))
+        key = (task.name, type(task) is Named, *sorted(options.items()))
         plan = self._plans.get(key)
         if plan is None or not self._is_current(plan, task):
-            return self._make_plan(key, task, args, kwargs, options)
+            return self._make_plan(key, task, Call(args, kwargs), options)
         if plan.pattern is None:
             return None
         try:
-            part = plan.pattern.part(new_id(), args, kwargs, now(), app.thread_oid)
+            part = plan.pattern.part(new_id(), args, kwargs, now(), self.app.thread_oid)
         except (TypeError, ValueError):  # Celery reports what JSON cannot represent
             return None
         return self._publish(plan, task, part)
 
-    def _inputs(self, task: Sent) -> tuple[Any, ...]:
-        app = self.app
-        conf, functions = app.conf, (getattr(app.send_task, "__func__", None), *path(task))
+    def _inputs(self, task: Task | Named) -> Inputs:
+        conf, options, functions = self.app.conf, task._get_exec_options(), path(self.app, task)
+        changes = conf.changes and {**conf.changes}
         # A forked child has another origin.
-        return conf, conf.changes, task._get_exec_options(), task.ignore_result, self.amqp.routes, functions, os.getpid()
+        return conf, changes, {**options}, task.ignore_result, self.amqp.routes, functions, os.getpid()
 
-    def _is_current(self, plan: _Plan, task: Sent) -> bool:
+    def _is_current(self, plan: _Plan, task: Task | Named) -> bool:
         found = self.amqp.queues.get
         return plan.inputs == self._inputs(task) and all(found(name) is queue for name, queue in plan.queues.items())
 
-    def _make_plan(
-        self, key: tuple[object, ...], task: Sent, args: Sequence[object], kwargs: Options, given: Options
-    ) -> AnyResult | None:
+    def _make_plan(self, key: tuple[object, ...], task: Task | Named, call: Call, options: Options) -> AnyResult | None:
         """Have Celery make the message of a call, and store the plan for those like it."""
-        app = self.app
         if len(self._plans) >= _MOST:
             self._plans.clear()
-        conf, changes, options, *rest = self._inputs(task)
-        inputs = (conf, dict(changes), dict(options), *rest)
-        with app.producer_or_acquire() as producer:
-            maker = Maker(app, task, given, producer)
-            if maker.celery_makes_each or self._is_celerys(task, producer):
-                self._plans[key] = _Plan(inputs, {}, bool(task.ignore_result))
+        conf, inputs, ignored = self.app.conf, self._inputs(task), bool(task.ignore_result)
+        with self.app.producer_or_acquire() as producer:
+            maker = Maker(self.app, task, options, producer, DELAY)
+            if maker.celery_makes_each:
+                self._plans[key] = _Plan(inputs, {}, ignored)
                 return None
-            part = maker.recorded(Call(args, kwargs))
+            part, pattern = maker.first(call)
             declare = maker.recorder.recorded.declare or ()
             queues = {queue.name: self.amqp.queues.get(queue.name) for queue in declare}
             waits = producer.timeout_of(conf.task_publish_retry_policy), conf.broker_pool_acquire_timeout
-            plan = _Plan(inputs, queues, bool(task.ignore_result), maker.pattern(part), declare, *waits)
-            self._plans[key] = plan
+            plan = self._plans[key] = _Plan(inputs, queues, ignored, pattern, declare, *waits)
         return self._publish(plan, task, part)
 
-    def _is_celerys(self, task: Sent, producer: Producer) -> bool:
-        """Whether Celery has to make each message of this task."""
-        app = self.app
-        return bool(
-            not getattr(producer, "like", None)
-            or getattr(app.send_task, "__func__", None) is not self.send_task
-            or app.spooled
-            or app.conf.task_always_eager
-            or not app.conf.task_publish_retry
-            or type(task).shadow_name is not CelerysTask.shadow_name
-            or task._dump_pydantic_arguments
-            or task.expires
-        )
-
-    def _publish(self, plan: _Plan, task: Sent, part: Part) -> AnyResult:
+    def _publish(self, plan: _Plan, task: Task | Named, part: Part) -> AnyResult:
         backend = self.app.backend
 
         def step() -> None:

@@ -8,7 +8,7 @@ closes a producer's channel after each message and opens another for the next, w
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -88,31 +88,17 @@ class Producer(KombuProducer):
     explain: Callable[[BaseException], str | None] | None = None
 
     def publish(  # type: ignore[override]  # kombu spells all options out
-        self,
-        body: object,
-        retry: bool = False,
-        retry_policy: RetryPolicy | None = None,
-        *,
-        declare: Collection[Exchange | Queue] | None = None,
-        exchange: Exchange | str | None = None,
-        routing_key: str | None = None,
-        mandatory: bool | None = None,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
-        **options: object,
+        self, body: object, retry: bool = False, retry_policy: RetryPolicy | None = None, **options: Any
     ) -> object:
         """Publish a message, as kombu's, and wait for the broker's confirm. Timeouts are in seconds.
 
         Raises OperationalError if the broker is unavailable, RefusedError or UnroutedError if it refuses the message.
         """
-        options.update(
-            declare=declare,
-            exchange=exchange,
-            routing_key=routing_key,
-            mandatory=must_arrive(declare, exchange, routing_key) if mandatory is None else mandatory,
-            timeout=timeout or self.broker_timeout,
-            confirm_timeout=confirm_timeout or self.broker_timeout,
-        )
+        if options.get("mandatory") is None:
+            declared, exchange, key = map(options.get, ("declare", "exchange", "routing_key"))
+            options["mandatory"] = must_arrive(declared, exchange, key)
+        for name in ("timeout", "confirm_timeout"):
+            options[name] = options.get(name) or self.broker_timeout
         publish: Callback = super().publish
         if not retry:
             return publish(body, **options)
@@ -279,22 +265,6 @@ class AMQP(AMQPBase):  # type: ignore[misc]
             return send(producer, name, message, headers=correlation.named(headers), **options)
 
         return send_task_message
-
-    def as_task_v2(
-        self,
-        task_id: str,
-        name: str,
-        args: Sequence[object] | None = None,
-        kwargs: Mapping[str, object] | None = None,
-        *more: object,
-        **options: object,
-    ) -> task_message:
-        """A task's message, as Celery's, with its arguments described by :func:`brief` if they may be."""
-        for header, arguments in (("argsrepr", args or ()), ("kwargsrepr", kwargs or {})):
-            if options.get(header) is None:
-                options[header] = brief(arguments)  # Celery's saferepr takes a tenth of a `delay()`
-        message: task_message = super().as_task_v2(task_id, name, args, kwargs, *more, **options)
-        return message
 
     @property
     def producer_pool(self: Any) -> Producers:

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from celery import Celery, signals
+from celery import signals
 from celery.app.task import Context
 from celery.utils.saferepr import saferepr
 
@@ -36,17 +36,6 @@ def test_what_is_not_plain_is_left_to_saferepr() -> None:
     some: tuple[Any, ...] = ([1],), ("x" * 100,), {"a": {}}, tuple(range(1_000)), {1, 2}, "text", None
     for values in some:
         assert brief(values) is None
-
-
-@pytest.mark.parametrize(
-    ("args", "kwargs"), [((1, "a"), {"b": None}), (None, None), ([1], {}), ((object,), {"x": [1]}), (("x" * 2_000,), {})]
-)
-def test_a_message_describes_its_arguments_as_celery_does(args: Any, kwargs: Any) -> None:
-    app = Kit("nowhere", set_as_current=False, broker="memory://")
-    theirs = Celery("nowhere", set_as_current=False, broker="memory://")
-    made = [one.amqp.as_task_v2("id", "name", args, kwargs, origin="here") for one in (app, theirs)]
-    assert made[0] == made[1]
-    assert app.amqp.as_task_v2("id", "name", args, kwargs, argsrepr="mine").headers["argsrepr"] == "mine"
 
 
 #: Stands where a producer would: nothing is sent here.

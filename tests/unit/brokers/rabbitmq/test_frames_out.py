@@ -18,7 +18,7 @@ HEADERS = {
     "argsrepr": "", "sent": 0.0, "kwargsrepr": "",
 }  # fmt: skip
 SAMPLE = Sample(
-    "@", b"", 0, "application/json", "utf-8", HEADERS, {"delivery_mode": 2, "expiration": "5"}, "exchange", "a.key", True
+    "@", 0, "application/json", "utf-8", HEADERS, {"delivery_mode": 2, "expiration": "5"}, "exchange", "a.key", True
 )
 PART = Part(SAMPLE, "é" * 18, b"{}", "(\udc80,)", "{'é': 1}", 1.5, "reply")
 CELERYS = {

@@ -135,7 +135,7 @@ def producer(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Any]:
 def publish(channel: Any) -> None:
     """Publish a message, in the engine's own way."""
     if like := getattr(channel, "publish_like", None):
-        assert like(Part(Sample("", b"", None, "", "", {}, {}, "", "some", False), "id", b"some", "", "", 0, ""), PATIENCE)
+        assert like(Part(Sample("", None, "", "", {}, {}, "", "some", False), "id", b"some", "", "", 0, ""), PATIENCE)
     else:
         channel.basic_publish(Message("some"), routing_key="some")
 
