@@ -102,11 +102,9 @@ class Commit:
     def _forget(self) -> None:
         """Reset. A forked child does so, because a thread of its parent may have held a lock."""
         self.running = self._grouping = self._lazy = False
-        #: In a child process of a pool: its task, whether the task's code has returned, and the task's result, which is passed
-        #: to the parent unless something in the child reads it before that.
+        #: In a child process of a pool: its task, and whether the task's code has returned.
         self.child = self.ending = False
         self.task_id: str | None = None
-        self.carried: Write | None = None
         #: The last results passed to the parent, which may not have stored them yet.
         self._passed_on: dict[str, Write] = {}
         #: The parent has no other result to batch with this one: the child stores it.
@@ -119,7 +117,7 @@ class Commit:
         self._bytes = 0
         self._since: float | None = None  # when the group's first result was added, by the monotonic clock
         self._lock = threading.Lock()
-        self._flushing = threading.Lock()
+        self._flushing = threading.RLock()  # the garbage collector may read a result (before_raw_read) at any time
         self._flusher: int | None = None
         self._waiting = threading.Event()
         self._unavailable = self._in_loop = self._sending = False
@@ -169,13 +167,16 @@ class Commit:
         return late
 
     def result(self, write: Write) -> None:
-        """Add to the group a state that :meth:`takes` allows. It replaces the task's earlier state, unless that must last."""
-        if self.child and write.state == states.SUCCESS:
-            if not self._stored_here(write):
-                self._carry(write)
-            return
+        """Add to the group a state that :meth:`takes` allows. It replaces the task's earlier state, unless that must last.
+
+        A child process stores its task's result at once if it is large or alone, and otherwise hands it over.
+        """
         self._take(write)
-        if self._bytes >= BYTES:
+        if self.child and write.state == states.SUCCESS:
+            if self.alone or write.bytes > CARRIED:
+                with suppress(Exception):  # if it cannot be stored, it is handed over
+                    self.flush()
+        elif self._bytes >= BYTES:
             self.try_flush()
 
     def store(self, write: Write) -> None:
@@ -192,41 +193,23 @@ class Commit:
             self._bytes += write.bytes
             self._begin()
 
-    def _stored_here(self, write: Write) -> bool:
-        """Whether this child process has stored its task's result itself, because it is large or alone."""
-        if not self.alone and write.bytes <= CARRIED:
-            return False
-        self._take(write)
-        try:
-            self.flush()
-        except Exception:
-            return False  # the parent tries again, and acknowledges the task after that
-        return True
-
-    def _carry(self, write: Write) -> None:
-        """Hold a result for the parent process, and drop the task's STARTED."""
-        with self._lock:
-            self._writes.pop(write.task_id, None)
-            self._bytes = sum(one.bytes for one in self._writes.values())
-            if not self._writes:
-                self._since = None
-            self.carried = write
-
     def hand_over(self, task_id: str) -> Write | None:
-        """The result of this task, for the parent to store; None if it is stored. Raises RuntimeError if it is another's."""
-        if write := self.carried:
-            self._passed_on[task_id] = write.of(task_id)
-            self.carried = None
+        """The result of the child's task, for the parent to store; None if it is stored."""
+        with self._flushing, self._lock:  # another thread may be storing it
+            write = self._writes.get(task_id)
+            if write is None or write.state != states.SUCCESS:
+                return None
+            self._passed_on[task_id] = self._writes.pop(task_id)
             if len(self._passed_on) > PASSED_ON:
                 del self._passed_on[next(iter(self._passed_on))]
+            if not self._writes:
+                self._bytes, self._since = 0, None
         return write
 
     def end(self) -> None:
         """Store what is left of the child's task, which has ended, before the parent is notified."""
         self.task_id, self.ending = None, False
-        if self._since is not None or self.carried:
-            self.try_flush()
-            self.carried = None
+        self.try_flush()
 
     def before_read(self, task_ids: Iterable[str]) -> None:
         """Store the results of these tasks, which this process is about to read."""
@@ -289,16 +272,12 @@ class Commit:
     def flush(self) -> None:
         """Store the group, then send its acknowledgements. If it cannot be stored it raises, and both wait."""
         me = threading.get_ident()
-        if self._flusher == me or (self._since is None and self.carried is None and not self._flushing.locked()):
+        if self._flusher == me or (self._since is None and self._flusher is None):
             return
         with self._flushing:
             self._flusher = me
             try:
-                if held := self.carried:
-                    self._take(held)
                 self._flush()
-                if self.carried is held:  # if storing it fails, the parent stores it
-                    self.carried = None
             finally:
                 self._flusher = None
 
