@@ -45,8 +45,6 @@ _signals_logger = logging.getLogger(Signal.__module__)
 
 #: A task's trace: it is called with the task's id, its arguments, its keyword arguments, and its request.
 Trace: TypeAlias = Callable[..., trace_ok_t]
-#: What Celery's handler of errors returns: the outcome, what the trace returns, the task's state, and the error.
-Failed: TypeAlias = tuple[TraceInfo, object, str, object]
 
 
 def read(body: bytes | str, content_type: str, content_encoding: str, accept: Collection[str] | None = None) -> object:
@@ -100,28 +98,13 @@ def sending(signal: Signal, task: AnyTask) -> Callable[..., None]:
 def quick(task: AnyTask, app: Celery, hostname: str) -> Trace:
     """A trace of `task` for a worker: Celery's own if the task or a setting needs more than the quick trace does."""
     celerys: Trace = trace.build_tracer(task.name, task, app.loader, hostname, app=app)
-    if not on("trace"):
-        return celerys
-    parts = getclosurevars(celerys).nonlocals
-    loader = type(app.loader)
+    parts, loader = getclosurevars(celerys).nonlocals, type(app.loader)
     hooked = (
         loader.on_task_init is not BaseLoader.on_task_init or loader.on_process_cleanup is not BaseLoader.on_process_cleanup
     )
-    if hooked or any(map(parts.get, MORE)) or any(name not in parts for name in PARTS):
+    if not on("trace") or hooked or any(map(parts.get, MORE)) or any(name not in parts for name in PARTS):
         return celerys
     on_error, dispatch, run, logs_end = (parts[name] for name in PARTS)
-    return _quick(task, hostname, celerys, on_error, dispatch, run, logs_end)
-
-
-def _quick(
-    task: AnyTask,
-    hostname: str,
-    celerys: Trace,
-    on_error: Callable[..., Failed],
-    dispatch: Callable[..., object],
-    run: Callable[..., object],
-    logs_end: bool,
-) -> Trace:
     pid, most = os.getpid(), task.resultrepr_maxsize
     before, after, succeeded = signals.task_prerun, signals.task_postrun, signals.task_success
     send_before, send_after, send_success = (sending(signal, task) for signal in (before, after, succeeded))
@@ -153,15 +136,11 @@ def _quick(
                 try:
                     result = value = run(*args, **kwargs)
                     state = states.SUCCESS
-                except Reject as error:
-                    info, result = TraceInfo(states.REJECTED, error), ExceptionInfo(internal=True)
-                    state, value = info.state, info.retval
-                    info.handle_reject(task, this)
-                    traceback_clear(error)
-                except Ignore as error:
-                    info, result = TraceInfo(states.IGNORED, error), ExceptionInfo(internal=True)
-                    state, value = info.state, info.retval
-                    info.handle_ignore(task, this)
+                except (Reject, Ignore) as error:
+                    rejected = isinstance(error, Reject)
+                    info = TraceInfo(states.REJECTED if rejected else states.IGNORED, error)
+                    result, state, value = ExceptionInfo(internal=True), info.state, info.retval
+                    (info.handle_reject if rejected else info.handle_ignore)(task, this)
                     traceback_clear(error)
                 except Retry as error:
                     info, result, state, value = on_error(this, error, states.RETRY, call_errbacks=False)

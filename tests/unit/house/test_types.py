@@ -17,7 +17,7 @@ MOST: dict[str, int] = {
     "observe": 8,
     "operate": 14,
     "pools": 6,
-    "produce": 22,
+    "produce": 18,
     "results": 0,
 }
 
