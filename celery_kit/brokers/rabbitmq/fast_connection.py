@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from upstream.amqp import Message
     from upstream.kombu_hub import Hub
 
-    from celery_kit.brokers.rabbitmq.window import Rest
+    from celery_kit.brokers.rabbitmq.window import Rest, Sent
 else:
     KombusChannel = pyamqp.Channel
 
@@ -46,8 +46,9 @@ class Channel(Publishing, KombusChannel):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         self._tags = threading.RLock()
-        self._open: set[int] = set()
-        self._acked: list[int] = []
+        #: By delivery tag: those that are neither acknowledged nor rejected, and those whose acknowledgement is not sent yet.
+        self.unacked: dict[int, Sent | None] = {}
+        self._acked: dict[int, Sent | None] = {}
         # After an error of the channel the broker counts deliveries from 1 again, and redelivers open ones. Here the count
         # continues, so that the acknowledgement of an earlier delivery cannot acknowledge another one.
         self._before = self._last = 0
@@ -67,7 +68,7 @@ class Channel(Publishing, KombusChannel):
 
     def _forget(self) -> None:
         with self._tags:
-            self._open.clear()
+            self.unacked.clear()
             self._acked.clear()
         self.window.forget()
 
@@ -75,7 +76,7 @@ class Channel(Publishing, KombusChannel):
         with self._tags:
             self._last = self._before + tag
             if to_acknowledge:
-                self._open.add(self._last)
+                self.unacked[self._last] = None
             return self._last
 
     def _on_basic_deliver(self, consumer_tag: str, delivery_tag: int, *rest: *Rest) -> None:
@@ -134,7 +135,7 @@ class Channel(Publishing, KombusChannel):
         message = super().basic_get(queue, no_ack, argsig)
         if message and not no_ack:
             with self._tags:
-                self._open.add(message.delivery_tag)
+                self.unacked[message.delivery_tag] = None
         return message
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
@@ -142,13 +143,12 @@ class Channel(Publishing, KombusChannel):
         if self.connection is None:
             raise RecoverableConnectionError("channel is closed")
         with self._tags:
-            # Deliveries that are not open are from before the channel's last error: their messages are redelivered.
-            for tag in [tag for tag in self._open if tag <= delivery_tag] if multiple else {delivery_tag} & self._open:
-                self._open.remove(tag)
-                self._acked.append(tag)
-                self.window.settled(tag)
+            # Deliveries that are not known are from before the channel's last error: their messages are redelivered.
+            known = self.unacked
+            for tag in [tag for tag in known if tag <= delivery_tag] if multiple else {delivery_tag} & known.keys():
+                self._acked[tag] = self.window.settled(known.pop(tag))
                 self.window.throughput.done()
-        if not commit.defer(self.flush_acks) and not self.connection.defers_acks:
+        if not commit.defer(self.flush_acks) and self.connection.loop is None:  # the loop sends them at its next tick
             self.flush_acks()
 
     def flush_acks(self) -> None:
@@ -156,9 +156,9 @@ class Channel(Publishing, KombusChannel):
         with self._tags:
             if not self._acked or self.connection is None:
                 return
-            acked, self._acked = sorted(self._acked), []
-            self.window.answering(acked)
-            together = bisect_left(acked, min(self._open)) if self._open else len(acked)
+            self.window.answering(self._acked.values())
+            acked, self._acked = sorted(self._acked), {}
+            together = bisect_left(acked, min(self.unacked)) if self.unacked else len(acked)
             frames = [_ack_frame(self.channel_id, tag - self._before, False) for tag in acked[together:]]
             if together:
                 frames.insert(0, _ack_frame(self.channel_id, acked[together - 1] - self._before, True))
@@ -180,17 +180,17 @@ class Channel(Publishing, KombusChannel):
     def basic_reject(self, delivery_tag: int, requeue: bool, argsig: str = "Lb") -> None:
         """Requeue or dead-letter an open delivery. Raises the connection's errors."""
         with self._tags:
-            if delivery_tag in self._open:
-                self._open.remove(delivery_tag)
-                self.window.settled(delivery_tag)
-                self.window.answering([delivery_tag])
+            if delivery_tag in self.unacked:
+                self.window.answering([self.window.settled(self.unacked.pop(delivery_tag))])
                 super().basic_reject(delivery_tag - self._before, requeue, argsig)
 
     def basic_recover(self, requeue: bool = False) -> object:
         """Have the broker redeliver what is open, after the acknowledgements are sent."""
         self.flush_acks()
         with self._tags:
-            self._open.clear()
+            for sent in self.unacked.values():
+                self.window.settled(sent)
+            self.unacked.clear()
         return super().basic_recover(requeue)
 
     def close(self, *args: object, **kwargs: object) -> object:
@@ -230,11 +230,6 @@ class Connection(transport.Connection):
         """A socket that reads ahead, with py-amqp's arguments. Times are in seconds."""
         kind = SSLTransport if ssl else TCPTransport
         return kind(host, connect_timeout, ssl=ssl, read_timeout=read_timeout, write_timeout=write_timeout, **options)
-
-    @property
-    def defers_acks(self) -> bool:
-        """Whether acknowledgements are buffered until the loop's next tick."""
-        return self.loop is not None
 
     def attach(self, loop: Hub) -> None:
         """Have `loop` handle what arrives, and send the acknowledgements."""

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     Rest: TypeAlias = tuple[bool, str, str, Message]
     #: kombu's consumer tag, the delivery tag, and the rest.
     Delivery: TypeAlias = tuple[str, int, bool, str, str, Message]
+    #: The consumer that a delivery was sent to, and its tag at the time.
+    Sent: TypeAlias = tuple["Consumer", str]
 
 #: The largest window in bytes, by the size of the last messages.
 BYTES = 4_000_000
@@ -52,7 +54,7 @@ _numbers = count(1)
 class Consumer:
     """`tag`: kombu's consumer tag; `now`: the broker's. `prefetch`: Celery's count, in messages; `ahead`: those beyond it.
 
-    `out`: messages that `now` was sent and that are unacknowledged.
+    `held`: messages that are neither acknowledged nor rejected; `out`: those that `now` was sent, until the broker is notified.
     """
 
     queue: str
@@ -62,6 +64,7 @@ class Consumer:
     no_local: bool
     arguments: object
     ahead: int = 0
+    held: int = 0
     out: int = 0
 
 
@@ -85,8 +88,6 @@ class Window:
         """The broker has closed the channel: its consumers and deliveries are gone."""
         self.ready: deque[Delivery] = deque()  # delivered, and not handed over
         self._consumers: dict[str, Consumer] = {}  # by kombu's tag
-        self._open: set[int] = set()  # tags of deliveries that are neither acknowledged nor rejected
-        self._sent_to: dict[int, tuple[Consumer, str]] = {}  # by delivery tag
         self._back: set[str] = set()  # the broker's tags whose deliveries are requeued
         self._wanted = self._size = 0
         self._moved_at = self._quick_at = 0.0
@@ -127,10 +128,9 @@ class Window:
             self.channel.hand_over(tag, delivery_tag, *rest)
             return
         with self._lock:
-            self._open.add(delivery_tag)
-            if tag == consumer.now:
-                consumer.out += 1
-                self._sent_to[delivery_tag] = consumer, tag
+            self.channel.unacked[delivery_tag] = consumer, tag
+            consumer.held += 1
+            consumer.out += tag == consumer.now
         delivery = (consumer.tag, delivery_tag, *rest)
         self._size = max(len(rest[-1].body or b""), self._size * 7 // 8)
         if self.ready or (self.channel.connection.loop and self._free() < 0):  # this delivery counts already
@@ -160,7 +160,8 @@ class Window:
 
     def _free(self) -> int:
         """How many more messages the consumers may be given."""
-        return self._places + commit.done + len(self.ready) - len(self._open)
+        free = sum(consumer.prefetch - consumer.held for consumer in list(self._consumers.values()))
+        return free + commit.done + len(self.ready)
 
     def is_half_free(self) -> bool:
         """Whether half of the slots for messages are free, and some are buffered. From any thread."""
@@ -201,12 +202,14 @@ class Window:
         elif now > self._quick_at + PATIENCE:
             self._consume(ahead, 0)
 
-    def settled(self, delivery_tag: int) -> None:
+    def settled(self, sent: Sent | None) -> Sent | None:
         """Called when a delivery is acknowledged or rejected. From any thread, under the channel's lock."""
-        self._open.discard(delivery_tag)
+        if sent:
+            sent[0].held -= 1
+        return sent
 
-    def answering(self, tags: Iterable[int]) -> None:
-        """Called just before these deliveries are acknowledged or rejected. From any thread, under the channel's lock."""
+    def answering(self, deliveries: Iterable[Sent | None]) -> None:
+        """Called just before the broker is notified of these. From any thread, under the channel's lock."""
         wanted = self._wanted
         self._consume(
             [
@@ -216,10 +219,8 @@ class Window:
             ],
             wanted,
         )
-        for tag in tags:
-            consumer, known_as = self._sent_to.pop(tag, (None, ""))
-            if consumer and consumer.now == known_as:
-                consumer.out -= 1
+        for consumer, tag in filter(None, deliveries):
+            consumer.out -= tag == consumer.now
 
     def _consume(self, consumers: list[Consumer], ahead: int) -> None:
         """Replace these consumers by ones with `ahead` messages beyond the prefetch count."""

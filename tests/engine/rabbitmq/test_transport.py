@@ -155,7 +155,7 @@ def test_messages_that_need_no_acknowledgement_do_not_hold_others_back(urls: Url
                 producer.publish(0, routing_key=events.name, serializer="json")
             while not heard:
                 client.connection.drain_events(timeout=10)
-            assert channel._open == set()
+            assert not channel.unacked
     for number in range(1, 101):
         client.messages[number].ack()
     client.close()
