@@ -57,6 +57,15 @@ def test_each_message_goes_through_celery_when_somebody_wants_to_see_it() -> Non
     signals.before_task_publish.disconnect(see)
 
 
+@pytest.mark.parametrize("attribute", ["shadow_name", "_dump_pydantic_arguments"])
+def test_each_message_goes_through_celery_when_its_task_makes_something_of_the_arguments(attribute: str) -> None:
+    """A name for each call, or the arguments themselves: that of the first would be in all of them."""
+    app = Kit("nowhere", set_as_current=False, broker="memory://")
+    own: dict[str, Any] = {attribute: lambda *_: "its own"}
+    task = app.task(name=f"with.{attribute}", **own)(nothing)
+    assert Sender(app, task, {}, ANYTHING).celery_makes_each
+
+
 def test_what_was_not_sent_is_said_by_number_and_by_id() -> None:
     error = NotAllSentError("gone", ["1", "2"], ["3"], ["4"])
     assert str(error) == "2 of 4 messages are confirmed, 1 may have arrived, 1 were not sent: gone"
