@@ -92,34 +92,18 @@ class Channel(Publishing, KombusChannel):
         self.window.prefetch = None if a_global else prefetch_count
         return super().basic_qos(prefetch_size, prefetch_count, a_global, argsig)
 
-    def queue_declare(
-        self,
-        queue: str = "",
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = True,
-        *args: object,
-        **options: object,
-    ) -> queue_declare_ok_t:
+    def queue_declare(self, queue: str = "", *args: object, **options: object) -> queue_declare_ok_t:
         """Declare a queue, like py-amqp."""
-        if not (passive or exclusive or auto_delete):
+        goes = options.get("auto_delete", True) or options.get("exclusive")
+        if not (args or goes or options.get("passive")):
             self.window.lasting.add(queue)
-        return super().queue_declare(queue, passive, durable, exclusive, auto_delete, *args, **options)
+        return super().queue_declare(queue, *args, **options)
 
-    def basic_consume(
-        self,
-        queue: str = "",
-        consumer_tag: str = "",
-        no_local: bool = False,
-        no_ack: bool = False,
-        exclusive: bool = False,
-        **options: object,
-    ) -> str:
+    def basic_consume(self, queue: str = "", consumer_tag: str = "", *args: object, **options: object) -> str:
         """Consume a queue, like py-amqp. Returns the consumer tag."""
-        if not (no_ack or exclusive) and consumer_tag:
-            self.window.add(queue, consumer_tag, no_local, options.get("arguments"))
-        return super().basic_consume(queue, consumer_tag, no_local, no_ack, exclusive, **options)
+        if consumer_tag and not (args or options.get("no_ack") or options.get("exclusive")):
+            self.window.add(queue, consumer_tag, bool(options.get("no_local")), options.get("arguments"))
+        return super().basic_consume(queue, consumer_tag, *args, **options)
 
     def basic_cancel(self, consumer_tag: str, nowait: bool = False, argsig: str = "sb") -> object:
         """Cancel a consumer, and requeue what is buffered for it."""
