@@ -7,7 +7,8 @@ exit.
 
 The worker's own loop writes the time, HEARTBEAT_SECONDS ahead. There are two exceptions:
 
-- A pool whose loop stops during a task (solo) sets it ahead when a task begins: by the task time limit, or by a year.
+- A pool whose loop stops during a task (solo) sets it ahead when a task begins: by the task time limit, or by a year. A task
+  that may take longer than the file says writes it; one that may take less writes it only if the last write is LEAST old.
 - The time is 0 for a worker that is stuck: it took no message for HEARTBEAT_SECONDS, while one of its queues held messages and
   it had room for one, whatever state its connection seems to be in (celery #8030, #9054, #10205).
 """
@@ -31,6 +32,8 @@ logger = get_logger(__name__)
 #: Folders in which the last write failed, so that the log has it once and not every two seconds.
 _unwritable: set[Path] = set()
 EVERY = 2.0  # seconds
+#: Seconds between two writes that shorten the time. Opening, writing and renaming the file costs more than a quick task.
+LEAST = 0.5
 #: Seconds between two checks of whether a starting worker is ready for messages.
 SOON = 0.05
 #: Timeouts in seconds, so that a broker that does not answer cannot block the worker's loop. py-amqp would wait for ever.
@@ -163,6 +166,7 @@ class Heartbeat(bootsteps.StartStopStep):
         self.timer: TimerEntry | None = None
         self.progress: Progress | None = None
         self.was_stuck = False
+        self.until = self.written = 0.0  # the time in the file; when it was written, in seconds of the monotonic clock
         if self.enabled:
             parent.on_connection_error_after_connected = self._lost(parent, parent.on_connection_error_after_connected)
             put(self.file.with_name(self.file.name + ".alive"), f"{os.getpid()}\n")
@@ -194,13 +198,20 @@ class Heartbeat(bootsteps.StartStopStep):
         if stuck and not self.was_stuck:
             logger.error("not healthy: messages wait, and for %s s this worker took none", self.seconds)
         self.was_stuck = stuck
-        write(self.file, 0 if stuck else now() + self.seconds)
+        self._write(0 if stuck else now() + self.seconds)
+
+    def _write(self, until: int) -> None:
+        self.until, self.written = until, time.monotonic()
+        write(self.file, until)
 
     def _begins(self, task: AnyTask | None = None, **_: object) -> None:
-        if self.timer is not None:
-            own = getattr(getattr(task, "request", None), "time_limit", None)  # for this message only
-            limit = own or getattr(task, "time_limit", None) or self.parent.app.conf.task_time_limit or times.MOST
-            write(self.file, now() + int(limit) + self.seconds)
+        if self.timer is None:
+            return
+        own = getattr(getattr(task, "request", None), "time_limit", None)  # for this message only
+        limit = own or getattr(task, "time_limit", None) or self.parent.app.conf.task_time_limit or times.MOST
+        until = now() + int(limit) + self.seconds
+        if until > self.until or (until < self.until and time.monotonic() - self.written >= LEAST):
+            self._write(until)
 
     def stop(self, parent: WorkerConsumer) -> None:
         """Delete the file."""
@@ -208,6 +219,7 @@ class Heartbeat(bootsteps.StartStopStep):
             # Green pools return the greenlet of the first round, which is falsy and cannot be cancelled after that round.
             getattr(self.timer, "entry", self.timer).cancel()
             self.timer = None
+        self.until = 0.0
         if self.progress:
             self.progress.close()
             self.progress = None

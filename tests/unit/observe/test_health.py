@@ -78,11 +78,58 @@ while True:
             writer.kill()
 
 
-def test_a_task_is_waited_for_as_long_as_its_own_message_allows(tmp_path: Path) -> None:
+class Clock:
+    """The machine's clock, moved by the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 1_000.0
+        monkeypatch.setattr(health, "now", lambda: int(self.seconds))
+        monkeypatch.setattr("celery_kit.observe.health.time.monotonic", lambda: self.seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def heartbeat(tmp_path: Path) -> Any:
+    one: Any = health.Heartbeat.__new__(health.Heartbeat)
+    one.file, one.seconds, one.timer = tmp_path / "heartbeat", 30, object()
+    one.until = one.written = 0
+    return one
+
+
+def limited(seconds: int) -> Any:
+    return SimpleNamespace(time_limit=5, request=SimpleNamespace(time_limit=seconds))
+
+
+def said(heartbeat: Any) -> int:
+    return int(heartbeat.file.read_text().split()[1])
+
+
+def test_a_task_is_waited_for_as_long_as_its_own_message_allows(clock: Clock, heartbeat: Any) -> None:
     """A moment that depends on a task is worked out from that run, not from what all have in common."""
-    task: Any = SimpleNamespace(time_limit=5, request=SimpleNamespace(time_limit=1_000))
-    heartbeat: Any = health.Heartbeat.__new__(health.Heartbeat)
-    heartbeat.file, heartbeat.seconds, heartbeat.timer = tmp_path / "heartbeat", 30, object()
-    before = health.now()
-    heartbeat._begins(task)
-    assert int(heartbeat.file.read_text().split()[1]) >= before + 1_030
+    heartbeat._begins(limited(1_000))
+    assert said(heartbeat) == 1_000 + 1_000 + 30
+
+
+def test_many_tasks_a_second_write_the_file_a_few_times(clock: Clock, heartbeat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = []
+    monkeypatch.setattr(health, "put", lambda _, text: writes.append(text))
+    for number in range(10_000):  # in ten seconds
+        heartbeat._begins(limited(10 if number % 2 else 20))
+        clock.seconds += 0.001
+    assert 10 <= len(writes) <= 10 * (1 + 2 / health.LEAST)
+
+
+def test_a_longer_task_counts_at_once_and_a_shorter_one_soon(clock: Clock, heartbeat: Any) -> None:
+    """A worker must not look stuck during a task. That it looks healthy for too long is allowed for half a second."""
+    heartbeat._begins(limited(10))
+    heartbeat._begins(limited(100))
+    assert said(heartbeat) == 1_000 + 100 + 30
+    heartbeat._begins(limited(10))
+    assert said(heartbeat) == 1_000 + 100 + 30
+    clock.seconds += health.LEAST
+    heartbeat._begins(limited(10))
+    assert said(heartbeat) == 1_000 + 10 + 30
