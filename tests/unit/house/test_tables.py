@@ -3,7 +3,9 @@
 import re
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
+import yaml
 from celery.concurrency import get_available_pool_names, get_implementation
 from celery.utils.imports import symbol_by_name
 
@@ -33,6 +35,23 @@ def test_every_broker_with_a_stack_has_its_file_and_its_row_in_the_tests() -> No
     stacks = {name: broker.compose_file for name, broker in BROKERS.items() if broker.compose_file}
     assert stacks == {name: f"compose.{name}.yaml" for name in SERVERS}
     assert all((ROOT / file).exists() for file in stacks.values())
+
+
+def service(file: Path, name: str) -> dict[str, Any]:
+    """A service of a compose file, with what it inherits by `extends`."""
+    found: dict[str, Any] = yaml.safe_load(file.read_text())["services"][name]
+    base = found.get("extends")
+    inherited = service((file.parent / base["file"]) if "file" in base else file, base["service"]) if base else {}
+    return inherited | found
+
+
+def test_the_log_of_each_service_of_a_stack_is_bounded() -> None:
+    for file in ROOT.glob("compose.*.yaml"):
+        for name in yaml.safe_load(file.read_text())["services"]:
+            kept = service(file, name)
+            assert {"max-size", "max-file"} <= set(kept["logging"]["options"]), f"{file.name}: {name}"
+            assert kept["logging"]["driver"] in ("local", "json-file"), "the drivers that have these options"
+            assert kept["restart"] == "unless-stopped"
 
 
 def test_brokers_that_share_a_scheme_share_their_limits() -> None:
