@@ -30,7 +30,7 @@ from celery_kit.engine.commit import REQUEST, store_of
 from celery_kit.engine.commit_worker import Request as GroupRequest
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import JSON, kombus_reader, parse
-from celery_kit.engine.trace import Trace, quick
+from celery_kit.engine.trace import Trace, quick, sending
 
 STRATEGY, CELERYS_STRATEGY = "celery_kit.engine.fast_path:strategy", "celery.worker.strategy:default"
 #: Headers that only Celery's path handles.
@@ -38,6 +38,9 @@ ASKS = ("eta", "expires", "stamped_headers", DELIVERIES)
 SECONDS = (int, float, type(None))
 #: A body's arguments, keyword arguments, and callbacks, chain and chord.
 Payload: TypeAlias = tuple[list[object], dict[str, object], dict[str, object]]
+
+#: Set by celery_kit/observe/task_lines.py: writes the line about a task's arrival in place of Celery's, or returns False.
+write_arrival: "Callable[[Request], bool] | None" = None
 
 _celerys = vars(celerys_request)
 Base: Any = GroupRequest  # the stubs of Celery's class lack most of what is set here
@@ -166,6 +169,7 @@ class FastPath:
         self.target = in_child if self.in_children else self.run
         self.remembers = bool(app.conf.worker_deduplicate_successful_tasks)
         self.says_arrival = celerys.logger.isEnabledFor(logging.INFO)
+        self.send_received = sending(signals.task_received, consumer)
 
     @cached_property
     def trace(self) -> Trace:
@@ -193,13 +197,13 @@ class FastPath:
         if not consumer._maximum_prefetch_restored or (payload := decoded(message)) is None:
             return False
         request = Request(message, payload, self)
-        if self.says_arrival:
+        if self.says_arrival and not (write_arrival and write_arrival(request)):
             about = {
                 "id": task_id, "name": request.name, "args": request.argsrepr, "kwargs": request.kwargsrepr, "eta": None,
             }  # fmt: skip
             celerys.logger.info(trace.LOG_RECEIVED, about, extra={"data": about})
         if signals.task_received.receivers:
-            signals.task_received.send(sender=consumer, request=request)
+            self.send_received(request=request)
         state.task_reserved(request)
         for callback in consumer.on_task_message:
             callback(request)

@@ -41,6 +41,10 @@ MORE = ("task_before_start", "task_on_success", "task_after_return", "deduplicat
 KNOWN = frozenset((*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"))
 PLAIN = (int, float, bool, type(None))
 
+#: Set by celery_kit/observe/task_lines.py: writes the line about a task's success in place of Celery's, or returns False.
+#: Called with the task's request, and with what the line tells.
+write_success: Callable[[Context, Mapping[str, object]], bool] | None = None
+
 _signals_logger = logging.getLogger(Signal.__module__)
 
 #: A task's trace: it is called with the task's id, its arguments, its keyword arguments, and its request.
@@ -72,8 +76,8 @@ def context(request: Headers, args: object, kwargs: object) -> Context:
     return made
 
 
-def sending(signal: Signal, task: AnyTask) -> Callable[..., None]:
-    """A function like signal.send(sender=task, …) that looks up the receivers once, not for each task.
+def sending(signal: Signal, sender: object) -> Callable[..., None]:
+    """A function like signal.send(sender=sender, …) that looks up the receivers once, not for each task.
 
     Source: celery/utils/dispatch/signal.py.
     """
@@ -83,12 +87,12 @@ def sending(signal: Signal, task: AnyTask) -> Callable[..., None]:
     def send(**named: object) -> None:
         nonlocal known, live
         if known != signal.receivers:
-            known, live = list(signal.receivers), vars(Signal)["_live_receivers"](signal, task)
+            known, live = list(signal.receivers), vars(Signal)["_live_receivers"](signal, sender)
             if any(isinstance(receiver, weakref.ReferenceType) for _, receiver in known):
                 known = []  # one of them may be deleted at any time
         for receiver in live:
             try:
-                receiver(signal=signal, sender=task, **named)
+                receiver(signal=signal, sender=sender, **named)
             except Exception as error:
                 _signals_logger.exception("Signal handler %r raised: %r", receiver, error)
 
@@ -197,7 +201,8 @@ def _log_end(task: AnyTask, uuid: str, this: Context, text: str, runtime: float)
         "args": this.get("argsrepr") or safe_repr(this.args),
         "kwargs": this.get("kwargsrepr") or safe_repr(this.kwargs),
     }
-    trace.info(trace.LOG_SUCCESS, about)
+    if not (write_success and write_success(this, about)):
+        trace.info(trace.LOG_SUCCESS, about)
 
 
 def _clean_up(backend: Backend) -> None:

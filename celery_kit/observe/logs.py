@@ -4,12 +4,14 @@ A line that a task logs, and Celery's own line about a task, has `task_id`, `tas
 1), `correlation` (`celery_kit/base/correlation.py`) and, once the task has begun, the `seconds` since then. The line about a
 task's arrival has `waited`, the seconds since it was sent. This holds in prefork's children, threads and greenlets too, because
 the task is Celery's current task of that thread or greenlet. Handlers, levels and options (`--logfile`, `--loglevel`) stay
-Celery's. Only workers and beat import this module, through the app's `log_cls`. Source: celery/app/log.py;
-`python-json-logger`.
+Celery's, but lines on stderr are written in batches (`celery_kit/observe/log_writer.py`). Only workers and beat import this
+module, through the app's `log_cls`. Source: celery/app/log.py; `python-json-logger`.
 """
 
 import logging
+import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -24,9 +26,11 @@ from celery_kit.base.correlation import HEADER, SENT
 from celery_kit.base.refusals import refuse, why_not_writable
 from celery_kit.base.types import AnyTask, Worker, WorkerRequest
 from celery_kit.fixes.delayed_messages import DELAY
+from celery_kit.observe import log_writer
 from celery_kit.pools.table import named
 
 TASK = "kit_task"  # attribute of a log record
+WRITTEN = "arrival_written"  # attribute of a worker's request whose arrival has its line
 STARTED = "log_started"  # attribute of a task's request, in seconds of the monotonic clock
 
 #: By name, the fields of a log line.
@@ -104,6 +108,12 @@ class Logging(log.Logging):
             refuse(f"--logfile {logfile} cannot be written: {why}")
         return super().setup_handlers(logger, logfile, format, colorize, *args, **options)
 
+    def _detect_handler(self, logfile: object = None) -> logging.Handler:
+        if logfile is None and sys.__stderr__ is not None:
+            return log_writer.handler(sys.__stderr__)
+        found: logging.Handler = super()._detect_handler(logfile)  # type: ignore[misc]  # unknown to celery-types
+        return found
+
     def setup_logging_subsystem(self, *args: Any, **options: Any) -> object:
         """Set up logging, and have task and worker signals supply their fields."""
         if setup_logging.receivers:  # the user sets up logging, which keeps Celery's lines
@@ -116,18 +126,25 @@ class Logging(log.Logging):
 def _worker(sender: str, instance: Worker, **_: object) -> None:
     _process.update(worker=sender, pool=named(instance.pool_cls))
     # Celery's line about a task's arrival lacks its queue and attempt. Ours has the same message, with those fields.
-    logging.getLogger("celery.worker.strategy").addFilter(_not_celerys_arrival)
+    logging.getLogger("celery.worker.strategy").addFilter(not_celerys_arrival)
     if logging.getLogger("celery.worker.strategy").isEnabledFor(logging.INFO):
         task_received.connect(_received, weak=False)
+        import_module("celery_kit.observe.task_lines").start()  # it imports the engine of a worker, which beat does not need
 
 
-def _not_celerys_arrival(record: logging.LogRecord) -> bool:
+def of_process() -> Fields:
+    """The fields of every line of this process."""
+    return dict(_process)
+
+
+def not_celerys_arrival(record: logging.LogRecord) -> bool:
+    """A filter: whether a record is not Celery's own about a task's arrival, for which the kit has one with more fields."""
     return record.msg is not trace.LOG_RECEIVED or TASK in record.__dict__
 
 
 def _received(request: WorkerRequest, **_: object) -> None:
     logger = logging.getLogger("celery.worker.strategy")
-    if logger.isEnabledFor(logging.INFO):
+    if logger.isEnabledFor(logging.INFO) and not hasattr(request, WRITTEN):
         headers = getattr(request, "request_dict", None) or {}
         fields = describe(headers | {"delivery_info": getattr(request, "delivery_info", None)})
         if sent := headers.get(SENT):
