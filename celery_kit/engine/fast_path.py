@@ -3,8 +3,8 @@
 Celery's path handles everything that a message may contain, and each task pays for that: two promises for an acknowledgement, a
 body that is decoded three times, dates, rate limits, signals without receivers. Here one function passes a plain message to the
 pool. A message is plain if it is JSON, is delivered for the first time, and has neither ETA nor expiry nor stamps; if its task
-is acknowledged late and has Celery's Strategy and Request classes; and if no task events are sent. Every other message takes
-Celery's path, unchanged.
+is acknowledged late and has Celery's Strategy and Request classes. Task events are sent by Celery's own methods of Request.
+Every other message takes Celery's path, unchanged.
 Source: celery/worker/strategy.py, request.py, consumer/consumer.py (create_task_handler) 5.7.0.
 """
 
@@ -184,7 +184,7 @@ class FastPath:
 
     def __call__(self, message: Message, headers: Headers) -> bool:
         consumer, task_id = self.consumer, headers.get("id")
-        if any(map(headers.get, ASKS)) or self.is_watched():
+        if any(map(headers.get, ASKS)) or _celerys["_does_debug"]:
             return False
         if type(task_id) is not str or not task_id or task_id in state.revoked:
             return False
@@ -204,6 +204,11 @@ class FastPath:
             celerys.logger.info(trace.LOG_RECEIVED, about, extra={"data": about})
         if signals.task_received.receivers:
             self.send_received(request=request)
+        if self.is_watched():
+            request.send_event(
+                "task-received", name=request.name, args=request.argsrepr, kwargs=request.kwargsrepr, root_id=request.root_id,
+                parent_id=request.parent_id, retries=headers.get("retries", 0), eta=None, expires=None,
+            )  # fmt: skip
         state.task_reserved(request)
         for callback in consumer.on_task_message:
             callback(request)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from billiard.einfo import ExceptionInfo
 from celery import Celery, signals
 from celery.app.task import Context
 from celery.app.trace import build_tracer
@@ -319,20 +320,64 @@ def test_a_message_that_breaks_the_fast_path_is_set_aside(stand: Stand) -> None:
     assert "RecursionError" in reason
 
 
-@pytest.mark.parametrize("why", ["revoked", "limited", "events", "prefetch"])
-def test_where_the_worker_has_more_to_do_a_message_goes_celerys_way(stand: Stand, why: str) -> None:
+@pytest.mark.parametrize("why", ["revoked", "limited", "debug", "prefetch"])
+def test_where_the_worker_has_more_to_do_a_message_goes_celerys_way(
+    stand: Stand, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handle, others = on_message(stand)
     if why == "revoked":
         state.revoked.add("id-1")
     if why == "limited":
         stand.task_buckets["add"] = object()
-    if why == "events":
-        stand.strategies["add"].path.eventer = SimpleNamespace(enabled=True, groups=set())
+    if why == "debug":
+        monkeypatch.setitem(vars(import_module("celery.worker.request")), "_does_debug", True)
     if why == "prefetch":
         stand._maximum_prefetch_restored = False
     handle(message())
     assert len(others) == 1
     state.revoked.clear()
+
+
+class Events:
+    """A dispatcher that keeps what it is given."""
+
+    enabled, groups = True, frozenset[str]()
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self.sent.append((kind, fields))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_events_are_celerys(stand: Stand, app: Celery, fails: bool) -> None:
+    """A message may take the fast path although its task's events are sent."""
+    seen = []
+    for fast in (True, False):
+        stand.event_dispatcher, stand.applied = Events(), []
+        consumer: Any = stand
+        handle = fast_path.strategy(app.tasks["add"], app, consumer)
+        if fast:
+            stand.strategies["add"] = handle
+            assert fast_path.handler(consumer)(message())
+        else:
+            handle(message(), None, *[lambda *_, **__: None] * 2, [])
+        ((_, _, options),) = stand.applied
+        one = options["callback"].__self__
+        one.acknowledge = one._on_ack = one._on_reject = lambda *_, **__: None
+        options["accept_callback"](11, 5.0)
+        options["callback"]((1, info(LostError("no")), None) if fails else (0, "3", 0.5))
+        seen.append(stand.event_dispatcher.sent)
+    assert seen[0] == seen[1]
+    assert [kind for kind, _ in seen[0]] == ["task-received", "task-started", "task-failed" if fails else "task-succeeded"]
+
+
+def info(error: Exception) -> ExceptionInfo:
+    try:
+        raise error
+    except Exception:
+        return ExceptionInfo()
 
 
 @pytest.mark.parametrize("options", [{"acks_late": False}, {"Request": "celery.worker.request:Request"}])
