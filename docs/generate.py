@@ -12,10 +12,11 @@ from unittest.mock import patch
 
 import yaml
 from packaging.specifiers import SpecifierSet
+from prometheus_client.core import Metric
 
 from bench import report
 from celery_kit.base import capabilities
-from celery_kit.base.facts import Queue, Server, vitals_of
+from celery_kit.base.facts import BOUNDS, Queue, Server, vitals_of
 from celery_kit.brokers import BROKERS
 from celery_kit.engine import parts as engine
 from celery_kit.fixes import FIXES, PARTS
@@ -220,14 +221,22 @@ def alerts() -> str:
 
 def metrics() -> str:
     """What the exporter serves, as it says it itself."""
-    worker = vitals_of({"pool": "", "consuming": [], "active": 0, "reserved": 0, "processed": 0, "memory": 0})
+    none = [0.0] * (len(BOUNDS) + 2)
+    task = {"task": "", "queue": "", "waited": none, "ran": none, "ended": {"": 0}, "early": 0}
+    worker = vitals_of(
+        {"pool": "", "consuming": [], "active": 0, "reserved": 0, "processed": 0, "memory": 0, "measures": [task]}
+    )
     found = Snapshot(Server("", "", [Queue("", 0, 0, 0, 0.0)]), None, {"": worker}, [])
     with patch.dict(os.environ, BEAT_HEARTBEAT_FILE=__file__):
         told = list(exporter.metrics(found))
     return table(
         ("metric", "it is", "for each"),
-        *((f"`{one.name}`", one.documentation, ", ".join(f"`{label}`" for label in one.samples[0].labels)) for one in told),
+        *((f"`{one.name}{'_total' if one.type == 'counter' else ''}`", one.documentation, _labels(one)) for one in told),
     )
+
+
+def _labels(metric: Metric) -> str:
+    return ", ".join(f"`{label}`" for label in metric.samples[0].labels if label != "le")
 
 
 def packages() -> str:

@@ -72,10 +72,29 @@ class Member:
     said: dict[str, TimetableEntry] = field(default_factory=dict)
 
 
+#: The upper bounds of a histogram's buckets, in seconds. The last bucket has none.
+BOUNDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0)
+
+
+class Measured(TypedDict):
+    """Of one task in one queue.
+
+    `waited`, `ran`: how many were in each bucket of BOUNDS, and after the last number the sum of all, in seconds.
+    `ended`: how many, by outcome. `early`: how many began before they were sent.
+    """
+
+    task: str
+    queue: str
+    waited: list[float]
+    ran: list[float]
+    ended: dict[str, int]
+    early: int
+
+
 #: The fields of a worker's report (celery_kit/observe/vitals.py), and the types that each may have.
 VITALS: dict[str, tuple[type, ...]] = {
-    "pool": (str,), "consuming": (list,), "tasks": (list,), "visibility_timeout": (int, float), "longest_task": (int, float),
-    "clock": (int, float),
+    "pool": (str,), "visibility_timeout": (int, float), "longest_task": (int, float), "clock": (int, float),
+    **dict.fromkeys(("consuming", "tasks", "measures"), (list,)),
     **dict.fromkeys(("concurrency", "registered", "active", "reserved", "scheduled", "processed", "memory"), (int,)),
 }  # fmt: skip
 
@@ -97,6 +116,8 @@ class Vitals(TypedDict):
     visibility_timeout: float | None
     longest_task: float | None
     clock: float | None
+    #: What became of its tasks (celery_kit/pools/measures.py).
+    measures: list[Measured] | None
 
 
 def vitals_of(answer: object) -> Vitals:
@@ -109,7 +130,17 @@ def vitals_of(answer: object) -> Vitals:
     for name in ("consuming", "tasks"):
         if isinstance(names := found[name], list):
             found[name] = [str(one) for one in names]
+    if isinstance(measures := found["measures"], list):
+        found["measures"] = [one for one in measures if _is_measured(one)]
     return cast(Vitals, found)
+
+
+def _is_measured(one: object) -> bool:
+    """Whether it is a :class:`Measured` of this version."""
+    if not isinstance(one, dict) or not isinstance(one.get("ended"), dict):
+        return False
+    histograms = all(isinstance(one.get(name), list) and len(one[name]) == len(BOUNDS) + 2 for name in ("waited", "ran"))
+    return histograms and all(isinstance(one.get(name), kind) for name, kind in (("task", str), ("queue", str), ("early", int)))
 
 
 def of_any_broker(app: Celery, connection: Connection, _: object) -> Server:

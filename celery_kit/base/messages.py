@@ -1,5 +1,6 @@
 """Messages: names of headers and queues, what many messages are made from, and the errors of publishing one."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -15,6 +16,8 @@ DEAD = "celery.dead"
 DELIVERIES = "x-delivery-count"
 #: The header in which a worker notes why it dead-letters a message.
 NOTE = "celery-kit-dead"
+#: What kombu prepends to the routing key of a message that RabbitMQ delays: the delay in seconds, in binary.
+DELAY = re.compile(r"^(?:[01]\.){28}")
 #: The state of a task that reports its progress (celery_kit/progress.py).
 PROGRESS = "PROGRESS"
 

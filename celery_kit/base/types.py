@@ -238,7 +238,11 @@ class WorkerRequest(Protocol):
     #: Soft and hard, in seconds.
     time_limits: tuple[float | None, float | None]
     expires: datetime | None
+    eta: datetime | None
     store_errors: bool
+    #: The message's headers, and where it was delivered from.
+    request_dict: Headers
+    delivery_info: Headers
     #: The task's context, in the shape that result backends take.
     _context: Context
 

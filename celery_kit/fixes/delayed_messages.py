@@ -1,6 +1,5 @@
 """Faults of native delayed delivery: with quorum queues, the broker holds a task that has a countdown or an ETA."""
 
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -13,10 +12,9 @@ from celery.utils.time import maybe_make_aware
 from kombu import Connection, Queue
 from kombu.transport import native_delayed_delivery as delivery
 
+from celery_kit.base.messages import DELAY
 from celery_kit.base.types import Callback, Options, WorkerConsumer
 
-#: What kombu prepends to the routing key: the delay in seconds, in binary.
-DELAY = re.compile(r"^(?:[01]\.){28}")
 #: The exchange that delayed messages are published to.
 EXCHANGE = "celery_delayed_delivery"
 KIND = "topic"

@@ -23,9 +23,9 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from celery_kit.base.correlation import HEADER, SENT
+from celery_kit.base.messages import DELAY
 from celery_kit.base.refusals import refuse, why_not_writable
 from celery_kit.base.types import AnyTask, Worker, WorkerRequest
-from celery_kit.fixes.delayed_messages import DELAY
 from celery_kit.observe import log_writer
 from celery_kit.pools.table import named
 

@@ -17,9 +17,9 @@ from celery.app.task import Context
 from pythonjsonlogger.json import JsonEncoder
 
 from celery_kit.base.correlation import HEADER, SENT
+from celery_kit.base.messages import DELAY
 from celery_kit.base.types import Headers
 from celery_kit.engine import fast_path, trace
-from celery_kit.fixes.delayed_messages import DELAY
 from celery_kit.observe import log_writer, logs
 
 #: By the name of a logger, the filters that the kit itself has added to it.

@@ -11,6 +11,7 @@ from celery_kit.base.conf import transport_options
 from celery_kit.base.facts import Vitals
 from celery_kit.base.signals import celeryd_init
 from celery_kit.base.types import Control
+from celery_kit.pools.measures import measures
 from celery_kit.pools.table import named
 
 clock = time.time
@@ -42,7 +43,7 @@ def _register(**_: object) -> None:
 
     @control.inspect_command()
     def vitals(panel: Control) -> Vitals:
-        """Pool, concurrency, queues, numbers of tasks, names of registered tasks, memory (bytes)."""
+        """Pool, concurrency, queues, numbers of tasks, names of registered tasks, memory (bytes), what became of tasks."""
         consumer = panel.consumer
         consuming = [queue.name for queue in getattr(consumer.task_consumer, "queues", [])]
         info = consumer.pool.info if consumer.pool else {}
@@ -64,4 +65,5 @@ def _register(**_: object) -> None:
             "visibility_timeout": redelivery if isinstance(redelivery, int | float) else None,
             "longest_task": max(limits, default=None),
             "clock": clock(),
+            "measures": measures.report(),
         }

@@ -6,6 +6,7 @@ from typing import Any
 from celery.concurrency.base import BasePool
 
 from celery_kit.base.types import Callback
+from celery_kit.pools.measures import accepting, ending, request_of
 
 
 class InChildren(BasePool):
@@ -26,5 +27,21 @@ class InChildren(BasePool):
     ) -> object:
         """Run `target(*args, **kwargs)` in a child, as Celery's own pool does. `options`: Celery's, callbacks among them."""
         if self.carry is None:
-            return super().apply_async(target, args, kwargs, **options)
-        return self.carry(super().apply_async, target, args, kwargs, **options)
+            return self._counted(target, args, kwargs, **options)
+        return self.carry(self._counted, target, args, kwargs, **options)
+
+    def _counted(
+        self,
+        *what: object,
+        callback: Callback | None = None,
+        error_callback: Callback | None = None,
+        accept_callback: Callback | None = None,
+        **options: object,
+    ) -> object:
+        """Celery's apply_async, where the task's start and end are counted."""
+        if request := request_of(error_callback):
+            accept_callback = accepting(request, accept_callback)
+            callback, error_callback = ending(request, callback), ending(request, error_callback)
+        return super().apply_async(
+            *what, callback=callback, error_callback=error_callback, accept_callback=accept_callback, **options
+        )

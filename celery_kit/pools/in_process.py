@@ -32,6 +32,7 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.utils.time import maybe_make_aware
 
 from celery_kit.base.types import Callback, WorkerRequest
+from celery_kit.pools.measures import accepting, measures, request_of
 
 #: In place of a return value: the task had expired and did not run.
 EXPIRED = object()
@@ -67,6 +68,8 @@ class InProcess(BasePool):
         `options`: Celery's.
         """
         if error_callback is not None:  # otherwise the target is no task
+            if counted := request_of(error_callback):
+                options["accept_callback"] = accepting(counted, options.get("accept_callback"))
             target, callback = self._ending(target, callback, error_callback)
         apply = super().apply_async
         if (during := self.during) is None:
@@ -77,6 +80,7 @@ class InProcess(BasePool):
     def _ending(self, target: Callback, callback: Callback | None, error_callback: Callback) -> tuple[Callback, Callback]:
         """What to run, and what to call with its outcome. The callback of another caller than Celery has no request."""
         request: WorkerRequest | None = getattr(error_callback, "__self__", None)
+        counted = request_of(error_callback)
         expires = getattr(request, "expires", None)
         passes = self.passes
 
@@ -92,6 +96,8 @@ class InProcess(BasePool):
 
         def done(outcome: object) -> None:
             raised = outcome if isinstance(outcome, ExceptionInfo) else None
+            if counted and outcome is not EXPIRED:
+                measures.ends(counted, outcome)
             try:
                 if raised:
                     error_callback(raised)

@@ -135,6 +135,9 @@ def test_flower_metrics_and_an_alert_in_life(
     for kind in ("started", "succeeded"):
         counted(f'flower_events_total{{type="task-{kind}",task="mail.send_email"}}', 1)
     counted('flower_events_total{type="task-failed",task="media.waveform"}', 1)
+    counted('celery_kit_tasks_total{task="mail.send_email",queue="celery",outcome="succeeded"}', 1)
+    counted('celery_kit_tasks_total{task="media.waveform",outcome="failed"}', 1)
+    counted('celery_kit_task_wait_seconds_count{queue="celery"}', 2)
     counted("celery_kit_workers", 1)
     counted(f'celery_kit_worker_processed{{pool="{pool}"}}', 2)
     until("beat's rounds are seen", lambda: 0 < value(checkout, "celery_kit_beat_silent_seconds") < 60, 60)

@@ -4,9 +4,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from threading import Thread
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from celery import Celery
@@ -48,6 +50,28 @@ def test_a_worker_tells_its_pool_its_queues_and_its_tasks(machine: Machine, app:
             app.send_task("tests.operator.probes.wait", [5])
         until("two run", lambda: vitals(app)["active"] == 2, 20)
         assert pool in table(machine)
+
+
+@pytest.mark.parametrize("engine", ["fast", "plain"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_counts_how_its_tasks_waited_ran_and_ended(machine: Machine, app: Celery, pool: str, engine: str) -> None:
+    """By task and queue, whatever the engine and the pool, without events. A producer whose clock is ahead is told apart."""
+    machine.worker(pool, ENGINE=engine)
+    for name, ahead in (("say", 0), ("say", 3_600), ("again", 0), ("fail", 0)):
+        with patch("time.time", return_value=time.time() + ahead):
+            sent = app.send_task(f"tests.operator.probes.{name}")
+        with suppress(ValueError):
+            sent.get(timeout=30)
+
+    def counted() -> dict[str, dict[str, int]]:
+        return {one["task"].rpartition(".")[2]: one["ended"] for one in vitals(app)["measures"] if one["queue"] == "celery"}
+
+    ended = {"say": {"succeeded": 2}, "again": {"retried": 1, "succeeded": 1}, "fail": {"failed": 1}}
+    until("all are counted", lambda: counted() == ended, 20)
+    (say,) = (one for one in vitals(app)["measures"] if one["task"].endswith("say"))
+    *waited, total = say["waited"]
+    assert (sum(waited), say["early"]) == (1, 1) and 0 <= total < 60
+    assert sum(say["ran"][:-1]) == 2 and 0 <= say["ran"][-1] < 60
 
 
 def test_a_queue_shows_what_waits_what_is_held_and_for_how_long(machine: Machine, app: Celery) -> None:

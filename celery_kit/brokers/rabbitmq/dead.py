@@ -22,10 +22,9 @@ from celery.app import amqp
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from celery_kit.base.messages import DEAD, DELIVERIES, NOTE
+from celery_kit.base.messages import DEAD, DELAY, DELIVERIES, NOTE
 from celery_kit.base.versions import command
 from celery_kit.brokers.contract import Action, DeadLetter, moment, unreadable
-from celery_kit.fixes.delayed_messages import DELAY
 
 if TYPE_CHECKING:
     from celery import Celery

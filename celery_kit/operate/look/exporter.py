@@ -1,4 +1,4 @@
-"""Prometheus metrics on port 9808, with the same facts as `make status`: depth and age of queues, workers, beat.
+"""Prometheus metrics on port 9808: the facts of `make status`, and how long tasks wait and run.
 
 Run it by `python -m celery_kit.operate.look.exporter`. Each scrape queries the servers and workers, for at most a second.
 Nothing is stored. A solo worker answers only between tasks, so alert rules need a delay (`for`).
@@ -9,14 +9,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from celery_kit.base.facts import Server
+from celery_kit.base.facts import BOUNDS, Measured, Server
 from celery_kit.operate.look.status import Snapshot, snapshot
 
 PORT = 9808
@@ -42,6 +43,38 @@ def gauge(name: str, what: str, samples: Sequence[tuple[dict[str, str], float | 
     return family
 
 
+def histogram(name: str, what: str, measured: Sequence[tuple[dict[str, str], list[float]]]) -> Metric:
+    """A histogram, of labels and :class:`Measured` numbers."""
+    labels = list(measured[0][0]) if measured else []
+    family = HistogramMetricFamily(f"celery_kit_{name}", what, labels=labels)
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    for named, (*numbers, total) in measured:
+        family.add_metric(list(named.values()), list(zip(bounds, accumulate(numbers), strict=True)), total)
+    return family
+
+
+def counter(name: str, what: str, samples: Sequence[tuple[dict[str, str], int]]) -> Metric:
+    """A counter. Each sample is its labels and its value."""
+    family = CounterMetricFamily(f"celery_kit_{name}", what, labels=list(samples[0][0]) if samples else [])
+    for named, value in samples:
+        family.add_metric(list(named.values()), value)
+    return family
+
+
+def of_tasks(found: Snapshot) -> Iterator[Metric]:
+    """What became of tasks, by the worker that counted it, so that each counter starts again only with its worker."""
+    each: list[tuple[dict[str, str], Measured]] = [
+        ({"worker": node, "task": one["task"], "queue": one["queue"]}, one)
+        for node, answer in found.workers.items()
+        for one in answer["measures"] or ()
+    ]
+    yield histogram("task_wait_seconds", "From publication, or ETA, to start", [(k, m["waited"]) for k, m in each])
+    yield histogram("task_run_seconds", "Run time of tasks that succeeded", [(k, m["ran"]) for k, m in each])
+    ended = [(labels | {"outcome": name}, number) for labels, one in each for name, number in one["ended"].items()]
+    yield counter("tasks", "Tasks that ended", ended)
+    yield counter("task_early", "Tasks that began before they were sent: a clock is wrong", [(k, m["early"]) for k, m in each])
+
+
 def metrics(found: Snapshot) -> Iterator[Metric]:
     """All metrics of a snapshot. `results_up` has no value if the results server cannot be queried."""
     yield gauge("broker_up", "1: the broker answers", [({}, float(isinstance(found.broker, Server)))])
@@ -58,6 +91,7 @@ def metrics(found: Snapshot) -> Iterator[Metric]:
     for field, what in OF_A_WORKER:
         answers = [({"worker": node, "pool": answer["pool"] or ""}, answer[field]) for node, answer in found.workers.items()]
         yield gauge(f"worker_{field}", what, answers)
+    yield from of_tasks(found)
     if file := os.environ.get("BEAT_HEARTBEAT_FILE"):
         path = Path(file)
         silent = time.time() - path.stat().st_mtime if path.exists() else float("inf")

@@ -5,7 +5,8 @@ from unittest.mock import patch
 
 import pytest
 
-from celery_kit.base.facts import VITALS, Member, Queue, Server, readable, vitals_of
+from celery_kit.base.facts import BOUNDS, VITALS, Member, Queue, Server, readable, vitals_of
+from celery_kit.operate.look import exporter
 from celery_kit.operate.look.doctor import STACK, Scene
 from celery_kit.operate.look.exporter import metrics
 from celery_kit.operate.look.status import Snapshot, lines
@@ -47,3 +48,31 @@ def test_no_answer_of_a_worker_breaks_what_is_made_from_it(answer: Any) -> None:
 )
 def test_an_address_is_shown_as_people_write_it(url: str, shown: str) -> None:
     assert readable(url) == shown
+
+
+def test_the_exporter_serves_what_became_of_tasks() -> None:
+    """As Prometheus reads it: buckets add up, and each has its worker, which is what a counter starts again with."""
+    numbers = [0.0] * (len(BOUNDS) + 2)
+    waited = [*numbers]
+    waited[0], waited[2], waited[-2], waited[-1] = 3.0, 2.0, 1.0, 4_000.5
+    one = {
+        "task": "mail",
+        "queue": "celery",
+        "waited": waited,
+        "ran": numbers,
+        "ended": {"succeeded": 5, "failed": 1},
+        "early": 2,
+    }
+    found = Snapshot(Server("Broker", "1"), None, {"w@there": vitals_of({"measures": [one]})}, [])
+    samples = {
+        (sample.name, sample.labels.get("le") or sample.labels.get("outcome")): sample.value
+        for metric in exporter.of_tasks(found)
+        for sample in metric.samples
+        if {"worker": "w@there", "task": "mail", "queue": "celery"}.items() <= sample.labels.items()
+    }
+    wait = "celery_kit_task_wait_seconds"
+    assert [samples[f"{wait}_bucket", le] for le in ("0.01", "0.05", "0.1", "1800.0", "+Inf")] == [3, 3, 5, 5, 6]
+    assert (samples[f"{wait}_count", None], samples[f"{wait}_sum", None]) == (6, 4_000.5)
+    assert (samples["celery_kit_tasks_total", "succeeded"], samples["celery_kit_tasks_total", "failed"]) == (5, 1)
+    assert samples["celery_kit_task_early_total", None] == 2
+    assert not [metric.samples for metric in exporter.of_tasks(Snapshot("away", None, {}, [])) if metric.samples]
