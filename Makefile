@@ -72,8 +72,8 @@ lint:         ## style, types, shell scripts, Dockerfiles
 test-unit:    ## tests that need no container
 	deploy/env.sh dev && $(PYTEST) tests/unit
 
-test-cost:    ## what a task costs on RabbitMQ, on each pool: AMQP frames, calls of sockets
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine/rabbitmq/test_cost.py
+test-cost:    ## what a task costs on each broker and pool: frames, round trips, calls of sockets and files, bytes of log
+	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine/rabbitmq/test_cost.py tests/unit/brokers/redis/test_round_trips.py
 
 test-compat:  ## the kit on either engine beside plain Celery, on each broker and pool: what Celery gives, the kit gives; BROKER= POOL=
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat --reruns 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery_kit.pools.table import POOLS
+from testbed import deployed
 from testbed.environments import PEERS, WORKERS
 from testbed.places import Place
 
@@ -65,8 +66,11 @@ def _size(pool: str) -> list[str]:
 
 
 def _options(pool: str, number: int) -> list[str]:
-    """The options of a worker, with a unique node name: on RabbitMQ a second worker of the same name cannot consume."""
-    return ["-n", f"bench{number}@%h", "-l", "WARNING", "-Q", "bench", *_size(pool)]
+    """The options of a worker, at the log level of the stacks. Celery's documentation starts its workers with the same.
+
+    The node name is unique: on RabbitMQ a second worker of the same name cannot consume.
+    """
+    return ["-n", f"bench{number}@%h", "-l", "INFO", "-Q", "bench", *_size(pool)]
 
 
 def _plain(pool: str, number: int) -> list[str]:
@@ -77,8 +81,11 @@ def _kit(engine: str, most: int) -> Contender:
     def worker(pool: str, number: int) -> list[str]:
         return [PYTHON, "-m", "app.worker", "-I", "bench.celerys", *_options(pool, number)]
 
+    def environ(place: Place) -> dict[str, str]:
+        return deployed.environment() | _celery(place)
+
     return Contender(
-        f"celery-kit {engine}", [PYTHON, "-m", "bench.kit"], worker, _celery, most, settings={"ENGINE": engine}, read=succeeded
+        f"celery-kit {engine}", [PYTHON, "-m", "bench.kit"], worker, environ, most, settings={"ENGINE": engine}, read=succeeded
     )
 
 
@@ -137,7 +144,7 @@ OTHERWISE = (
     otherwise("DELIVERY=at-most-once", {"DELIVERY": "at-most-once"}),
     otherwise("task_track_started=False", {}, "--", "task.track_started=0"),
     otherwise("WORKER_SEND_TASK_EVENTS=1", {"WORKER_SEND_TASK_EVENTS": "1"}),
-    otherwise("LOGLEVEL=INFO", {}, "--loglevel", "INFO"),
+    otherwise("LOGLEVEL=WARNING", {}, "--loglevel", "WARNING"),
     otherwise("USE_FAST_LOCALS off", {"USE_FAST_LOCALS": ""}),
 )
 PEER_ROWS = tuple(_peers())

@@ -86,11 +86,15 @@ def used(sessions: list[int]) -> tuple[float, int]:
 
 @contextmanager
 def running(contender: Contender, place: Place, case: Case, environ: dict[str, str]) -> Iterator[list[int]]:
-    """Start workers, each in its own session, and kill them at the end of the block. Yields the sessions."""
-    with tempfile.TemporaryFile() as log:
+    """Start workers, each in its own session, and kill them at the end of the block. Yields the sessions.
+
+    They write their logs to a pipe, as in a container, where the engine reads it.
+    """
+    with tempfile.TemporaryFile() as log, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log) as engine:
+        pipe = engine.stdin
         started = [
             subprocess.Popen(
-                contender.worker(case.pool, number), cwd=ROOT, env=environ, stdout=log, stderr=log, start_new_session=True
+                contender.worker(case.pool, number), cwd=ROOT, env=environ, stdout=pipe, stderr=pipe, start_new_session=True
             )
             for number in range(case.workers)
         ]

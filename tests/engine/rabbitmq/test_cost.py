@@ -10,6 +10,7 @@ from struct import unpack_from
 from typing import Any
 from unittest.mock import patch
 
+from testbed import deployed
 from tests.engine.calls import total
 from tests.engine.rabbitmq.proxy import Proxy
 from tests.engine.rabbitmq.test_worker import Fast
@@ -23,6 +24,8 @@ TASKS = 2_000
 SENT, RECEIVED = 0.9, 3.3
 #: The maximum of socket calls a task. Solo makes 2.4 to 3.2, the others 1 to 1.4, plain Celery's worker more than twenty.
 CALLS = 5
+#: Files that a worker opens or renames for a task, its writes to files and pipes, and bytes of its log, at most, as on Redis.
+FILES, WRITES, LOGGED = 0.5, 1.0, 900
 HELLO = b"AMQP\0\0\x09\x01"
 
 
@@ -43,21 +46,26 @@ class Counted(Proxy):
         self.begun[source] = data[at:]
 
 
-def cost(fast: Fast, path: Path) -> tuple[float, float, float]:
-    """Frames a task that a worker sent and received, and its socket calls a task, from the worker's start to its exit."""
-    fast.environ["CALLS"] = str(path)
+def cost(fast: Fast, path: Path) -> tuple[float, ...]:
+    """A worker's figures a task, from its start to its exit, in the environment of a container: frames sent and received, calls
+    of sockets, files opened or renamed, writes to files, bytes of its log.
+    """
+    fast.environ |= {name: value for name, value in deployed.environment().items() if not name.startswith("CELERY_")}
+    fast.environ |= {"CALLS": str(path), "DATA_DIR": str(path.parent), "HEARTBEAT_FILE": str(path.parent / "heartbeat")}
     ids = [fast.send("total", [1, 2]).id for _ in range(TASKS)]
     with patch("tests.engine.rabbitmq.test_worker.Proxy", Counted):
         proxy: Any = fast.behind_a_proxy("CELERY_BROKER_URL")
-    worker = fast.worker("-I", "tests.engine.calls", "-c", str(CONCURRENCY[fast.pool]))
+    worker = fast.worker("-I", "tests.engine.calls", "-c", str(CONCURRENCY[fast.pool]), "--loglevel", "INFO")
     fast.until_stored(ids, TASKS)
     fast.ends_with_nothing_left(worker)
-    return proxy.frames[True] / TASKS, proxy.frames[False] / TASKS, total(path) / TASKS
+    calls = (total(path, which) for which in range(3))
+    return tuple(one / TASKS for one in (proxy.frames[True], proxy.frames[False], *calls, fast.log.stat().st_size))
 
 
 def test_one_frame_speaks_for_many_tasks(fast: Fast, tmp_path: Path) -> None:
-    """One socket call reads or writes many messages, with the broker and the results server alike."""
-    sent, received, calls = cost(fast, tmp_path / "calls")
+    """One socket call reads or writes many messages, with the broker and the results server alike. Files cost as little."""
+    sent, received, calls, files, writes, logged = cost(fast, tmp_path / "calls")
     assert sent < SENT
     assert 3 <= received < RECEIVED
     assert calls < CALLS
+    assert (files < FILES, writes < WRITES, logged < LOGGED) == (True, True, True), (files, writes, logged)

@@ -1,5 +1,6 @@
 """The benchmark's report: ratios of rounds beside each other, and nothing of a trial that failed."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -8,13 +9,19 @@ import pytest
 
 from bench import report
 from bench.__main__ import Plan, parts
+from bench.contenders import FAST, OTHERWISE, SETTINGS
 from bench.idle import FIRST, Side
 from bench.parts import FILES, ROWS, without
-from bench.rounds import NothingDoneError, used
+from bench.rounds import Case, NothingDoneError, environment, used
 from celery_kit.base.target import ROOT
 from celery_kit.engine.parts import PARTS
 from celery_kit.pools.table import POOLS
 from docs.take_bench import merged
+from testbed import deployed
+from testbed.places import Place
+
+#: The benchmark's servers have addresses of their own.
+CELERYS_URLS = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 
 
 def trial(name: str, rates: list[float], error: str = "", **case: Any) -> dict[str, Any]:
@@ -29,6 +36,25 @@ def found(*trials: dict[str, Any]) -> dict[str, Any]:
         "packages": {"celery": "5.7"}, "servers": ["Redis 8"], "rounds": 3, "seconds": 4,
     }  # fmt: skip
     return {"about": about, "trials": list(trials)}
+
+
+def test_the_kits_workers_run_as_in_a_container() -> None:
+    """Whatever the image and the stack set is set in the benchmark, with the same value but for files and addresses."""
+    place = Place("redis://broker", "redis://results", None, None, dict)
+    for one in (FAST, SETTINGS, *OTHERWISE):
+        found = environment(one, place, Case("redis", "solo"))
+        assert found["CELERY_BROKER_URL"] == "redis://broker"
+        for name, value in (deployed.of_the_image() | deployed.of_the_stack()).items():
+            if name not in deployed.ELSEWHERE:
+                assert name in found, f"{name} is set in a container, and not in {one.name}"
+                assert found[name] == value or name in {"DATA_DIR", "HEARTBEAT_FILE", *one.settings, *CELERYS_URLS}, name
+        assert "INFO" in one.worker("solo", 0)
+    image = re.findall(r"([A-Z_]+)=", "".join(re.findall(r"^ENV .*", (ROOT / "deploy/Dockerfile").read_text(), re.MULTILINE)))
+    assert set(image) - set(deployed.of_the_image()) == {"PYTHONPATH", "APP", "CELERY_APP"}, "those of another codebase"
+    stack = deployed.of_the_stack()
+    assert (stack["LOGLEVEL"], stack["LOG_FORMAT"], stack["TASK_TIME_LIMIT"], stack["CELERY_WORKER_QUEUES"]) == (
+        "INFO", "json", "300", "",
+    )  # fmt: skip
 
 
 def test_ratio_is_of_rounds_beside_each_other() -> None:

@@ -1,0 +1,42 @@
+"""The environment of a worker in a container: what its image and its compose file set. Benchmark and tests use the same."""
+
+import re
+from functools import cache
+
+import yaml
+
+from testbed.environments import ROOT
+
+#: What only a container has: its search path, its pool, and addresses of its network.
+ELSEWHERE = ("PATH", "POOL", "SMTP_HOST", "SMS_GATEWAY_URL")
+#: A variable in a compose file, with its default.
+DEFAULT = re.compile(r"\$\{\w+:-([^${}]*)\}")
+
+
+def of_the_image() -> dict[str, str]:
+    """What deploy/Dockerfile sets, in the stages of a worker of app/."""
+    text = (ROOT / "deploy/Dockerfile").read_text()
+    stages = {stage.split()[3]: stage for stage in re.split(r"^(?=FROM )", text, flags=re.MULTILINE)[1:]}
+    chosen = "".join(stages[name] for name in ("base", "kit", "code-app", "worker"))
+    return dict(pair.split("=", 1) for line in re.findall(r"^ENV (.*)", chosen, re.MULTILINE) for pair in line.split())
+
+
+def of_the_stack() -> dict[str, str]:
+    """What deploy/compose/app.yaml gives a worker where the user has chosen nothing."""
+    given = yaml.safe_load((ROOT / "deploy/compose/app.yaml").read_text())["services"]["worker"]["environment"]
+    return {name: _default(str(value)) for name, value in given.items()}
+
+
+def _default(value: str) -> str:
+    while (again := DEFAULT.sub(r"\1", value)) != value:
+        value = again
+    return value
+
+
+@cache
+def environment() -> dict[str, str]:
+    """All of it, on this machine: files are in .kit/deployed/."""
+    folder = ROOT / ".kit/deployed"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {name: value for name, value in (of_the_image() | of_the_stack()).items() if name not in ELSEWHERE}
+    return found | {"DATA_DIR": str(folder), "HEARTBEAT_FILE": str(folder / "heartbeat")}
