@@ -75,7 +75,8 @@ class Writer:
             self._some.acquire()
             self._sleep(SECONDS)
             self._due = False
-            self.write()
+            with suppress(Exception):  # later lines need this thread
+                self.write()
 
     @unbroken
     def write(self) -> None:

@@ -13,7 +13,7 @@ from celery_kit.operate.stacks.compose import image
 from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, STANDINS, Python, chosen, on_this_machine
 
 OTHERS = [one for one in PYTHONS.values() if one.version != DEFAULT]
-COMPOSE = sorted((ROOT / "deploy/compose").glob("*.yaml"))
+COMPOSE = sorted(file for file in (ROOT / "deploy/compose").glob("*.yaml") if "build:" in file.read_text())
 
 
 def test_the_default_is_told_to_nobody() -> None:
