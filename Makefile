@@ -111,7 +111,7 @@ test-limits:  ## that each row of a limit is needed exactly where it stands: eac
 test-examples: ## the wheel in an empty environment: each of examples/ on each broker and two pools; QUICK=1: one combination each
 	deploy/env.sh dev && $(PYTEST) tests/examples -q --no-header
 
-test-upstream: ## Celery's own integration suite with the kit's app, beside plain Celery; writes docs/reports/upstream.md (hours; PAIRS= WORKERS= SIDES= MODULES=)
+test-upstream: ## Celery's own integration suite with the kit installed in its app, beside plain Celery; writes docs/reports/upstream.md (hours; KIT=1: the default engine alone; PAIRS= WORKERS= SIDES= MODULES=)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.upstream.run
 
 test-browser: ## the pages that the kit makes, in a real browser

@@ -1,8 +1,9 @@
 """A plugin of pytest for Celery's own integration suite: `-p tests.upstream.kit_app`.
 
-The suite asks celery.contrib.testing for its apps, which makes them of the class Celery; where ENGINE says so they are the
-kit's, whose settings lie below the suite's own. And it has its worker in its own process, where Celery, and so the kit,
-leaves the fast trace aside; with SUITE_WORKER=process it has one as users do, `celery -A tests.upstream.worker worker`.
+The suite gets its apps from celery.contrib.testing. If ENGINE is set, the kit is installed in each of them, as users install
+it in theirs: by `celery_kit.install(app)`, once Celery has made the app. The suite's settings win over the kit's. Its worker
+runs in the tests' own process, where Celery, and so the kit, does not use the fast trace; with SUITE_WORKER=process it has one
+as users do, `celery -A tests.upstream.worker worker`.
 """
 
 import json
@@ -20,8 +21,8 @@ from celery.contrib.testing import tasks, worker
 start_worker = worker.start_worker
 #: What the suite sets that both processes have to agree on.
 SHARED = ("broker_url", "result_backend", "result_extended", "task_create_missing_queues")
-#: In seconds; a test that has not ended by then hangs. The suite's own is 300, five times over.
-TEST_SECONDS = 60
+#: In seconds, the suite's own; but a test that has not ended by then hangs, and is not tried five times more.
+TEST_SECONDS = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,6 +63,13 @@ def in_a_process(app: Any) -> Iterator[Any]:
 worker.start_worker = start
 
 if os.environ.get("ENGINE"):
-    from celery_kit import Kit
+    from celery_kit import install
 
-    vars(testing)["Celery"] = Kit
+    make = testing.TestApp
+
+    def installed(*args: Any, **options: Any) -> Any:
+        app = make(*args, **options)
+        install(app)
+        return app
+
+    vars(testing)["TestApp"] = installed

@@ -56,6 +56,10 @@ def _counts(outcomes: Outcomes | None) -> str:
 
 def _rows(found: Run) -> list[str]:
     kept = found.kept
+    for key, outcomes in list(kept.items()):
+        whole = kept.setdefault(f"{key.rpartition(' ')[0]} **all**", {})
+        for side, more in outcomes.items():
+            whole[side] = {**whole.get(side, {}), **more}
     sides = [side for side in COLUMNS if any(side in one for one in kept.values())]
     titles = ["broker + backend", "worker", "module", *(COLUMNS[side] for side in sides)]
     rows = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
@@ -96,13 +100,14 @@ def write(found: Run) -> int:
             by_reason[why].append(f"- `{test}`, {COLUMNS[side]}: {here}, {there} on {COLUMNS[AGAINST[side]]} ({where})")
     unnamed = by_reason.pop(None, [])
     parts = [
-        "# Celery's own integration suite with the kit's app",
-        f"Celery {CELERY}, kombu {version('kombu')}, redis-py {version('redis')}; `make test-upstream`, "
-        f"{datetime.now(UTC):%Y-%m-%d}. The suite's app is of the kit's class, with the kit's settings under the suite's and "
-        "all that a kit's worker has; the servers are those of compose.rabbitmq.yaml. Beside it the suite as it is: on the "
-        "same servers, and on the same images without configuration. A process a module; what failed was run once more. "
-        "The suite's worker is `process`, on prefork in a process of its own, as users have it, or in the tests' own, on "
-        "`prefork`, the suite's own pool, or on `solo`. `-`: not run.",
+        "# Celery's own integration suite with the kit installed",
+        f"Celery {CELERY}, kombu {version('kombu')}, redis-py {version('redis')}; `make test-upstream KIT=1`, "
+        f"{datetime.now(UTC):%Y-%m-%d}. `celery_kit.install(app)` is called on the suite's own app; the suite's settings win "
+        "over the kit's, and its fixtures are as they were. The servers are those of compose.rabbitmq.yaml, on both "
+        "sides. Without `KIT=1` there are two sides more: the kit with `ENGINE=plain`, and plain Celery on the same images "
+        "without configuration. A process a module; what failed was run again. The suite's worker is on `prefork` in the "
+        "tests' process, the suite's own choice; on `solo` there; or in a `process` of its own on prefork, as users have it. "
+        "`-`: not run.",
         "\n".join(_rows(found)),
         "## What ends otherwise, and why",
     ]

@@ -1,17 +1,17 @@
-"""Celery's own integration suite with the kit's app, on either engine, beside plain Celery, on servers as our stacks have them.
+"""Celery's own integration suite with the kit installed in its app, beside plain Celery, on servers as our stacks have them.
 
 `make test-upstream` fetches the suite from the package index (it is never kept in this repository), runs each of its modules in
 a process of its own on every side, and writes docs/reports/upstream.md. A test that ends otherwise than on plain Celery needs a
-row in `reasons.py`; one without is an error. PAIRS, WORKERS, SIDES and MODULES choose some, by name; what an earlier run has
-found of the others stays in the report, and MISSING=1 goes on where it ended. AT_ONCE= run at a time. REPORT=1 runs nothing
-and writes the report.
+row in `reasons.py`; one without is an error. KIT=1 runs two sides, the kit as users have it and plain Celery. PAIRS, WORKERS,
+SIDES and MODULES choose some, by name; what an earlier run has found of the others stays in the report, and MISSING=1 goes on
+where it ended; FAILED=1 runs only what has failed there. AT_ONCE= run at a time. REPORT=1 runs nothing and writes the report.
 """
 
 import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -57,14 +57,15 @@ def fetch() -> Path:
 
 
 @contextmanager
-def as_our_stack(which: str) -> Iterator[Ports]:
+def as_our_stack(which: str, names: Sequence[str]) -> Iterator[Ports]:
     """The servers of compose.rabbitmq.yaml."""
-    with Stack("rabbitmq", which, ("broker", "results")) as stack:
-        yield {"rabbitmq": stack.port(5672), "redis": stack.port(6379, "results")}
+    services = {"rabbitmq": ("broker", 5672), "redis": ("results", 6379)}
+    with Stack("rabbitmq", which, [services[name][0] for name in names]) as stack:
+        yield {name: stack.port(port, service) for name, (service, port) in services.items() if name in names}
 
 
 @contextmanager
-def plain(_: str) -> Iterator[Ports]:
+def plain(_: str, names: Sequence[str]) -> Iterator[Ports]:
     """The same images without a line of configuration of ours."""
     client, images = docker.from_env(), {**dotenv_values(ROOT / ".env"), **os.environ}
     account = {f"RABBITMQ_DEFAULT_{part}": "kit" for part in ("USER", "PASS", "VHOST")}
@@ -75,7 +76,8 @@ def plain(_: str) -> Iterator[Ports]:
     probes = {"rabbitmq": "gosu rabbitmq rabbitmq-diagnostics -q check_port_connectivity", "redis": "redis-cli ping"}
     with ExitStack() as started:
         ports = {}
-        for name, (image, port, environ) in wanted.items():
+        for name in names:
+            image, port, environ = wanted[name]
             container = client.containers.run(
                 image, detach=True, environment=environ, labels=LABELS, ports={f"{port}/tcp": ("127.0.0.1", None)}
             )
@@ -90,10 +92,10 @@ def plain(_: str) -> Iterator[Ports]:
 
 @dataclass(frozen=True)
 class Side:
-    """Whose app the suite gets (`engine`: the kit's; None: Celery's own), which servers, and where its worker is."""
+    """Whether the kit is installed in the suite's app, with which `engine` (None: it is not), which servers and workers."""
 
     engine: str | None
-    servers: Callable[[str], AbstractContextManager[Ports]]
+    servers: Callable[[str, Sequence[str]], AbstractContextManager[Ports]]
     workers: tuple[str, ...] = WORKERS
 
 
@@ -103,6 +105,8 @@ SIDES = {
     "celery": Side(None, as_our_stack),
     "bare": Side(None, plain, ("prefork",)),
 }
+#: Of them, those of KIT=1.
+KIT = ("fast", "celery")
 #: Combinations of a side, a pair and a worker that run at a time, each on servers of its own. The suite mostly waits.
 AT_ONCE = 4
 
@@ -165,12 +169,17 @@ def again(suite: Path, environ: dict[str, str], outcomes: Outcomes) -> Outcomes:
 
 def run_combination(suite: Path, modules: list[str], found: Run, which: tuple[str, str, str]) -> None:
     name, pair, worker = which
-    with SIDES[name].servers("".join(filter(str.isalpha, "".join(which)))) as ports:
+    # The suite itself asks a Redis, on each pair.
+    names = ["redis"] if pair == "redis+redis" else ["rabbitmq", "redis"]
+    with SIDES[name].servers("".join(filter(str.isalpha, "".join(which))), names) as ports:
         environ = environment(SIDES[name], pair, worker, ports)
         for module in modules:
             if os.environ.get("MISSING") and found.has(pair, worker, name, module):
                 continue
-            outcomes = again(suite, environ, run(suite, environ, [f"t/integration/{module}.py"]))
+            if os.environ.get("FAILED"):
+                outcomes = again(suite, environ, found.kept.get(f"{pair} {worker} {module}", {}).get(name, {}))
+            else:
+                outcomes = again(suite, environ, run(suite, environ, [f"t/integration/{module}.py"]))
             found.keep(pair, worker, name, module, outcomes)
             kinds = list(outcomes.values())
             print(*which, module, {kind: kinds.count(kind) for kind in set(kinds)}, flush=True)
@@ -186,8 +195,10 @@ def main() -> None:
         suite = fetch()
         UPSTREAM.prepare()
         modules = chosen("MODULES", sorted(path.stem for path in (suite / "t" / "integration").glob("test_*.py")))
-        axes = product(*(chosen(axis, rows) for axis, rows in (("SIDES", SIDES), ("PAIRS", PAIRS), ("WORKERS", WORKERS))))
-        combinations = [(side, pair, worker) for side, pair, worker in axes if worker in SIDES[side].workers]
+        sides = chosen("SIDES", KIT if os.environ.get("KIT") else SIDES)
+        # The sides of a pair and worker run at the same time, so that the machine's other load is the same for them.
+        axes = product(chosen("PAIRS", PAIRS), chosen("WORKERS", WORKERS), sides)
+        combinations = [(side, pair, worker) for pair, worker, side in axes if worker in SIDES[side].workers]
         with ThreadPoolExecutor(int(os.environ.get("AT_ONCE") or AT_ONCE)) as side_by_side:
             list(side_by_side.map(partial(run_combination, suite, modules, found), combinations))
     unnamed = write(found)

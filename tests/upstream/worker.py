@@ -4,11 +4,11 @@ import json
 import os
 from importlib import import_module
 
-from celery.contrib.testing.app import TestApp
+from celery.contrib.testing import app as testing
 
-import tests.upstream.kit_app  # noqa: F401  # the kit's class, where ENGINE says so
+import tests.upstream.kit_app  # noqa: F401  # installs the kit in the apps of `testing`, where ENGINE says so
 
-app = TestApp(config=json.loads(os.environ["SUITE_SETTINGS"]), enable_logging=True)
+app = testing.TestApp(config=json.loads(os.environ["SUITE_SETTINGS"]), enable_logging=True)
 app.set_current()
 app.set_default()
 tasks = import_module("t.integration.tasks")
