@@ -120,6 +120,8 @@ def _requeue(worker: Worker) -> None:
             if state.active_requests:
                 raise WorkerTerminate(platforms.EX_OK)
             return
+        # The loop may have been left a moment ago, for a warm shutdown, whose next step would wait for the pool's tasks.
+        vars(worker.pool)["stop"] = worker.pool.terminate
         stopped: Callable[[], None] = getattr(worker.blueprint, "on_stopped")  # noqa: B009  # unknown to the stubs
 
         def leave() -> None:
