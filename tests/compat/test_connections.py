@@ -22,6 +22,7 @@ from celery_kit.produce.alike import Call
 from celery_kit.produce.bulk import Sender
 from tests.compat.rig import KIT, SIDES, Place, Side, kits, outcomes, worker, workers
 from tests.harness.certificates import certificate
+from tests.harness.ports import server_port
 from tests.harness.servers import Server
 from tests.harness.workers import PLAIN_CELERY
 
@@ -103,7 +104,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, di
     """By form of address: a broker, a results server, and further configuration."""
     folder = tmp_path_factory.mktemp("servers")
     path = folder / "socket"
-    server = ValkeyServer(data_dir=folder, unix_socket_path=path)
+    server = ValkeyServer(port=server_port(), data_dir=folder, unix_socket_path=path)
     server.start(timeout=30)
     assert server.port
     port, secure = server.port, encrypted(server.port, folder)

