@@ -20,8 +20,8 @@ from celery.app.utils import Settings
 
 from celery_kit import brokers, results
 from celery_kit.base import signals, times
-from celery_kit.base.choices import ENGINES
-from celery_kit.base.conf import OPTIONS
+from celery_kit.base.choices import ENGINES, worker_lease
+from celery_kit.base.conf import OPTIONS, transport_options
 from celery_kit.base.refusals import refuse, unless_refused
 from celery_kit.base.types import Options
 from celery_kit.profile import Profile, of_an_app
@@ -156,8 +156,8 @@ def usable(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _visibility_timeout(limit: int, environ: Mapping[str, str]) -> int:
-    """In seconds, for a time limit in seconds: that of the environment, if it is valid and not too short for the limit."""
-    found, why = unless_refused(lambda: times.seconds(times.VISIBILITY_TIMEOUT, limit, environ))
+    """In seconds, for a time limit in seconds: that of the environment, if it is valid."""
+    found, why = unless_refused(lambda: times.seconds(times.VISIBILITY_TIMEOUT, limit, environ, worker_lease(environ)))
     if found is None:
         logger.warning("celery-kit: %s; this variable is ignored", why)
     return found or times.VISIBILITY_TIMEOUT.of(limit)
@@ -180,6 +180,12 @@ def _visibility(conf: Settings) -> float | None:
     return timeout
 
 
+def _lease(conf: Settings) -> float:
+    """The seconds of a worker's lease on its messages; 0 if the broker needs none."""
+    seconds = transport_options(conf).get("lease_seconds")
+    return seconds if isinstance(seconds, int | float) else 0
+
+
 CONTRADICTIONS = (
     Contradiction(
         lambda conf: conf.engine not in ENGINES,
@@ -194,8 +200,13 @@ CONTRADICTIONS = (
         "task_reject_on_worker_lost={task_reject_on_worker_lost}: a task whose child process dies fails and is not redelivered",
     ),
     Contradiction(
-        lambda conf: (held := _visibility(conf)) and conf.task_time_limit and held <= conf.task_time_limit,
+        lambda conf: (held := _visibility(conf)) and not _lease(conf) and conf.task_time_limit and held <= conf.task_time_limit,
         "broker_transport_options' visibility_timeout is not longer than task_time_limit={task_time_limit}: "
+        "a task can be redelivered while it still runs",
+    ),
+    Contradiction(
+        lambda conf: (held := _visibility(conf)) and held <= _lease(conf),
+        "broker_transport_options' visibility_timeout is not longer than WORKER_LEASE: "
         "a task can be redelivered while it still runs",
     ),
     Contradiction(

@@ -38,6 +38,7 @@ class Choices:
     task_time_limit: int
     max_deliveries: int
     visibility_timeout: int
+    lease: int
     delivery: str
     result_expires: int
     serializer: str
@@ -73,13 +74,15 @@ class Choices:
         limit = task_time_limit(environ, limit)
         for derived in (times.STOP_GRACE_PERIOD, times.CONSUMER_TIMEOUT):
             times.seconds(derived, limit, environ)
-        held = times.seconds(times.VISIBILITY_TIMEOUT, limit, environ)
+        lease = worker_lease(environ)
+        held = times.seconds(times.VISIBILITY_TIMEOUT, limit, environ, lease)
         return cls(
             engine=choose("ENGINE", value("ENGINE", "fast"), ENGINES),
             timezone=_timezone(value("TIMEZONE", "UTC")),
             task_time_limit=limit,
             max_deliveries=max_deliveries(environ),
             visibility_timeout=held,
+            lease=lease,
             delivery=choose("DELIVERY", value("DELIVERY", DELIVERIES[0]), DELIVERIES),
             result_expires=whole_number("RESULT_EXPIRES", value("RESULT_EXPIRES", "86400"), 0, 31_536_000, "seconds"),
             serializer=serializer,
@@ -102,9 +105,14 @@ class Choices:
 
 
 def task_time_limit(environ: Mapping[str, str] = os.environ, default: int = TASK_TIME_LIMIT) -> int:
-    """The longest time that a task may run, in seconds. `default`: for an environment without TASK_TIME_LIMIT."""
+    """The longest time that a task may run, in seconds; 0: no limit. `default`: for an environment without TASK_TIME_LIMIT."""
     given = environ.get("TASK_TIME_LIMIT")
-    return whole_number("TASK_TIME_LIMIT", given, 1, 86_400, "seconds") if given else default
+    return whole_number("TASK_TIME_LIMIT", given, 0, 86_400, "seconds") if given else default
+
+
+def worker_lease(environ: Mapping[str, str] = os.environ) -> int:
+    """Seconds without a sign of life after which a worker counts as dead, on brokers that do not notice that themselves."""
+    return whole_number("WORKER_LEASE", environ.get("WORKER_LEASE") or "15", 3, 3_600, "seconds")
 
 
 def stop_grace(environ: Mapping[str, str] = os.environ) -> int:

@@ -32,11 +32,27 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class Held:
+    """Unacknowledged messages: one with its queue, task and id, or the `number` of all that one worker holds.
+
+    `holder`: the worker's node name; empty: no worker of the kit holds them. `dead`: for how many seconds that worker has shown
+    no sign of life, beyond the time that it may; None: it lives.
+    """
+
+    holder: str
+    number: int = 1
+    dead: float | None = None
+    queue: str = ""
+    task: str = ""
+    id: str = ""
+
+
+@dataclass(frozen=True)
 class Server:
     """A broker or results server. `version` is empty for a product that the kit cannot ask.
 
     `memory`: bytes. `keys`: how many it holds, where it counts them. `notes`: sentences. `faults`: pairs of what is wrong and
-    what to do. `url`: its address, without a password.
+    what to do. `url`: its address, without a password. `held`: who holds its unacknowledged messages, where it knows that.
     """
 
     product: str
@@ -47,6 +63,7 @@ class Server:
     notes: list[str] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
+    held: list[Held] = field(default_factory=list)
 
 
 class TimetableEntry(TypedDict):

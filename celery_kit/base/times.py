@@ -1,7 +1,6 @@
 """Times that follow from TASK_TIME_LIMIT, the longest time that a task may run. The compose files derive the same values.
 
-Each has a variable of its own, for tasks that wait longer than they run (a countdown of hours on Redis). A value that
-contradicts the time limit is refused.
+Each has a variable of its own. A value that contradicts the time limit is refused.
 """
 
 import re
@@ -17,10 +16,10 @@ UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600}
 
 @dataclass(frozen=True)
 class Derived:
-    """A time that must be longer than the time limit. `of(limit)`: its default, in seconds, for a limit in seconds.
+    """A time that must be longer than another one. `of(limit)`: its default, in seconds, for a time limit in seconds; 0: none.
 
     `unit`: the unit of a plain number in its variable. `bare`: a number without a unit is allowed. `otherwise`: what would
-    happen if the time were shorter.
+    happen if the time were shorter. `bound`: the variable of the time that it must exceed.
     """
 
     name: str
@@ -28,24 +27,30 @@ class Derived:
     of: Callable[[int], int]
     otherwise: str
     bare: bool = True
+    bound: str = "TASK_TIME_LIMIT"
 
 
 #: Compose reads this variable too, and requires a unit.
 STOP_GRACE_PERIOD = Derived(
     "STOP_GRACE_PERIOD", "s", lambda limit: limit + 30, "a stop would kill tasks that may still run", bare=False
 )
-#: At least an hour, because on Redis a worker holds a task until its ETA (celery #5935).
+#: For workers of plain Celery beside the kit's, which hold a task until its ETA (celery #5935), and keep none for longer.
 VISIBILITY_TIMEOUT = Derived(
-    "VISIBILITY_TIMEOUT", "s", lambda limit: max(3_600, 4 * limit), "a task would run again while it still runs"
-)
-#: The same formula as in deploy/brokers/rabbitmq/compose.yaml, which can only append zeros.
+    "VISIBILITY_TIMEOUT", "s", lambda limit: max(3_600, 4 * limit), "workers of plain Celery would run again what others hold",
+    bound="WORKER_LEASE",
+)  # fmt: skip
+#: The same formula as in deploy/brokers/rabbitmq/compose.yaml, which can only append zeros. A year without a time limit.
 CONSUMER_TIMEOUT = Derived(
-    "CONSUMER_TIMEOUT", "ms", lambda limit: 100 * limit, "the broker would take a task from a worker that still runs it"
+    "CONSUMER_TIMEOUT", "ms", lambda limit: 100 * limit or MOST, "the broker would take a task from a worker that still runs it"
 )
 
 
-def seconds(derived: Derived, limit: int, environ: Mapping[str, str]) -> int:
-    """The value of `derived` in seconds, for a time limit of `limit` seconds. Refuses what is not a time, or too short."""
+def seconds(derived: Derived, limit: int, environ: Mapping[str, str], bound: int | None = None) -> int:
+    """The value of `derived` in seconds, for a time limit of `limit` seconds. Refuses what is not a time, or too short.
+
+    `bound`: what it must exceed, in seconds, if that is not the time limit.
+    """
+    bound = limit if bound is None else bound
     given = environ.get(derived.name)
     if not given:
         return derived.of(limit)
@@ -55,10 +60,10 @@ def seconds(derived: Derived, limit: int, environ: Mapping[str, str]) -> int:
     if not parts or found > MOST:
         number = f"a number of {derived.unit}, or " if derived.bare else ""
         refuse(f"{derived.name}={given} is not allowed; {number}a time such as 5m30s, of at most a year")
-    if found <= limit:
+    if found <= bound:
         factor = round(1 / UNITS[derived.unit])
         refuse(
-            f"{derived.name}={given} contradicts TASK_TIME_LIMIT={limit}: {derived.otherwise}; "
+            f"{derived.name}={given} contradicts {derived.bound}={bound}: {derived.otherwise}; "
             f"leave it out, or choose {derived.of(limit) * factor}{'' if factor > 1 else derived.unit}"
         )
     return found

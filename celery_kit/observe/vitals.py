@@ -49,7 +49,9 @@ def _register(**_: object) -> None:
         info = consumer.pool.info if consumer.pool else {}
         limits = [getattr(task, "time_limit", None) or panel.app.conf.task_time_limit or 0 for task in panel.app.tasks.values()]
         active = len(state.active_requests)
-        redelivery = transport_options(panel.app.conf).get("visibility_timeout")
+        options = transport_options(panel.app.conf)
+        # With a lease, a message is not redelivered because its task runs long.
+        redelivery = None if options.get("lease_seconds") else options.get("visibility_timeout")
         known = sorted(name for name in panel.app.tasks if not name.startswith("celery."))
         return {
             "pool": named(consumer.pool),

@@ -1,5 +1,5 @@
 """What all pools share whose tasks run in the worker's own process: any exception of a task fails that task only, and a task
-that has expired does not start.
+does not start if it has expired, or if its message is no longer the worker's.
 
 Raised. Celery 5.7.0 hands a BaseException that is no Exception (asyncio.CancelledError, for example) to the callback for tasks
 that have returned. That callback unpacks three values from it and raises a TypeError, which kills a worker on solo and is
@@ -17,6 +17,10 @@ delayed task that the worker holds. Such a pool would run tasks that have expire
 its first step.
 Source: celery/worker/request.py 5.7.0, execute_using_pool, maybe_expire. Can go when the matrix' row `expires_in_its_worker`
 passes without it.
+
+No longer the worker's. A pool of threads or greenlets goes on with the tasks that it got before its worker lost its connection,
+or was frozen and taken for dead, although their messages are requeued by then. Here the task's thread asks the message's
+channel, if that knows (celery_kit/brokers/redis/leases.py), before the task is reported as started or acknowledged early.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +38,8 @@ from celery.utils.time import maybe_make_aware
 from celery_kit.base.types import Callback, WorkerRequest
 from celery_kit.pools.measures import accepting, measures, request_of
 
-#: In place of a return value: the task had expired and did not run.
-EXPIRED = object()
+#: In place of a return value: the task had expired, or belongs to another worker, and did not run.
+EXPIRED, GONE = object(), object()
 
 
 class InProcess(BasePool):
@@ -61,6 +65,7 @@ class InProcess(BasePool):
         *,
         callback: Callback | None = None,
         error_callback: Callback | None = None,
+        accept_callback: Callback | None = None,
         **options: Any,
     ) -> object:
         """Run `target(*args, **kwargs)`; call `callback` with its return value, or `error_callback` with its exception.
@@ -69,26 +74,40 @@ class InProcess(BasePool):
         """
         if error_callback is not None:  # otherwise the target is no task
             if counted := request_of(error_callback):
-                options["accept_callback"] = accepting(counted, options.get("accept_callback"))
-            target, callback = self._ending(target, callback, error_callback)
+                accept_callback = accepting(counted, accept_callback)
+            target, callback, accept_callback = self._ending(target, callback, error_callback, accept_callback)
+        options |= {"callback": callback, "error_callback": error_callback, "accept_callback": accept_callback}
         apply = super().apply_async
         if (during := self.during) is None:
-            return apply(target, args, kwargs, callback=callback, error_callback=error_callback, **options)
+            return apply(target, args, kwargs, **options)
         with during:
-            return apply(target, args, kwargs, callback=callback, error_callback=error_callback, **options)
+            return apply(target, args, kwargs, **options)
 
-    def _ending(self, target: Callback, callback: Callback | None, error_callback: Callback) -> tuple[Callback, Callback]:
-        """What to run, and what to call with its outcome. The callback of another caller than Celery has no request."""
+    def _ending(
+        self, target: Callback, callback: Callback | None, error_callback: Callback, accept_callback: Callback | None
+    ) -> tuple[Callback, Callback, Callback]:
+        """What to run, and what to call with its outcome and when it begins. The callback of another caller than Celery has no
+        request.
+        """
         request: WorkerRequest | None = getattr(error_callback, "__self__", None)
         counted = request_of(error_callback)
         expires = getattr(request, "expires", None)
         passes = self.passes
+        message = getattr(request, "message", None)
+        holds: Callback = getattr(getattr(message, "channel", None), "holds", bool)
+        tag, gone = getattr(message, "delivery_tag", "-"), list[bool]()
+
+        def accept(*accepted: object) -> None:
+            if not holds(tag):
+                gone.append(True)
+            elif accept_callback:
+                accept_callback(*accepted)
 
         def run(*args: object, **kwargs: object) -> object:
             try:
                 if expires is not None and datetime.now(UTC) > maybe_make_aware(expires):
                     return EXPIRED
-                return target(*args, **kwargs)
+                return GONE if gone else target(*args, **kwargs)
             except passes:
                 raise
             except BaseException:
@@ -96,13 +115,15 @@ class InProcess(BasePool):
 
         def done(outcome: object) -> None:
             raised = outcome if isinstance(outcome, ExceptionInfo) else None
-            if counted and outcome is not EXPIRED:
+            if counted and outcome is not EXPIRED and outcome is not GONE:
                 measures.ends(counted, outcome)
             try:
                 if raised:
                     error_callback(raised)
                 elif outcome is EXPIRED and request:
                     request._announce_revoked("expired", False, None, True)
+                elif outcome is GONE and request:
+                    import_module("celery.worker.state").task_ready(request)
                 elif callback:
                     callback(outcome)
             except passes:
@@ -111,7 +132,7 @@ class InProcess(BasePool):
                 if request:
                     _fail(request, error, raised)
 
-        return run, done
+        return run, done, accept
 
 
 def _fail(request: WorkerRequest, error: MemoryError, info: ExceptionInfo | None) -> None:

@@ -1,7 +1,7 @@
 """A stop within its grace period: after SIGTERM running tasks finish, and those that take too long are requeued.
 
 Celery's warm shutdown waits for its tasks without a limit. Then the grace period would end with SIGKILL, and on Redis their
-messages would reach another worker only after the visibility timeout. So the worker starts a cold shutdown shortly before.
+messages would reach another worker only when this one's lease has ended. So the worker starts a cold shutdown shortly before.
 
 The grace period is STOP_GRACE_PERIOD, or follows from the app's time limit. Without either, the worker waits like Celery's.
 """
@@ -36,7 +36,9 @@ def grace_of(conf: Settings) -> int | None:
     """How long a stop of a worker with these settings may take, in seconds; None: not known."""
     if os.environ.get(times.STOP_GRACE_PERIOD.name):
         return times.seconds(times.STOP_GRACE_PERIOD, 0, os.environ)
-    return times.STOP_GRACE_PERIOD.of(int(conf.task_time_limit)) if conf.task_time_limit else None
+    # TASK_TIME_LIMIT=0: a stack whose tasks have no limit, and whose compose file takes the limit as 0.
+    known = conf.task_time_limit or os.environ.get("TASK_TIME_LIMIT") == "0"
+    return times.STOP_GRACE_PERIOD.of(int(conf.task_time_limit or 0)) if known else None
 
 
 def _begins(conf: Settings, **_: object) -> None:

@@ -73,6 +73,21 @@ def _hold(queue: str, name: str) -> None:
         time.sleep(0.02)  # the work: it looks whether the test has ended it
 
 
+@app.task(name="engine.where", bind=True)
+def where(self: Any, key: str, first: float) -> str:
+    """Note in the list `key` which worker runs it. The first run computes for so many seconds, and lets nothing else run."""
+    import time
+
+    from redis import Redis
+
+    redis = Redis.from_url(os.environ["CELERY_RESULT_BACKEND"])
+    if redis.rpush(f"{key}-{self.request.id}", self.request.hostname) == 1:
+        end = time.monotonic() + first
+        while time.monotonic() < end:
+            pass
+    return str(self.request.hostname)
+
+
 if not os.environ.get("PLAIN"):
     from celery_kit.once import once
 

@@ -247,7 +247,7 @@ def test_a_push_wakes_an_idle_consumer(server: Server) -> None:
             taken.drain(partial(taken.has, number + 1))
             taken.messages[-1].ack()
             taken.settle()
-            assert calls(server) - before <= 4
+            assert calls(server) - before <= 5  # one of them may look for ended leases
         assert taken.bodies() == list(range(20))
 
 

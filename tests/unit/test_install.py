@@ -145,13 +145,13 @@ def test_no_task_ends_sooner_than_with_celery() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "held", "said"), [(None, 200, ""), (60, 200, ""), (600, 3_600, "contradicts TASK_TIME_LIMIT=600")]
+    ("limit", "lease", "held", "said"),
+    [(None, 15, 200, ""), (600, 15, 200, ""), (60, 200, 3_600, "contradicts WORKER_LEASE=200")],
 )
-def test_a_visibility_timeout_is_checked_against_the_apps_own_time_limit(
-    limit: int | None, held: int, said: str, caplog: pytest.LogCaptureFixture
+def test_a_visibility_timeout_is_longer_than_the_lease_and_not_than_a_task(
+    limit: int | None, lease: int, held: int, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a time limit there is nothing that it could contradict."""
-    with patch.dict(os.environ, {"VISIBILITY_TIMEOUT": "200"}):
+    with patch.dict(os.environ, {"VISIBILITY_TIMEOUT": "200", "WORKER_LEASE": str(lease)}):
         conf = installed(plain(task_time_limit=limit)).conf
         assert conf.broker_transport_options["visibility_timeout"] == held
     assert said in caplog.text and bool(said) == ("VISIBILITY_TIMEOUT" in caplog.text)
@@ -254,10 +254,7 @@ def test_signing_that_cannot_be_had_is_refused_all_the_same() -> None:
 CONTRADICT: dict[str, dict[str, Any]] = {
     "task_acks_late=False": {"task_acks_late": False},
     "task_reject_on_worker_lost=False": {"task_reject_on_worker_lost": False},
-    "visibility_timeout is not longer than task_time_limit=600": {
-        "task_time_limit": 600,
-        "broker_transport_options": {"visibility_timeout": 60},
-    },
+    "visibility_timeout is not longer than WORKER_LEASE": {"broker_transport_options": {"visibility_timeout": 15}},
     "confirm_publish=False": {"broker_transport_options": {"confirm_publish": False}},
     "engine=5 is not one": {"engine": 5},
 }

@@ -1,9 +1,11 @@
 """Redis as the broker: a server that keeps its data (append-only file), database 0."""
 
+import socket
 from typing import TYPE_CHECKING
 
 from celery_kit.base.capabilities import DOCS, Limit
 from celery_kit.base.choices import MOST_CONCURRENCY
+from celery_kit.base.signals import celeryd_init
 from celery_kit.base.types import Connection, Options
 from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.redis.bulk import Bulk, like
@@ -31,7 +33,9 @@ def settings(profile: "Choices") -> Options:
             # Read by celery_kit/produce/publishing.py and celery_kit/brokers/redis/transport.py
             "engine": engine(profile.engine, "fetch"),
             "take_ahead": not profile.prefetch and on("take_ahead"),  # of ENGINE=fast: celery_kit/engine/prefetch.py
-            # Seconds until an unacknowledged message is redelivered: longer than any task, and any ETA's wait (celery #5935).
+            # Seconds without a sign of life after which a worker counts as dead, and its messages are requeued (leases.py).
+            "lease_seconds": profile.lease,
+            # Seconds until a message is redelivered that a worker of plain Celery holds (celery #5935), or nobody.
             "visibility_timeout": profile.visibility_timeout,
             # Look for such messages every 5 s. kombu looks at every tenth of 10 s, which adds 100 s. A worker that dies while
             # it looks locks the others out for as long as the last of these says.
@@ -47,6 +51,21 @@ def settings(profile: "Choices") -> Options:
             "max_connections": MOST_CONCURRENCY + 20,
         },
     }
+
+
+_nodes: list[str] = []
+
+
+def node() -> str:
+    """The node name of this process's worker; of another consumer, the machine's name."""
+    return _nodes[-1] if _nodes else socket.gethostname()
+
+
+def _named(sender: str, **_: object) -> None:
+    _nodes.append(sender)
+
+
+celeryd_init.connect(_named, weak=False)
 
 
 def close_inherited(connection: Connection) -> None:
@@ -74,7 +93,7 @@ broker = Broker(
         "quorum_queues": Limit("cannot", "a queue is a list, on one server; the argument is ignored", "seen by this test"),
         "acks_late_redelivery": Limit(
             "differently",
-            "the message is held in the `unacked` hash, for the visibility timeout at least, an hour by default",
+            "the message is held in the `unacked` hash, until the lease of its worker has ended, 15 s by default",
             f"{DOCS}/getting-started/backends-and-brokers/redis.html#visibility-timeout",
         ),
     },

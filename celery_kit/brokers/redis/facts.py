@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from redis import Redis
 
 from celery_kit.base.correlation import SENT
-from celery_kit.base.facts import Queue, Server, known_queues
+from celery_kit.base.facts import Held, Queue, Server, known_queues
 from celery_kit.brokers.contract import Environ
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: The largest number of unacknowledged messages whose queues are read. If there are more, only their number is reported.
 MOST = 5_000
+#: The largest number of unacknowledged messages that are listed one by one.
+SHOWN = 20
 
 #: The oldest release that the kit supports, because its client, redis-py 8, does. Valkey reports an equivalent Redis release.
 OLDEST = 7
@@ -59,7 +62,10 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
         ages = [age for age in map(_age, mine[1::2]) if age is not None]
         queues.append(Queue(name, sum(mine[0::2]), held[name] if held is not None else None, None, max(ages, default=None)))
     notes = [f"{answers[-1]} messages are unacknowledged"] if held is None else []
-    return Server(*product_of(info), queues, info["used_memory"], notes=notes, faults=faults(info, "broker"))
+    found = faults(info, "broker")
+    return Server(
+        *product_of(info), queues, info["used_memory"], notes=notes, faults=found, held=_holders(channel, client, answers[-1])
+    )
 
 
 def product_of(info: Headers) -> tuple[str, str]:
@@ -91,6 +97,32 @@ def _held(client: Client, key: str, number: int) -> Counter[str] | None:
     if number > MOST:
         return None
     return Counter(json.loads(value)[2] for value in client.hvals(key))
+
+
+def _holders(channel: Channel, client: Client, number: int) -> list[Held]:
+    """Who holds the unacknowledged messages, by the leases of `leases.py`. More than SHOWN are only counted, by worker."""
+    unacked, index = (f"{channel.global_keyprefix}{key}" for key in (channel.unacked_key, channel.unacked_index_key))
+    pipe = client.pipeline(transaction=False)
+    (seconds, microseconds), ends = pipe.time().zrange(f"{unacked}.leases", 0, -1, withscores=True).execute()
+    now, owners = seconds + microseconds / 1e6, [_text(owner) for owner, _ in ends]
+    for owner in owners:
+        pipe.zrange(f"{unacked}.held:{owner}", 0, -1, withscores=True)
+    *holdings, times = pipe.zrange(index, 0, -1, withscores=True).execute()
+    since = dict(times)
+    holders, holder_of = [Held("", dead=None)], dict.fromkeys(since, 0)
+    for (_, end), owner, holding in zip(ends, owners, holdings, strict=True):
+        holders.append(Held(owner.rpartition("/")[0], dead=max(0.0, now - end) if end < now else None))
+        holder_of |= {tag: len(holders) - 1 for tag, time_ in holding if since.get(tag) == time_}
+    if number > SHOWN:
+        counted = Counter(holder_of.values())
+        return [replace(holders[place], number=count) for place, count in sorted(counted.items())]
+    return [_one(holders[holder_of.get(tag, 0)], record) for tag, record in client.hgetall(unacked).items()]
+
+
+def _one(holder: Held, record: bytes) -> Held:
+    message, _, queue = json.loads(record)
+    headers = message.get("headers") or {}
+    return replace(holder, queue=str(queue), task=str(headers.get("task") or ""), id=str(headers.get("id") or ""))
 
 
 def _age(message: bytes | None) -> float | None:

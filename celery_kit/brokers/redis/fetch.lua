@@ -1,7 +1,7 @@
 -- Remove acknowledged messages, take the next ones, and record them as unacknowledged in kombu's format.
 --
 -- KEYS: the hash and the index of unacknowledged messages, the hash of dead letters, then the lists, `width` of each priority.
--- ARGV: room (messages), bytes, width, then the tags of acknowledged messages.
+-- ARGV: room (messages), bytes, width, the owner of this worker's lease, then the tags of acknowledged messages.
 -- Returns pairs of a list's place and a message. The place is negative for an item that is not a whole message: it was
 -- dead-lettered or, if that failed, pushed to `<list>.malformed` (dead.py, collect).
 --
@@ -9,10 +9,25 @@
 -- are at its end: decoding a message of 1 MB would block the server for 10 ms.
 local unacked, index, dead = KEYS[1], KEYS[2], KEYS[3]
 local room, bytes, width = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-if #ARGV > 3 then
-  redis.call('ZREM', index, unpack(ARGV, 4))
-  redis.call('HDEL', unacked, unpack(ARGV, 4))
+
+-- The lease (leases.lua): only what its owner still holds is acknowledged, and nothing is taken after it has ended.
+local leases, held, first_tag = unacked .. '.leases', unacked .. '.held:' .. ARGV[4], 5
+if #ARGV >= first_tag then
+  local mine = redis.call('ZMSCORE', held, unpack(ARGV, first_tag))
+  local all, tags = redis.call('ZMSCORE', index, unpack(ARGV, first_tag)), {}
+  for place, score in ipairs(mine) do
+    if score and score == all[place] then tags[#tags + 1] = ARGV[first_tag + place - 1] end
+  end
+  if #tags > 0 then
+    redis.call('ZREM', held, unpack(tags))
+    redis.call('ZREM', index, unpack(tags))
+    redis.call('HDEL', unacked, unpack(tags))
+  end
 end
+if room > 0 and tonumber(redis.call('ZSCORE', leases, ARGV[4]) or 0) == 0 then
+  return redis.error_reply('ENDED this worker was taken for dead, and others got its messages')
+end
+
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 local function decode(text)
@@ -39,7 +54,7 @@ local function take(place)
     local to = its.delivery_info
     records[#records + 1] = its.delivery_tag
     records[#records + 1] = '[' .. message .. ', ' .. cjson.encode(to.exchange) .. ', ' .. cjson.encode(to.routing_key) .. ']'
-    scores[#scores + 1] = now
+    scores[#scores + 1] = now + #scores / 2e6 -- a microsecond more for each, so that they keep their order
     scores[#scores + 1] = its.delivery_tag
   else
     local record = cjson.encode({list = KEYS[place], item = message, at = time[1]})
@@ -62,6 +77,7 @@ end
 if #records > 0 then
   redis.call('HSET', unacked, unpack(records))
   redis.call('ZADD', index, unpack(scores))
+  redis.call('ZADD', held, unpack(scores))
 end
 if room > 0 and bytes > 0 then redis.call('EXISTS', unpack(KEYS, 4)) end
 return found

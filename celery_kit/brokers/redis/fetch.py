@@ -13,7 +13,7 @@ https://redis.io/docs/latest/develop/reference/client-side-caching/.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import get_ident
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from upstream.redis import Connection
 
+    from celery_kit.brokers.redis.leases import Lease
     from celery_kit.brokers.redis.transport import Channel
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,6 @@ YIELD, MOST_YIELD = 0.001, 0.016
 SLICE = 0.01
 
 FETCH = script(__name__, "fetch")
-#: Acknowledgements that the server has not received yet, by its address and their hash. They outlive their connection, so that
-#: no task runs again because a server froze or a connection was lost.
-ACKS: defaultdict[tuple[str, str], deque[str]] = defaultdict(deque)
 
 
 class Fetcher:
@@ -65,11 +63,11 @@ class Fetcher:
     Only the loop's thread or greenlet may call `turn`; any may call `acknowledge`. `wake()` wakes the loop.
     """
 
-    def __init__(self, channel: Channel, wake: Callable[[], None]) -> None:
-        self.channel = channel
+    def __init__(self, channel: Channel, lease: Lease, wake: Callable[[], None]) -> None:
+        self.channel, self.lease = channel, lease
         self.wake = wake
         self.throughput = Throughput()
-        self.acks = ACKS[channel.connection.client.as_uri(), channel.unacked_key]
+        self.acks = lease.acks
         #: Messages that are recorded as unacknowledged and not handed over yet, with their queues.
         self.ready: deque[tuple[str, bytes]] = deque()
         #: Items that the script has not recorded, and their lists.
@@ -252,7 +250,8 @@ class Fetcher:
         if self._asked:
             self._raced, self._notified, self._looked_at = self._notified, False, now
         try:
-            connection.send_command("EVALSHA", self._script, len(keys), *keys, self._asked, BYTES, max(1, width), *acks)
+            asked = self._asked, BYTES, max(1, width), channel.owner
+            connection.send_command("EVALSHA", self._script, len(keys), *keys, *asked, *acks)
         except channel.connection_errors:
             connection.disconnect()
             raise
@@ -319,8 +318,7 @@ class Fetcher:
         if not acks:
             return
         try:
-            with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
-                pipe.zrem(self.channel.unacked_index_key, *acks).hdel(self.channel.unacked_key, *acks).execute()
+            self.lease.call(self.channel.plain_client, "ack", *acks)
         except BaseException:
             self.acks.extendleft(reversed(acks))
             raise
@@ -352,7 +350,7 @@ class Fetcher:
                 self.channel.take_back(raw, self._odd.pop(raw), to_it=True)
                 continue
             try:
-                self.channel.qos.restore_by_tag(parse(raw.decode())["properties"]["delivery_tag"])
+                self.channel.give_back([parse(raw.decode())["properties"]["delivery_tag"]])
             except ValueError as error:
                 self._dead_letter(queue, raw, error)
         self.channel.counts_deliveries = True

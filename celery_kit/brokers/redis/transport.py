@@ -24,7 +24,7 @@ from weakref import WeakSet
 
 from redis.exceptions import ResponseError
 
-from celery_kit.brokers.redis import dead
+from celery_kit.brokers.redis import leases
 from celery_kit.brokers.redis.fetch import LOOK_AGAIN, Fetcher
 from celery_kit.engine.commit import commit
 from celery_kit.engine.wakeup import WakeUp
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 
     from celery_kit.base.types import Callback, Headers
     from celery_kit.base.types import Connection as AnyConnection
-    from celery_kit.brokers.redis.dead import Channel as ChannelBase
-    from celery_kit.brokers.redis.dead import QoS as QoSBase
+    from celery_kit.brokers.redis.leases import Channel as ChannelBase
+    from celery_kit.brokers.redis.leases import QoS as QoSBase
 
     PollerBase = redis.MultiChannelPoller["Channel"]
 else:
     from kombu.transport import redis, virtual
 
     KombusChannel = redis.Channel
-    QoSBase = patched(dead.QoS, "failed_ack", "server_clock")
-    ChannelBase = patched(dead.Channel, "fanouts", "redis_restart", "earlier_channel")
+    QoSBase = patched(leases.QoS, "failed_ack", "server_clock")
+    ChannelBase = patched(leases.Channel, "fanouts", "redis_restart", "earlier_channel")
     PollerBase = patched(redis.MultiChannelPoller, "earlier_poller")
 
 #: Seconds after which the hub makes a round in any case: kombu's timers look at expiring queues every second.
@@ -71,6 +71,8 @@ class QoS(QoSBase):
         """Record a delivered message as unacknowledged. Raises redis-py's errors."""
         if delivery_tag == self.recorded:
             virtual.QoS.append(self, message, delivery_tag)
+        elif lease := self.channel.lease:
+            self.take(lease, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
 
@@ -84,12 +86,12 @@ class QoS(QoSBase):
                 virtual.QoS.ack(self, delivery_tag)
                 fetcher.acknowledge(delivery_tag)
         finally:
-            self.channel.after_ack()
+            self.channel.after_ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Requeue or dead-letter a message. Raises redis-py's errors."""
         super().reject(delivery_tag, requeue)
-        self.channel.after_ack()
+        self.channel.after_ack(delivery_tag)
 
     def can_consume(self) -> bool:
         """Whether the prefetch window has a free slot."""
@@ -103,9 +105,12 @@ class QoS(QoSBase):
 
     def restore_unacked_once(self, stderr: object = None) -> None:
         """Requeue what is unacknowledged when the process exits, after the acknowledgements are sent."""
+        commit.try_flush()
         if fetcher := self.channel.fetcher:
             fetcher.flush()
         super().restore_unacked_once(stderr)
+        if lease := self.channel.lease:
+            lease.leave(self.channel)
 
 
 class Channel(ChannelBase):
@@ -153,8 +158,10 @@ class Channel(ChannelBase):
         if queue not in self._fanout_queues:
             if no_ack:
                 self.be_plain()
-            elif self.engine == "fast" and self.fetcher is None:
-                self.fetcher = Fetcher(self, self.connection.cycle.wake)
+            else:
+                self.hold()
+                if self.engine == "fast" and self.fetcher is None and self.lease:
+                    self.fetcher = Fetcher(self, self.lease, self.connection.cycle.wake)
         return super().basic_consume(queue, no_ack, *args, **options)
 
     def be_plain(self) -> None:
@@ -174,8 +181,10 @@ class Channel(ChannelBase):
         if self.fetcher:
             self.fetcher.refill()
 
-    def after_ack(self) -> None:
+    def after_ack(self, tag: str) -> None:
         """Wake a loop without a hub, which may now take another message; send acknowledgements that no loop will send."""
+        if self.lease:
+            self.lease.begun.discard(tag)
         cycle = self.connection.cycle if self.connection else None
         if cycle is None or self.closed or not self.active_queues:
             if self.fetcher:
@@ -245,10 +254,17 @@ class Poller(PollerBase):
             self._fd_to_chan[self._wake_up.fileno()] = (None, "WAKE_UP")
             self.poller.register(self._wake_up, self.eventflags)
         super().on_poll_start()
+        self._keep_leases()
         fetching = [(channel, channel.fetcher) for channel in self._channels if channel.fetcher]
         self._wait = min([self._turn(channel, fetcher) for channel, fetcher in fetching], default=LOOK_AGAIN)
         if self.hub is not None and self._wait < HUBS_ROUND:
             self._wake_hub_in(self._wait, self.hub)
+
+    def _keep_leases(self) -> None:
+        for channel in list(self._channels):
+            if channel.lease and channel.active_queues:
+                with self._at_once(channel):
+                    channel.lease.keep(channel)
 
     def _turn(self, channel: Channel, fetcher: Fetcher) -> float:
         """One channel's turn. Returns the seconds until its next one."""
@@ -316,6 +332,7 @@ class Poller(PollerBase):
 
     def _upkeep(self) -> None:
         """Do what kombu leaves to the hub's timers, and does not do without a hub."""
+        self._keep_leases()
         self.maybe_restore_messages()
         self.maybe_refresh_binding_expiry()
         if monotonic() > self._upkept_at + REAUTH:

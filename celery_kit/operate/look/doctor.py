@@ -29,6 +29,8 @@ Found = Iterator[tuple[str, str]]  # what is wrong; what to do
 PATIENCE = 3.0  # seconds; longer than for `make status`
 #: The largest allowed difference between clocks, in seconds. Events, ETAs and expiry are wrong by the difference.
 CLOCK_SECONDS = 5.0
+#: Seconds after which a living worker has requeued what a dead one held.
+ORPHANED = 5.0
 #: The minimum of free disk space.
 DISK_BYTES = 1_000_000_000
 #: The minimum version of the engine's API. A health check with a start interval needs Docker 25.
@@ -247,6 +249,17 @@ def queues_are_consumed(scene: Scene) -> Found:
             )
 
 
+def orphans(scene: Scene) -> Found:
+    """Messages that were delivered and that no living worker holds."""
+    plain = any(answer["clock"] is None for answer in scene.now.workers.values())  # they hold messages as nobody
+    for one in scene.broker.held if scene.broker else []:
+        about = f"{one.number} unacknowledged messages" if one.number > 1 else f"the message of task {one.task} {one.id}"
+        if one.holder and one.dead is not None and one.dead > ORPHANED:
+            yield f"{about}, held by worker {one.holder}, which is dead", "start a worker: it requeues what dead workers held"
+        elif not one.holder and not plain:
+            yield f"{about}, which no worker holds", "redelivered after the visibility timeout (VISIBILITY_TIMEOUT)"
+
+
 def redelivery(scene: Scene) -> Found:
     """Workers whose tasks may run longer than the broker waits before it redelivers them."""
     for node, answer in scene.now.workers.items():
@@ -310,8 +323,8 @@ def images(scene: Scene) -> Found:
 Check = Callable[[Scene], Found]
 MACHINE: tuple[Check, ...] = (engine, packages, ports, overcommit, disk, spool)
 STACK: tuple[Check, ...] = (
-    broker_answers, results_answer, servers, workers_live, workers_consume, queues_are_consumed, redelivery, clocks, one_beat,
-    memory, images,
+    broker_answers, results_answer, servers, workers_live, workers_consume, queues_are_consumed, orphans, redelivery, clocks,
+    one_beat, memory, images,
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ It waits for no server or worker longer than a second, because the table has to 
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from kombu.utils.imports import symbol_by_name
 
 from celery_kit import brokers, results
 from celery_kit.base import facts
-from celery_kit.base.facts import PATIENCE, Member, Queue, Server, Vitals, address, readable, vitals_of
+from celery_kit.base.facts import PATIENCE, Held, Member, Queue, Server, Vitals, address, readable, vitals_of
 from celery_kit.operate.arguments import Parser
 from celery_kit.operate.target import app
 
@@ -146,7 +146,11 @@ def seen(found: Snapshot, address: Callable[[str], str]) -> Snapshot:
 def _unpacked_server(given: Any) -> Any:
     if not isinstance(given, dict):
         return given
-    shapes = {"queues": [Queue(**one) for one in given["queues"]], "faults": [tuple(one) for one in given["faults"]]}
+    shapes = {
+        "queues": [Queue(**one) for one in given["queues"]],
+        "faults": [tuple(one) for one in given["faults"]],
+        "held": [Held(**one) for one in given["held"]],
+    }
     return Server(**{**given, **shapes})
 
 
@@ -166,6 +170,8 @@ def lines(found: Snapshot) -> list[str]:
             for one in found.broker.queues
         ]
         shown += ["", *_columns(("queue", "waiting", "unacknowledged", "consumers", "oldest"), queues)]
+        held = [(str(one.number), _holder(one), one.queue, one.task, one.id) for one in found.broker.held]
+        shown += ["", *_columns(("unacknowledged", "held by", "queue", "task", "id"), held)] if held else []
     headings = ("worker", "pool", "at once", "state", "consumes", "active", "reserved", "processed", "memory")
     rows = [_worker(node, found) for node in sorted({*found.workers, *(m.node for m in found.members if m.node)})]
     shown += ["", *(_columns(headings, rows) if rows else ["worker    none answered"]), ""]
@@ -184,6 +190,12 @@ def state_of(node: str, found: Snapshot) -> str:
     if isinstance(found.broker, str) or found.unasked:
         return f"{member.state}, cannot be asked"
     return f"{member.state}, NO ANSWER"
+
+
+def _holder(held: Held) -> str:
+    if not held.holder:
+        return "nobody, or a worker without the kit"
+    return held.holder if held.dead is None else f"NOBODY: {held.holder} is dead"
 
 
 def _worker(node: str, found: Snapshot) -> tuple[str, ...]:
@@ -224,7 +236,7 @@ def _server(server: Server | str, url: str) -> str:
     return f"{server.product}{server.version and ' '}{server.version}{keys}{memory} at {server.url or url}"
 
 
-def _columns(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _columns(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[place]) for row in [headings, *rows]) for place in range(len(headings))]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in [headings, *rows]]
 

@@ -19,6 +19,7 @@ from typing import Unpack
 
 import yaml
 
+from celery_kit.base import times
 from celery_kit.base.facts import Member
 from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
@@ -110,6 +111,14 @@ def monitor_password() -> Path:
         _make_secret(file)
     print(f"Flower (and Grafana) asks for user kit and the password in {file}", file=sys.stderr)
     return file
+
+
+def _without_limit() -> dict[str, str]:
+    """A time that Compose can't derive: when a broker takes a message from its worker, if tasks have no limit."""
+    given, derived = settings(), times.CONSUMER_TIMEOUT
+    if given.get("TASK_TIME_LIMIT") != "0" or given.get(derived.name):
+        return {}
+    return {derived.name: str(derived.of(0) * 1_000)}
 
 
 def _make_secret(file: Path) -> None:
@@ -224,7 +233,7 @@ class Compose:
         own = _own()
         if theirs := [one for one in containers() if one.project == self.project and one not in own]:
             refuse(f"{theirs[0].owner} has the name {self.project}; give another COMPOSE_PROJECT_NAME")
-        environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python()}
+        environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python(), **_without_limit()}
         if codebase:  # the app's settings may name other servers, but these variables take precedence in Celery
             urls = Profile.from_environ({**settings(), "BROKER": self.broker or "", "POOL": pool, "BACKEND": backend})
             environ |= {"CELERY_BROKER_URL": urls.broker_url, "CELERY_RESULT_BACKEND": urls.result_backend}

@@ -6,10 +6,13 @@ import sys
 from unittest.mock import patch
 
 import pytest
+from celery import Celery
 
 from celery_kit.base import times
 from celery_kit.base.choices import stop_grace
 from celery_kit.base.target import ROOT
+from celery_kit.operate.stacks import compose
+from celery_kit.worker.grace import grace_of
 from tests.unit.app.test_config import settings
 from tests.unit.test_profile import profile
 
@@ -22,8 +25,15 @@ def test_every_other_time_is_longer_than_the_time_limit(limit: int) -> None:
         assert times.seconds(derived, limit, {}) > limit
 
 
+def test_without_a_time_limit_nothing_bounds_a_task() -> None:
+    assert profile(TASK_TIME_LIMIT="0").task_time_limit == 0
+    assert times.seconds(times.CONSUMER_TIMEOUT, 0, {}) == times.MOST
+    with patch.dict(os.environ, {"TASK_TIME_LIMIT": "0"}):
+        assert grace_of(Celery().conf) == 30
+
+
 def test_a_time_that_fits_is_taken() -> None:
-    assert profile(TASK_TIME_LIMIT="2", VISIBILITY_TIMEOUT="4").visibility_timeout == 4
+    assert profile(WORKER_LEASE="3", VISIBILITY_TIMEOUT="4").visibility_timeout == 4
     assert profile(VISIBILITY_TIMEOUT="2h").visibility_timeout == 7_200
     with patch.dict(os.environ, {"STOP_GRACE_PERIOD": "10m30s"}):
         assert stop_grace() == 630
@@ -57,3 +67,13 @@ def test_at_most_once_says_what_it_gives_up(caplog: pytest.LogCaptureFixture) ->
     assert (found["task_acks_late"], found["task_reject_on_worker_lost"]) == (False, False)
     (line,) = caplog.messages
     assert "DELIVERY=at-most-once: a task that has started never runs again; if its worker dies, it is lost" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({"TASK_TIME_LIMIT": "0"}, "31536000000"), ({"TASK_TIME_LIMIT": "0", "CONSUMER_TIMEOUT": "9"}, None), ({}, None)],
+)
+def test_make_gives_the_broker_a_time_that_compose_cannot_derive(given: dict[str, str], found: str | None) -> None:
+    """In milliseconds, a year."""
+    with patch.object(compose, "settings", lambda: given):
+        assert compose._without_limit().get("CONSUMER_TIMEOUT") == found

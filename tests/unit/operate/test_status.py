@@ -5,11 +5,11 @@ from unittest.mock import patch
 
 import pytest
 
-from celery_kit.base.facts import BOUNDS, VITALS, Member, Queue, Server, readable, vitals_of
+from celery_kit.base.facts import BOUNDS, VITALS, Held, Member, Queue, Server, readable, vitals_of
 from celery_kit.operate.look import exporter
-from celery_kit.operate.look.doctor import STACK, Scene
+from celery_kit.operate.look.doctor import STACK, Scene, orphans
 from celery_kit.operate.look.exporter import metrics
-from celery_kit.operate.look.status import Snapshot, lines
+from celery_kit.operate.look.status import Snapshot, lines, packed, unpacked
 
 ANSWERS: list[Any] = [
     {"error": "Unknown control command 'vitals'"},
@@ -76,3 +76,26 @@ def test_the_exporter_serves_what_became_of_tasks() -> None:
     assert (samples["celery_kit_tasks_total", "succeeded"], samples["celery_kit_tasks_total", "failed"]) == (5, 1)
     assert samples["celery_kit_task_early_total", None] == 2
     assert not [metric.samples for metric in exporter.of_tasks(Snapshot("away", None, {}, [])) if metric.samples]
+
+
+HELD = [Held("a@x", queue="q", task="t", id="1"), Held("b@x", dead=60.0, queue="q", task="t", id="2"), Held("", 30)]
+
+
+def test_it_is_shown_who_holds_which_message() -> None:
+    found = unpacked(packed(Snapshot(Server("Broker", "1", held=HELD), None, {}, [])))
+    assert [line.split() for line in lines(found) if "held by" in line or " t  " in line or "nobody" in line] == [
+        ["unacknowledged", "held", "by", "queue", "task", "id"],
+        ["1", "a@x", "q", "t", "1"],
+        ["1", "NOBODY:", "b@x", "is", "dead", "q", "t", "2"],
+        ["30", "nobody,", "or", "a", "worker", "without", "the", "kit"],
+    ]
+
+
+@pytest.mark.parametrize("answer", [{"clock": 1.0}, {}], ids=["the kit's", "another"])
+def test_messages_that_nobody_holds_are_found(answer: dict[str, float]) -> None:
+    """A worker without the kit holds messages too, and nobody can tell which."""
+    found = Snapshot(Server("Broker", "1", held=HELD), None, {"w@there": vitals_of(answer)}, [])
+    with patch("celery_kit.operate.look.doctor.snapshot", lambda *_: found):
+        faults = [what for what, _ in orphans(Scene())]
+    assert faults[0] == "the message of task t 2, held by worker b@x, which is dead"
+    assert faults[1:] == (["30 unacknowledged messages, which no worker holds"] if answer else [])
