@@ -21,7 +21,7 @@ INTERNAL = ("pidbox", "celeryev", "celery_delayed")
 @dataclass(frozen=True)
 class Queue:
     """`waiting`, `unacknowledged` and `consumers` are numbers; `oldest` is the seconds since the next message was sent, by its
-    header `sent`. None: the broker does not report it.
+    header `sent`, or since its ETA. None: the broker does not report it.
     """
 
     name: str

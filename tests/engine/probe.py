@@ -61,6 +61,31 @@ def echo(value: Any) -> int:
     return len(value)
 
 
+_runs: Any = None
+
+
+@app.task(name="engine.stamp", bind=True)
+def stamp(self: Any, due: float) -> None:
+    """Note when this task runs, and when it is due (seconds since 1970), in the list `QUEUE-runs` of the results server."""
+    import time
+
+    from redis import Redis
+
+    global _runs
+    at, _runs = time.time(), _runs or Redis.from_url(os.environ["CELERY_RESULT_BACKEND"])
+    _runs.rpush(f"{os.environ['QUEUE']}-runs", f"{self.request.id} {due!r} {at!r}")
+
+
+@app.task(name="engine.again", bind=True)
+def again(self: Any, seconds: float) -> None:
+    """Retry once, in some seconds. The second try notes it at the results server."""
+    from redis import Redis
+
+    if not self.request.retries:
+        raise self.retry(countdown=seconds)
+    Redis.from_url(os.environ["CELERY_RESULT_BACKEND"]).set(f"{os.environ['QUEUE']}-{self.request.id}", self.request.retries)
+
+
 def _hold(queue: str, name: str) -> None:
     """Report that it has begun, and run until the test ends it."""
     import time

@@ -11,6 +11,7 @@ from kombu.utils.imports import symbol_by_name
 
 from celery_kit import Kit
 from celery_kit.base.choices import ENGINES
+from celery_kit.brokers.redis.delayed import DELAYED
 from celery_kit.pools.table import POOLS
 from tests.engine.rig import done, producer, send, worker
 from tests.harness.servers import Server
@@ -26,7 +27,7 @@ def test_a_worker_outlives_a_restart_of_the_broker(server: Server, pool: str, en
     app = producer(server)
     with worker(server, pool, engine, queue, VISIBILITY="4") as one:
         held = send(app, queue, 1, countdown=5) + send(app, queue, 1, "engine.wait", (3,))
-        until("both are out", lambda: server.broker.hlen("unacked") == 2)
+        until("both are out", lambda: server.broker.hlen("unacked") + server.broker.zcard(DELAYED) == 2)
         server.stop()
         server.start()
         until("both are done", lambda: done(server, held) == 2 or one.process.poll() is not None, 90)

@@ -13,6 +13,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimit
 from tests.harness.combinations import COMBINATIONS
 from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
+from tests.integration.containers import ENGINE
 
 #: Where queues have types, and all but the default one would be classic.
 TYPED_QUEUES = [one for one in COMBINATIONS if not one.limit("quorum_queues")]
@@ -145,7 +146,7 @@ def test_scheduled(cell: Cell) -> None:
     single = node(cell)
     eta = datetime.now(UTC) + timedelta(seconds=3)
     result = cell.send("probes.add", 1, 2, queue="single", eta=eta)
-    if cell.limit:
+    if cell.limit and (ENGINE == "fast" or cell.combination in TYPED_QUEUES):  # otherwise workers hold them, as Celery's do
         cell.run("probes.add", 0, 0, queue="single")
         assert command(cell, single, "scheduled") == []
     else:

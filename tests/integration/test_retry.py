@@ -8,13 +8,11 @@ from celery.exceptions import MaxRetriesExceededError, Reject
 from kombu.utils.uuid import uuid
 from redis import Redis
 
-from tests.harness.combinations import COMBINATIONS
 from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
+from tests.integration.test_control import TYPED_QUEUES
 from tests.integration.test_time import EARLY
 
-#: The broker itself holds back a task with an ETA.
-DELAYED_BY_BROKER = [one for one in COMBINATIONS if one.broker.delays_tasks]
 SHORT_DELAYS = "Celery's ValueError for a delay below one second is closed: such a delay is rounded up to one second"
 
 
@@ -92,7 +90,7 @@ def test_retry_with_other_arguments(cell: Cell) -> None:
     assert seen["step"] == 12
 
 
-@pytest.mark.by_kit(DELAYED_BY_BROKER, SHORT_DELAYS)
+@pytest.mark.by_kit(TYPED_QUEUES, SHORT_DELAYS)
 def test_short_countdown(cell: Cell) -> None:
     """A countdown of less than a second is one: of a sender, and of a retry."""
     sent = cell.send("probes.add", 1, 1, countdown=0.4)
@@ -100,7 +98,7 @@ def test_short_countdown(cell: Cell) -> None:
     assert (sent.get(timeout=WAIT), again.get(timeout=WAIT)["waited"] >= 0.4 - EARLY.total_seconds()) == (2, True)
 
 
-@pytest.mark.by_kit(DELAYED_BY_BROKER, SHORT_DELAYS)
+@pytest.mark.by_kit(TYPED_QUEUES, SHORT_DELAYS)
 def test_eta_within_a_second(cell: Cell) -> None:
     """An ETA less than a second away is met: a sender's, and a retry's."""
     eta = datetime.now(UTC) + timedelta(seconds=0.5)
@@ -165,7 +163,7 @@ def test_reject_on_worker_lost(cell: Cell) -> None:
         assert spare.consumes()
 
 
-@pytest.mark.by_kit(DELAYED_BY_BROKER, "plain Celery sends it to the default queue: fix retry_queue")
+@pytest.mark.by_kit(TYPED_QUEUES, "plain Celery sends it to the default queue: fix retry_queue")
 def test_retry_stays_in_its_queue(cell: Cell) -> None:
     """A task of another queue than the default one is tried again in its own, each time."""
     cell.running.worker("spare")

@@ -20,6 +20,7 @@ from tests.harness.containers import LABEL
 from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
 from tests.integration.containers import PROBES, Running
+from tests.integration.test_control import TYPED_QUEUES
 
 #: Neither UTC nor a whole number of hours from it.
 KATHMANDU = "Asia/Kathmandu"
@@ -48,7 +49,7 @@ def test_countdown(cell: Cell) -> None:
 
 
 @pytest.mark.by_kit(
-    [one for one in COMBINATIONS if one.broker.delays_tasks],
+    TYPED_QUEUES,
     "Celery 5.7.0 raises ValueError where the broker delays tasks itself; the kit rounds up to a second: fix short_delays",
 )
 def test_countdown_under_a_second(cell: Cell) -> None:
@@ -94,7 +95,7 @@ def test_eta_holds_nothing_back(cell: Cell) -> None:
 
 
 @pytest.mark.by_kit(
-    [one for one in COMBINATIONS if one.broker.delays_tasks],
+    TYPED_QUEUES,
     "the broker drops the message, and the state stays PENDING: celery_kit/brokers/rabbitmq/expired.py",
 )
 def test_expires(cell: Cell) -> None:

@@ -7,14 +7,17 @@ from celery_kit.base.capabilities import DOCS, Limit
 from celery_kit.base.choices import MOST_CONCURRENCY
 from celery_kit.base.signals import celeryd_init
 from celery_kit.base.types import Connection, Options
+from celery_kit.base.versions import unmet
 from celery_kit.brokers.contract import Broker, Environ
 from celery_kit.brokers.redis.bulk import Bulk, like
 from celery_kit.brokers.redis.dead import RedisDeadLetters
-from celery_kit.engine.parts import engine, on
+from celery_kit.engine.parts import PARTS, engine, on
 from celery_kit.fixes import needed
 
 #: The kit's transport, with AMQP's priorities, dead letters, and the fetch of ENGINE=fast. None: kombu's own is used.
 TRANSPORT = "celery_kit.brokers.redis.transport:Transport" if needed("transport of Redis") else None
+#: Whether delayed tasks wait on the server (celery_kit/brokers/redis/delayed.py).
+DELAYS = TRANSPORT is not None and not unmet(PARTS["fetch"].needs)
 
 if TYPE_CHECKING:
     from celery_kit.base.choices import Choices
@@ -77,6 +80,11 @@ def close_inherited(connection: Connection) -> None:
                 own.disconnect()  # in a forked child redis-py only closes the socket
 
 
+#: On ENGINE=plain workers hold them, and list them.
+WAITS = Limit(
+    "differently", "the list is empty: the broker holds the task, no worker does", "celery_kit/brokers/redis/delayed.py"
+)
+
 broker = Broker(
     name="redis",
     schemes=("redis", "rediss"),
@@ -86,6 +94,7 @@ broker = Broker(
     facts="celery_kit.brokers.redis.facts:facts",
     compose_file="compose.redis.yaml",
     transports={"redis": TRANSPORT, "rediss": TRANSPORT} if TRANSPORT else {},
+    delays_tasks=DELAYS,
     bulk=Bulk,
     like=like,
     close_inherited=close_inherited,
@@ -96,6 +105,7 @@ broker = Broker(
             "the message is held in the `unacked` hash, until the lease of its worker has ended, 15 s by default",
             f"{DOCS}/getting-started/backends-and-brokers/redis.html#visibility-timeout",
         ),
+        **({"scheduled": WAITS} if DELAYS else {}),
     },
     backend_limits={
         "rpc": {

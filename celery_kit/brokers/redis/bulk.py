@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 #: Placeholders in a sample's envelope for what each message has of its own.
 BODY, ARGS, KWARGS, SENT_AT, REPLY_TO = (f"@{uuid()}@" for _ in range(5))
 
-#: Makes one command of a message, from its parts and its delivery tag: the command's name, key and value.
-Fill = Callable[[Part, str], tuple[str, str, str]]
+#: A command: its name, its arguments but the last one, and the last one, which has the message.
+Command = tuple[str, tuple[object, ...], str]
+#: Makes one command of a message, from its parts and its delivery tag.
+Fill = Callable[[Part, str], Command]
 
 
 class _Commands:
@@ -45,8 +47,8 @@ class Envelopes:
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Sample, list[Fill]] = WeakKeyDictionary()
 
-    def commands(self, channel: Channel, part: Part, tag: str) -> list[tuple[str, str, str]]:
-        """The name, key and value of each command of a message. `tag`: its delivery tag."""
+    def commands(self, channel: Channel, part: Part, tag: str) -> list[Command]:
+        """The commands of a message. `tag`: its delivery tag."""
         fills = self._known.get(part.sample)
         if fills is None:
             fills = self._known[part.sample] = self._learn(channel, part.sample)
@@ -67,13 +69,14 @@ class Envelopes:
         tag = message["properties"]["delivery_tag"]
         own = (b64encode(body).decode(), ARGS, KWARGS, sample.id, tag, SENT_AT, REPLY_TO)
         places = {f'"{text}"': index for index, text in enumerate(own)}
-        return [self._filled(name, str(key), str(value), places) for name, (key, value) in commands.recorded]
+        return [self._filled(name, head, str(value), places) for name, (*head, value) in commands.recorded]
 
-    def _filled(self, name: str, key: str, value: str, places: dict[str, int]) -> Fill:
+    def _filled(self, name: str, head: Sequence[object], value: str, places: dict[str, int]) -> Fill:
         pieces = [piece for piece in re.split(f"({'|'.join(map(re.escape, places))})", value) if piece]
+        first = (*head,)
         where = [(index, places[piece]) for index, piece in enumerate(pieces) if piece in places]
 
-        def fill(part: Part, tag: str) -> tuple[str, str, str]:
+        def fill(part: Part, tag: str) -> Command:
             own = (
                 f'"{b64encode(part.body).decode()}"',
                 quoted(part.argsrepr),
@@ -86,7 +89,7 @@ class Envelopes:
             filled = pieces.copy()
             for index, what in where:
                 filled[index] = own[what]
-            return name, key, "".join(filled)
+            return name, first, "".join(filled)
 
         return fill
 
@@ -104,12 +107,12 @@ def like(channel: Channel, part: Part, seconds: float) -> None:
     commands = envelopes.commands(channel, part, new_id())
     with channel.conn_or_acquire() as client:
         if len(commands) == 1:
-            name, key, value = commands[0]
-            getattr(client, name)(key, value)
+            name, head, value = commands[0]
+            getattr(client, name)(*head, value)
             return
         with client.pipeline() as pipe:
-            for name, key, value in commands:
-                getattr(pipe, name)(key, value)
+            for name, head, value in commands:
+                getattr(pipe, name)(*head, value)
             pipe.execute()
 
 
@@ -128,13 +131,10 @@ class Bulk:
         commands = [command for part in parts for command in self.envelopes.commands(self.channel, part, next(self.tags))]
         try:
             with self.client.pipeline(transaction=False) as pipe:
-                for (name, key), group in groupby(commands, lambda command: command[:2]):
+                for (name, head), group in groupby(commands, lambda command: command[:2]):
                     values = [value for _, _, value in group]
-                    if name == "lpush":
-                        pipe.lpush(key, *values)
-                    else:
-                        for value in values:
-                            getattr(pipe, name)(key, value)
+                    for several in [values] if name == "lpush" else [[value] for value in values]:
+                        getattr(pipe, name)(*head, *several)
                 pipe.execute()
         except self.errors as error:
             raise UnconfirmedError(str(error), {part.id for part in parts}) from error

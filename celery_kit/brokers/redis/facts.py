@@ -18,6 +18,7 @@ from redis import Redis
 from celery_kit.base.correlation import SENT
 from celery_kit.base.facts import Held, Queue, Server, known_queues
 from celery_kit.brokers.contract import Environ
+from celery_kit.brokers.redis import delayed
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -62,10 +63,19 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
         ages = [age for age in map(_age, mine[1::2]) if age is not None]
         queues.append(Queue(name, sum(mine[0::2]), held[name] if held is not None else None, None, max(ages, default=None)))
     notes = [f"{answers[-1]} messages are unacknowledged"] if held is None else []
-    found = faults(info, "broker")
-    return Server(
-        *product_of(info), queues, info["used_memory"], notes=notes, faults=found, held=_holders(channel, client, answers[-1])
-    )
+    found, held = faults(info, "broker"), _holders(channel, client, answers[-1])
+    count, until, moved = delayed.waiting(client, prefix)
+    if count:
+        next_one = f"due in {until:.0f} s" if until > 0 else f"due since {-until:.0f} s"
+        notes.append(f"{count} messages wait for their ETA, the next one is {next_one}")
+        if until < -delayed.OVERDUE and not moved:
+            found.append(
+                (
+                    f"{count} messages wait for their ETA, the first since {-until:.0f} s too long: no worker moves them",
+                    "start a worker of the kit with ENGINE=fast: it moves those of every queue",
+                )
+            )
+    return Server(*product_of(info), queues, info["used_memory"], notes=notes, faults=found, held=held)
 
 
 def product_of(info: Headers) -> tuple[str, str]:
@@ -128,5 +138,6 @@ def _one(holder: Held, record: bytes) -> Held:
 def _age(message: bytes | None) -> float | None:
     if not message:
         return None
-    sent = json.loads(message).get("headers", {}).get(SENT)
-    return max(0.0, time.time() - sent) if sent else None
+    payload = json.loads(message)
+    sent = payload.get("headers", {}).get(SENT)
+    return max(0.0, time.time() - max(sent, (delayed.due(payload) or 0) / 1_000)) if sent else None

@@ -1,9 +1,12 @@
 -- Remove acknowledged messages, take the next ones, and record them as unacknowledged in kombu's format.
 --
--- KEYS: the hash and the index of unacknowledged messages, the hash of dead letters, then the lists, `width` of each priority.
--- ARGV: room (messages), bytes, width, the owner of this worker's lease, then the tags of acknowledged messages.
--- Returns pairs of a list's place and a message. The place is negative for an item that is not a whole message: it was
--- dead-lettered or, if that failed, pushed to `<list>.malformed` (dead.py, collect).
+-- KEYS: the hash and the index of unacknowledged messages, the hash of dead letters, the set of delayed messages, the sign that
+-- they are moved, then the lists, `width` of each priority.
+-- ARGV: room (messages), bytes, width, the owner of this worker's lease, for how many seconds the sign is renewed, then the tags
+-- of acknowledged messages.
+-- Returns the milliseconds until the next delayed message is due (move.lua), then pairs of a list's place and a message. The
+-- place is negative for an item that is not a whole message: it was dead-lettered or, if that failed, pushed to
+-- `<list>.malformed` (dead.py, collect).
 --
 -- A message is recorded with the server's time, as in celery_kit/brokers/redis/fixes.py. Its tag is in its properties, which
 -- are at its end: decoding a message of 1 MB would block the server for 10 ms.
@@ -11,7 +14,7 @@ local unacked, index, dead = KEYS[1], KEYS[2], KEYS[3]
 local room, bytes, width = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 
 -- The lease (leases.lua): only what its owner still holds is acknowledged, and nothing is taken after it has ended.
-local leases, held, first_tag = unacked .. '.leases', unacked .. '.held:' .. ARGV[4], 5
+local leases, held, first_tag = unacked .. '.leases', unacked .. '.held:' .. ARGV[4], 6
 if #ARGV >= first_tag then
   local mine = redis.call('ZMSCORE', held, unpack(ARGV, first_tag))
   local all, tags = redis.call('ZMSCORE', index, unpack(ARGV, first_tag)), {}
@@ -45,7 +48,7 @@ local function properties(message)
   local to = type(found) == 'table' and type(found.delivery_tag) == 'string' and found.delivery_info
   return type(to) == 'table' and type(to.exchange) == 'string' and type(to.routing_key) == 'string' and found
 end
-local found, records, scores = {}, {}, {}
+local found, records, scores = {KEYS[6] and move(KEYS[4], KEYS[5], KEYS[6], tonumber(ARGV[5]), bytes) or -1}, {}, {}
 local function take(place)
   local message = redis.call('RPOP', KEYS[place])
   if not message then return false end
@@ -61,12 +64,12 @@ local function take(place)
     local stored = redis.pcall('HSET', dead, string.sub(redis.sha1hex(message), 1, 12), record)
     if type(stored) == 'table' and stored.err then redis.call('LPUSH', KEYS[place] .. '.malformed', message) end
   end
-  found[#found + 1] = its and place - 3 or 3 - place
+  found[#found + 1] = its and place - 5 or 5 - place
   found[#found + 1] = message
   room, bytes = room - 1, bytes - #message
   return true
 end
-for first = 4, #KEYS, width do
+for first = 6, #KEYS, width do
   repeat
     local more = false
     for place = first, first + width - 1 do
@@ -79,5 +82,5 @@ if #records > 0 then
   redis.call('ZADD', index, unpack(scores))
   redis.call('ZADD', held, unpack(scores))
 end
-if room > 0 and bytes > 0 then redis.call('EXISTS', unpack(KEYS, 4)) end
+if room > 0 and bytes > 0 then redis.call('EXISTS', unpack(KEYS, 5)) end
 return found

@@ -3,7 +3,8 @@
 kombu's transport pops a message by BRPOP and records it as unacknowledged afterwards: a worker that is killed in between loses
 it. Here a Lua script (`fetch.lua`) removes acknowledged messages, pops the next ones from the lists of all queues and
 priorities, and records them in kombu's own format, so that plain and fast workers restore each other's messages. If the lists
-are empty, the server notifies this connection of the next push to one of them (CLIENT TRACKING, over RESP3).
+are empty, the server notifies this connection of the next push to one of them (CLIENT TRACKING, over RESP3). Each fetch also
+moves delayed messages that are due to their lists (`delayed.py`).
 
 The worker's throughput decides how many messages are fetched (`celery_kit/engine/prefetch.py`): MOST at once if the prefetch
 count is 0, which means no limit. Sources: kombu/transport/redis.py, QoS.append and Channel._brpop_start;
@@ -13,6 +14,7 @@ https://redis.io/docs/latest/develop/reference/client-side-caching/.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,7 +28,7 @@ from redis.exceptions import ResponseError
 from celery_kit.base.lua import script
 from celery_kit.base.messages import DEAD
 from celery_kit.base.versions import command
-from celery_kit.brokers.redis import dead
+from celery_kit.brokers.redis import dead, delayed
 from celery_kit.engine.prefetch import MOST, STALLED, Throughput
 from celery_kit.engine.quick_json import parse
 
@@ -54,7 +56,7 @@ YIELD, MOST_YIELD = 0.001, 0.016
 #: Seconds that messages are handed over before the loop continues: on solo a task runs while it is handed over.
 SLICE = 0.01
 
-FETCH = script(__name__, "fetch")
+FETCH = delayed.MOVE + script(__name__, "fetch")
 
 
 class Fetcher:
@@ -88,6 +90,8 @@ class Fetcher:
         self._not_before = 0.0
         self._yield = YIELD
         self._acked_at = 0.0  # when the oldest of acks came
+        self._signed_at = -math.inf  # when delayed.MOVERS was renewed
+        self._due_at = 0.0  # when a delayed message may be due
         self._woken = False
 
     # Called by the loop
@@ -200,6 +204,8 @@ class Fetcher:
         except ValueError as error:  # the script can read it, and Python cannot
             self._dead_letter(queue, raw, error)
             return
+        if delayed.park(self.channel, queue, message, raw):
+            return
         tag = self.channel.qos.recorded = message["properties"]["delivery_tag"]
         try:
             self.channel.connection._deliver(message, queue)
@@ -227,6 +233,8 @@ class Fetcher:
         room = self._room()
         if room > self.throughput.ahead // 2:
             due = self._not_before if self._notified else self._looked_at + LOOK_AGAIN
+        if self.channel.active_queues:  # delayed messages are moved by a worker whose window is full, too
+            due = min(due, self._due_at)
         if self.acks:
             qos = self.channel.qos
             idle = len(qos._delivered) <= len(qos._dirty) and not self.ready
@@ -240,7 +248,7 @@ class Fetcher:
         prefix = channel.global_keyprefix
         self._queues = channel._queue_cycle.consume(len(channel.active_queues))
         self._lists = [channel._q_for_pri(queue, step) for step in channel.priority_steps for queue in self._queues]
-        keys = [f"{prefix}{key}" for key in (channel.unacked_key, channel.unacked_index_key, DEAD, *self._lists)]
+        keys = [f"{prefix}{key}" for key in (channel.unacked_key, channel.unacked_index_key, DEAD, *delayed.KEYS, *self._lists)]
         # Other orders than this give some queues precedence: their lists are emptied one after the other.
         width = len(self._queues) if channel.queue_order_strategy == "round_robin" else 1
         acks = self._take_acks()
@@ -249,8 +257,11 @@ class Fetcher:
         self._asked = max(0, self._room())
         if self._asked:
             self._raced, self._notified, self._looked_at = self._notified, False, now
+        sign = 0
+        if now > self._signed_at + delayed.RENEW:
+            sign, self._signed_at = delayed.SIGN, now
         try:
-            asked = self._asked, BYTES, max(1, width), channel.owner
+            asked = self._asked, BYTES, max(1, width), channel.owner, sign
             connection.send_command("EVALSHA", self._script, len(keys), *keys, *asked, *acks)
         except channel.connection_errors:
             connection.disconnect()
@@ -265,6 +276,9 @@ class Fetcher:
     def _take(self, answer: Sequence[Any]) -> None:
         self._sent = None
         now = self._moved_at = monotonic()
+        until, answer = answer[0], answer[1:]
+        self._due_at = now + (LOOK_AGAIN if until < 0 else min(LOOK_AGAIN, max(until / 1_000, GATHER)))
+        self._notified = self._notified or not until  # more are due
         for place, message in zip(answer[::2], answer[1::2], strict=True):
             queue = self._queues[(abs(place) - 1) % len(self._queues)]
             if place > 0:
@@ -310,7 +324,7 @@ class Fetcher:
     def lost(self) -> None:
         """The connection is lost. The server may not have received the acknowledgements: they are sent again."""
         self.acks.extendleft(reversed(self._sent or ()))
-        self._sent, self._socket, self._notified = None, None, True
+        self._sent, self._socket, self._notified, self._signed_at = None, None, True, -math.inf
 
     def flush(self) -> None:
         """Send the acknowledgements at once. Raises the transport's connection errors, and then keeps them."""

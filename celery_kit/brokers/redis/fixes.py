@@ -30,7 +30,7 @@ else:
 class Batch(Protocol):
     """What kombu's channel adds the commands of a message to, in place of sending them."""
 
-    def add(self, name: str, *args: str | bytes) -> object: ...
+    def add(self, name: str, *args: str | bytes | int) -> object: ...
 
 
 class ServerClock(KombusQoS):
@@ -156,7 +156,7 @@ class _Recording:
 
     def __getattr__(self, name: str) -> Callback:
         found: Callback = getattr(self._client, name)
-        return partial(self._batch.add, name) if name in ("lpush", "publish") else found
+        return partial(self._batch.add, name) if name in ("lpush", "publish", "eval") else found
 
 
 class EarlierChannel(KombusChannel):

@@ -24,7 +24,7 @@ from weakref import WeakSet
 
 from redis.exceptions import ResponseError
 
-from celery_kit.brokers.redis import leases
+from celery_kit.brokers.redis import delayed, leases
 from celery_kit.brokers.redis.fetch import LOOK_AGAIN, Fetcher
 from celery_kit.engine.commit import commit
 from celery_kit.engine.wakeup import WakeUp
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from celery_kit.base.types import Callback, Headers
     from celery_kit.base.types import Connection as AnyConnection
+    from celery_kit.brokers.redis.fixes import Batch
     from celery_kit.brokers.redis.leases import Channel as ChannelBase
     from celery_kit.brokers.redis.leases import QoS as QoSBase
 
@@ -140,6 +141,10 @@ class Channel(ChannelBase):
         """The step that a message is written to."""
         priority = super()._get_message_priority(message, reverse=reverse)
         return max((int(step) for step in self.written if step <= priority), default=min(self.written))
+
+    def _put(self, queue: str, message: Headers, _publish_batch: Batch | None = None, **options: object) -> None:
+        if self.engine != "fast" or not delayed.put(self, queue, message, _publish_batch):
+            super()._put(queue, message, _publish_batch=_publish_batch, **options)
 
     def priority(self, n: int) -> int:
         """The step that a message of priority `n` belongs to; kombu expects ascending steps here."""
