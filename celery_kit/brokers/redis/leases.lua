@@ -10,6 +10,7 @@ local quiet = held .. ':quiet'
 local time = redis.call('TIME')
 local now = time[1] .. '.' .. string.format('%06d', time[2])
 local CHUNK = 1000 -- Lua's unpack() has its limit at some 8,000
+redis.call('ZREM', leases, '') -- a full server refuses the first write that needs memory, and no later one
 
 local function ends()
   return tonumber(redis.call('ZSCORE', leases, owner) or 0)

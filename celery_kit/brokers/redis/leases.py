@@ -37,7 +37,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis import Redis
 from redis.exceptions import ConnectionError as LostConnection
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from celery_kit.base.lua import script
 from celery_kit.brokers.redis import broker, dead, renewal
@@ -156,10 +156,14 @@ class Lease:
 
     def keep(self, channel: Channel) -> None:
         """Called by the loop: look for ended leases if that is due. Raises LostConnection if this one has ended."""
-        if not self.lasts(channel):
+        try:
+            lasts = self.lasts(channel)
+            if lasts and clock() >= self.sweep_at:
+                self._sweep(channel)
+        except ResponseError as error:  # such as READONLY, after a failover: connect again
+            raise LostConnection(f"Redis refused to renew the lease: {error}") from error
+        if not lasts:
             raise LostConnection("this worker was taken for dead, and others got its messages")
-        if clock() >= self.sweep_at:
-            self._sweep(channel)
 
     def _sweep(self, channel: Channel) -> None:
         client = channel.plain_client
@@ -307,9 +311,16 @@ class Channel(dead.Channel):
 
     def hold(self) -> None:
         """Begin to hold messages by a lease. Raises redis-py's errors."""
-        if self.lease is None:
-            self.server = self.connection.client.as_uri()
+        if self.lease is not None:
+            return
+        self.server = self.connection.client.as_uri()
+        try:
             LEASES.setdefault(self.lease_key, Lease(self)).join(self)
+        except ReadOnlyError:
+            raise
+        except ResponseError as error:
+            LEASES.pop(self.lease_key, None)
+            log.warning("without leases, ENGINE=plain: a dead worker's messages wait for the visibility timeout: %s", error)
 
     def holds(self, tag: str) -> bool:
         """Whether a task whose message has this tag may begin. A message that may not, and is still held, is requeued."""
@@ -322,7 +333,7 @@ class Channel(dead.Channel):
                     lease.begun.add(tag)
                 return True
             lease.restore(self, [tag], owner=self.owner)  # not the next owner's, who may have got it again
-        except self.connection_errors:
+        except Exception:
             lease.lost = True  # the loop connects again, and what no task holds is requeued
         return False
 

@@ -54,8 +54,8 @@ def _originals() -> tuple[Callable[..., object], Callable[[], Lock]]:
     if monkey := sys.modules.get("gevent.monkey"):
         return monkey.get_original("_thread", "start_new_thread"), monkey.get_original("_thread", "allocate_lock")
     if patcher := sys.modules.get("eventlet.patcher"):
-        threading = patcher.original("threading")
-        return threading._start_new_thread, threading._allocate_lock
+        originals = patcher.original("_thread")
+        return originals.start_new_thread, originals.allocate_lock
     return _thread.start_new_thread, _thread.allocate_lock
 
 

@@ -169,3 +169,29 @@ def test_an_operator_sees_who_holds_each_message(taken: Taken, server: TestServe
     server.broker.hset("unacked", mapping=records)
     server.broker.zadd("unacked_index", dict.fromkeys(records, 1.0))
     assert look(server) == [Held("", SHOWN + 3)]
+
+
+@pytest.mark.parametrize("taken", ["fast"], indirect=True)
+def test_a_full_server_renews_a_lease(taken: Taken, server: TestServer) -> None:
+    lease: Lease = taken.channel.lease
+    server.broker.config_set("maxmemory", "1mb")
+    try:
+        lease.times_at = 0.0
+        assert lease.renew(taken.channel.plain_client)
+    finally:
+        server.broker.config_set("maxmemory", "0")
+
+
+def test_without_scripts_a_consumer_works_as_plain_celery_does(server: TestServer, queue: str) -> None:
+    with connection(server) as one:
+        publish(one, queue, "a")
+        server.broker.acl_setuser(
+            "default", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-@scripting"]
+        )
+        try:
+            found = Taken(one, [queue])
+            found.drain(lambda: found.has(1))
+            assert found.channel.lease is None and found.channel.fetcher is None
+            found.messages[0].ack()
+        finally:
+            server.broker.acl_setuser("default", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all"])
