@@ -35,7 +35,7 @@ class Faults:
     `memory`: commands that begin and end its memory alarm. `leave`: bytes that are free on a full disk; 0 for a server that
     notices failing writes, its own limit for one that watches the free space. `no_connections(port)`: closes all connections,
     refuses new ones, and returns a function that accepts them again. `quiet`: seconds without any progress after which a
-    message counts as lost. `restore_after`: the visibility timeout of these tests, in seconds, for a broker that has one.
+    message counts as lost. `restore_after`: plain Celery's visibility timeout in these tests, in seconds, if it has one.
     """
 
     memory: tuple[Command, Command]

@@ -11,7 +11,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.brokers.redis.facts import product_of
 from testbed.servers.contract import Container, Faults, Port, Server
 
-RESTORE_AFTER = 20  # seconds
+RESTORE_AFTER = 20  # seconds; of plain Celery, and somewhat more than the kit's workers take by default
 
 
 def _version(port: Port) -> str:

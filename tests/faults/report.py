@@ -120,7 +120,8 @@ def main() -> None:
 
 Two workers under load, {TASKS} tasks accepted and not done as the fault begins, 20 a second more all the while; a ledger
 that no part of Celery knows counts what was accepted and what was done. A task is lost when it was accepted and nothing
-at all has been done for {quiet}; a visibility timeout is 20 s here. The
+at all has been done for {quiet}. celery-kit has its default settings;
+plain Celery's visibility timeout is 20 s. The
 seconds are those from the fault's end until every worker that runs has begun a task. Written by `make test-faults`,
 {datetime.now(UTC):%F}; Python 3.13, {versions}. Run: {have["kit"]} of {wanted} trials on celery-kit, {have["plain"]} on plain
 Celery; an empty cell was not run. faults.json has the date of each, for a run may be made in parts. {about}
@@ -134,8 +135,8 @@ Celery; an empty cell was not run. faults.json has the date of each, for a run m
 | --- | --- | --- | --- |
 {what}
 
-"Plain" is `Celery(broker, backend)` and nothing else, on the same images, with the same pools, concurrency, visibility
-timeout and interval of its sweeps, started again by the engine when it ends, as celery-kit's workers are.
+"Plain" is `Celery(broker, backend)` and nothing else, on the same images, with the same pools, concurrency,
+started again by the engine when it ends, as celery-kit's workers are.
 """
     )
 

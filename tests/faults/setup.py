@@ -218,7 +218,7 @@ class Setup:
             "CELERY_BROKER_URL": url,
             "CELERY_RESULT_BACKEND": "redis://results:6379/0",
             "TASK_TIME_LIMIT": "60",
-            "RESTORE_AFTER": str(self.server.faults.restore_after or ""),
+            "RESTORE_AFTER": str(self.server.faults.restore_after or "") if self.engine == "plain" else "",
             "TZ": "UTC",
             **environ,
         }

@@ -12,7 +12,7 @@ from tests.harness.waiting import until
 
 #: Reasons for which at-least-once delivery runs a task again that was done.
 DELIVERED_AGAIN = "the broker gives to another worker what it believes lost: a connection ended before the acknowledgement"
-TIMED_OUT = "the acknowledgement comes later than the visibility timeout, or with a connection that is gone"
+TIMED_OUT = "the acknowledgement comes after the worker was taken for dead, or with a connection that is gone"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ UNLIMITED = [pair for pair in PAIRS if "hard_time_limit_of_a_waiting_call" in pa
 #: Pools on which a task runs when it is delivered.
 ONE_AT_A_TIME = [pair for pair in PAIRS if pair.at_once == 1]
 #: Longer than a test: messages that are redelivered were requeued by the worker, not restored by the broker.
-HOURS = "36000"
+AN_HOUR = "3600"
 
 pairs = pytest.mark.parametrize("pair", PAIRS, ids=str)
 
@@ -24,7 +24,7 @@ def _busy(setup: Setup, number: int, seconds: float, task: str = "faults.effect"
     for name in list(setup.workers):
         setup.workers.pop(name).remove(force=True, v=True)
     setup.new_ledger()
-    worker = setup.start("one", RESTORE_AFTER=HOURS, **environ)
+    worker = setup.start("one", WORKER_LEASE=AN_HOUR, **environ)
     setup.wait_for("one")
     app = setup.app()
     for _ in range(number):
@@ -36,7 +36,7 @@ def _busy(setup: Setup, number: int, seconds: float, task: str = "faults.effect"
 
 def _done_by_another(setup: Setup) -> None:
     """Another worker does all remaining tasks, and every result is stored."""
-    setup.start("two", RESTORE_AFTER=HOURS)
+    setup.start("two", WORKER_LEASE=AN_HOUR)
     until("nothing is lost", lambda: not setup.ledger.missing(), 90)
     until("every result is there", lambda: not setup.without_result(setup.ledger.accepted))
 
@@ -77,7 +77,7 @@ def test_cold_shutdown_hands_back(setups: Setups, pair: Pair, signals: tuple[str
         worker.kill(signal=signal)
     code = worker.wait(timeout=60)["StatusCode"]
     assert setup.ledger.done() == set()
-    setup.start("two", RESTORE_AFTER=HOURS)
+    setup.start("two", WORKER_LEASE=AN_HOUR)
     setup.wait_for("two")
     until("another worker has begun them", lambda: len(setup.ledger.begun_again()) == pair.at_once, 60)
     until("nothing is lost", lambda: not setup.ledger.missing(), 120)

@@ -16,7 +16,7 @@ once: Any = import_module("celery_kit.once").once if __name__.startswith("app.")
 
 FOLDER = "/data"
 
-# Hours in production: short here, so that a test can wait for it. The same for the kit and for plain Celery.
+# Plain Celery's visibility timeout: hours in production, and short here, so that a test can wait for it.
 if os.environ.get("RESTORE_AFTER"):
     current_app.conf.broker_transport_options = {
         **(current_app.conf.broker_transport_options or {}),
