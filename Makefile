@@ -70,7 +70,7 @@ lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
 
 test-unit:    ## tests that need no container
-	deploy/env.sh dev && $(PYTEST) tests/unit
+	deploy/env.sh dev && $(PYTEST) tests/unit -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cost:    ## what a task costs on each broker and pool: frames, round trips, calls of sockets and files, bytes of log
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine/rabbitmq/test_cost.py tests/unit/brokers/redis/test_round_trips.py

@@ -286,7 +286,7 @@ def _configured() -> dict[str, Any]:
     for chosen in product(*axes.values()):
         stack = dict(zip(axes, chosen, strict=True))
         with patch.dict(os.environ, ENVIRON | stack, clear=True):
-            runs.append((stack, defaults.general(Profile.from_environ()) | runpy.run_module("app.config")))
+            runs.append((stack, defaults.general(Profile.from_environ()) | runpy.run_path(str(ROOT / "app/config.py"))))
     first = runs[0][1]
     found = {}
     for name in first:

@@ -3,14 +3,23 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from celery import Celery
 
 from celery_kit import once as module
+from celery_kit.base.signals import worker_init
 from celery_kit.base.target import ROOT
 from celery_kit.once import once
 from celery_kit.profile import Profile
+
+
+@pytest.fixture(autouse=True)
+def no_worker_needs_a_store() -> Iterator[None]:
+    """`@once` in this process would have every worker of later tests refused that has no store."""
+    yield
+    worker_init.disconnect(module._refuse_without_store)
 
 
 def test_a_function_called_directly_simply_runs() -> None:
@@ -24,7 +33,7 @@ def test_a_function_called_directly_simply_runs() -> None:
 def test_a_call_with_the_wrong_arguments_is_still_refused_by_its_sender() -> None:
     app = Celery(set_as_current=False, broker="memory://")
 
-    @app.task
+    @app.task(shared=False)
     @once
     def double(x: int) -> int:
         return 2 * x

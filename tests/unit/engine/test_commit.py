@@ -406,7 +406,7 @@ def test_only_what_is_acknowledged_with_the_group_waits_for_it(
         ("early", False, commit.REQUEST),
         ("own", True, "celery.worker.request:Request"),
     ):
-        app.task(name=name, acks_late=late, Request=request)(run)
+        app.task(name=name, acks_late=late, Request=request, shared=False)(run)
     context: Any = Context({"id": "1", "task": "late", "is_eager": False, **request_})
     assert group.takes(app, "1", state, context) is waits
     assert not group.takes(app, "1", state, None)

@@ -93,7 +93,7 @@ def ends(how: str) -> Any:
 @pytest.mark.parametrize("how", ["succeeds", "fails", "ignores", "rejects", "retries", "cannot be written"])
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_run_ends_as_celerys_trace_would_have_it(app: Celery, seen: list[Any], how: str, ignored: bool) -> None:
-    task = app.task(name=f"ends.{how}.{ignored}", bind=True)(ends(how))
+    task = app.task(name=f"ends.{how}.{ignored}", bind=True, shared=False)(ends(how))
     found = []
     for traced in (build_tracer(task.name, task, app.loader, HOST, app=app), trace.quick(task, app, HOST)):
         seen.clear()
@@ -108,7 +108,7 @@ def test_a_run_ends_as_celerys_trace_would_have_it(app: Celery, seen: list[Any],
 
 def test_what_a_package_puts_around_celerys_trace_at_any_time_is_kept(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function of Celery's that packages wrap is looked up when it is called, not when the kit's module is imported."""
-    task: Any = app.task(name="wrapped")(plain)
+    task: Any = app.task(name="wrapped", shared=False)(plain)
     wrapped: list[str] = []
 
     def around(name: str, *args: Any, **options: Any) -> Any:
@@ -132,7 +132,7 @@ def test_the_context_is_celerys() -> None:
 @pytest.mark.parametrize("hook", ["before_start", "on_success", "after_return"])
 def test_a_task_with_a_hook_of_its_own_has_celerys_trace(app: Celery, hook: str) -> None:
     base = type("Base", (app.Task,), {hook: lambda *_: None, "abstract": True})
-    task: Any = app.task(name=f"hooked.{hook}", base=base)(plain)
+    task: Any = app.task(name=f"hooked.{hook}", base=base, shared=False)(plain)
     assert trace.quick(task, app, HOST).__module__ == "celery.app.trace"
 
 
@@ -191,7 +191,7 @@ class Stand:
 @pytest.fixture
 def stand(app: Celery) -> Iterator[Stand]:
     stand = Stand(app)
-    task = app.task(name="add", Request=REQUEST)(add)
+    task = app.task(name="add", Request=REQUEST, shared=False)(add)
     stand.task_buckets[task.name] = None
     consumer: Any = stand
     stand.strategies[task.name] = fast_path.strategy(task, app, consumer)
@@ -382,6 +382,6 @@ def info(error: Exception) -> ExceptionInfo:
 
 @pytest.mark.parametrize("options", [{"acks_late": False}, {"Request": "celery.worker.request:Request"}])
 def test_a_task_of_another_kind_has_no_fast_path(stand: Stand, options: dict[str, Any]) -> None:
-    task = stand.app.task(name="other", **({"Request": REQUEST} | options))(plain)
+    task = stand.app.task(name="other", shared=False, **({"Request": REQUEST} | options))(plain)
     consumer: Any = stand
     assert not hasattr(fast_path.strategy(task, stand.app, consumer), "path")

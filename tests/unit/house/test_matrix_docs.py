@@ -2,6 +2,7 @@
 
 import ast
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ def committed() -> dict[str, Any]:
     return dict(json.loads((ROOT / "docs/matrix.json").read_text()))
 
 
+@cache
 def features() -> dict[str, str]:
     """Every row that the test files have: its name, and the file's group."""
     return {

@@ -62,6 +62,7 @@ def test_what_is_wrong_is_refused_in_one_line(
 def test_images_of_two_codebases_have_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two folders of one name, two apps of one folder; IMAGE is the user's own name for them."""
     of = [Codebase("shop:app", Path("/a/shop")), Codebase("shop:app", Path("/b/shop")), Codebase("shop:two", Path("/a/shop"))]
+    monkeypatch.delenv("IMAGE", raising=False)
     names = {image("gevent", one) for one in of}
     assert len(names) == 3 and all(name.startswith("celery-kit-shop-") and name.endswith(":gevent") for name in names)
     monkeypatch.setenv("IMAGE", "registry/shop")

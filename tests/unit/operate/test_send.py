@@ -21,7 +21,7 @@ def test_the_arguments_of_a_function_are_checked_and_those_of_a_class_are_not(mo
     app = Celery("shop", set_as_current=False)
     plain: Any = type("Plain", (Task,), {"name": "plain", "run": lambda self, size: size})
     app.register_task(plain())
-    app.task(name="double")(double)
+    app.task(name="double", shared=False)(double)
     app.finalize()
     monkeypatch.setattr(send, "tasks", lambda: app.tasks)
     one: list[object] = [1]

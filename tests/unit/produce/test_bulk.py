@@ -49,7 +49,7 @@ def test_each_message_goes_through_celery_when_somebody_wants_to_see_it() -> Non
     def see(**_: Any) -> None: ...
 
     app = Kit("nowhere", set_as_current=False, broker="memory://")
-    task = app.task(name="some.task")(nothing)
+    task = app.task(name="some.task", shared=False)(nothing)
     assert not Sender(app, task, {}, ANYTHING).celery_makes_each
     assert Sender(app, task, {"serializer": "yaml"}, ANYTHING).celery_makes_each
     signals.before_task_publish.connect(see)

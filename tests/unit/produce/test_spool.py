@@ -15,6 +15,7 @@ from kombu.exceptions import ContentDisallowed, OperationalError
 from kombu.utils.uuid import uuid
 
 from celery_kit import Kit
+from celery_kit.base.target import ROOT
 from celery_kit.produce.spool import Spooled
 from tests.harness.waiting import until
 
@@ -32,7 +33,7 @@ def app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("celery_kit.produce.spool.PAUSE", 0.05)
     app = Kit(uuid(), set_as_current=False)
-    app.config_from_object(SimpleNamespace(**runpy.run_module("app.config")))
+    app.config_from_object(SimpleNamespace(**runpy.run_path(str(ROOT / "app/config.py"))))
     yield app
     app.close()
 

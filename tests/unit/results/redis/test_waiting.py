@@ -230,6 +230,6 @@ app.backend.result_consumer.drainer.stop()
 @pytest.mark.parametrize(("module", "patch"), [("gevent.monkey", "patch_all"), ("eventlet", "monkey_patch")])
 def test_each_waiting_greenlet_gets_its_own_result(url: str, module: str, patch: str) -> None:
     code = GREEN.format(module=module, patch=patch, library=module.partition(".")[0])
-    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("heard ")
