@@ -2,7 +2,7 @@
 
 strace could count them too, but may be missing. Each process of the worker writes a line: its calls of sockets, files that it
 opened or renamed, and its writes to files and pipes. The last is the kernel's count, wake-ups of a loop included. Delays of the
-worker are longer here, so that also a slow machine fills its batches.
+worker are longer here, and its throughput is that of its CPU time, so that also a slow or busy machine fills its batches.
 """
 
 import os
@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 from celery import signals
 
 from celery_kit.brokers.rabbitmq import fast_connection, window
-from celery_kit.engine import commit
+from celery_kit.engine import commit, prefetch
 
 NAMES = ("recv", "recv_into", "send", "sendall", "sendmsg")
 asked, opened = count(), count()
@@ -62,6 +63,9 @@ if os.environ.get("CALLS"):
     sys.addaudithook(audited)
     commit.SECONDS = window.TURN = 1.0
     vars(fast_connection)["TURN"] = window.TURN
+    vars(prefetch)["monotonic"] = process_time
+    update: Any = prefetch.Throughput.update
+    vars(prefetch)["Throughput"].update = lambda self, _: update(self, process_time())
     signals.worker_process_init.connect(begin)
     signals.worker_process_shutdown.connect(end)
     signals.worker_shutdown.connect(end)
