@@ -12,6 +12,9 @@ from tests.harness.waiting import until
 
 Places = Callable[[str], Place]
 
+#: In seconds: the first test installs what all of the examples need, from an index that may be slow.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module", params=CHOSEN, ids="-".join)
 def started(

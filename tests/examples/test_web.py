@@ -13,6 +13,9 @@ from tests.examples.table import EXAMPLES, SERVED, WEB
 from tests.examples.test_examples import Places
 from tests.harness.waiting import until
 
+#: In seconds: the first test installs what all of the examples need, from an index that may be slow.
+pytestmark = pytest.mark.timeout(900)
+
 
 def answer(address: str, method: str = "get", **options: Any) -> Any:
     found = requests.request(method, address, timeout=30, **options)
