@@ -71,5 +71,6 @@ def rabbitmq(*services: str) -> Iterator[tuple[str, Stack | None]]:
     if given := os.environ.get("TEST_RABBITMQ"):
         yield url(*given.split()), None
         return
-    with Stack("rabbitmq", services=("broker", *services)) as stack:
+    process = os.environ.get("PYTEST_XDIST_WORKER", "")  # each process of a run has, and stops, its own
+    with Stack("rabbitmq", process, ("broker", *services)) as stack:
         yield url(stack.port(5672), stack.port(15672)), stack
