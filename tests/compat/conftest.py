@@ -61,17 +61,34 @@ FULL = pytest.mark.full
 
 
 def covering(*axes: Iterable[Any], turns: int = 2) -> list[Any]:
-    """Every combination of these axes. The quick run omits most, but has each value at least `turns` times."""
+    """Every combination of these axes. The quick run omits most, but has each value at least `turns` times.
+
+    Give `parametrize` the fixtures' own scope, too: beside a parameter that is no fixture, pytest takes that of the function.
+    """
     values = [list(axis) for axis in axes]
     steps = product(range(turns), range(max(map(len, values))))
-    quick = {tuple(axis[(number + turn * place) % len(axis)] for place, axis in enumerate(values)) for turn, number in steps}
+    quick = {
+        tuple(axis[(number + turn * place) % len(axis)] for place, axis in enumerate(values))
+        for turn, number in steps
+        if all(values)  # BROKER= and POOL= may leave none of the quick run's pairs
+    }
     return [pytest.param(*row, marks=() if row in quick else FULL) for row in product(*values)]
 
 
+@pytest.hookimpl(trylast=True)  # after pytest's own order, in which workers are started again for each row of a table
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only the full run includes, and let tests with the same workers follow one another."""
     left_out = [item for item in items if os.environ.get("QUICK") and item.get_closest_marker("full")]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    groups = dict[Any, int]()
+    kept = [item for item in items if item not in left_out]
+    items[:] = sorted(kept, key=lambda item: groups.setdefault(_workers(item), len(groups)))
+
+
+def _workers(item: pytest.Item) -> Any:
+    """Which of the session's workers a test uses."""
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return params.get("sides") or params.get("served")
 
 
 #: A broker, and its result backend: None for a Redis server.

@@ -29,7 +29,7 @@ THREADS: dict[str, tuple[int, ...]] = {
 }
 
 
-@pytest.mark.parametrize(("served", "function"), covering(SERVED, THREADS), indirect=["served"])
+@pytest.mark.parametrize(("served", "function"), covering(SERVED, THREADS), indirect=["served"], scope="session")
 def test_each_thread_gets_its_answers(served: dict[str, Side], function: str) -> None:
     """The objects of one thread - a queue for replies, its consumer - are not used by another."""
     assert outcomes(served, f"results:{function}", *THREADS[function]) == {name: [] for name in SIDES}
@@ -42,14 +42,16 @@ def test_each_thread_gets_the_answers_of_what_it_spooled(served: dict[str, Side]
         assert served[name].client("results:spooled_by_threads", 3, 9, SPOOL=str(tmp_path / name)) == []
 
 
-@pytest.mark.parametrize(("served", "patched"), covering(SERVED, ["gevent", "eventlet"]), indirect=["served"])
+@pytest.mark.parametrize(("served", "patched"), covering(SERVED, ["gevent", "eventlet"]), indirect=["served"], scope="session")
 def test_the_first_result_wakes_its_greenlet(served: dict[str, Side], patched: str) -> None:
     """A wait that begins before there is a subscription is woken by the first result, not by a timeout."""
     found = outcomes(served, "results:first_on_greenlets", PATCHED=patched)
     assert {name: found[name] for name in KIT} == {name: [3] for name in KIT}
 
 
-@pytest.mark.parametrize(("served", "gives_up"), covering(["redis", "rabbitmq-rpc"], GIVES_UP, turns=1), indirect=["served"])
+@pytest.mark.parametrize(
+    ("served", "gives_up"), covering(["redis", "rabbitmq-rpc"], GIVES_UP, turns=1), indirect=["served"], scope="session"
+)
 def test_who_gives_up_leaves_nothing_behind(served: dict[str, Side], tmp_path: Path, gives_up: str) -> None:
     """A wait that ends without its result releases all of its resources, and a later wait can use them:
     fix abandoned_waits.
