@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from celery_kit.produce.publishing import AMQP
 
 #: By name, so that producers do not import a worker's modules.
-STEPS = [f"celery_kit.{module}:Step" for module in ("brokers.rabbitmq.expired", "engine.commit_worker", "engine.fast_path")]
+STEPS = [
+    f"celery_kit.{module}:Step"
+    for module in ("brokers.rabbitmq.expired", "engine.commit_worker", "engine.fast_path", "observe.log_writer")
+]
 #: Modules that prepare the workers of the kit's apps when they start.
 AT_THE_START = (table, prefetch, pipes, vitals, grace)
 

@@ -5,7 +5,8 @@ at once, with all lines before it. The thread that writes what has waited is one
 process that is killed loses the lines of its last SECONDS, unless a call of C code held the GIL, which stops that thread.
 
 Lines stay whole and in their order. Where processes share a pipe - a prefork worker and its children - one write is at most
-PIPE bytes, which the system puts into a pipe in one piece. A forked child begins with an empty buffer.
+PIPE bytes, which the system puts into a pipe in one piece. A forked child begins with an empty buffer. A prefork worker writes
+what waits before its children get the tasks that those lines are about, at each turn of its loop.
 """
 
 import logging
@@ -17,6 +18,9 @@ from time import monotonic
 from typing import TextIO
 from weakref import WeakKeyDictionary
 
+from celery import bootsteps
+
+from celery_kit.base.types import WorkerConsumer
 from celery_kit.base.unpatched import unpatched
 from celery_kit.pools.interrupt import unbroken
 
@@ -81,8 +85,9 @@ class Writer:
     @unbroken
     def write(self) -> None:
         """Write all lines that wait."""
-        with self._turn:
-            self._last = monotonic()
+        with self._turn:  # also if no line waits: another thread may be about to write the last ones
+            if self._lines:
+                self._last = monotonic()
             batch: list[bytes] = []
             size = 0
             for _ in range(len(self._lines)):
@@ -155,6 +160,27 @@ def handler(stream: TextIO) -> logging.Handler:
     if stream not in _writers:
         _writers[stream] = Writer(file, stream.encoding or "utf-8")
     return Handler(stream, _writers[stream])
+
+
+def write() -> None:
+    """Write what waits in this process."""
+    for one in list(_writers.values()):
+        one.write()
+
+
+class Step(bootsteps.StartStopStep):
+    """Keeps the lines of a prefork worker before those of its children."""
+
+    label = "Log"
+
+    def include_if(self, parent: WorkerConsumer) -> bool:
+        """Whether tasks run in other processes."""
+        return bool(parent.hub and parent.pool.uses_semaphore)
+
+    def start(self, parent: WorkerConsumer) -> None:
+        """Write at each turn of the loop."""
+        if parent.hub:
+            parent.hub.on_tick.add(write)
 
 
 def _forks() -> None:

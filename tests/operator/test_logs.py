@@ -1,6 +1,7 @@
 """The log lines of workers on the host, on every pool."""
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -81,6 +82,19 @@ def test_tasks_that_overlap_do_not_take_each_others_names(machine: Machine, app:
 
 def _meetings(worker: Process) -> list[dict[str, Any]]:
     return [line for line in worker.lines() if line["message"].startswith(("begin ", "end "))]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_log_tells_what_happened_in_its_order(machine: Machine, app: Celery, pool: str) -> None:
+    """Lines are written in batches, and on prefork by several processes: none is before the line about its task's arrival."""
+    worker = machine.worker(pool)
+    ids = [task(app, "say").apply_async().id for _ in range(300)]
+    until("all have ended", lambda: worker.said.count("succeeded in") == len(ids), 60)
+    messages: dict[str, list[str]] = {name: [] for name in ids}
+    for line in worker.lines():
+        if line.get("task_id") in messages:
+            messages[line["task_id"]].append(re.sub(r"^Task .*\] (\w+).*", r"\1", line["message"]))
+    assert [words for words in messages.values() if words != ["received", "said by a task", "succeeded"]] == []
 
 
 def test_a_killed_tasks_line_is_the_parents_and_names_the_task(machine: Machine, app: Celery) -> None:
