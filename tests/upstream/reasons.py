@@ -18,7 +18,17 @@ RABBITMQ, IN_PROCESS = "^rabbitmq", "(prefork|solo)$"
 REASONS = (
     Reason(
         r"^test_canvas\..*test_mutable_errback_called_by_chord_from_group_fail_multiple_on_body_failure",
-        "It ends either way on plain Celery, from run to run; the report before this one had it the other way round.",
+        "It ends either way on both sides, from run to run: the test looks at the errbacks that other processes have called "
+        "without waiting for them.",
+    ),
+    Reason(
+        r"^test_canvas\.test_chord\.test_(large_header|chain_to_a_chord_with_large_header)$",
+        "A chord of 1,000 tasks has to be done within 60 s: on a busy machine either side is late.",
+    ),
+    Reason(
+        r"^test_canvas\.test_chord\.test_chord_on_error$",
+        "`task_track_started` is on: a task that has started has a result already, where its process runs; the test waits for "
+        "any result, and takes that one for the task's value.",
     ),
     Reason(
         r"^test_inspect\.test_Inspect\.test_(active|query_task)$",
