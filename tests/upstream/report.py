@@ -99,9 +99,11 @@ def write(found: Run) -> int:
             where = ", ".join(where for where in everywhere if whys[where] == why)
             by_reason[why].append(f"- `{test}`, {COLUMNS[side]}: {here}, {there} on {COLUMNS[AGAINST[side]]} ({where})")
     unnamed = by_reason.pop(None, [])
+    workers = sorted({key.split()[1] for key in found.kept})
     parts = [
         "# Celery's own integration suite with the kit installed",
-        f"Celery {CELERY}, kombu {version('kombu')}, redis-py {version('redis')}; `make test-upstream KIT=1`, "
+        f"Celery {CELERY}, kombu {version('kombu')}, redis-py {version('redis')}; "
+        f"`make test-upstream KIT=1 WORKERS={','.join(workers)}`, "
         f"{datetime.now(UTC):%Y-%m-%d}. `celery_kit.install(app)` is called on the suite's own app; the suite's settings win "
         "over the kit's, and its fixtures are as they were. The servers are those of compose.rabbitmq.yaml, on both "
         "sides. Without `KIT=1` there are two sides more: the kit with `ENGINE=plain`, and plain Celery on the same images "
