@@ -28,7 +28,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
@@ -38,6 +38,8 @@ from celery.utils.time import maybe_make_aware
 from celery_kit.base.types import Callback, WorkerRequest
 from celery_kit.pools.measures import accepting, measures, request_of
 
+#: What Celery gives a pool with a task, by name: callbacks, and the time limits in seconds.
+PoolOptions: TypeAlias = dict[str, Any]
 #: In place of a return value: the task had expired, or belongs to another worker, and did not run.
 EXPIRED, GONE = object(), object()
 
@@ -62,26 +64,28 @@ class InProcess(BasePool):
         target: Callback,
         args: Sequence[object] | None = None,
         kwargs: Mapping[str, object] | None = None,
-        *,
-        callback: Callback | None = None,
-        error_callback: Callback | None = None,
-        accept_callback: Callback | None = None,
         **options: Any,
     ) -> object:
         """Run `target(*args, **kwargs)`; call `callback` with its return value, or `error_callback` with its exception.
 
-        `options`: Celery's.
+        `options`: Celery's, the callbacks among them.
         """
-        if error_callback is not None:  # otherwise the target is no task
-            if counted := request_of(error_callback):
-                accept_callback = accepting(counted, accept_callback)
-            target, callback, accept_callback = self._ending(target, callback, error_callback, accept_callback)
-        options |= {"callback": callback, "error_callback": error_callback, "accept_callback": accept_callback}
+        target = self.prepared(target, options)
         apply = super().apply_async
         if (during := self.during) is None:
             return apply(target, args, kwargs, **options)
         with during:
             return apply(target, args, kwargs, **options)
+
+    def prepared(self, target: Callback, options: PoolOptions) -> Callback:
+        """What to run in place of `target`. Puts its own callbacks into the `options` of :meth:`apply_async`."""
+        error_callback, accept = options.get("error_callback"), options.get("accept_callback")
+        if error_callback is not None:  # otherwise the target is no task
+            if counted := request_of(error_callback):
+                accept = accepting(counted, accept)
+            target, callback, accept = self._ending(target, options.get("callback"), error_callback, accept)
+            options |= {"callback": callback, "accept_callback": accept}
+        return target
 
     def _ending(
         self, target: Callback, callback: Callback | None, error_callback: Callback, accept_callback: Callback | None

@@ -10,15 +10,14 @@ Can go when the matrix' row `terminate` and tests/engine/test_terminate_in_proce
 """
 
 import threading
-from collections.abc import Mapping, Sequence
 from functools import wraps
-from typing import Any
 
 from billiard.common import TERM_SIGNAME
 from celery.concurrency.thread import TaskPool
 from celery.platforms import signals
 
 from celery_kit.base.types import Callback, WorkerRequest
+from celery_kit.pools.in_process import PoolOptions
 from celery_kit.pools.interrupt import Interrupt
 from celery_kit.pools.time_limits import TimeLimits
 
@@ -76,20 +75,13 @@ class Threads(TimeLimits, TaskPool):
             task.run = interruptible(task.run)
         super().on_start()
 
-    def apply_async(
-        self,
-        target: Callback,
-        args: Sequence[object] | None = None,
-        kwargs: Mapping[str, object] | None = None,
-        *,
-        callback: Callback | None = None,
-        accept_callback: Callback | None = None,
-        **options: Any,
-    ) -> object:
-        """As :meth:`InProcess.apply_async`. The task can be terminated, and does not start once it is revoked."""
+    def prepared(self, target: Callback, options: PoolOptions) -> Callback:
+        """As :meth:`TimeLimits.prepared`. The task can be terminated, and does not start once it is revoked."""
+        callback = options.get("callback")
+        accept_callback = options.get("accept_callback")
         request: WorkerRequest | None = getattr(accept_callback, "__self__", None)
         if request is None or not hasattr(request, "_announce_revoked"):  # other callers than Celery pass no request
-            return super().apply_async(target, args, kwargs, callback=callback, accept_callback=accept_callback, **options)
+            return super().prepared(target, options)
         one = Run()
         request.terminate = one.terminate
 
@@ -115,4 +107,5 @@ class Threads(TimeLimits, TaskPool):
             elif not request._already_revoked:
                 request._announce_revoked("terminated", True, one.signal, False)
 
-        return super().apply_async(run, args, kwargs, callback=done, accept_callback=accept, **options)
+        options.update(callback=done, accept_callback=accept)
+        return super().prepared(run, options)

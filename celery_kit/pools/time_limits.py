@@ -6,14 +6,14 @@ nor a call in a thread that does not return to Python: such work goes on until i
 Source: celery/concurrency/gevent.py 5.7.0, apply_timeout; celery/worker/request.py, on_timeout.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_kit.base.types import Callback
-from celery_kit.pools.in_process import InProcess
+from celery_kit.pools.in_process import InProcess, PoolOptions
 
 
 class Late(BaseException):
@@ -45,27 +45,18 @@ class TimeLimits(InProcess):
 
     timeout_in: Callable[[float, BaseException], Timeout]
 
-    def apply_async(
-        self,
-        target: Callback,
-        args: Sequence[object] | None = None,
-        kwargs: Mapping[str, object] | None = None,
-        *,
-        callback: Callback | None = None,
-        soft_timeout: float | None = None,
-        timeout: float | None = None,
-        timeout_callback: Callback | None = None,
-        **options: Any,
-    ) -> object:
-        """As :meth:`InProcess.apply_async`, within a soft and a hard time limit.
+    def prepared(self, target: Callback, options: PoolOptions) -> Callback:
+        """As :meth:`InProcess.prepared`, within a soft and a hard time limit.
 
         `soft_timeout`, `timeout`: the limits in seconds; those of the worker if they are not given. `timeout_callback(soft,
         seconds)` is called when a task has reached one of them.
         """
-        soft: float | None = soft_timeout or self.options.get("soft_timeout")
-        hard: float | None = timeout or self.options.get("timeout")
+        soft: float | None = options.pop("soft_timeout", None) or self.options.get("soft_timeout")
+        hard: float | None = options.pop("timeout", None) or self.options.get("timeout")
+        timeout_callback = options.pop("timeout_callback", None)
         if not (soft or hard):
-            return super().apply_async(target, args, kwargs, callback=callback, **options)
+            return super().prepared(target, options)
+        callback = options.get("callback")
         timeout_in = self.timeout_in
 
         def run(*args: object, **kwargs: object) -> object:
@@ -91,4 +82,5 @@ class TimeLimits(InProcess):
             elif timeout_callback:
                 timeout_callback(False, hard or soft)
 
-        return super().apply_async(run, args, kwargs, callback=done, timeout=0, **options)  # 0: not gevent's own as well
+        options.update(callback=done, timeout=0)  # 0: not gevent's own as well
+        return super().prepared(run, options)

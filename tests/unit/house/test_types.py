@@ -16,7 +16,7 @@ MOST: dict[str, int] = {
     "kit.py": 11,
     "observe": 8,
     "operate": 14,
-    "pools": 6,
+    "pools": 5,
     "produce": 18,
     "results": 0,
 }
