@@ -39,7 +39,7 @@ status: env   ## broker, queues, workers and beat of the running stack
 top: env      ## the same, live; EVERY=2 seconds
 	$(KIT) top
 
-dead: env     ## what was set aside, with its reason; RETRY=ID|all sends it back, DROP=ID|all deletes it
+dead: env     ## failed tasks and dead letters: RETRY=ID|all sends back, DROP=ID|all deletes; TASK= KIND= SINCE= REASON= ID=
 	$(KIT) dead
 
 dev: env      ## a worker on this machine, on the running stack, that restarts when code changes: app/, or SOURCE

@@ -47,6 +47,9 @@ def general(profile: Profile) -> Options:
         "publish_timeout": profile.publish_timeout,  # the kit's own, celery_kit/produce/publishing.py
         "spool": profile.spool,  # celery_kit/produce/spool.py
         "spool_most": profile.spool_most,  # celery_kit/produce/spool.py
+        # How many failed tasks are stored, and for how many seconds; 0: none (celery_kit/worker/failed.py).
+        "failed_most": profile.failed_most,
+        "failed_expires": profile.failed_expires,
         # Off, because prefork starts the clock of the hard limit only when the soft one fires, so that a task's own, shorter
         # time_limit would have no effect (celery/concurrency/asynpool.py, on_timeout_set).
         "task_soft_time_limit": None,

@@ -37,6 +37,8 @@ class Choices:
     timezone: str
     task_time_limit: int
     max_deliveries: int
+    failed_most: int
+    failed_expires: int
     visibility_timeout: int
     lease: int
     delivery: str
@@ -81,6 +83,8 @@ class Choices:
             timezone=_timezone(value("TIMEZONE", "UTC")),
             task_time_limit=limit,
             max_deliveries=max_deliveries(environ),
+            failed_most=whole_number("FAILED_MOST", value("FAILED_MOST", "10000"), 0, 1_000_000, "tasks"),
+            failed_expires=whole_number("FAILED_EXPIRES", value("FAILED_EXPIRES", "604800"), 1, 31_536_000, "seconds"),
             visibility_timeout=held,
             lease=lease,
             delivery=choose("DELIVERY", value("DELIVERY", DELIVERIES[0]), DELIVERIES),

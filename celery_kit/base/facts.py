@@ -9,13 +9,14 @@ from urllib.parse import unquote
 from celery import Celery
 from kombu.utils.url import maybe_sanitize_url
 
+from celery_kit.base.messages import FAILED
 from celery_kit.base.types import Channel, Connection
 
 #: How long to wait for one server, in seconds. Short, because a person is waiting for the answer.
 PATIENCE = 1.0
 
-#: Queues that carry no tasks: remote control and its replies, events, the queues of RabbitMQ's delayed delivery.
-INTERNAL = ("pidbox", "celeryev", "celery_delayed")
+#: Queues that carry no tasks: remote control and its replies, events, the queues of RabbitMQ's delayed delivery, failed tasks.
+INTERNAL = ("pidbox", "celeryev", "celery_delayed", FAILED)
 
 
 @dataclass(frozen=True)

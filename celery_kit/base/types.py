@@ -133,8 +133,14 @@ class Connection(Protocol):
 
     def clone(self, **options: Any) -> Connection: ...
 
+    def connect(self) -> object:
+        """Connect, unless it is connected, by one attempt. Raises the connection's errors."""
+
     def collect(self, socket_timeout: float | None = None) -> None:
         """Close the sockets, and send nothing to the server. `socket_timeout`: seconds."""
+
+    def release(self) -> None:
+        """Close it, or give it back to its pool."""
 
     def drain_events(self, *, timeout: float = ...) -> None:
         """Wait for one event, for `timeout` seconds at most. Raises TimeoutError, or one of the transport's errors."""

@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from celery_kit.base.capabilities import Limits
 from celery_kit.base.messages import Part
-from celery_kit.base.types import Connection, Message, Options
+from celery_kit.base.types import Connection, Headers, Message, Options
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -22,11 +22,20 @@ Environ = Mapping[str, str]
 Action = Literal["keep", "retry", "drop"]
 
 
+#: The kinds of dead letters: a task that failed; a message that was delivered too often, cannot be read, names a task that
+#: nobody has, or was rejected by its task.
+KINDS = ("failed", "poison", "malformed", "unknown", "rejected")
+#: How the reason of a letter begins whose record names no kind: RabbitMQ's own, and those of earlier versions of the kit.
+REASONS = {"delivered ": "poison", "no such task": "unknown", "rejected ": "rejected"}
+
+
 @dataclass(frozen=True)
 class DeadLetter:
-    """A dead-lettered message. `when`: ISO 8601, UTC. `deliveries`: how often a worker got it.
+    """A dead-lettered message. `when`: ISO 8601, UTC. `deliveries`: how often a worker got it, without being acknowledged.
 
     `id`: the task's, or the first 12 digits of the body's SHA-1 for a message without an id. Two letters may share an id.
+    `kind`: one of :data:`KINDS`. `reason`: of a failed task its exception. `attempts`: how often the task was tried, by its
+    retries; 0 if that is not known, as the others.
     """
 
     id: str
@@ -35,6 +44,23 @@ class DeadLetter:
     reason: str
     when: str
     deliveries: int
+    kind: str = ""
+    attempts: int = 0
+    worker: str = ""
+    traceback: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(getattr(self, name), str) for name in ("id", "reason", "when", "kind")):
+            raise TypeError("its id, its reason, its time or its kind is no text")
+        if not self.kind:
+            kind = next((kind for begin, kind in REASONS.items() if self.reason.startswith(begin)), "malformed")
+            object.__setattr__(self, "kind", kind)
+
+
+def letter_from(record: Headers) -> DeadLetter:
+    """The letter of a record, also of an earlier or a later version. Raises TypeError if it is none."""
+    names = {field.name for field in fields(DeadLetter)}
+    return DeadLetter(**{name: value for name, value in record.items() if name in names})
 
 
 def moment(at: datetime | None = None) -> str:
@@ -64,10 +90,29 @@ class DeadLetters(Protocol):
     def queue_of(self, message: Message, by_tag: Mapping[str, str]) -> str:
         """The queue that a message came from. `by_tag`: the consumer's queues, by consumer tag."""
 
-    def each(self, app: "Celery", decide: Callable[[DeadLetter], Action]) -> None:
-        """Call `decide` for every letter and do what it returns. One that cannot be sent back stays; its error is raised at the
-        end.
+    def each(
+        self, app: "Celery", decide: Callable[[DeadLetter], Action], done: Callable[[int, int], object] = lambda *_: None
+    ) -> None:
+        """Call `decide` for every letter, oldest first, then do what it returned. A letter is sent back, and removed, in one
+        step. One that cannot be sent back stays; its error is raised at the end.
+
+        `done(number, total)`: called with how many were sent back or dropped, of how many.
         """
+
+    def failed(self, app: "Celery", connection: Connection) -> "FailedTasks":
+        """What stores failed tasks over a connection. Raises the connection's errors."""
+
+
+class FailedTasks(Protocol):
+    """Stores failed tasks beside the dead letters, for one thread: at most `failed_most`, each for `failed_expires` seconds."""
+
+    def put(self, several: Sequence[tuple[Message, DeadLetter]]) -> None:
+        """Store whole messages, safely before it returns; one replaces an earlier one of its id. Raises what publishing raises,
+        and then some of them may be stored.
+        """
+
+    def close(self) -> None:
+        """Give back what it has opened, but the connection."""
 
 
 class Bulk(Protocol):

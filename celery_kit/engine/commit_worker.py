@@ -2,16 +2,16 @@
 
 from celery import bootsteps
 from celery.worker import state
-from celery.worker.request import Request as CelerysRequest
 
 from celery_kit.base.types import WorkerConsumer
 from celery_kit.engine.commit import REQUEST, commit, store_of
 from celery_kit.engine.commit_child import carry
+from celery_kit.pools.failed import Request as KeepsFailed
 
 CELERYS_REQUEST = "celery.worker.request:Request"
 
 
-class Request(CelerysRequest):
+class Request(KeepsFailed):
     """A request whose late acknowledgement waits for its result. Source: Celery's guide, "Custom requests"."""
 
     def acknowledge(self) -> None:

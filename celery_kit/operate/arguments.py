@@ -7,6 +7,16 @@ from typing import NoReturn
 
 from celery_kit.base.refusals import refuse
 
+#: The options of celery_kit/operate/look/dead.py, which checks them, and those of `make dead`.
+OF_DEAD = {
+    "retry": "send back to the queue that it came from: an id, or all that are meant",
+    "drop": "delete for good: an id, or all that are meant",
+    "id": "only this one, with its traceback",
+    "task": "only of this task; a pattern such as mail.*",
+    "kind": "only of this kind: failed, poison, malformed, unknown, rejected",
+    "since": "only later ones: a time ago (30m, 12h, 7d), or in ISO 8601",
+    "reason": "only those whose reason contains this",
+}
 #: All remaining arguments, including those that begin with a dash.
 REST = argparse.REMAINDER
 

@@ -17,6 +17,7 @@ from celery_kit.base.facts import PATIENCE, Member
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
+from celery_kit.operate.arguments import OF_DEAD
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks.compose import Compose, build, image, image_size, prepare
 from celery_kit.operate.stacks.docker import EngineSilentError, Facts, others
@@ -322,13 +323,10 @@ def _join(stack: Stack) -> list[Facts]:
     return inspected
 
 
-@cli.command()
-@click.option("--retry", envvar="RETRY", metavar="ID|all", help="send back to the queue that it came from")
-@click.option("--drop", envvar="DROP", metavar="ID|all", help="delete for good")
-def dead(retry: str | None, drop: str | None) -> None:
-    """List the dead letters, with their reasons; RETRY= sends one back, DROP= deletes it."""
-    flags = [f"--{name}={given}" for name, given in (("retry", retry), ("drop", drop)) if given]
-    _run("celery_kit.operate.look.dead", *flags)
+@cli.command(params=[click.Option([f"--{name}"], envvar=name.upper(), help=what) for name, what in OF_DEAD.items()])
+def dead(**given: str | None) -> None:
+    """List failed tasks and dead letters, with their reasons; RETRY= sends them back, DROP= deletes them."""
+    _run("celery_kit.operate.look.dead", *(f"--{name}={value}" for name, value in given.items() if value))
 
 
 @cli.command()

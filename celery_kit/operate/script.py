@@ -16,7 +16,7 @@ COMMANDS = {
     "status": "broker, queues and workers",
     "top": "the same, live, until Ctrl-C",
     "doctor": "what is wrong, and how to fix it",
-    "dead": "the dead letters, with their reasons; --retry ID|all sends them back, --drop ID|all deletes them",
+    "dead": "dead letters and failed tasks, with their reasons; --retry ID|all sends them back, --drop ID|all deletes them",
     "send": "send a task: TASK [ARGS] [KWARGS], in JSON; `send forward` sends the tasks in the spool",
     "result": "a task's state and result, by its id",
     "watch": "follow a task to its end, by its id",

@@ -134,14 +134,17 @@ class InProcess(BasePool):
                 raise
             except MemoryError as error:  # Request.on_failure raises it to stop the worker, which cannot work from here
                 if request:
-                    _fail(request, error, raised)
+                    _fail(request, error, raised, str(raised or (outcome[1] if isinstance(outcome, tuple) else "")))
 
         return run, done, accept
 
 
-def _fail(request: WorkerRequest, error: MemoryError, info: ExceptionInfo | None) -> None:
+def _fail(request: WorkerRequest, error: MemoryError, info: ExceptionInfo | None, traceback: str) -> None:
     """Do the rest of Request.on_failure, which raised MemoryError. `info`: an error that the task's trace has not stored."""
-    request.acknowledge()
+    if end_failed := getattr(request, "end_failed", None):  # celery_kit/pools/failed.py
+        end_failed(error, traceback)
+    else:
+        request.acknowledge()
     if info:
         request.task.backend.mark_as_failure(
             request.id, error, info.traceback, request=request._context, store_result=request.store_errors

@@ -3,7 +3,8 @@
 A worker dead-letters a message that was delivered MAX_DELIVERIES times without being acknowledged, because it kills its
 process; one that cannot be decoded, has a content type that is not accepted, or is not signed by a trusted key; a task that is
 not registered; one that makes the worker's own code fail; and one that its task rejects without requeue. Plain Celery 5.7.0
-logs and drops most of these, and some end its worker. The broker's package decides where dead letters are stored
+logs and drops most of these, and some end its worker. The messages of tasks that fail are stored beside them
+(`celery_kit/worker/failed.py`). The broker's package decides where dead letters are stored
 (`celery_kit/brokers/`), and `celery_kit/operate/look/dead.py` lists them and sends them back.
 """
 
@@ -28,6 +29,8 @@ logger = get_logger(__name__)
 #: AMQP reply codes that a later declaration may not get: the queue's node is down, or another connection holds it exclusively.
 #: A worker that gets only these for so many seconds exits.
 PASSING, PASSING_SECONDS = (404, 405), 60.0
+#: The last characters of a traceback that are stored: on RabbitMQ, a message's headers are one frame of 128 KB at most.
+MOST_TRACEBACK = 16_000
 #: Errors that a message of the wrong shape raises in Celery's own code, besides those that Celery catches.
 OF_THE_MESSAGE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -110,7 +113,7 @@ class DeadLettering(bootsteps.StartStopStep):
             fast_path = getattr(parent, "fast_path", None)  # celery_kit/engine/fast_path.py
 
             def on_task_received(message: Message) -> None:
-                if self.deliveries(message) > self.limit:
+                if deliveries(message) > self.limit:
                     return self.give_up(parent, message)
                 try:
                     if fast_path is None or not fast_path(message):
@@ -130,12 +133,6 @@ class DeadLettering(bootsteps.StartStopStep):
 
         return create_task_handler
 
-    @staticmethod
-    def deliveries(message: Message) -> int:
-        """How often this message was delivered, including this time."""
-        count = message.headers.get(DELIVERIES) if isinstance(message.headers, dict) else None
-        return count + 1 if isinstance(count, int) else 1
-
     def give_up(self, parent: WorkerConsumer, message: Message) -> None:
         """Dead-letter a message that was delivered too often, and store a failure as its task's result."""
         from celery.worker.request import Request  # only in workers
@@ -151,18 +148,7 @@ class DeadLettering(bootsteps.StartStopStep):
 
     def put(self, parent: WorkerConsumer, message: Message, reason: str) -> None:
         """Store a message and acknowledge it. Celery's handler may acknowledge or reject it again, which then does nothing."""
-        consumer = parent.task_consumer
-        by_tag = {tag: queue for queue, tag in consumer._active_tags.items()} if consumer else {}
-        headers = message.headers if isinstance(message.headers, dict) else {}
-        ids = (headers.get("id"), message.properties.get("correlation_id"))
-        letter = DeadLetter(
-            id=next((one for one in ids if one and isinstance(one, str)), name_of(_bytes(message.body))),
-            task=str(headers.get("task") or ""),
-            queue=self.letters.queue_of(message, by_tag),
-            reason=" ".join(reason.split())[:500],
-            when=moment(),
-            deliveries=self.deliveries(message),
-        )
+        letter = letter_of(message, self.letters.queue_of(message, by_tag(parent)), reason, worker=parent.hostname)
         self.letters.put(parent.app, message, letter)
         message.ack()
         message.ack = message.reject_log_error = lambda *_args, **_options: None
@@ -174,6 +160,43 @@ class DeadLettering(bootsteps.StartStopStep):
             reason,
             command("dead"),
         )
+
+
+def deliveries(message: Message) -> int:
+    """How often this message was delivered, including this time."""
+    count = message.headers.get(DELIVERIES) if isinstance(message.headers, dict) else None
+    return count + 1 if isinstance(count, int) else 1
+
+
+def by_tag(parent: WorkerConsumer) -> dict[str, str]:
+    """The consumer's queues, by consumer tag."""
+    consumer = parent.task_consumer
+    return {tag: queue for queue, tag in consumer._active_tags.items()} if consumer else {}
+
+
+def letter_of(
+    message: Message, queue: str, reason: str, when: str = "", kind: str = "", worker: str = "", traceback: str = ""
+) -> DeadLetter:
+    """The dead letter of a message from `queue`. `when`: now, if it is not given."""
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    ids, retries = (headers.get("id"), message.properties.get("correlation_id")), headers.get("retries")
+    return DeadLetter(
+        id=next((one for one in ids if one and isinstance(one, str)), name_of(_bytes(message.body))),
+        task=str(headers.get("task") or ""),
+        queue=queue,
+        reason=printable(" ".join(reason.split()))[:500],
+        when=when or moment(),
+        deliveries=deliveries(message),
+        kind=kind,
+        attempts=retries + 1 if isinstance(retries, int) else 0,
+        worker=worker,
+        traceback=printable(traceback)[-MOST_TRACEBACK:],
+    )
+
+
+def printable(text: str) -> str:
+    """A text without lone surrogates, which not every codec can write."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _names(error: Exception, queue: Queue) -> bool:

@@ -367,6 +367,21 @@ def test_a_record_that_nobody_can_read_keeps_no_other_from_being_seen(server: Se
     assert not [letter for letter in letters(server) if letter.id.startswith("odd-")]
 
 
+def test_a_record_of_an_earlier_version_is_sent_back(server: Server) -> None:
+    """It has six fields; that of a later one may have more."""
+    (queue,) = names()
+    letter: dict[str, object] = {"task": "t", "queue": queue, "when": "2026", "deliveries": 21}
+    letter["reason"] = "delivered 20 times, and no worker lived to end it"
+    for name, more in ((f"{queue}-earlier", {}), (f"{queue}-later", {"kind": "later", "more": [1]})):
+        record = {"letter": {"id": name, **letter, **more}, "item": json.dumps({"of": name})}
+        server.broker.hset(DEAD, name, json.dumps(record))
+    assert {one.kind for one in letters(server) if one.queue == queue} == {"poison", "later"}
+    RedisDeadLetters().each(app(server), lambda one: "retry" if one.queue == queue else "keep")
+    sent: Any = server.broker.lrange(queue, 0, -1)
+    assert {json.loads(one)["of"] for one in sent} == {f"{queue}-earlier", f"{queue}-later"}
+    assert not [one for one in letters(server) if one.queue == queue]
+
+
 @pytest.mark.parametrize("body", [b'"\xff"', b"1" * 5_000])
 def test_a_message_that_lua_reads_and_python_does_not_is_acknowledged(server: Server, body: bytes) -> None:
     """A dead letter is not delivered again."""

@@ -51,6 +51,8 @@ def profile(**environ: str) -> Profile:
         ({"WORKER_LEASE": "2"}, "WORKER_LEASE=2 is not allowed; a whole number from 3 to 3600 seconds"),
         ({"CONSUMER_TIMEOUT": "1000"}, "CONSUMER_TIMEOUT=1000 contradicts TASK_TIME_LIMIT=300"),
         ({"MAX_DELIVERIES": "21"}, "MAX_DELIVERIES=21 is not allowed; a whole number from 1 to 20"),
+        ({"FAILED_MOST": "-1"}, "FAILED_MOST=-1 is not allowed; a whole number from 0 to 1000000 tasks"),
+        ({"FAILED_EXPIRES": "7d"}, "FAILED_EXPIRES=7d is not allowed; a whole number from 1 to 31536000 seconds"),
         ({"DELIVERY": "exactly-once"}, "DELIVERY=exactly-once is not known; allowed: at-least-once, at-most-once"),
         ({"SECURITY_KEY": "/none"}, "not set: SECURITY_CERTIFICATE, SECURITY_CERT_STORE"),
     ],

@@ -13,24 +13,35 @@ before.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, cast
 
 from celery.app import amqp
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from celery_kit.base.messages import DEAD, DELAY, DELIVERIES, NOTE
+from celery_kit.base.messages import DEAD, DELAY, DELIVERIES, FAILED, NOTE
 from celery_kit.base.versions import command
-from celery_kit.brokers.contract import Action, DeadLetter, moment, unreadable
+from celery_kit.brokers.contract import Action, DeadLetter, letter_from, moment, unreadable
+from celery_kit.brokers.rabbitmq.failed import (
+    DeadMessage,
+    RabbitmqFailedTasks,
+    Transaction,
+    body_of,
+    finish,
+    noted,
+    properties_of,
+)
 
 if TYPE_CHECKING:
     from celery import Celery
+    from kombu.transport.base import StdChannel
     from upstream.amqp import Channel
 
-    from celery_kit.base.types import Headers, Message
+    from celery_kit.base.types import Connection, Message
 
 #: RabbitMQ 4's own limit. It is declared, so that a broker with another default counts the same.
 BROKER_LIMIT = 20
@@ -48,8 +59,10 @@ EXPIRED = f"{DEAD}.revoked"
 LIMITS = {"x-max-length": 100_000, "x-max-length-bytes": 64 * 1024 * 1024}
 #: The classes of AMQP's methods that declare: exchange, queue.
 DECLARING = (40, 50)
-#: The prefixes of headers that a dead letter loses when it is sent back to its queue.
-OURS = (NOTE, DELIVERIES, "x-death", "x-first-death-", "x-last-death-")
+#: How many letters are sent back in one transaction.
+TOGETHER = 20
+#: Seconds that it waits at most until those that stay are requeued, and between two looks.
+REQUEUED, EVERY = 5.0, 0.02
 REASONS = {"delivery_limit": "delivered too often (the broker's count)", "rejected": "rejected by its task, without requeue"}
 
 
@@ -59,9 +72,11 @@ def _bound(name: str, reason: str, arguments: Mapping[str, object]) -> Queue:
     return Queue(name, exchange, durable=True, queue_arguments=dict(arguments), binding_arguments=match)
 
 
+#: Without a limit: reading a letter counts as a delivery.
+UNLIMITED = {"x-queue-type": "quorum", "x-delivery-limit": -1}
 QUEUES = [
-    # Without a limit: reading a letter counts as a delivery.
-    *(_bound(DEAD, reason, {"x-queue-type": "quorum", "x-delivery-limit": -1}) for reason in REASONS),
+    *(_bound(DEAD, reason, UNLIMITED) for reason in REASONS),
+    Queue(FAILED, durable=True, queue_arguments=UNLIMITED),  # its bounds are a user's settings: failed.py
     (REVOKED := _bound(EXPIRED, "expired", LIMITS)),
 ]
 
@@ -127,76 +142,84 @@ class RabbitmqDeadLetters:
 
     def put(self, app: Celery, message: Message, letter: DeadLetter) -> None:
         """Publish a message to the queue of dead letters. Raises OperationalError."""
-        headers = {**message.headers, NOTE: asdict(letter)}
-        if not message.errors:
-            headers.pop("compression", None)  # kombu has decompressed the body
-        self._publish(app, message, DEAD, headers)
+        with app.producer_or_acquire() as producer:
+            producer.publish(
+                body_of(message),
+                exchange="",
+                routing_key=DEAD,
+                headers=noted(message, letter),
+                mandatory=True,  # raises an error if there is no such queue; otherwise the message would be lost
+                retry=True,
+                retry_policy={"max_retries": 3},
+                content_type=message.content_type or "application/data",
+                content_encoding=message.content_encoding,
+                **properties_of(message),
+            )
 
     def queue_of(self, message: Message, by_tag: Mapping[str, str]) -> str:
         """The queue that a message came from: the consumer's, or else by its routing key."""
         info = message.delivery_info
         return by_tag.get(info.get("consumer_tag", "")) or DELAY.sub("", info.get("routing_key") or "")
 
-    def each(self, app: Celery, decide: Callable[[DeadLetter], Action]) -> None:
+    def failed(self, app: Celery, connection: Connection) -> RabbitmqFailedTasks:
+        """What stores failed tasks. Raises the connection's errors."""
+        channel: Channel = connection.channel()
+        declare(channel, FAILED)
+        return RabbitmqFailedTasks(app, channel, connection.channel())
+
+    def each(
+        self, app: Celery, decide: Callable[[DeadLetter], Action], done: Callable[[int, int], object] = lambda *_: None
+    ) -> None:
         """Call `decide` for every letter and do what it returns. Raises OperationalError at the end if one cannot be sent
         back.
         """
         with app.connection_for_read() as connection, connection.channel() as opened:
             channel = cast("Channel", opened)
-            QUEUES[0](opened).declare()
-            # Until the queue is empty, not as many as the broker counts: a slow broker counts none (rabbit_quorum_queue:stat).
-            again: list[tuple[Message, DeadLetter]] = []
-            while found := channel.basic_get(DEAD):
-                message = channel.message_to_python(found)  # Queue.get would raise the errors of a message
-                letter = _letter(message)
-                action = decide(letter)
-                if action == "retry":
-                    again.append((message, letter))  # sent later: if it is dead-lettered again, it must not be read here again
-                elif action == "drop":
-                    message.ack()
-            failed: OperationalError | None = None
-            for message, letter in again:
-                headers = {name: value for name, value in message.headers.items() if not name.startswith(OURS)}
-                try:
-                    self._publish(app, message, letter.queue, headers)
-                except OperationalError as error:  # for instance, its queue was deleted
-                    failed = error
-                else:
-                    message.ack()
+            declare(channel, DEAD, FAILED)
+            # All are read before the first is sent back: if it is dead-lettered again, it must not be read here again.
+            found = sorted([*_all(channel, DEAD), *_all(channel, FAILED)], key=lambda one: one.letter.when)
+            decided = [(decide(one.letter), one) for one in found]
+            wanted = [(action, one) for action, one in decided if action != "keep"]
+            wrong, transaction = "", Transaction(channel)
+            for start in range(0, len(wanted), TOGETHER):
+                several = wanted[start : start + TOGETHER]
+                wrong = finish(connection, transaction, several) or wrong
+                done(start + len(several), len(wanted))
             # The letters that stay are requeued before this returns. Otherwise the broker would do it some time after the
             # channel is closed, and the next reader would not see them.
             channel.basic_recover(requeue=True)
-            channel.queue_declare(DEAD, passive=True)
-            if failed:
-                raise failed
-
-    def _publish(self, app: Celery, message: Message, queue: str, headers: Headers) -> None:
-        """Publish to a queue by the default exchange. The broker has confirmed the message when this returns."""
-        given = {
-            k: v for k, v in message.properties.items() if k not in ("application_headers", "content_encoding", "expiration")
-        }
-        with app.producer_or_acquire() as producer:
-            producer.publish(
-                _bytes(message.body, message.content_encoding),
-                exchange="",
-                routing_key=queue,
-                headers=headers,
-                mandatory=True,  # raises an error if there is no such queue; otherwise the message would be lost
-                retry=True,
-                retry_policy={"max_retries": 3},
-                **{**given, "content_type": message.content_type or "application/data"},
-                content_encoding=message.content_encoding,
-            )
+            _await(channel, Counter(one.home for one in found) - Counter(one.home for _, one in wanted))
+            if wrong:
+                raise OperationalError(wrong)
 
 
-def _bytes(body: bytes | str, encoding: str | None) -> bytes:
-    """A body as it was sent. py-amqp decodes it if it can; Python may not know the encoding's name."""
-    if not isinstance(body, str):
-        return bytes(body)
-    try:
-        return body.encode(encoding or "utf-8")
-    except LookupError:
-        return body.encode()
+def declare(channel: Channel, *names: str) -> None:
+    """Declare those of the queues above that have these names."""
+    for queue in QUEUES:
+        if queue.name in names:
+            queue(cast("StdChannel", channel)).declare()
+
+
+def _await(channel: Channel, kept: Mapping[str, int]) -> None:
+    """Wait until the broker counts as many messages in the queues as were requeued: it answers before it has done so."""
+    deadline = monotonic() + REQUEUED
+    for name in (DEAD, FAILED):
+        while channel.queue_declare(name, passive=True).message_count < kept[name] and monotonic() < deadline:
+            sleep(EVERY)
+
+
+def _all(channel: Channel, home: str) -> list[DeadMessage]:
+    """All messages of a queue of dead letters. Drops those that a later one of the same failed task has replaced."""
+    found: dict[object, DeadMessage] = {}
+    # Until the queue is empty, not as many as the broker counts: a slow broker counts none (rabbit_quorum_queue:stat).
+    while got := channel.basic_get(home):
+        message = channel.message_to_python(got)  # Queue.get would raise the errors of a message
+        one = DeadMessage(home, message, _letter(message))
+        key = one.letter.id if home == FAILED else len(found)
+        if earlier := found.pop(key, None):
+            earlier.message.ack()
+        found[key] = one
+    return list(found.values())
 
 
 def _letter(message: Message) -> DeadLetter:
@@ -211,7 +234,7 @@ def _letter(message: Message) -> DeadLetter:
 def _noted(message: Message) -> DeadLetter:
     """The letter that a worker noted in a header, or one made of the broker's own header."""
     if NOTE in message.headers:
-        return DeadLetter(**message.headers[NOTE])
+        return letter_from(message.headers[NOTE])
     death = message.headers["x-death"][0]
     when = death["time"].replace(tzinfo=UTC) if isinstance(death["time"], datetime) else None
     return DeadLetter(

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from queue import Empty
 from typing import TYPE_CHECKING, cast
@@ -21,8 +20,9 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
-from celery_kit.base.messages import DEAD, DELIVERIES
-from celery_kit.brokers.contract import Action, DeadLetter, moment, name_of, unreadable
+from celery_kit.base.messages import DEAD, DELIVERIES, FAILED
+from celery_kit.brokers.contract import Action, DeadLetter, letter_from, moment, name_of, unreadable
+from celery_kit.brokers.redis.failed import INDEX, SEND_BACK, RedisFailedTasks, client_of, record_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from upstream import kombu_virtual as virtual
     from upstream.redis import Client, Pipeline
 
+    from celery_kit.base.types import Connection as AnyConnection
     from celery_kit.base.types import Headers
     from celery_kit.base.types import Message as AnyMessage
 else:
@@ -204,9 +205,8 @@ def put_raw(channel: redis.Channel, item: bytes, queue: str, error: Exception) -
 
 
 def _store(channel: redis.Channel, name: str, item: bytes, letter: DeadLetter) -> None:
-    record = {"letter": asdict(letter), "item": item.decode("utf-8", "surrogateescape")}
     with channel.conn_or_acquire() as client:
-        client.hset(DEAD, name, json.dumps(record))
+        client.hset(DEAD, name, record_of(item, letter))
 
 
 def collect(app: Celery, channel: redis.Channel, client: Client) -> None:
@@ -237,10 +237,7 @@ def _read(channel: redis.Channel, name: str, record: bytes) -> tuple[DeadLetter,
             queue = str(came_from).removeprefix(channel.global_keyprefix).rsplit(channel.sep, 1)[0]
             when = moment(datetime.fromtimestamp(int(about["at"]), UTC))
             return DeadLetter(name, "", queue, f"no message: {NO_MESSAGE}", when, 1), item
-        letter = DeadLetter(**about["letter"])
-        if not isinstance(letter.when, str):
-            raise TypeError("it has no time")
-        return letter, item
+        return letter_from(about["letter"]), item
     except Exception as error:  # anybody can write there
         return unreadable(name, error, ""), record
 
@@ -268,35 +265,53 @@ class RedisDeadLetters:
         """The queue that a message came from, by its address."""
         return queue_of(cast("virtual.Message", message))
 
-    def each(self, app: Celery, decide: Callable[[DeadLetter], Action]) -> None:
+    def failed(self, app: Celery, connection: AnyConnection) -> RedisFailedTasks:
+        """What stores failed tasks. Raises redis-py's errors."""
+        return RedisFailedTasks(app, connection.default_channel)
+
+    def each(
+        self, app: Celery, decide: Callable[[DeadLetter], Action], done: Callable[[int, int], object] = lambda *_: None
+    ) -> None:
         """Call `decide` for every letter and do what it returns. Raises OperationalError at the end if one cannot be sent
         back.
         """
         with app.connection_for_read() as connection, (channel := _channel(connection)).conn_or_acquire() as client:
             collect(app, channel, client)
-            found = client.hgetall(f"{channel.global_keyprefix}{DEAD}")  # kombu adds its prefix to HSET's key only
-            letters = [(name, *_read(channel, bytes_to_str(name), record)) for name, record in found.items()]
-            failed = ""
-            for name, letter, item in sorted(letters, key=lambda one: one[1].when):
-                action = decide(letter)
-                if action == "retry" and not letter.queue:
-                    failed = f"{letter.id}: {letter.reason}"
-                    continue
-                if action == "retry":
-                    self._send_back(channel, client, letter.queue, item, name)
-                elif action == "drop":
-                    client.hdel(DEAD, name)
-            if failed:
-                raise OperationalError(failed)
+            client = client_of(channel)
+            found: dict[tuple[str, bytes], DeadLetter] = {}
+            for key in (f"{channel.global_keyprefix}{DEAD}", f"{channel.global_keyprefix}{FAILED}"):
+                for name, record in client.hscan_iter(key, count=100):
+                    found[key, name] = _read(channel, bytes_to_str(name), record)[0]
+            decided = [(place, decide(found[place])) for place in sorted(found, key=lambda place: found[place].when)]
+            wanted = [(*place, action) for place, action in decided if action != "keep"]
+            wrong = ""
+            for number, (key, name, action) in enumerate(wanted, 1):
+                held = client.hget(key, name)
+                if held:  # otherwise another command was quicker
+                    wrong = self._end(channel, client, key, name, held, action) or wrong
+                done(number, len(wanted))
+            if wrong:
+                raise OperationalError(wrong)
 
-    def _send_back(self, channel: redis.Channel, client: Client, queue: str, item: bytes, name: bytes) -> None:
-        """Requeue an item and remove its letter, in one step: a worker may dead-letter the item again before a second one."""
-        try:
-            payload = loads(item.decode())
-            (payload.get("headers") or {}).pop(DELIVERIES, None)
-            key = channel._q_for_pri(queue, channel._get_message_priority(payload, reverse=False))
-            body = dumps(payload).encode()
-        except (ValueError, AttributeError, KeyError, TypeError):  # not a message: send it unchanged
-            key, body = queue, item
-        with client.pipeline() as pipe:
-            pipe.hdel(DEAD, name).lpush(key, body).execute()
+    def _end(self, channel: redis.Channel, client: Client, key: str, name: bytes, record: bytes, action: Action) -> str:
+        """Send a letter back, or drop it. Returns why it cannot be sent back."""
+        letter, item = _read(channel, bytes_to_str(name), record)
+        keys, body = [key, f"{channel.global_keyprefix}{INDEX}"], b""
+        if action == "retry":
+            if not letter.queue:
+                return f"{letter.id}: {letter.reason}"
+            to, body = _to_send(channel, letter.queue, item)
+            keys.append(f"{channel.global_keyprefix}{to}")
+        client.eval(SEND_BACK, len(keys), *keys, name, body)
+        return ""
+
+
+def _to_send(channel: redis.Channel, queue: str, item: bytes) -> tuple[str, bytes]:
+    """The list that an item of a queue is sent back to, and what is pushed there."""
+    try:
+        payload = loads(item.decode())
+        (payload.get("headers") or {}).pop(DELIVERIES, None)
+        key = channel._q_for_pri(queue, channel._get_message_priority(payload, reverse=False))
+        return key, dumps(payload).encode()
+    except (ValueError, AttributeError, KeyError, TypeError):  # not a message: send it unchanged
+        return queue, item
