@@ -39,7 +39,13 @@ if TYPE_CHECKING:
 #: By name, so that producers do not import a worker's modules.
 STEPS = [
     f"celery_kit.{module}:Step"
-    for module in ("brokers.rabbitmq.expired", "engine.commit_worker", "engine.fast_path", "observe.log_writer", "worker.failed")
+    for module in (
+        "brokers.rabbitmq.expired",
+        "engine.commit_worker",
+        "engine.fast_path",
+        "observe.log_writer",
+        "worker.failed",
+    )
 ]
 #: Modules that prepare the workers of the kit's apps when they start.
 AT_THE_START = (table, prefetch, pipes, vitals, grace)

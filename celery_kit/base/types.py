@@ -389,13 +389,6 @@ class EventLoop(Protocol):
     def call_soon(self, callback: Callback, *args: object) -> object: ...
 
 
-class Job(Protocol):
-    """A task that billiard's pool runs: billiard.pool.ApplyResult."""
-
-    #: What is written to the child: its length, itself, and the number that the length says.
-    _payload: tuple[bytes | memoryview, bytes | memoryview, int] | None
-
-
 class Control(Protocol):
     """What a remote control command gets as its first argument."""
 

@@ -16,9 +16,9 @@ from celery import current_app
 from celery.app import trace
 from celery.app.trace import fast_trace_task
 
-from celery_kit.base.types import Callback, FailedValueRuntime, Headers, Job
+from celery_kit.base.types import Callback, FailedValueRuntime, Headers
 from celery_kit.engine.commit import REQUEST, Value, Write, commit, store_of
-from celery_kit.engine.pipes import in_one_write
+from celery_kit.engine.pipes import Job, in_one_write
 from celery_kit.engine.trace import quick, read
 
 #: What a child runs a task with: its name, its id, its request, and its message's body, content type and content encoding.

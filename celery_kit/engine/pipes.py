@@ -12,10 +12,10 @@ import pickle
 import select
 from collections.abc import Callable, Iterator
 from struct import unpack_from
-from typing import Any
+from typing import Any, Protocol
 
 from celery_kit.base.signals import worker_init
-from celery_kit.base.types import EventLoop, Job, Worker
+from celery_kit.base.types import EventLoop, Worker
 from celery_kit.engine.parts import on
 from celery_kit.pools.table import row
 
@@ -25,6 +25,13 @@ AHEAD = 65_536
 #: The size of a message's length, in bytes.
 _LENGTH = 4
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 0)  # none on Windows, where there is no prefork
+
+
+class Job(Protocol):
+    """A task that billiard's pool runs: billiard.pool.ApplyResult."""
+
+    #: What is written to the child: its length, itself, and the number that the length says.
+    _payload: tuple[bytes | memoryview, bytes | memoryview, int] | None
 
 
 def in_one_write(job: Job | None) -> None:

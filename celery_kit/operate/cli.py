@@ -103,12 +103,11 @@ def codebase_options(command: Any) -> Any:
         ("requirements", "its requirements.txt"),
         ("source", "the folder that it is imported from"),
     )
-    command = click.option("--app", "codebase", envvar="APP", callback=_codebase, help="your own Celery app, as module:app")(
-        command
-    )
     for name, what in paths:
         command = click.option(f"--{name.replace('_', '-')}", envvar=name.upper(), is_eager=True, help=what)(command)
-    return command
+    return click.option("--app", "codebase", envvar="APP", callback=_codebase, help="your own Celery app, as module:app")(
+        command
+    )
 
 
 def _check(broker: str, pool: str, backend: str, limit: int) -> None:

@@ -63,7 +63,7 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
         ages = [age for age in map(_age, mine[1::2]) if age is not None]
         queues.append(Queue(name, sum(mine[0::2]), held[name] if held is not None else None, None, max(ages, default=None)))
     notes = [f"{answers[-1]} messages are unacknowledged"] if held is None else []
-    found, held = faults(info, "broker"), _holders(channel, client, answers[-1])
+    found, holders = faults(info, "broker"), _holders(channel, client, answers[-1])
     count, until, moved = delayed.waiting(client, prefix)
     if count:
         next_one = f"due in {until:.0f} s" if until > 0 else f"due since {-until:.0f} s"
@@ -75,7 +75,7 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
                     "start a worker of the kit with ENGINE=fast: it moves those of every queue",
                 )
             )
-    return Server(*product_of(info), queues, info["used_memory"], notes=notes, faults=found, held=held)
+    return Server(*product_of(info), queues, info["used_memory"], notes=notes, faults=found, held=holders)
 
 
 def product_of(info: Headers) -> tuple[str, str]:

@@ -62,7 +62,8 @@ def test_each_message_goes_through_celery_when_its_task_makes_something_of_the_a
     """A name for each call, or the arguments themselves: that of the first would be in all of them."""
     app = Kit("nowhere", set_as_current=False, broker="memory://")
     own: dict[str, Any] = {attribute: lambda *_: "its own"}
-    task = app.task(name=f"with.{attribute}", **own)(nothing)
+    register: Any = app.task(name=f"with.{attribute}", **own)
+    task = register(nothing)
     assert Sender(app, task, {}, ANYTHING).celery_makes_each
 
 

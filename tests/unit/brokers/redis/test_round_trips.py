@@ -19,8 +19,8 @@ TASKS = 1_000
 #: takes nothing ahead (celery_kit/engine/prefetch.py) makes 0.36 on threads, and twice as many on solo and prefork.
 MOST, PLAIN = 0.3, 4.0
 #: A task's calls of the worker's sockets, at most (eventlet makes up to 1.1 on a busy machine); files opened or renamed for it;
-#: writes to files and pipes; bytes of its log. Its two lines are 820 bytes. A heartbeat file and a log line that are written for
-#: each task would be 2 files and 3 writes.
+#: writes to files and pipes; bytes of its log. Its two lines are 820 bytes. A heartbeat file and a log line that are written
+#: for each task would be 2 files and 3 writes.
 CALLS, FILES, WRITES, LOGGED = 1.5, 0.5, 1.0, 900
 
 
