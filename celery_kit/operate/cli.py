@@ -372,8 +372,7 @@ def images(pools: tuple[str, ...], codebase: codebases.Codebase | None) -> None:
     prepare()
     for pool in pools or POOLS:
         build(pool, codebase)
-        name = image(pool, codebase)
-        click.echo(f"{name:<27}{image_size(name) / 1e6:4.0f} MB")
+        click.echo(f"{image(pool, codebase):<27}{image_size(image(pool, codebase)) / 1e6:4.0f} MB")
 
 
 def _end(number: int, _: object) -> NoReturn:
