@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
-from pathlib import Path
 from typing import NoReturn, TypedDict, TypeVar, cast, overload
 
 from celery import Celery, Task, current_task
@@ -27,6 +26,7 @@ from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 
 from celery_kit import results
+from celery_kit.base import processes
 from celery_kit.base.refusals import refuse
 from celery_kit.base.signals import worker_init
 from celery_kit.base.types import AnyTask, Callback, Worker
@@ -124,7 +124,7 @@ def _name(task: AnyTask, key: str | Callback, call: inspect.BoundArguments) -> s
 
 
 class Claim(TypedDict):
-    """The value of a key whose run is not done. `process`: see :func:`_process`."""
+    """The value of a key whose run is not done. `process`: see :func:`~celery_kit.base.processes.identity`."""
 
     run: str
     task: str
@@ -138,7 +138,9 @@ class _Run:
         self.task, self.name, self.expires, self.lease = task, name, expires, lease
         self.claims = _store(task.app)
         self.id = uuid()
-        self.claim = CLAIM + json.dumps({"run": self.id, "task": task.request.id, "process": _process(os.getpid())}).encode()
+        self.claim = (
+            CLAIM + json.dumps({"run": self.id, "task": task.request.id, "process": processes.identity(os.getpid())}).encode()
+        )
         self.lock, self.holds = threading.Lock(), False
         self.due = math.inf  # its next renewal, in seconds of the monotonic clock
         self.failed = False  # the last renewal
@@ -287,23 +289,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _process(pid: int) -> list[str | None]:
-    """What identifies a process: machine and process namespace, process id, start time. None for what is not known."""
-    try:
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")  # noqa: PTH115
-    except OSError:  # not Linux, where another process cannot be checked: its claim has to expire
-        return [None, str(pid), None]
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return [machine, str(pid), None]
-    return [machine, str(pid), None if state in "ZX" else fields[18]]  # proc(5): starttime
-
-
 def _is_dead(claim: Claim) -> bool:
     """Whether the run with this claim is known to be over: its process is dead, or is this one and has no such run."""
-    machine, pid, _ = claim["process"]
-    now = _process(int(str(pid)))
-    if not machine or now[0] != machine:
-        return False
-    return now != claim["process"] or (int(str(pid)) == os.getpid() and claim["run"] not in keeper.runs)
+    process = claim["process"]
+    mine = bool(process[0]) and process == processes.identity(os.getpid())
+    return processes.is_dead(process) or (mine and claim["run"] not in keeper.runs)

@@ -9,6 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_kit import once as module
+from celery_kit.base.processes import identity
 from celery_kit.base.signals import worker_init
 from celery_kit.base.target import ROOT
 from celery_kit.once import once
@@ -88,7 +89,7 @@ def claim_of(process: list[str | None], run: str = "another") -> module.Claim:
 
 def test_the_claim_of_a_process_that_ended_is_dead_and_that_of_one_that_lives_is_not() -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
-        its = module._process(child.pid)
+        its = identity(child.pid)
         assert not module._is_dead(claim_of(its))
         child.kill()
         child.wait()
@@ -96,7 +97,7 @@ def test_the_claim_of_a_process_that_ended_is_dead_and_that_of_one_that_lives_is
 
 
 def test_a_process_of_the_same_number_that_started_later_is_another() -> None:
-    machine, number, started = module._process(os.getppid())
+    machine, number, started = identity(os.getppid())
     assert started and module._is_dead(claim_of([machine, number, str(int(started) - 1)]))
 
 
@@ -105,7 +106,7 @@ def test_of_a_process_on_another_machine_nothing_is_known() -> None:
 
 
 def test_a_claim_of_this_process_is_dead_unless_its_run_goes_on() -> None:
-    mine = module._process(os.getpid())
+    mine = identity(os.getpid())
     assert module._is_dead(claim_of(mine))
     module.keeper.runs["mine"] = object()  # type: ignore[assignment]
     assert not module._is_dead(claim_of(mine, "mine"))

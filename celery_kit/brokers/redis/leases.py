@@ -39,6 +39,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
+from celery_kit.base import processes
 from celery_kit.base.lua import script
 from celery_kit.brokers.redis import broker, dead, renewal
 
@@ -115,7 +116,7 @@ class Lease:
 
     def _begin(self, channel: Channel) -> None:
         client, sent, former = channel.plain_client, clock(), self.owner
-        owner = f"{broker.node()}/{os.getpid()}.{uuid4().hex[:8]}"
+        owner = f"{broker.node()}/{processes.mark(os.getpid())}.{uuid4().hex[:8]}"
         kept = [*self.running(), *self.acks] if former else []
         self._seen(cast("bytes", self.call(client, "begin", self.seconds, former, *kept, owner=owner)), sent)
         self.owner, self.lost, self.sweep_at, self.pool = owner, False, 0.0, channel._get_pool()
@@ -349,20 +350,16 @@ def named(owner: str) -> str:
 
 
 def _is_dead_predecessor(other: str, owner: str) -> bool:
-    """Whether `other` is an earlier worker with the node name of `owner`, and so of this machine, whose process is gone."""
-    node, _, process = other.rpartition("/")
-    pid = process.partition(".")[0]
-    if other == owner or node != named(owner) or not pid.isdecimal():
+    """Whether `other` is an earlier worker with the node name of `owner` whose process is known to be dead.
+
+    A living worker in another container may have the same node name, and the same process id.
+    """
+    if other == owner or named(other) != named(owner):
         return False
-    if int(pid) == os.getpid():
-        return not any(lease.owner == other for lease in LEASES.values())
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass
-    return False
+    process = other.rpartition("/")[2].partition(".")[0]
+    if process == processes.mark(os.getpid()):
+        return not process.startswith("-") and not any(lease.owner == other for lease in LEASES.values())
+    return processes.marks_dead(process)
 
 
 def _in_child() -> None:

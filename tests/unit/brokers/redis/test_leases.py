@@ -1,5 +1,6 @@
 """What a lease promises, step by step, on a real server. celery_kit/brokers/redis/leases.py, leases.lua"""
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from celery import Celery
 
 from celery_kit.base.facts import Held, Server
 from celery_kit.base.messages import DELIVERIES
+from celery_kit.base.processes import mark
 from celery_kit.brokers.redis import leases
 from celery_kit.brokers.redis.facts import SHOWN, facts
 from celery_kit.brokers.redis.leases import LEASES, Lease
@@ -195,3 +197,15 @@ def test_without_scripts_a_consumer_works_as_plain_celery_does(server: TestServe
             found.messages[0].ack()
         finally:
             server.broker.acl_setuser("default", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all"])
+
+
+def test_a_living_worker_of_the_same_name_in_another_container_is_no_predecessor() -> None:
+    """Both may have the node name and the process id. Otherwise a second worker would requeue what the first one runs."""
+    here, pid, started = mark(os.getpid()).split("-")
+    mine = f"w@x/{here}-{pid}-{started}.11"
+    assert not leases._is_dead_predecessor(mine, mine)
+    assert not leases._is_dead_predecessor(f"w@x/{'0' * 12}-{pid}-{started}.22", mine), "another container"
+    assert not leases._is_dead_predecessor(f"w@x/{mark(os.getppid())}.22", mine), "another process, which lives"
+    assert not leases._is_dead_predecessor(f"v@x/{here}-{pid}-1.22", mine), "another name"
+    assert leases._is_dead_predecessor(f"w@x/{here}-{pid}-1.22", mine), "an earlier process with this id"
+    assert leases._is_dead_predecessor(f"w@x/{here}-{pid}-{started}.22", mine), "an earlier worker in this process"
