@@ -92,18 +92,21 @@ def test_a_living_worker_keeps_a_message_longer_than_the_visibility_timeout(
 @pools
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_thawed_worker_begins_nothing_that_others_got(server: Server, queue: str, pool: str, engine: str) -> None:
-    """What it had begun, as many tasks as it runs at once, runs twice. It goes on with other messages."""
-    size = 1 if pool == "solo" else 2
+    """What it had begun, as many tasks as it runs at once, runs twice. It goes on with other messages.
+
+    On ENGINE=plain the server may have answered its BRPOP when it froze: it gets that message once it is thawed.
+    """
+    size, popped = 1 if pool == "solo" else 2, int(engine == "plain")
     ids = send(producer(server), queue, 4 * size, "engine.where", (queue, 1))
     with worker(server, pool, engine, queue, "-c", str(size), WORKER_LEASE="3", PREFETCH="4") as one:
         until("it has begun", lambda: any(runs(server, queue, task_id) for task_id in ids))
         freeze(one)
         with worker(server, pool, engine, queue, WORKER_LEASE="3") as other:
-            until("the other worker has done all", lambda: done(server, ids) == len(ids), 60)
+            until("the other worker has done all", lambda: done(server, ids) >= len(ids) - popped, 60)
             assert other.stop() == 0
         thaw(one)
         more = send(producer(server), queue, CONCURRENCY[pool], "engine.where", (queue, 0))
-        until("it works again", lambda: done(server, more) == len(more), 90)
+        until("it works again", lambda: done(server, [*ids, *more]) == len([*ids, *more]), 90)
         until("nothing is held", lambda: not left(server))
     ran = [len(runs(server, queue, task_id)) for task_id in ids]
     assert max(ran) <= 2 and ran.count(2) <= size, ran
