@@ -59,8 +59,8 @@ function operations.begin(seconds, former, ...)
 end
 
 -- Renew a lease. `times`: 1 to renew also the times of what its owner holds, which plain Celery compares with its visibility
--- timeout: 30 ms for 10,000 messages. Returns the time; nil if the lease has ended for good. After a late renewal the owner looks for no ended leases: the server may have been
--- unavailable, and then all leases are late.
+-- timeout: 30 ms for 10,000 messages. Returns the time; nil if the lease has ended for good. After a late renewal the owner looks
+-- for no ended leases: the server may have been unavailable, and then all leases are late.
 function operations.renew(seconds, times)
   local before = ends()
   if before == 0 then return false end
