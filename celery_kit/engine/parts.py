@@ -53,6 +53,7 @@ PARTS: dict[str, Part] = {
         Part(
             "read_ahead", "a transport that reads, and acknowledges, many frames at once", KOMBU | AMQP, brokers=("rabbitmq",)
         ),
+        Part("frames_in", "deliveries are decoded by the kit", AMQP, brokers=("rabbitmq",)),
         Part("frames_out", "messages are encoded by the kit", AMQP, PRODUCER, ("rabbitmq",)),
         Part("alike", "`delay()` makes a message like the one before", CELERY | KOMBU, (DELAY,)),
         Part("many_alike", "`send_many` makes messages like the first one", CELERY | KOMBU, (SEND_MANY,)),

@@ -20,10 +20,12 @@ from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
 
 from celery_kit.brokers.rabbitmq import transport
+from celery_kit.brokers.rabbitmq.frames_in import frame_handler
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
 from celery_kit.brokers.rabbitmq.read_ahead import METHOD, SSLTransport, TCPTransport, frame
 from celery_kit.brokers.rabbitmq.window import TURN, Window
 from celery_kit.engine.commit import commit
+from celery_kit.engine.parts import on
 from celery_kit.engine.wakeup import WakeUp
 
 if TYPE_CHECKING:
@@ -200,7 +202,7 @@ class Connection(transport.Connection):
 
     def __init__(self, *args: object, take_ahead: bool = True, **options: object) -> None:
         self.take_ahead = take_ahead
-        super().__init__(*args, **options)
+        super().__init__(*args, **({"frame_handler": frame_handler} if on("frames_in") else {}) | options)
 
     def Transport(
         self,
