@@ -72,7 +72,7 @@ def context(request: Headers, args: object, kwargs: object) -> Context:
     if limits := about.get("timelimit"):
         about["time_limit"], about["soft_time_limit"] = limits[0], limits[1]
     if about.get("headers") is None:
-        about["headers"] = {name: request[name] for name in request.keys() - KNOWN} or None
+        about["headers"] = None if request.keys() <= KNOWN else {name: request[name] for name in request.keys() - KNOWN}
     return made
 
 

@@ -36,7 +36,7 @@ from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.utils.time import maybe_make_aware
 
 from celery_kit.base.types import Callback, WorkerRequest
-from celery_kit.pools.measures import accepting, measures, request_of
+from celery_kit.pools.measures import measures, request_of
 
 #: What Celery gives a pool with a task, by name: callbacks, and the time limits in seconds.
 PoolOptions: TypeAlias = dict[str, Any]
@@ -71,40 +71,31 @@ class InProcess(BasePool):
         `options`: Celery's, the callbacks among them.
         """
         target = self.prepared(target, options)
-        apply = super().apply_async
         if (during := self.during) is None:
-            return apply(target, args, kwargs, **options)
+            return super().apply_async(target, args, kwargs, **options)
         with during:
-            return apply(target, args, kwargs, **options)
+            return super().apply_async(target, args, kwargs, **options)
 
     def prepared(self, target: Callback, options: PoolOptions) -> Callback:
         """What to run in place of `target`. Puts its own callbacks into the `options` of :meth:`apply_async`."""
-        error_callback, accept = options.get("error_callback"), options.get("accept_callback")
-        if error_callback is not None:  # otherwise the target is no task
-            if counted := request_of(error_callback):
-                accept = accepting(counted, accept)
-            target, callback, accept = self._ending(target, options.get("callback"), error_callback, accept)
-            options |= {"callback": callback, "accept_callback": accept}
-        return target
-
-    def _ending(
-        self, target: Callback, callback: Callback | None, error_callback: Callback, accept_callback: Callback | None
-    ) -> tuple[Callback, Callback, Callback]:
-        """What to run, and what to call with its outcome and when it begins. The callback of another caller than Celery has no
-        request.
-        """
-        request: WorkerRequest | None = getattr(error_callback, "__self__", None)
-        counted = request_of(error_callback)
-        expires = getattr(request, "expires", None)
-        passes = self.passes
-        message = getattr(request, "message", None)
-        holds: Callback = getattr(getattr(message, "channel", None), "holds", bool)
-        tag, gone = getattr(message, "delivery_tag", "-"), list[bool]()
+        error_callback: Callback | None = options.get("error_callback")
+        if error_callback is None:  # the target is no task
+            return target
+        callback: Callback | None = options.get("callback")
+        accept_callback: Callback | None = options.get("accept_callback")
+        request = request_of(error_callback)
+        expires = request.expires if request else None
+        holds: Callback | None = getattr(getattr(request.message, "channel", None), "holds", None) if request else None
+        passes, gone = self.passes, False
 
         def accept(*accepted: object) -> None:
-            if not holds(tag):
-                gone.append(True)
-            elif accept_callback:
+            nonlocal gone
+            if holds and request and not holds(request.message.delivery_tag):
+                gone = True
+                return
+            if request:
+                measures.begins(request)
+            if accept_callback:
                 accept_callback(*accepted)
 
         def run(*args: object, **kwargs: object) -> object:
@@ -119,8 +110,8 @@ class InProcess(BasePool):
 
         def done(outcome: object) -> None:
             raised = outcome if isinstance(outcome, ExceptionInfo) else None
-            if counted and outcome is not EXPIRED and outcome is not GONE:
-                measures.ends(counted, outcome)
+            if request and outcome is not EXPIRED and outcome is not GONE:
+                measures.ends(request, outcome)
             try:
                 if raised:
                     error_callback(raised)
@@ -136,7 +127,8 @@ class InProcess(BasePool):
                 if request:
                     _fail(request, error, raised, str(raised or (outcome[1] if isinstance(outcome, tuple) else "")))
 
-        return run, done, accept
+        options["callback"], options["accept_callback"] = done, accept
+        return run
 
 
 def _fail(request: WorkerRequest, error: MemoryError, info: ExceptionInfo | None, traceback: str) -> None:

@@ -5,8 +5,8 @@ exporter serves it to Prometheus. A task's wait lasts from its publication, or f
 publication is the producer's, in the message's header `sent`. A start before that is counted apart: a clock is wrong.
 """
 
-import threading
 from bisect import bisect_left
+from contextlib import AbstractContextManager
 from time import time
 
 from billiard import einfo
@@ -17,11 +17,13 @@ from celery_kit.base.correlation import SENT
 from celery_kit.base.facts import BOUNDS, Measured
 from celery_kit.base.messages import DELAY
 from celery_kit.base.types import Callback, WorkerRequest
+from celery_kit.base.unpatched import unpatched
 
 #: The most pairs of a task and a queue. Those that come later are counted together, under the name OTHER.
 MOST, OTHER = 100, "other"
 #: A time that no clock shows, in seconds since the epoch; above it may be infinity.
 FAR = 1e12
+NUMBER = (int, float)
 #: How late a clock may be without being called wrong, in seconds: `sent` is rounded to milliseconds.
 ROUNDED = 0.001
 #: How billiard pickles an exception; its stubs lack the class.
@@ -34,60 +36,68 @@ class Measures:
     """What became of the tasks of a worker since its start."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple[str, str], Measured] = {}
-        self._lock = threading.Lock()
-
-    def _of(self, request: WorkerRequest) -> Measured:
-        queue = str((request.delivery_info or {}).get("routing_key") or "")
-        if queue[1:2] == ".":
-            queue = DELAY.sub("", queue)
-        name = request.task.name or "", queue
-        if one := self.found.get(name):
-            return one
-        if len(self.found) >= MOST:
-            name = OTHER, OTHER
-        empty = [0.0] * (len(BOUNDS) + 2)
-        new: Measured = {"task": name[0], "queue": name[1], "waited": [*empty], "ran": [*empty], "ended": {}, "early": 0}
-        return self.found.setdefault(name, new)
+        self._found: dict[tuple[str | None, object], Measured] = {}
+        # Nothing waits while it holds the lock, and the one of a green library costs several times as much.
+        self._lock: AbstractContextManager[object] = unpatched("_thread").allocate_lock()
 
     def begins(self, request: WorkerRequest) -> None:
         """Count the wait of a task that starts now."""
         sent = request.request_dict.get(SENT)
-        if not isinstance(sent, int | float) or not 0 <= sent < FAR:
+        if not isinstance(sent, NUMBER) or not 0 <= sent < FAR:
             return  # sent by another producer than the kit's
-        waited = time() - (max(sent, request.eta.timestamp()) if request.eta else sent)
+        waited = time() - (max(sent, eta.timestamp()) if (eta := request.eta) else sent)
         with self._lock:
             one = self._of(request)
             if waited < -ROUNDED:
                 one["early"] += 1
-            else:
-                _add(one["waited"], max(0.0, waited))
+                return
+            waits = one["waited"]
+            waits[bisect_left(BOUNDS, waited)] += 1
+            if waited > 0:
+                waits[-1] += waited
 
     def ends(self, request: WorkerRequest, value: object) -> None:
         """Count a task that has ended. `value`: what a pool calls back with, the trace's three values or an error."""
         outcome, seconds = outcome_of(value)
         with self._lock:
             one = self._of(request)
-            one["ended"][outcome] = one["ended"].get(outcome, 0) + 1
+            ended = one["ended"]
+            ended[outcome] = ended.get(outcome, 0) + 1
             if seconds is not None:
-                _add(one["ran"], seconds)
+                runs = one["ran"]
+                runs[bisect_left(BOUNDS, seconds)] += 1
+                runs[-1] += seconds
 
     def report(self) -> list[Measured]:
         """All of it."""
         with self._lock:
-            return list(self.found.values())
+            return list(self._found.values())
 
+    def _of(self, request: WorkerRequest) -> Measured:
+        delivery = request.delivery_info
+        name = request.task.name, delivery.get("routing_key") if delivery else None
+        return self._found.get(name) or self._named(*name)
 
-def _add(histogram: list[float], seconds: float) -> None:
-    histogram[bisect_left(BOUNDS, seconds)] += 1
-    histogram[-1] += seconds
+    def _named(self, task: str | None, key: object) -> Measured:
+        """Those of a task and a routing key that is seen for the first time, or is not the name of a queue."""
+        name = task or "", DELAY.sub("", str(key or ""))
+        if one := self._found.get(name):
+            return one
+        if len(self._found) >= MOST:
+            name = OTHER, OTHER
+        empty = [0.0] * (len(BOUNDS) + 2)
+        new: Measured = {"task": name[0], "queue": name[1], "waited": [*empty], "ran": [*empty], "ended": {}, "early": 0}
+        return self._found.setdefault(name, new)
 
 
 def outcome_of(value: object) -> tuple[str, float | None]:
     """How a task has ended, and its run time in seconds if it succeeded."""
-    failed, found, seconds = value if isinstance(value, tuple) and len(value) == 3 else (True, value, None)
-    if not failed:
-        return "succeeded", seconds
+    if isinstance(value, tuple) and len(value) == 3:
+        failed, found, seconds = value
+        if not failed:
+            return "succeeded", seconds
+    else:
+        found = value
     if not isinstance(found, ExceptionInfo):
         return "terminated", None
     error = found.exception

@@ -54,8 +54,9 @@ class Message(virtual.Message):
     def __init__(self, payload: Headers, channel: object = None, **kwargs: object) -> None:
         try:
             info = payload["properties"]["delivery_info"]
-            parts = info["exchange"], info["routing_key"], payload["properties"]["delivery_tag"]
-            if not all(isinstance(part, str) for part in parts) or not isinstance(payload.get("headers") or {}, dict):
+            address = isinstance(info["exchange"], str) and isinstance(info["routing_key"], str)
+            tag, headers = payload["properties"]["delivery_tag"], payload.get("headers") or {}
+            if not (address and isinstance(tag, str) and isinstance(headers, dict)):
                 raise MalformedError("its headers, its tag or its address are of the wrong kind")
             super().__init__(payload, channel=channel, **kwargs)
         except MalformedError:

@@ -4,9 +4,9 @@
 -- they are moved, then the lists, `width` of each priority.
 -- ARGV: room (messages), bytes, width, the owner of this worker's lease, for how many seconds the sign is renewed, then the tags
 -- of acknowledged messages.
--- Returns the milliseconds until the next delayed message is due (move.lua), then pairs of a list's place and a message. The
--- place is negative for an item that is not a whole message: it was dead-lettered or, if that failed, pushed to
--- `<list>.malformed` (dead.py, collect).
+-- Returns the milliseconds until the next delayed message is due (move.lua), the places of the messages' lists with spaces
+-- between them, and the messages. The place is negative for an item that is not a whole message: it was dead-lettered or, if
+-- that failed, pushed to `<list>.malformed` (dead.py, collect).
 --
 -- A message is recorded with the server's time, as in celery_kit/brokers/redis/fixes.py. Its tag is in its properties, which
 -- are at its end: decoding a message of 1 MB would block the server for 10 ms.
@@ -48,7 +48,8 @@ local function properties(message)
   local to = type(found) == 'table' and type(found.delivery_tag) == 'string' and found.delivery_info
   return type(to) == 'table' and type(to.exchange) == 'string' and type(to.routing_key) == 'string' and found
 end
-local found, records, scores = {KEYS[6] and move(KEYS[4], KEYS[5], KEYS[6], tonumber(ARGV[5]), bytes) or -1}, {}, {}
+local found, places = {KEYS[6] and move(KEYS[4], KEYS[5], KEYS[6], tonumber(ARGV[5]), bytes) or -1, ''}, {}
+local records, scores = {}, {}
 local function take(place)
   local message = redis.call('RPOP', KEYS[place])
   if not message then return false end
@@ -64,7 +65,7 @@ local function take(place)
     local stored = redis.pcall('HSET', dead, string.sub(redis.sha1hex(message), 1, 12), record)
     if type(stored) == 'table' and stored.err then redis.call('LPUSH', KEYS[place] .. '.malformed', message) end
   end
-  found[#found + 1] = its and place - 5 or 5 - place
+  places[#places + 1] = its and place - 5 or 5 - place
   found[#found + 1] = message
   room, bytes = room - 1, bytes - #message
   return true
@@ -83,4 +84,5 @@ if #records > 0 then
   redis.call('ZADD', held, unpack(scores))
 end
 if room > 0 and bytes > 0 then redis.call('EXISTS', unpack(KEYS, 5)) end
+found[2] = table.concat(places, ' ')
 return found

@@ -44,8 +44,10 @@ log = logging.getLogger(__name__)
 
 #: Bytes of messages after which a fetch stops: a large message is fetched alone.
 BYTES = 262_144
-#: Seconds that an acknowledgement waits for others while the worker is busy.
-GATHER = 0.05
+#: Seconds that an acknowledgement waits for others while the worker is busy: what waits runs again if the worker is killed.
+GATHER = 0.002
+#: The shortest time in seconds until it looks for delayed messages again.
+SOON = 0.05
 #: The number of acknowledgements that are sent at once, however short they have waited; and at most in one round trip: Lua's
 #: unpack() has its limit at some 8,000.
 GATHERED, MOST_ACKS = 64, 1_000
@@ -262,7 +264,7 @@ class Fetcher:
             sign, self._signed_at = delayed.SIGN, now
         try:
             asked = self._asked, BYTES, max(1, width), channel.owner, sign
-            connection.send_command("EVALSHA", self._script, len(keys), *keys, *asked, *acks)
+            connection.send_command("EVALSHA", self._script, len(keys), *keys, *asked, *[tag.encode() for tag in acks])
         except channel.connection_errors:
             connection.disconnect()
             raise
@@ -276,10 +278,10 @@ class Fetcher:
     def _take(self, answer: Sequence[Any]) -> None:
         self._sent = None
         now = self._moved_at = monotonic()
-        until, answer = answer[0], answer[1:]
-        self._due_at = now + (LOOK_AGAIN if until < 0 else min(LOOK_AGAIN, max(until / 1_000, GATHER)))
+        until, places, messages = answer[0], answer[1].split(), answer[2:]
+        self._due_at = now + (LOOK_AGAIN if until < 0 else min(LOOK_AGAIN, max(until / 1_000, SOON)))
         self._notified = self._notified or not until  # more are due
-        for place, message in zip(answer[::2], answer[1::2], strict=True):
+        for place, message in zip(map(int, places), messages, strict=True):
             queue = self._queues[(abs(place) - 1) % len(self._queues)]
             if place > 0:
                 self.ready.append((queue, message))
@@ -290,11 +292,11 @@ class Fetcher:
                 name = command("dead")
                 log.error("dead-lettered an item of queue %s that is not a message ('%s' lists it)", queue, name)
         self._ask_at = len(self.ready) // 4
-        if answer:
+        if messages:
             self._yield = YIELD
             self.channel._queue_cycle.rotate(queue)
             # The lists may not be empty, and then the server does not notify of the next push.
-            self._notified = self._notified or len(answer) // 2 >= self._asked or sum(map(len, answer[1::2])) >= BYTES
+            self._notified = self._notified or len(messages) >= self._asked or sum(map(len, messages)) >= BYTES
         elif self._asked and self._raced:
             # Notified, but another worker was quicker: the more often, the longer this one waits.
             self._not_before = now + self._yield

@@ -26,7 +26,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from hashlib import sha1
 from typing import TYPE_CHECKING, cast
@@ -64,9 +64,12 @@ SCRIPT = script(__name__, "leases")
 SHA = sha1(SCRIPT.encode()).hexdigest()
 
 
-def clock() -> float:
-    """Seconds that also count while the machine is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+#: Seconds that also count while the machine is suspended.
+clock: Callable[[], float] = _boottime if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 
 
 class Lease:
@@ -330,7 +333,8 @@ class Channel(dead.Channel):
             return True
         try:
             if not self.closed and lease.lasts(self):
-                if tag in self.qos._delivered and tag not in self.qos._dirty:
+                qos = self.qos
+                if tag in qos._delivered and tag not in qos._dirty:
                     lease.begun.add(tag)
                 return True
             lease.restore(self, [tag], owner=self.owner)  # not the next owner's, who may have got it again

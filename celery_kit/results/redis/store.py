@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime, tzinfo
+from datetime import datetime
 from functools import cached_property, partial
+from time import time_ns
 from typing import TYPE_CHECKING
 
 from celery import states
@@ -22,7 +23,7 @@ from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import NoScriptError
 
 from celery_kit.base.lua import script
-from celery_kit.engine.commit import Write, commit
+from celery_kit.engine.commit import Value, Write, commit
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import kombus_writer, quoted, text_of
 
@@ -36,8 +37,9 @@ else:
 STORE = script(__name__, "store")
 
 
-def _made(write: Write) -> bytes | str:
-    return write.value() if callable(write.value) else write.value
+def _made(write: Write) -> bytes:
+    value = write.value() if callable(write.value) else write.value
+    return value.encode() if isinstance(value, str) else value
 
 
 class Backend(RedisBackend):
@@ -46,6 +48,7 @@ class Backend(RedisBackend):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self._sha = ""
+        self._second = -1, "", ""
         extended = self.app.conf.find_value_for_key("extended", "result")
         self._short = on("result_text") and self.serializer == "json" and not self.compression and not extended
 
@@ -89,9 +92,12 @@ class Backend(RedisBackend):
         """Store a state, or buffer it for the group commit. Returns the encoded result. Raises redis-py's errors."""
         if not commit.takes(self.app, task_id, state, request):
             return super().store_result(task_id, result, state, traceback, request=request, **options)
-        result = self.encode_result(result, state)
-        make = partial(self._value, task_id, result, state, traceback, request)
-        value = make if state == states.STARTED else make()
+        value: Value
+        if state == states.STARTED:
+            value = partial(self._value, task_id, result, state, traceback, request)
+        else:
+            result = self.encode_result(result, state)
+            value = self._value(task_id, result, state, traceback, request)
         commit.result(Write(task_id, value, self.expires or 0, state))
         return result
 
@@ -133,21 +139,29 @@ class Backend(RedisBackend):
     def _json(self, task_id: str, result: object, state: str, traceback: object, request: Context | None) -> str:
         """Celery's _get_result_meta as text: making a dictionary and encoding it takes twice as long."""
         children = self.current_task_children(request)
-        done = quoted(datetime.now(self._timezone).isoformat()) if state in self.READY_STATES else "null"
-        more = "".join(
-            f', "{field}": {text_of(value)}'
-            for name, field in (("group", "group_id"), ("parent_id", "parent_id"))
-            if request and (value := getattr(request, name, None))
-        )
+        done = self._now() if state in self.READY_STATES else "null"
+        more = ""
+        if request:
+            if group := getattr(request, "group", None):
+                more = f', "group_id": {text_of(group)}'
+            if parent := getattr(request, "parent_id", None):
+                more += f', "parent_id": {text_of(parent)}'
         return (
             f'{{"status": {quoted(state)}, "result": {text_of(result)}, "traceback": {text_of(traceback)}, '
             f'"children": {"[]" if children == [] else text_of(children)}, "date_done": {done}{more}, '
             f'"task_id": {text_of(task_id)}}}'
         )
 
-    @cached_property
-    def _timezone(self) -> tzinfo:
-        return self.app.timezone
+    def _now(self) -> str:
+        """datetime.now(timezone).isoformat(), in quotes. A second's text is made once."""
+        nanoseconds = time_ns()
+        second, fraction = divmod(nanoseconds // 1_000, 1_000_000)
+        known, before, after = self._second
+        if second != known:
+            text = datetime.fromtimestamp(second, self.app.timezone).isoformat()
+            before, after = quoted(text[:19])[:-1], quoted(text[19:])[1:]
+            self._second = second, before, after
+        return f"{before}.{fraction:06}{after}" if fraction else f"{before}{after}"
 
     # What this process has buffered is stored before it reads.
 

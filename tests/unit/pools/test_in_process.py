@@ -21,8 +21,13 @@ class Pool(InProcess):
 class Request:
     """As Celery's, as far as a pool sees it. `ends`: what became of its task."""
 
+    task = SimpleNamespace(name="a.task")
+    message = eta = None
+
     def __init__(self, expires: datetime | None = None) -> None:
         self.expires = expires
+        self.request_dict: dict[str, Any] = {}
+        self.delivery_info = {"routing_key": "celery"}
         self.ends: list[Any] = []
 
     def on_success(self, outcome: Any) -> None:
@@ -89,7 +94,8 @@ def test_a_failure_that_would_end_the_worker_from_a_callback_is_the_tasks() -> N
     request: Any = Request()
     request.acknowledge = lambda: steps.append("acknowledged")
     request.on_failure = fails.__get__(request)
-    request.id, request._context, request.store_errors, request.task = "1", None, True, SimpleNamespace(backend=backend)
+    request.id, request._context, request.store_errors = "1", None, True
+    request.task = SimpleNamespace(name="a.task", backend=backend)
 
     def task() -> None:
         raise MemoryError
