@@ -380,6 +380,8 @@ class EventLoop(Protocol):
 
     #: Called when the loop is about to wait.
     on_tick: MutableSet[Callback]
+    #: Writes jobs to children, by the file descriptors of their pipes.
+    consolidate_callback: Callable[[Sequence[int]], object]
 
     def add_reader(self, fds: object, callback: Callback | Iterator[None], *args: object) -> None:
         """Call `callback(*args)`, or continue the generator, when a descriptor can be read."""

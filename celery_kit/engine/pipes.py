@@ -2,8 +2,10 @@
 
 billiard writes a job's length and then the job, and reads each message of a child in the same two steps. Celery's loop
 registers the pipe again after each message. Here a small job is one write, which is atomic, and one read takes all that a child
-has sent. A large job, and a message that arrives in pieces, are handled as by Celery.
-Source: celery/concurrency/asynpool.py 5.7.0, ResultHandler._make_process_result, _write_job; billiard 4.3, pool.py.
+has sent. A large job, and a message that arrives in pieces, are handled as by Celery. A child that reports its task's end gets
+the next one at once: Celery's loop first asks, in another round, whether the pipe can be written, as a free child's always can.
+Source: celery/concurrency/asynpool.py 5.7.0, ResultHandler._make_process_result, _write_job, _create_write_handlers; billiard
+4.3, pool.py.
 """
 
 import errno
@@ -82,6 +84,9 @@ def result_handler(celerys: type) -> type:
     base: Any = celerys
 
     class ResultHandler(base):  # type: ignore[misc]
+        #: Writes waiting jobs to free children; set by the pool.
+        write_next: Callable[[], object] = bool
+
         def _make_process_result(self, hub: EventLoop) -> Callable[[int], None]:
             children, take = self.fileno_to_outq, self.on_state_change
 
@@ -102,11 +107,33 @@ def result_handler(celerys: type) -> type:
                 if begun:
                     go_on = rest(fd, begun, take, lambda: hub.add_reader(fd, self.handle_event, fd))
                     hub.add_reader(fd, go_on)
-                _take_all(found, take)
+                try:
+                    _take_all(found, take)
+                finally:
+                    self.write_next()
 
             return on_readable
 
     return ResultHandler
+
+
+def async_pool(celerys: type) -> type:
+    """A subclass of asynpool's AsynPool, with the reader above."""
+
+    class Pool(celerys):  # type: ignore[misc]
+        ResultHandler = result_handler(celerys.ResultHandler)  # type: ignore[attr-defined]
+
+        def _create_write_handlers(self, hub: EventLoop, *args: object, **options: object) -> None:
+            super()._create_write_handlers(hub, *args, **options)
+            waiting, write = self.outbound_buffer, hub.consolidate_callback
+
+            def write_next() -> None:
+                if waiting and (free := self._all_inqueues - self._active_writes - self._busy_workers):
+                    write(list(free))
+
+            self._result_handler.write_next = write_next
+
+    return Pool
 
 
 def _take_all(found: list[bytes], take: Callable[[object], None]) -> None:
@@ -129,6 +156,5 @@ def _install(sender: Worker, **_: object) -> None:
     kind: Any = sender.pool_cls  # a class by now: celery_kit/pools/table.py
     pool = row(kind)
     if sender.app.conf.engine == "fast" and pool and pool.has_children and on("pipes"):
-        handler = {"ResultHandler": result_handler(kind.Pool.ResultHandler)}
         about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        sender.pool_cls = type(kind.__name__, (kind,), about | {"Pool": type("Pool", (kind.Pool,), handler)})
+        sender.pool_cls = type(kind.__name__, (kind,), about | {"Pool": async_pool(kind.Pool)})

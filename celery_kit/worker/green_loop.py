@@ -6,7 +6,7 @@ events in groups. Source: celery/worker/loops.py, synloop; celery/worker/consume
 
 This loop reads the event connection once a second, and sends task events in groups. What the broker's connection has to do
 between messages - refill the prefetch window, restore messages of dead workers - is the transport's part, for example in
-celery_kit/brokers/redis/transport.py. Can go when tests/engine/test_workers.py::test_events_of_a_green_pool_go_in_groups passes
+celery_kit/brokers/redis/poller.py. Can go when tests/engine/test_workers.py::test_events_of_a_green_pool_go_in_groups passes
 with Celery's own loop.
 """
 

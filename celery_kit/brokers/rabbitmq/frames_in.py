@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from struct import Struct
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from amqp import basic_message, method_framing, serialization, spec
 from amqp.exceptions import UnexpectedFrame
@@ -34,7 +34,7 @@ _DELIVER = bytes((0, DELIVER[0], 0, DELIVER[1]))
 _STRING, _VOID, _INT, _DOUBLE = b"SVId"
 
 _read_any: Callable[[bytes, int], tuple[object, int]] = vars(serialization)["_read_item"]
-_amqps_handler: Any = vars(method_framing)["frame_handler"]
+_amqps_handler: Callable[[object, Callback], Callable[[Frame], object]] = vars(method_framing)["frame_handler"]
 _short, _long, _signed, _quad, _double = (Struct(f">{form}").unpack_from for form in "HIiQd")
 
 #: By bit of a message's flags, the properties that Celery's messages have, in their order; the headers are the third.
@@ -125,7 +125,7 @@ class Delivery(Message):
 
 def frame_handler(connection: Connection, callback: Callback) -> Callable[[Frame], bool]:
     """py-amqp's handler of frames, with deliveries assembled here. It returns whether a frame completed a method."""
-    others: Callable[[Frame], object] = _amqps_handler(connection, callback)
+    others = _amqps_handler(connection, callback)
     begun: dict[int, Delivery] = {}
 
     def on_frame(frame: Frame) -> bool:

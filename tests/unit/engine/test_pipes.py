@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from select import PIPE_BUF
@@ -133,3 +134,34 @@ def test_a_small_job_goes_in_one_write(size: int, joined: bool) -> None:
 
 def test_a_pool_that_is_closing_gives_no_job() -> None:
     pipes.in_one_write(None)
+
+
+def test_a_child_that_is_free_gets_the_next_job_at_once(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    hub: Any = Hub()
+    written: list[list[int]] = []
+    hub.consolidate_callback = written.append
+
+    class AsynPool:
+        ResultHandler = Handler
+
+        def __init__(self) -> None:
+            self.outbound_buffer: deque[str] = deque()
+            self._all_inqueues, self._active_writes, self._busy_workers = {7, 8, 9}, {8}, {7, 9}
+            self._result_handler = self.ResultHandler(reader, [])
+            self._result_handler.on_state_change = lambda _: self._busy_workers.discard(9)
+
+        def _create_write_handlers(self, hub: Any) -> None:
+            pass
+
+    pool: Any = pipes.async_pool(AsynPool)()
+    pool._create_write_handlers(hub)
+    handler = pool._result_handler
+    hub.add_reader(reader, handler._make_process_result(hub), reader)
+    os.write(writer, wire("ready"))
+    hub.turn(reader)
+    assert not written  # there was none
+    pool.outbound_buffer.append("a job")
+    os.write(writer, wire("ready"))
+    hub.turn(reader)
+    assert written == [[9]]

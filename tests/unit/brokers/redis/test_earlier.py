@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from celery_kit.brokers.redis import fixes, transport
+from celery_kit.brokers.redis import fixes, poller, transport
 
 
 def test_the_kits_transport_has_what_it_calls_with_either_kombu() -> None:
     channel: Any = transport.Channel
     options = {"unacked_restore_interval", "unacked_restore_throttle", "engine", "take_ahead"}
     assert options <= set(channel.from_transport_options) and channel.unacked_restore_interval == 10
-    for kits, earlier in ((transport.Channel, fixes.EarlierChannel), (transport.Poller, fixes.EarlierPoller)):
+    for kits, earlier in ((transport.Channel, fixes.EarlierChannel), (poller.Poller, fixes.EarlierPoller)):
         assert all(hasattr(kits, name) for name in vars(earlier) if not name.startswith("__"))
 
 
