@@ -56,7 +56,7 @@ LOOK_AGAIN = 2.0
 #: Seconds between two fetches, at first and at most, while other workers are quicker: a push notifies every idle worker.
 YIELD, MOST_YIELD = 0.001, 0.016
 #: Seconds that messages are handed over before the loop continues: on solo a task runs while it is handed over.
-SLICE = 0.01
+SLICE = 0.005
 
 FETCH = delayed.MOVE + script(__name__, "fetch")
 
@@ -130,22 +130,20 @@ class Fetcher:
         """Hand over messages, and send a request if one is due. Returns the seconds until the next turn."""
         self._loop, self._woken = get_ident(), False
         self.hand_over()
-        if self.ready and self._free(0) > 0:
-            return 0.0
-        now = monotonic()
-        if self.ready and now > self._moved_at + STALLED:
+        more, now = bool(self.ready) and self._free(0) > 0, monotonic()
+        if self.ready and not more and now > self._moved_at + STALLED:
             self._requeue()
         if self._sent is not None:
             if not self._overdue(now):
-                return LOOK_AGAIN
+                return 0.0 if more else LOOK_AGAIN
             self.read()
             return 0.0
         self._follow(now)
         wait = self._due(now) - now
-        if wait > 0:
-            return wait
-        self._send(now)
-        return LOOK_AGAIN
+        if wait <= 0:
+            self._send(now)
+            wait = LOOK_AGAIN
+        return 0.0 if more else wait
 
     def read(self) -> bool:
         """Read the server's answers. Returns whether messages were handed over."""
