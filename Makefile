@@ -136,7 +136,7 @@ docs-soak:    ## take the last `make bench ONLY=lasting` into docs/reports/soak.
 	cp reports/bench.md docs/reports/soak.md
 
 docs-matrix:  ## take the last run of test-matrix into the docs: tables, page, screenshot
-	.venv/bin/python -m docs.take_matrix && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
+	.venv/bin/python -m docs.take_matrix && deploy/browser.sh && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
 
 docs-probe:   ## what a health probe says and costs in a worker's container; writes docs/reports/probe.md
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m docs.probe

@@ -29,7 +29,7 @@ def test_without_a_time_limit_nothing_bounds_a_task() -> None:
     assert profile(TASK_TIME_LIMIT="0").task_time_limit == 0
     assert times.seconds(times.CONSUMER_TIMEOUT, 0, {}) == times.MOST
     with patch.dict(os.environ, {"TASK_TIME_LIMIT": "0"}):
-        assert grace_of(Celery().conf) == 30
+        assert grace_of(Celery(set_as_current=False).conf) == 30
 
 
 def test_a_time_that_fits_is_taken() -> None:

@@ -10,10 +10,14 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from app.tasks.reports import daily_statistics
+import app.tasks.reports  # noqa: F401  # for its task
+from app import app as the_app
 from celery_kit.base.target import ROOT
 from celery_kit.observe import runs
 from tests.harness.waiting import until
+
+#: Of this app, also where another test has made its own one the current one.
+daily_statistics = the_app.tasks["reports.daily_statistics"]
 
 
 @pytest.fixture(autouse=True)
