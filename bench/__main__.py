@@ -32,7 +32,7 @@ from celery_kit.base.refusals import choose, refuse, whole_number
 from celery_kit.brokers import BROKERS
 from celery_kit.engine.parts import WORKER, Part
 from celery_kit.pools.table import POOLS
-from testbed.environments import PEERS, WORKERS
+from testbed.environments import NEWER_PEERS, PEERS, WORKERS
 from testbed.places import Place, Servers
 from testbed.servers import SERVERS
 
@@ -150,7 +150,7 @@ def work(plan: Plan) -> Iterator[Trial]:
     """Tasks that do some work: waiting, computing, larger messages, a deep queue, more workers."""
     for broker in plan.brokers:
         for pool in plan.pools:
-            for kind in ("nap", "burn"):
+            for kind in ("nap", "burn", "fail"):
                 yield from plan.consumed("work", (PLAIN, FAST), Case(broker, pool, work=kind))
         for size in (10_000, 1_000_000):
             case = Case(broker, "solo", size=size, depth=400 if size > 100_000 else 0)
@@ -247,10 +247,10 @@ def about(plan: Plan) -> dict[str, Any]:
     """The machine and the versions of a run."""
     packages = {name: version(name) for name in ("celery", "kombu", "amqp", "redis", "gevent", "eventlet")}
     listed: list[dict[str, str]] = []
-    if PEERS.is_there:
-        pip = [PEERS.command("python"), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
-        listed = json.loads(subprocess.run(pip, check=True, capture_output=True, text=True).stdout)
-    names = ("dramatiq", "huey", "taskiq", "arq", "rq")
+    for peers in (one for one in (PEERS, NEWER_PEERS) if one.is_there):
+        pip = [peers.command("python"), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+        listed += json.loads(subprocess.run(pip, check=True, capture_output=True, text=True).stdout)
+    names = ("dramatiq", "huey", "taskiq", "arq", "rq", "streaq", "saq", "faststream", "repid")
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "make bench" + "".join(f" {name}={value}" for name in report.KNOBS if (value := os.environ.get(name))),
@@ -325,7 +325,7 @@ def main() -> None:
     earlier = Path(os.environ["COMPARE"]) if os.environ.get("COMPARE") else None
     if earlier and not earlier.is_file():
         refuse(f"COMPARE={earlier}: there is no such file; allowed: a bench.json of an earlier run")
-    for needed in (WORKERS, *([PEERS] if "peers" in sections else [])):
+    for needed in (WORKERS, *([PEERS, NEWER_PEERS] if "peers" in sections else [])):
         needed.prepare()
     REPORTS.mkdir(exist_ok=True)
     found = run(plan, [trial for name in sections for trial in SECTIONS[name](plan)], REPORTS / "bench.json")

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery_kit.pools.table import POOLS
 from testbed import deployed
-from testbed.environments import PEERS, WORKERS
+from testbed.environments import NEWER_PEERS, PEERS, WORKERS
 from testbed.places import Place
 
 #: The interpreter of the workers and producers.
@@ -94,12 +94,23 @@ def _left(key: str, command: str) -> Callable[[Place, int], int]:
     return lambda place, sent: sent - int(getattr(place.redis, command)(key))
 
 
+def _read(stream: str) -> Callable[[Place, int], int]:
+    """The number of entries of a stream that were delivered and acknowledged."""
+    return lambda place, _: sum((one["entries-read"] or 0) - one["pending"] for one in place.redis.xinfo_groups(stream))
+
+
 def _peers() -> list[Contender]:
     def python(name: str) -> list[str]:
         return [PEERS.command("python"), "-m", f"bench.peers.{name}"]
 
     def tool(*argv: Any) -> Callable[[str, int], list[str]]:
         return lambda *_: [PEERS.command(argv[0]), *map(str, argv[1:])]
+
+    def newer(*argv: Any) -> Callable[[str, int], list[str]]:
+        return lambda *_: [NEWER_PEERS.command(argv[0]), *map(str, argv[1:])]
+
+    def module(name: str) -> list[str]:
+        return newer("python", "-m", f"bench.peers.{name}")("", 0)
 
     redis, both = ("redis",), ("redis", "rabbitmq")
 
@@ -124,6 +135,22 @@ def _peers() -> list[Contender]:
         Contender(
             "rq", python("rqs"), tool("rq", "worker-pool", "bench", "-n", CORES, "-w", "rq.SimpleWorker", "-q"), _peer, 4_000,
             _left("rq:queue:bench", "llen"), redis,
+        ),
+        Contender(
+            "streaq", module("streaqs"), newer("streaq", "run", "bench.peers.streaqs:worker", "--workers", CORES),
+            _peer, 10_000, lambda place, _: int(place.redis.zcard("streaq:bench:index:results")), redis,
+        ),
+        Contender(
+            "saq", module("saqs"), newer("saq", "bench.peers.saqs.settings", "--workers", CORES, "-v"),
+            _peer, 10_000, _left("saq:bench:queued", "llen"), redis,
+        ),
+        Contender(
+            "faststream, no results", module("faststreams"),
+            newer("faststream", "run", "bench.peers.faststreams:app", "--workers", CORES), _peer, 15_000, _read("bench"), redis,
+        ),
+        Contender(
+            "repid, no results", module("repids"), newer("python", "-m", "bench.peers.repids", CORES),
+            _peer, 15_000, _read("repid:bench"), redis,
         ),
     ]  # fmt: skip
 

@@ -12,6 +12,7 @@ done
 others() { grep -oE '^[A-Za-z0-9._-]+==[^ ]+' requirements/dev.txt | grep -vE '^(celery|kombu|redis)=='; }
 for celery in requirements/celery-*.in; do others | pin "$celery" pyproject.toml -c /dev/stdin -o "${celery%.in}.txt"; done
 pin bench/peers/requirements.in -o bench/peers/requirements.txt
+pin bench/peers/newer.in -o bench/peers/newer.txt
 pin tests/packages/requirements.in pyproject.toml --extra worker --override tests/packages/overrides.txt -o tests/packages/requirements.txt
 pin tests/upstream/requirements.in pyproject.toml --extra worker -o tests/upstream/requirements.txt
 echo aiosmtpd | pin - -c requirements/dev.txt -o requirements/mail.txt

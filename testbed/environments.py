@@ -51,6 +51,8 @@ class Environment:
 #: Each of these two has the packages of every worker, and those of its pool.
 WORKERS = Environment("workers", (ROOT / "requirements/gevent.txt", ROOT / "requirements/eventlet.txt"))
 PEERS = Environment("peers", (ROOT / "bench/peers/requirements.txt",))
+#: Peers that need a newer redis-py than arq allows.
+NEWER_PEERS = Environment("newer-peers", (ROOT / "bench/peers/newer.txt",))
 #: Celery's own integration suite, and packages for Celery that people use.
 UPSTREAM = Environment("upstream/venv", (ROOT / "tests/upstream/requirements.txt",))
 PACKAGES = Environment("packages", (ROOT / "tests/packages/requirements.txt",))

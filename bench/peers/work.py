@@ -1,6 +1,11 @@
 """The work in the tasks, the same for all contenders. This module imports none of them."""
 
 import time
+from itertools import count
+
+#: By kind of work, the share of its tasks that fails.
+FAILING = {"fail": 0.05}
+_numbers = count(1)
 
 
 def noop(text: str) -> int:
@@ -18,4 +23,11 @@ def burn(text: str) -> int:
     return sum(number * number for number in range(20_000)) and len(text)
 
 
-WORK = {"noop": noop, "nap": nap, "burn": burn}
+def fail(text: str) -> int:
+    """Nothing, and each twentieth task of a process fails."""
+    if next(_numbers) % 20 == 0:
+        raise ValueError("as intended")
+    return len(text)
+
+
+WORK = {"noop": noop, "nap": nap, "burn": burn, "fail": fail}

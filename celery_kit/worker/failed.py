@@ -34,6 +34,8 @@ symbols = vars(imports)  # its function also takes a class, which the stubs do n
 
 #: How many are stored by one round trip, at most.
 AT_ONCE = 50
+#: Seconds for which a failed task waits for others: on RabbitMQ, each round trip is a transaction on a quorum queue.
+GATHER = 0.02
 #: Seconds after which an unused connection goes back to the pool, and between two attempts while the broker is unavailable.
 IDLE, RETRY_PAUSE = 5.0, 0.5
 #: Errors, besides those of the connection, after which storing is tried again.
@@ -99,6 +101,8 @@ class Keeper:
                     self._close()
                 self._some.wait()
             self._some.clear()
+            if not self._stopped:
+                time.sleep(GATHER)  # what fails meanwhile is stored by the same round trip
             self._flush()
 
     def _flush(self) -> None:
