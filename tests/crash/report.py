@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -224,6 +225,15 @@ def faults(found: dict[tuple[str, ...], Outcome]) -> list[str]:
     return [f"{' '.join(name)}: {one}" for name, one in fast if "error" in one or wrong[name[0]](one)]
 
 
+def title(found: dict[tuple[str, ...], Outcome]) -> str:
+    """The report's first line. It says how many of the kit's trials are older than the last day on which its code changed."""
+    git = ["git", "log", "-1", "--format=%cd", "--date=format:%Y-%m-%d", "--", "celery_kit"]
+    changed = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    kits = [one["date"] for one in found.values() if one["engine"] != PLAIN_CELERY]
+    older = sum(date < changed for date in kits)
+    return "# SIGKILLs" + (f" ({older} of the kit's {len(kits)} trials are older than the code)" if older else "")
+
+
 def main() -> None:
     found = outcomes()
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
@@ -239,7 +249,9 @@ date of each, for a run may be made in parts. {os.environ.get("ABOUT", "")}"""
     plain = """Plain Celery is `Celery(broker, backend)` with `acks_late`, its workers started without any flag; it has the
 visibility timeout, the sweeps and the tasks at once of celery-kit."""
     parts = [section(part, found) for part in PARTS]
-    (HERE / "crash.md").write_text("\n".join(["# SIGKILLs\n", filled(about), "", filled(plain), "", sums(found), *parts, ""]))
+    (HERE / "crash.md").write_text(
+        "\n".join([f"{title(found)}\n", filled(about), "", filled(plain), "", sums(found), *parts, ""])
+    )
     if wrong := faults(found):
         sys.exit("celery-kit: " + "\n".join(wrong))
 
