@@ -1,6 +1,8 @@
-"""What identifies a process, so that others can tell later whether it is dead."""
+"""What identifies a process, so that others can tell later whether it is dead; and a clock that no stop of it stops."""
 
 import os
+import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -37,3 +39,11 @@ def marks_dead(text: str) -> bool:
     pid = rest.partition("-")[0]
     now = mark(int(pid)) if pid.isdecimal() else ""
     return bool(machine) and now.startswith(f"{machine}-") and now != text
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+#: Seconds that also count while the process is stopped or the machine is suspended.
+clock: Callable[[], float] = _boottime if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from struct import unpack_from
 from typing import Any, Protocol
 
+from celery_kit.base.processes import clock
 from celery_kit.base.signals import worker_init
 from celery_kit.base.types import EventLoop, Worker
 from celery_kit.engine.parts import on
@@ -26,6 +27,9 @@ UNAVAIL = (errno.EAGAIN, errno.EINTR)
 AHEAD = 65_536
 #: The size of a message's length, in bytes.
 _LENGTH = 4
+#: Seconds since the loop's last round after which a free child waits for the next round. The process may have been stopped, and
+#: its tasks may be others' by now: the loop finds that out first (celery_kit/brokers/redis/leases.py).
+FRESH = 1.0
 PIPE_BUF: int = getattr(select, "PIPE_BUF", 0)  # none on Windows, where there is no prefork
 
 
@@ -127,11 +131,21 @@ def async_pool(celerys: type) -> type:
             super()._create_write_handlers(hub, *args, **options)
             waiting, write = self.outbound_buffer, hub.consolidate_callback
 
+            self._tick()
+            hub.on_tick.add(self._tick)
+
             def write_next() -> None:
-                if waiting and (free := self._all_inqueues - self._active_writes - self._busy_workers):
+                if (
+                    waiting
+                    and clock() < self._ticked + FRESH
+                    and (free := self._all_inqueues - self._active_writes - self._busy_workers)
+                ):
                     write(list(free))
 
             self._result_handler.write_next = write_next
+
+        def _tick(self) -> None:
+            self._ticked = clock()
 
     return Pool
 

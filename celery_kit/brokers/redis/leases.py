@@ -24,9 +24,8 @@ import math
 import os
 import random
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from hashlib import sha1
 from typing import TYPE_CHECKING, cast
@@ -41,6 +40,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from celery_kit.base import processes
 from celery_kit.base.lua import script
+from celery_kit.base.processes import clock
 from celery_kit.brokers.redis import broker, dead, renewal
 
 if TYPE_CHECKING:
@@ -62,14 +62,6 @@ AGAIN = 1.0
 
 SCRIPT = script(__name__, "leases")
 SHA = sha1(SCRIPT.encode()).hexdigest()
-
-
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-#: Seconds that also count while the machine is suspended.
-clock: Callable[[], float] = _boottime if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 
 
 class Lease:

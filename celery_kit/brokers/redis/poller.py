@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
+from celery_kit.base.processes import clock
 from celery_kit.brokers.redis.fetch import LOOK_AGAIN, Fetcher
 from celery_kit.engine.wakeup import WakeUp
 from celery_kit.fixes import patched
@@ -95,7 +96,7 @@ class Poller(PollerBase):
                     self._register_LISTEN(channel)
         else:
             super().on_poll_start()
-        if (now := monotonic()) > self._kept_at + KEEP:
+        if (now := clock()) > self._kept_at + KEEP:
             self._kept_at = now
             self._keep_leases()
         fetching = [(channel, channel.fetcher) for channel in self._channels if channel.fetcher]

@@ -140,7 +140,7 @@ def test_a_child_that_is_free_gets_the_next_job_at_once(pipe: tuple[int, int]) -
     reader, writer = pipe
     hub: Any = Hub()
     written: list[list[int]] = []
-    hub.consolidate_callback = written.append
+    hub.consolidate_callback, hub.on_tick = written.append, set()
 
     class AsynPool:
         ResultHandler = Handler
@@ -165,3 +165,12 @@ def test_a_child_that_is_free_gets_the_next_job_at_once(pipe: tuple[int, int]) -
     os.write(writer, wire("ready"))
     hub.turn(reader)
     assert written == [[9]]
+    pool._ticked -= 2 * pipes.FRESH  # the process was stopped meanwhile, and may not own the job any more
+    os.write(writer, wire("ready"))
+    hub.turn(reader)
+    assert written == [[9]]
+    for tick in hub.on_tick:
+        tick()
+    os.write(writer, wire("ready"))
+    hub.turn(reader)
+    assert written == [[9], [9]]
