@@ -14,6 +14,7 @@ from typing import Any
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from testbed.servers import SERVERS
+from tests.faults import takeover
 from tests.faults.table import FAULTS
 from tests.faults.trial import TASKS, Outcome
 
@@ -112,7 +113,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "amqp", "redis", "eventlet", "gevent"))
     quiet = ", ".join(f"{server.faults.quiet:g} s on {name}" for name, server in SERVERS.items())
     what = "\n".join(f"| `{fault.name}` | {fault.what} | {fault.seconds:g} | {fault.repeats or 'none'} |" for fault in FAULTS)
-    about = os.environ.get("ABOUT", "")
+    about = os.environ.get("ABOUT") or "Two cores."
     HERE.mkdir(parents=True, exist_ok=True)
     (HERE / "faults.json").write_text(json.dumps([{**one, "last_words": ""} for one in found.values()], indent=1) + "\n")
     (HERE / "faults.md").write_text(
@@ -128,6 +129,14 @@ Celery; an empty cell was not run. faults.json has the date of each, for a run m
 
 {sums(found)}
 {tables(found)}
+
+## A worker that is gone
+
+How soon others begin what it ran, in the median and at most, at the default settings: workers that are killed with their
+containers, cut from the network, or frozen for {takeover.FROZEN:g} s. A thawed worker may not begin what it held and had not
+begun, and no task may run more than twice. Written by `python -m tests.faults.takeover`.
+
+{takeover.table()}
 
 ## The faults
 

@@ -17,6 +17,7 @@ def main() -> None:
     tests = [sys.executable, "-m", "pytest", "tests/faults/test_faults.py", "-n", AT_ONCE, "-q", "--no-header"]
     code = subprocess.run([*tests, "--reruns", "1"] if quick else tests, check=False).returncode
     if not quick:
+        code = subprocess.run([sys.executable, "-m", "tests.faults.takeover"], check=False).returncode or code
         for module in ("tests.faults.plain", "tests.faults.report"):
             subprocess.run([sys.executable, "-m", module], check=True)
     sys.exit(code)

@@ -6,7 +6,7 @@ Everything has the label of the run, and is removed by that label, also on Ctrl-
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -195,11 +195,12 @@ class Setup:
         hostname: str = "",
         command: list[str] | None = None,
         clock: bool = False,
+        arguments: Sequence[str] = (),
         **environ: str,
     ) -> Any:
         """Start a worker, in place of an earlier one of that name. `linked`: it reaches the broker over the link with faults.
 
-        `clock`: `set_clock` can set its wall clock.
+        `clock`: `set_clock` can set its wall clock. `arguments`: its options, in place of the pair's concurrency.
         """
         if old := self.workers.get(name):
             old.reload()
@@ -211,7 +212,7 @@ class Setup:
         worker = ["python", "-m", "app.worker"]
         if self.engine == "plain":
             worker = ["celery", "-A", "plain", "worker", "--pool", self.pair.pool.name, "--loglevel", "INFO"]
-        worker += ["--hostname", node, "--concurrency", str(self.pair.at_once)]
+        worker += ["--hostname", node, *(arguments or ("--concurrency", str(self.pair.at_once)))]
         environment = {
             "BROKER": self.pair.broker,
             "BACKEND": "redis",

@@ -48,10 +48,10 @@ def settings(profile: "Choices") -> Options:
             # Of ENGINE=fast, celery_kit/brokers/rabbitmq/window.py: what is prefetched and requeued counts as delivered.
             "take_ahead": not profile.prefetch and profile.max_deliveries == BROKER_LIMIT and on("take_ahead"),
         },
-        # Seconds. The broker notices a dead connection after two to three intervals: with Celery's 120, after four minutes or
-        # more. A worker notices sooner: it checks five times in an interval, and asks the broker
-        # (celery_kit/brokers/rabbitmq/transport.py).
-        "broker_heartbeat": 10,
+        # Seconds. The broker notices a dead connection after two to three intervals, as soon as a lease ends on Redis: with
+        # Celery's 120, after four minutes or more. A worker notices sooner: it checks five times in an interval, and asks the
+        # broker (celery_kit/brokers/rabbitmq/transport.py). RabbitMQ's documentation advises against less than 5.
+        "broker_heartbeat": 5,
         "broker_heartbeat_checkrate": 5.0,
         # consumer_timeout closes the channel (406): consume again, and do not idle (celery #6760).
         "broker_channel_error_retry": True,

@@ -74,15 +74,28 @@ def wait(self: Any, seconds: float) -> None:
     note("end", self.request.id, self.request.hostname, "task")
 
 
+def first(task: Any) -> bool:
+    """Whether this is a task's first run: a file in the worker's folder tells."""
+    try:
+        os.close(os.open(f"{FOLDER}/first.{task.request.id}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+@shared_task(name="faults.first_long", bind=True)
+def first_long(self: Any, seconds: float) -> str:
+    """Take `seconds` at the first run, and no time when another worker runs it again."""
+    return take(self, seconds if first(self) else 0.0, "task")
+
+
 @shared_task(name="faults.hog", bind=True)
 def hog(self: Any) -> str:
-    """Allocate memory until the kernel kills the process. A file in the worker's folder prevents a second time."""
+    """Allocate memory until the kernel kills the process, at the first run."""
     note("begin", self.request.id, self.request.hostname, "hog")
-    try:
-        os.close(os.open(f"{FOLDER}/hog.{self.request.id}", os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
+    held: list[bytes] = []
+    if not first(self):
         note("end", self.request.id, self.request.hostname, "hog")
         return str(self.request.id)
-    held = []
     while True:
         held.append(b"x" * 8_000_000)
