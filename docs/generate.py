@@ -226,7 +226,7 @@ def metrics() -> str:
     worker = vitals_of(
         {"pool": "", "consuming": [], "active": 0, "reserved": 0, "processed": 0, "memory": 0, "measures": [task]}
     )
-    found = Snapshot(Server("", "", [Queue("", 0, 0, 0, 0.0)]), None, {"": worker}, [])
+    found = Snapshot(Server("", "", [Queue("", 0, 0, 0, 0.0)], delayed=0), None, {"": worker}, [])
     with patch.dict(os.environ, BEAT_HEARTBEAT_FILE=__file__):
         told = list(exporter.metrics(found))
     return table(

@@ -54,6 +54,7 @@ class Server:
 
     `memory`: bytes. `keys`: how many it holds, where it counts them. `notes`: sentences. `faults`: pairs of what is wrong and
     what to do. `url`: its address, without a password. `held`: who holds its unacknowledged messages, where it knows that.
+    `delayed`: how many of its tasks wait for their ETA; None: it does not know, or delays none itself.
     """
 
     product: str
@@ -65,6 +66,7 @@ class Server:
     faults: list[tuple[str, str]] = field(default_factory=list)
     url: str = ""
     held: list[Held] = field(default_factory=list)
+    delayed: int | None = None
 
 
 class TimetableEntry(TypedDict):

@@ -269,6 +269,7 @@ def test_the_state_of_the_server_tells_what_waits(server: Server) -> None:
         publish(one, queue, "a", "b", headers=eta(100))
         state = facts(app, one, {})
         assert any(note.startswith("2 messages wait for their ETA, the next one is due in ") for note in state.notes)
+        assert state.delayed == 2
         assert not any("no worker moves" in what for what, _ in state.faults)
         server.broker.zadd(DELAYED, {f"{queue}\n{{}}": (time.time() - 50) * 1_000})
         assert not any("no worker moves" in what for what, _ in facts(app, one, {}).faults)

@@ -59,10 +59,11 @@ def facts(app: Celery, connection: Connection, environ: Environ) -> Server:
             channel.close()
         except connection.channel_errors:  # no worker has declared it yet; the error closes the channel
             queues.append(Queue(name, 0, 0, 0))
-    if delayed := sum(queue.get("messages", 0) for queue in reported if queue["name"].startswith(DELAYED)):
+    delayed = sum(queue.get("messages", 0) for queue in reported if queue["name"].startswith(DELAYED))
+    if delayed:
         notes.append(f"{delayed} messages wait for their ETA")
     faults = [*too_old(version), *(_alarms(connection, environ) if reported else [])]
-    return Server("RabbitMQ", version, queues, notes=notes, faults=faults)
+    return Server("RabbitMQ", version, queues, notes=notes, faults=faults, delayed=delayed if reported else None)
 
 
 def too_old(version: str) -> list[tuple[str, str]]:

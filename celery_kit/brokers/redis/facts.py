@@ -75,7 +75,8 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
                     "start a worker of the kit with ENGINE=fast: it moves those of every queue",
                 )
             )
-    return Server(*product_of(info), queues, info["used_memory"], notes=notes, faults=found, held=holders)
+    memory = info["used_memory"]
+    return Server(*product_of(info), queues, memory, notes=notes, faults=found, held=holders, delayed=count)
 
 
 def product_of(info: Headers) -> tuple[str, str]:

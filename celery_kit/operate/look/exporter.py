@@ -81,7 +81,9 @@ def metrics(found: Snapshot) -> Iterator[Metric]:
     unasked = isinstance(found.results, Server) and not found.results.version
     results = None if unasked else float(not isinstance(found.results, str))
     yield gauge("results_up", "1: the results server answers", [({}, results)])
-    queues = found.broker.queues if isinstance(found.broker, Server) else []
+    broker = found.broker if isinstance(found.broker, Server) else None
+    queues = broker.queues if broker else []
+    yield gauge("delayed", "Tasks that wait in the broker for their ETA", [({}, broker.delayed if broker else None)])
     consumed = Counter(queue for answer in found.workers.values() for queue in answer["consuming"] or ())
     for name, what in (("waiting", "Messages that wait"), ("unacknowledged", "Messages that workers hold")):
         yield gauge(f"queue_{name}", what, [({"queue": queue.name}, getattr(queue, name)) for queue in queues])

@@ -78,6 +78,13 @@ def test_the_exporter_serves_what_became_of_tasks() -> None:
     assert not [metric.samples for metric in exporter.of_tasks(Snapshot("away", None, {}, [])) if metric.samples]
 
 
+@pytest.mark.parametrize(("delayed", "values"), [(3, [3.0]), (0, [0.0]), (None, [])])
+def test_the_exporter_serves_how_many_tasks_wait_for_their_eta(delayed: int | None, values: list[float]) -> None:
+    found = Snapshot(Server("Broker", "1", delayed=delayed), None, {}, [])
+    samples = [sample for metric in metrics(found) for sample in metric.samples if sample.name == "celery_kit_delayed"]
+    assert [sample.value for sample in samples] == values
+
+
 HELD = [Held("a@x", queue="q", task="t", id="1"), Held("b@x", dead=60.0, queue="q", task="t", id="2"), Held("", 30)]
 
 
