@@ -9,7 +9,6 @@ from celery import Celery
 from celery.worker.heartbeat import Heart
 from kombu.utils.imports import symbol_by_name
 
-from celery_kit import Kit
 from celery_kit.base.choices import ENGINES
 from celery_kit.brokers.redis.delayed import DELAYED
 from celery_kit.pools.table import POOLS
@@ -71,7 +70,7 @@ def says_that_it_lives(server: Server, events: Any) -> Event:
 
 def test_a_worker_does_not_wait_to_say_that_it_lives(server: Server) -> None:
     """Its loop goes on, and notices by itself that the broker is unavailable. fix events_in_the_loop"""
-    over = says_that_it_lives(server, Kit.events_cls)
+    over = says_that_it_lives(server, "celery_kit.fixes.event_loop:Events")
     try:
         assert over.wait(60)
     finally:

@@ -23,6 +23,7 @@ import logging
 import math
 import os
 import random
+import re
 import sys
 from collections import deque
 from collections.abc import Collection
@@ -60,6 +61,9 @@ BATCH, BATCHES = 50, 20
 #: Seconds until a renewal that failed is tried again.
 AGAIN = 1.0
 
+#: The record of an unacknowledged message: the message, its exchange and its routing key.
+RECORD = re.compile(rb'\[(.*), "[^"]*", "([^"]*)"\]', re.DOTALL)
+
 SCRIPT = script(__name__, "leases")
 SHA = sha1(SCRIPT.encode()).hexdigest()
 
@@ -90,7 +94,8 @@ class Lease:
     def running(self) -> set[str]:
         """The tags of messages whose tasks run; none in a worker that stops, because it gives all messages back."""
         state = sys.modules.get("celery.worker.state")
-        if state is None or any(stop not in (None, False) for stop in (state.should_stop, state.should_terminate)):
+        # Each is None or False, or an exit code, of which 0 equals False.
+        if state is None or any(stop is not None and stop is not False for stop in (state.should_stop, state.should_terminate)):
             return set()
         return self.begun | {request.message.delivery_tag for request in list(state.active_requests)}
 
@@ -191,8 +196,15 @@ class Lease:
         for tag, record in zip(tags, records, strict=True):
             batch = _Commands(channel.global_keyprefix)
             if record:
-                message, exchange, routing_key = loads(bytes_to_str(record))
-                channel._do_restore_message(message, exchange, routing_key, cast("Pipeline", batch), leftmost)
+                try:
+                    message, exchange, routing_key = loads(bytes_to_str(record))
+                    channel._do_restore_message(message, exchange, routing_key, cast("Pipeline", batch), leftmost)
+                except channel.connection_errors:
+                    raise
+                except Exception as error:  # no worker can read it, and none shall fail on it again
+                    whole = RECORD.match(cast("bytes", record))
+                    dead.put_raw(channel, whole[1] if whole else record, bytes_to_str(whole[2]) if whole else "", error)
+                    self.call(client, "ack", tag, owner=owner)
             words += [tag, len(batch.recorded), *(word for command in batch.recorded for word in command)]
         return cast("int", self.call(client, "restore", *words, owner=owner))
 
