@@ -167,12 +167,10 @@ def test_a_queue_that_nobody_consumes(machine: Machine, app: Celery, healthy: Pr
     assert code == 1 and line == "1 tasks wait in queue nowhere, which no worker consumes"
 
 
-def test_a_clock_and_a_redelivery_that_are_wrong(machine: Machine, healthy: Process) -> None:
+def test_a_clock_that_is_wrong(machine: Machine, healthy: Process) -> None:
     machine.worker("threads", "-I", "tests.operator.wrong_clock")
-    code, lines = doctor(machine)
-    assert code == 1 and len(lines) == 2
-    assert "the broker redelivers a task after 1 s, and a task may run for 300 s" in lines[0]
-    assert lines[1].startswith("the clock of worker w1@")
+    code, (line,) = doctor(machine)
+    assert code == 1 and line.startswith("the clock of worker w1@")
 
 
 def test_a_second_beat(machine: Machine, healthy: Process) -> None:

@@ -3,7 +3,7 @@
 import socket
 from typing import TYPE_CHECKING
 
-from celery_kit.base.capabilities import DOCS, Limit
+from celery_kit.base.capabilities import Limit
 from celery_kit.base.choices import MOST_CONCURRENCY
 from celery_kit.base.signals import celeryd_init
 from celery_kit.base.types import Connection, Options
@@ -100,11 +100,6 @@ broker = Broker(
     close_inherited=close_inherited,
     limits={
         "quorum_queues": Limit("cannot", "a queue is a list, on one server; the argument is ignored", "seen by this test"),
-        "acks_late_redelivery": Limit(
-            "differently",
-            "the message is held in the `unacked` hash, until the lease of its worker has ended, 15 s by default",
-            f"{DOCS}/getting-started/backends-and-brokers/redis.html#visibility-timeout",
-        ),
         **({"scheduled": WAITS} if DELAYS else {}),
     },
     backend_limits={

@@ -7,7 +7,7 @@ import pytest
 
 from celery_kit.base.facts import BOUNDS, VITALS, Held, Member, Queue, Server, readable, vitals_of
 from celery_kit.operate.look import exporter
-from celery_kit.operate.look.doctor import STACK, Scene, orphans
+from celery_kit.operate.look.doctor import STACK, Scene, orphans, redelivery
 from celery_kit.operate.look.exporter import metrics
 from celery_kit.operate.look.status import Snapshot, lines, packed, unpacked
 
@@ -96,6 +96,22 @@ def test_it_is_shown_who_holds_which_message() -> None:
         ["1", "NOBODY:", "b@x", "is", "dead", "q", "t", "2"],
         ["30", "nobody,", "or", "a", "worker", "without", "the", "kit"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ({"visibility_timeout": 60, "longest_task": 300}, True),
+        ({"visibility_timeout": 600, "longest_task": 300}, False),
+        ({}, False),
+    ],
+)
+def test_a_worker_without_a_lease_whose_tasks_are_redelivered_while_they_run(answer: dict[str, int], found: bool) -> None:
+    """One with a lease reports no visibility timeout."""
+    now = Snapshot(Server("Broker", "1"), None, {"w@there": vitals_of(answer)}, [])
+    with patch("celery_kit.operate.look.doctor.snapshot", lambda *_: now):
+        said = [what for what, _ in redelivery(Scene())]
+    assert said == (["worker w@there: the broker redelivers a task after 60 s, and a task may run for 300 s"] if found else [])
 
 
 @pytest.mark.parametrize("answer", [{"clock": 1.0}, {}], ids=["the kit's", "another"])
