@@ -8,7 +8,7 @@ PYTEST = $(VENV)/bin/pytest
 
 .DEFAULT_GOAL := help
 # What is typed, and what that needs, is never a file, whatever the folder holds.
-TESTS = lint test-unit test-compat test-examples test-cost test-browser test-matrix test-faults test-deploy
+TESTS = lint test-unit test-compat test-examples test-security test-cost test-browser test-matrix test-faults test-deploy
 .PHONY: help env down $(TESTS) $(MAKECMDGOALS)
 .SILENT:
 
@@ -77,6 +77,9 @@ test-cost:    ## what a task costs on each broker and pool: frames, round trips,
 
 test-compat:  ## the kit on either engine beside plain Celery, on each broker and pool: what Celery gives, the kit gives; BROKER= POOL=
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat --reruns 2
+
+test-security: ## hostile messages, on each broker, pool and engine: a worker works on, and none vanishes
+	deploy/env.sh dev && BROKER= POOL= $(KIT) images && $(PYTEST) tests/security -q --no-header
 
 test-packages: ## Sentry, OpenTelemetry, Django, celery-batches … on the kit, beside plain Celery (minutes)
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/packages

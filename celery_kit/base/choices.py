@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from celery_kit.base import times
 from celery_kit.base.refusals import choose, refuse, whole_number
 from celery_kit.base.security import Signing
+from celery_kit.base.sizes import message_most
 
 SERIALIZERS = ("json", "yaml", "msgpack", "pickle")
 DELIVERIES = ("at-least-once", "at-most-once")
@@ -37,6 +38,7 @@ class Choices:
     timezone: str
     task_time_limit: int
     max_deliveries: int
+    message_most: int
     failed_most: int
     failed_expires: int
     visibility_timeout: int
@@ -83,6 +85,7 @@ class Choices:
             timezone=_timezone(value("TIMEZONE", "UTC")),
             task_time_limit=limit,
             max_deliveries=max_deliveries(environ),
+            message_most=message_most(environ),
             failed_most=whole_number("FAILED_MOST", value("FAILED_MOST", "10000"), 0, 1_000_000, "tasks"),
             failed_expires=whole_number("FAILED_EXPIRES", value("FAILED_EXPIRES", "604800"), 1, 31_536_000, "seconds"),
             visibility_timeout=held,

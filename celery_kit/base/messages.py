@@ -18,10 +18,18 @@ FAILED = f"{DEAD}.failed"
 DELIVERIES = "x-delivery-count"
 #: The header in which a worker notes why it dead-letters a message.
 NOTE = "celery-kit-dead"
+#: The header of a message whose own headers cannot be decoded: why.
+UNREADABLE = "celery-kit-unreadable"
 #: What kombu prepends to the routing key of a message that RabbitMQ delays: the delay in seconds, in binary.
 DELAY = re.compile(r"^(?:[01]\.){28}")
 #: The state of a task that reports its progress (celery_kit/progress.py).
 PROGRESS = "PROGRESS"
+
+
+def earlier(headers: object) -> int:
+    """How often a message with these headers was delivered before. 0 for headers that do not say so."""
+    count = headers.get(DELIVERIES) if isinstance(headers, dict) else None
+    return count if type(count) is int and count > 0 else 0
 
 
 class RefusedError(OperationalError):

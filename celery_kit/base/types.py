@@ -321,6 +321,7 @@ class Worker(Protocol):
     state: WorkerState
     timer: Timer
     hub: Hub | None
+    _process_task: Callable[[WorkerRequest], object]
 
 
 class WorkerConsumer(Protocol):

@@ -185,6 +185,8 @@ class Commit:
         self.flush()
 
     def _take(self, write: Write) -> None:
+        if not write.task_id or type(write.task_id) is not str:  # it would keep the whole group from being stored, for good
+            raise TypeError(f"a result needs the id of its task, not {write.task_id!r}")
         with self._lock:
             earlier = self._writes.get(write.task_id)
             if earlier and earlier.state in write.lasting:

@@ -24,6 +24,7 @@ from celery.worker import request as celerys_request
 from celery.worker import state
 from celery.worker import strategy as celerys
 
+from celery_kit.base.gate import wrong_callback
 from celery_kit.base.messages import DELIVERIES
 from celery_kit.base.types import AnyTask, Callback, FailedValueRuntime, Headers, Message, WorkerConsumer
 from celery_kit.engine.commit import REQUEST, store_of
@@ -35,7 +36,6 @@ from celery_kit.engine.trace import Trace, quick, sending
 STRATEGY, CELERYS_STRATEGY = "celery_kit.engine.fast_path:strategy", "celery.worker.strategy:default"
 #: Headers that only Celery's path handles.
 ASKS = ("eta", "expires", "stamped_headers", DELIVERIES)
-SECONDS = (int, float, type(None))
 #: A body's arguments, keyword arguments, and callbacks, chain and chord.
 Payload: TypeAlias = tuple[list[object], dict[str, object], dict[str, object]]
 
@@ -57,6 +57,8 @@ def decoded(message: Message) -> Payload | None:
     except (AttributeError, RecursionError, TypeError, ValueError):
         return None  # Celery's path reports what is wrong
     if type(payload) is not list or type(args) is not list or type(kwargs) is not dict or type(embed) is not dict:
+        return None
+    if any(embed.values()) and wrong_callback(embed):
         return None
     message._decoded_cache = payload
     return args, kwargs, embed
@@ -154,7 +156,10 @@ class Request(Base):  # type: ignore[misc]
 
 
 class FastPath:
-    """The fast path of one task. Called with a message it returns False, without effect, if Celery's path must be taken."""
+    """The fast path of one task. Called with a message that the gate has let in (`celery_kit/base/gate.py`).
+
+    It returns False, without effect, if Celery's path must be taken.
+    """
 
     def __init__(self, task: AnyTask, app: Celery, consumer: WorkerConsumer) -> None:
         self.task, self.app, self.consumer = task, app, consumer
@@ -186,13 +191,9 @@ class FastPath:
         consumer, task_id = self.consumer, headers.get("id")
         if any(map(headers.get, ASKS)) or _celerys["_does_debug"]:
             return False
-        if type(task_id) is not str or not task_id or task_id in state.revoked:
+        if not task_id or task_id in state.revoked:
             return False
         if not (consumer.disable_rate_limits or consumer.task_buckets[self.task.name] is None):
-            return False
-        if (limits := headers.get("timelimit")) and not (
-            type(limits) is list and len(limits) == 2 and type(limits[0]) in SECONDS and type(limits[1]) in SECONDS
-        ):
             return False
         if not consumer._maximum_prefetch_restored or (payload := decoded(message)) is None:
             return False

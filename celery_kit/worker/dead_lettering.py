@@ -1,8 +1,9 @@
 """Dead-lettering: a message that cannot be run is stored with the reason, never dropped.
 
 A worker dead-letters a message that was delivered MAX_DELIVERIES times without being acknowledged, because it kills its
-process; one that cannot be decoded, has a content type that is not accepted, or is not signed by a trusted key; a task that is
-not registered; one that makes the worker's own code fail; and one that its task rejects without requeue. Plain Celery 5.7.0
+process; one that the gate does not let in (`celery_kit/base/gate.py`), cannot be decoded, has a content type that is not
+accepted, or is not signed by a trusted key; a task that is not registered; one that makes the worker's own code fail, wherever;
+and one that its task rejects without requeue. Plain Celery 5.7.0
 logs and drops most of these, and some end its worker. The messages of tasks that fail are stored beside them
 (`celery_kit/worker/failed.py`). The broker's package decides where dead letters are stored
 (`celery_kit/brokers/`), and `celery_kit/operate/look/dead.py` lists them and sends them back.
@@ -18,7 +19,8 @@ from kombu import Queue
 
 from celery_kit import brokers
 from celery_kit.base.choices import max_deliveries
-from celery_kit.base.messages import DELIVERIES
+from celery_kit.base.gate import MOST_NUMBER, refusal, refuse_payload
+from celery_kit.base.messages import UNREADABLE, earlier
 from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Callback, Message, WorkerConsumer, WorkerRequest
 from celery_kit.base.versions import command
@@ -31,8 +33,8 @@ logger = get_logger(__name__)
 PASSING, PASSING_SECONDS = (404, 405), 60.0
 #: The last characters of a traceback that are stored: on RabbitMQ, a message's headers are one frame of 128 KB at most.
 MOST_TRACEBACK = 16_000
-#: Errors that a message of the wrong shape raises in Celery's own code, besides those that Celery catches.
-OF_THE_MESSAGE = (AttributeError, LookupError, RecursionError, TypeError, ValueError)
+#: Characters of the id and of the name of a task that a letter has.
+MOST_NAME = 255
 
 
 class DeadLettering(bootsteps.StartStopStep):
@@ -60,6 +62,8 @@ class DeadLettering(bootsteps.StartStopStep):
         parent.on_unknown_task = self.storing_first(parent, parent.on_unknown_task, "no such task")
         parent.on_invalid_task = self.storing_first(parent, parent.on_invalid_task, "is not accepted")
         parent.create_task_handler = self.guarded(parent, parent.create_task_handler)
+        self.connection_errors = (*parent.connection_errors, *parent.channel_errors)
+        self.guard_the_pool(parent)
 
     def start(self, parent: WorkerConsumer) -> None:
         """Declare the place of the dead letters."""
@@ -95,10 +99,13 @@ class DeadLettering(bootsteps.StartStopStep):
         def handle(*given: object) -> None:
             message: Message = next(one for one in given if hasattr(one, "delivery_info"))  # type: ignore[assignment]
             errors = [str(error) for error in given if isinstance(error, Exception)]
+            errors += [f"its headers cannot be decoded: {why}"] if (why := message.headers.get(UNREADABLE)) else []
             self.put(parent, message, ": ".join([reason, *errors]))
             try:
                 celerys(*given)
-            except OF_THE_MESSAGE:
+            except self.connection_errors:
+                raise
+            except Exception:
                 logger.exception("no result was stored for a dead-lettered message")
 
         return handle
@@ -115,23 +122,51 @@ class DeadLettering(bootsteps.StartStopStep):
             def on_task_received(message: Message) -> None:
                 if deliveries(message) > self.limit:
                     return self.give_up(parent, message)
+                if why := refusal(message):
+                    return self.put(parent, message, why)
                 try:
                     if fast_path is None or not fast_path(message):
-                        check(message)
+                        refuse_payload(message)
                         handle(message)
-                except OF_THE_MESSAGE as error:
-                    state = parent.controller.state
-                    mine = [request for request in list(state.requests.values()) if request.message is message]
-                    if message.acknowledged or any(request in state.active_requests for request in mine):
-                        raise  # the task runs or has run, so that the message is not what caused the error
-                    for request in mine:
-                        state.task_ready(request)
-                    logger.exception("a message made its handler fail")
-                    self.put(parent, message, f"makes its handler fail: {type(error).__name__}: {error}")
+                except self.connection_errors:
+                    raise
+                except Exception as error:
+                    self.failed(parent, message, error)
 
             return on_task_received
 
         return create_task_handler
+
+    def guard_the_pool(self, parent: WorkerConsumer) -> None:
+        """Have an error of handing a task to the pool dead-letter its message, and give its slot of the pool back.
+
+        Celery takes the slot first. If the pool is busy, it hands the task over when another one ends, far from its message.
+        """
+        worker = parent.controller
+        celerys = worker._process_task
+
+        def process_task(request: WorkerRequest) -> None:
+            try:
+                celerys(request)
+            except self.connection_errors:
+                raise
+            except Exception as error:
+                if release := getattr(worker, "_quick_release", None):
+                    release()
+                self.failed(parent, request.message, error)
+
+        worker._process_task = process_task
+        if parent.on_task_request == celerys:
+            parent.on_task_request = process_task
+
+    def failed(self, parent: WorkerConsumer, message: Message, error: Exception) -> None:
+        """Dead-letter a message that has made the worker's own code fail, and forget its task."""
+        state = parent.controller.state
+        for request in [one for one in list(state.requests.values()) if one.message is message]:
+            state.task_ready(request)
+        logger.error("a message made its handler fail", exc_info=short(error))
+        if not message.acknowledged:
+            self.put(parent, message, f"makes its handler fail: {type(error).__name__}: {error}")
 
     def give_up(self, parent: WorkerConsumer, message: Message) -> None:
         """Dead-letter a message that was delivered too often, and store a failure as its task's result."""
@@ -149,8 +184,14 @@ class DeadLettering(bootsteps.StartStopStep):
     def put(self, parent: WorkerConsumer, message: Message, reason: str) -> None:
         """Store a message and acknowledge it. Celery's handler may acknowledge or reject it again, which then does nothing."""
         letter = letter_of(message, self.letters.queue_of(message, by_tag(parent)), reason, worker=parent.hostname)
-        self.letters.put(parent.app, message, letter)
-        message.ack()
+        try:
+            self.letters.put(parent.app, message, letter)
+            message.ack()
+        except self.connection_errors:
+            raise
+        except Exception:  # it cannot be written again as it is: the broker itself may be able to move it
+            logger.exception("a dead letter is rejected, because it cannot be written")
+            message.reject_log_error(logger, self.connection_errors)
         message.ack = message.reject_log_error = lambda *_args, **_options: None
         logger.error(
             "dead-lettered: %s[%s] of queue %s: %s ('%s' lists it)",
@@ -164,8 +205,14 @@ class DeadLettering(bootsteps.StartStopStep):
 
 def deliveries(message: Message) -> int:
     """How often this message was delivered, including this time."""
-    count = message.headers.get(DELIVERIES) if isinstance(message.headers, dict) else None
-    return count + 1 if isinstance(count, int) else 1
+    return earlier(message.headers) + 1
+
+
+def short(error: Exception) -> Exception:
+    """The error, of a recursion only with its first and last calls."""
+    if isinstance(error, RecursionError):
+        error.__traceback__, error.__context__ = None, None
+    return error
 
 
 def by_tag(parent: WorkerConsumer) -> dict[str, str]:
@@ -181,14 +228,15 @@ def letter_of(
     headers = message.headers if isinstance(message.headers, dict) else {}
     ids, retries = (headers.get("id"), message.properties.get("correlation_id")), headers.get("retries")
     return DeadLetter(
-        id=next((one for one in ids if one and isinstance(one, str)), name_of(_bytes(message.body))),
-        task=str(headers.get("task") or ""),
+        id=printable(next((one for one in ids if one and isinstance(one, str)), "")[:MOST_NAME])
+        or name_of(_bytes(message.body)),
+        task=_name(headers.get("task")),
         queue=queue,
         reason=printable(" ".join(reason.split()))[:500],
         when=when or moment(),
         deliveries=deliveries(message),
         kind=kind,
-        attempts=retries + 1 if isinstance(retries, int) else 0,
+        attempts=retries + 1 if isinstance(retries, int) and 0 <= retries < MOST_NUMBER else 0,
         worker=worker,
         traceback=printable(traceback)[-MOST_TRACEBACK:],
     )
@@ -204,25 +252,9 @@ def _names(error: Exception, queue: Queue) -> bool:
     return any(f"'{name}'" in str(error) for name in (queue.name, queue.exchange.name))
 
 
-def check(message: Message) -> None:
-    """Raise TypeError for a part of the wrong type. Celery would fail on it in the pool, which ends some pools."""
-    limits = message.headers.get("timelimit") if isinstance(message.headers, dict) else None
-    fit = isinstance(limits, list | tuple) and [isinstance(one, int | float | None) for one in limits] == [True, True]
-    if limits is not None and not fit:
-        # Celery fails on them after it has taken a slot of the pool for the task, and never frees that slot.
-        raise TypeError("its time limits are no two numbers")
-    try:
-        body = message.payload
-    except Exception:  # Celery's handler reports what is wrong
-        return
-    for names in (message.headers, body):  # protocol 1: in the body
-        if isinstance(names, dict) and "task" in names and not isinstance(names.get("id", ""), str):
-            # The task would run, and storing its result under such an id would fail, which ends some pools.
-            raise TypeError("its id is no text")
-    if isinstance(body, list | tuple) and len(body) == 3:
-        args, kwargs, embed = body
-        if not (isinstance(args, list | tuple) and isinstance(kwargs, dict) and isinstance(embed or {}, dict)):
-            raise TypeError("its body is no arguments, keyword arguments and callbacks")
+def _name(task: object) -> str:
+    """The name of a task as a letter has it: a text of its length at most."""
+    return printable(task if isinstance(task, str) else "" if task is None else ascii(type(task).__name__))[:MOST_NAME]
 
 
 def _bytes(body: object) -> bytes:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from amqp.serialization import dumps
 from kombu.exceptions import OperationalError
 
 from celery_kit.base.messages import DELIVERIES, FAILED, NOTE
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
     from celery_kit.base.types import Connection, Headers, Message
     from celery_kit.brokers.contract import Action, DeadLetter
 
+#: The most bytes of a dead letter's headers: a frame of RabbitMQ's has 128 KiB, and the broker adds some of its own.
+MOST_HEADERS = 100_000
+#: The header that names the headers that did not fit.
+LEFT_OUT = "celery-kit-left-out"
 #: The prefixes of headers that a dead letter loses when it is sent back to its queue.
-OURS = (NOTE, DELIVERIES, "x-death", "x-first-death-", "x-last-death-")
+OURS = (NOTE, LEFT_OUT, DELIVERIES, "x-death", "x-first-death-", "x-last-death-")
 #: Properties that a message does not share with its dead letter, which must not expire earlier, or are given on their own.
 OWN = ("application_headers", "content_encoding", "content_type", "expiration")
 #: The share of the bound by which there may be more, until a worker looks again.
@@ -48,8 +53,8 @@ def body_of(message: Message) -> bytes:
         return bytes(body)
     try:
         return body.encode(message.content_encoding or "utf-8")
-    except LookupError:
-        return body.encode()
+    except (LookupError, ValueError):
+        return body.encode("utf-8", "surrogatepass")
 
 
 def properties_of(message: Message) -> Headers:
@@ -62,7 +67,33 @@ def noted(message: Message, letter: DeadLetter) -> Headers:
     headers = {**message.headers, NOTE: asdict(letter)}
     if not message.errors:
         headers.pop("compression", None)  # kombu has decompressed the body
-    return headers
+    return _fitting(headers)
+
+
+def _fitting(headers: Headers) -> Headers:
+    """The headers that fit one frame with the letter: of others the largest are left out, and their names noted."""
+    try:
+        sizes = {name: len(name) + _size(value) for name, value in headers.items()}
+    except Exception:  # AMQP has no form for one of them, or it is nested too deep to be written again
+        return {NOTE: headers[NOTE], LEFT_OUT: "all"}
+    left_out: list[str] = []
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if sum(sizes.values()) <= MOST_HEADERS:
+            break
+        if name != NOTE:
+            left_out.append(name[:100])
+            headers.pop(name)
+            sizes.pop(name)
+    return headers | {LEFT_OUT: ", ".join(left_out)[:1_000]} if left_out else headers
+
+
+def _size(value: object) -> int:
+    """The bytes that a header's value takes, roughly. Raises an error for one that AMQP has no form for."""
+    if isinstance(value, int | float | None):
+        return 9
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+    return len(dumps("F", ({"": value},)))
 
 
 def _publish(channel: Channel, message: Message, queue: str, headers: Headers, **more: object) -> None:

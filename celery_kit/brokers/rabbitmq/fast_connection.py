@@ -20,7 +20,7 @@ from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
 
 from celery_kit.brokers.rabbitmq import transport
-from celery_kit.brokers.rabbitmq.frames_in import frame_handler
+from celery_kit.brokers.rabbitmq.frames_in import amqps_frame_handler
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
 from celery_kit.brokers.rabbitmq.read_ahead import METHOD, SSLTransport, TCPTransport, frame
 from celery_kit.brokers.rabbitmq.window import TURN, Window
@@ -202,7 +202,7 @@ class Connection(transport.Connection):
 
     def __init__(self, *args: object, take_ahead: bool = True, **options: object) -> None:
         self.take_ahead = take_ahead
-        super().__init__(*args, **({"frame_handler": frame_handler} if on("frames_in") else {}) | options)
+        super().__init__(*args, **({} if on("frames_in") else {"frame_handler": amqps_frame_handler}) | options)
 
     def Transport(
         self,

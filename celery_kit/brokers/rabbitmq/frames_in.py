@@ -1,7 +1,8 @@
 """Decodes the frames of a delivery in half of py-amqp's time: the largest cost of a worker on RabbitMQ, after the task itself.
 
 py-amqp passes each value of a message's headers - Celery's have some twenty-five - through a chain of comparisons. Here the
-common kinds come first. Other kinds, and messages with other properties than Celery's, are decoded by py-amqp.
+common kinds come first. Other kinds, and messages with other properties than Celery's, are decoded by py-amqp. A message whose
+properties nobody can decode, such as a table that is nested 2,000 deep, is delivered without them, and dead-lettered.
 Source: amqp 5.4.2, serialization.py (_read_item, decode_properties_basic), method_framing.py (frame_handler),
 abstract_channel.py (dispatch_method).
 """
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from amqp import basic_message, method_framing, serialization, spec
 from amqp.exceptions import UnexpectedFrame
 
+from celery_kit.base.messages import UNREADABLE
+from celery_kit.base.sizes import is_for_texts
 from celery_kit.brokers.rabbitmq.read_ahead import BODY, HEADER, METHOD
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ _DELIVER = bytes((0, DELIVER[0], 0, DELIVER[1]))
 _STRING, _VOID, _INT, _DOUBLE = b"SVId"
 
 _read_any: Callable[[bytes, int], tuple[object, int]] = vars(serialization)["_read_item"]
-_amqps_handler: Callable[[object, Callback], Callable[[Frame], object]] = vars(method_framing)["frame_handler"]
+amqps_frame_handler: Callable[[object, Callback], Callable[[Frame], object]] = vars(method_framing)["frame_handler"]
 _short, _long, _signed, _quad, _double = (Struct(f">{form}").unpack_from for form in "HIiQd")
 
 #: By bit of a message's flags, the properties that Celery's messages have, in their order; the headers are the third.
@@ -118,14 +121,18 @@ class Delivery(Message):
     def _load_properties(self, class_id: int, buf: bytes, offset: int) -> int:
         try:
             self.properties = properties(buf, offset)
-        except (ValueError, IndexError):
-            return super()._load_properties(class_id, buf, offset)
-        return offset
+            return offset
+        except Exception:  # of other kinds than Celery's, or of none that there are
+            try:
+                return super()._load_properties(class_id, buf, offset)
+            except Exception as error:
+                self.properties = {"application_headers": {UNREADABLE: f"{type(error).__name__}: {error}"}}
+                return offset
 
 
 def frame_handler(connection: Connection, callback: Callback) -> Callable[[Frame], bool]:
     """py-amqp's handler of frames, with deliveries assembled here. It returns whether a frame completed a method."""
-    others = _amqps_handler(connection, callback)
+    others = amqps_frame_handler(connection, callback)
     begun: dict[int, Delivery] = {}
 
     def on_frame(frame: Frame) -> bool:
@@ -153,7 +160,8 @@ def frame_handler(connection: Connection, callback: Callback) -> Callable[[Frame
         if channel is None or channel.is_closing or DELIVER in channel._pending:
             callback(number, DELIVER, message.frame_args, message)
             return True
-        if channel.auto_decode and (encoding := message.properties.get("content_encoding")):
+        encoding = message.properties.get("content_encoding")
+        if encoding and channel.auto_decode and (encoding == "utf-8" or is_for_texts(encoding)):
             with suppress(Exception):  # like py-amqp, which leaves a body that cannot be decoded as bytes
                 message.body = message.body.decode(encoding)
         channel._on_basic_deliver(*arguments(message.frame_args), message)

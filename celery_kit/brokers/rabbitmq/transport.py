@@ -33,6 +33,7 @@ from amqp.exceptions import ConnectionForced, MessageNacked, RecoverableConnecti
 from kombu.transport import pyamqp
 
 from celery_kit.base.messages import RefusedError, UnroutedError
+from celery_kit.brokers.rabbitmq.frames_in import frame_handler
 from celery_kit.pools.lifeline import lifeline
 
 try:
@@ -137,6 +138,10 @@ class Connection(Bounded, KombusConnection):
     """A connection of ENGINE=plain."""
 
     Channel: type = Channel
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **{"frame_handler": frame_handler} | options)
+
     #: The broker reads nothing from it, because of an alarm.
     blocked = False
     #: When the broker was asked and has not answered yet, by the monotonic clock.

@@ -20,7 +20,8 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
-from celery_kit.base.messages import DEAD, DELIVERIES, FAILED
+from celery_kit.base.messages import DEAD, DELIVERIES, FAILED, earlier
+from celery_kit.base.sizes import too_large
 from celery_kit.brokers.contract import Action, DeadLetter, letter_from, moment, name_of, unreadable
 from celery_kit.brokers.redis.failed import INDEX, SEND_BACK, RedisFailedTasks, client_of, record_of
 
@@ -38,7 +39,11 @@ else:
     from kombu.transport import redis, virtual
 
 #: A message's tag, in a text that Python cannot parse as JSON.
-TAG = re.compile(rb'"delivery_tag": "([^"]+)"')
+TAG = re.compile(rb'"delivery_tag"\s*:\s*"([^"]+)"')
+#: An item may be so many times as large as its body, which is in base64.
+ENVELOPE = 2
+#: The characters of a reason.
+MOST_REASON = 500
 #: The reason of what the fetch's script dead-letters.
 NO_MESSAGE = "it has no delivery tag, or is no JSON"
 logger = logging.getLogger(__name__)
@@ -63,6 +68,16 @@ class Message(virtual.Message):
             raise
         except Exception as error:
             raise MalformedError(f"{type(error).__name__}: {error}") from error
+
+
+def payload_of(item: bytes) -> Headers:
+    """The message that an item of a list is. Raises MalformedError, or an error of the decoder, for another item."""
+    if why := too_large(item, ENVELOPE):
+        raise MalformedError(why)
+    payload = loads(bytes_to_str(item))
+    if not isinstance(payload, dict):
+        raise MalformedError(f"{type(payload).__name__} in place of a message")
+    return payload
 
 
 def addressed(payload: Headers, queue: str) -> Headers:
@@ -115,25 +130,27 @@ class Channel(redis.Channel):
 
     def deliver_raw(self, item: bytes, queue: str) -> None:
         """Deliver an item that was popped from `queue`, or dead-letter it if it is not a message."""
+        payload: Headers = {}
         try:
-            payload = loads(bytes_to_str(item))
-            if not isinstance(payload, dict):
-                raise MalformedError(f"{type(payload).__name__} in place of a message")
-        except ValueError as error:
-            return put_raw(self, item, queue, error)
-        try:
+            payload = payload_of(item)
             self.connection._deliver(addressed(payload, queue), queue)
-        except MalformedError as error:
+        except self.connection_errors:
+            raise
+        except Exception as error:
             put_raw(self, item, queue, error)
             about = payload.get("properties")
             if isinstance(about, dict) and isinstance(tag := about.get("delivery_tag"), str):
+                if tag in self.qos._delivered:
+                    virtual.QoS.ack(self.qos, tag)
                 self.qos._remove_from_indices(tag).execute()  # the fetch may have recorded it already
 
     def can_deliver(self, item: bytes, queue: str) -> bool:
         """Whether `deliver_raw` can deliver an item that the fetch's script could not read."""
         try:
-            self.Message(addressed(loads(bytes_to_str(item)), queue), channel=self)
-        except (ValueError, AttributeError):
+            self.Message(addressed(payload_of(item), queue), channel=self)
+        except self.connection_errors:
+            raise
+        except Exception:
             return False
         return True
 
@@ -167,7 +184,7 @@ class Channel(redis.Channel):
         # kombu logs and drops a message whose headers are null.
         headers = payload["headers"] = dict(payload.get("headers") or {})
         if self.counts_deliveries:
-            headers[DELIVERIES] = int(headers.get(DELIVERIES) or 0) + 1
+            headers[DELIVERIES] = earlier(headers) + 1
         super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
 
 
@@ -180,7 +197,7 @@ def letter_of(message: virtual.Message, reason: str) -> DeadLetter:
         queue=queue_of(message),
         reason=reason,
         when=moment(),
-        deliveries=int(headers.get(DELIVERIES) or 0) + 1,
+        deliveries=earlier(headers) + 1,
     )
 
 
@@ -202,7 +219,8 @@ def put(channel: redis.Channel, message: virtual.Message, letter: DeadLetter) ->
 def put_raw(channel: redis.Channel, item: bytes, queue: str, error: Exception) -> None:
     """Store an item of `queue` that is not a message. Raises redis-py's errors."""
     name = name_of(item)
-    _store(channel, name, item, DeadLetter(name, "", queue, f"no message: {error}", moment(), 1))
+    why = " ".join(str(error).split())[:MOST_REASON] or type(error).__name__
+    _store(channel, name, item, DeadLetter(name, "", queue, f"no message: {why}", moment(), 1))
 
 
 def _store(channel: redis.Channel, name: str, item: bytes, letter: DeadLetter) -> None:
@@ -237,7 +255,7 @@ def _read(channel: redis.Channel, name: str, record: bytes) -> tuple[DeadLetter,
         if came_from := about.get("list"):
             queue = str(came_from).removeprefix(channel.global_keyprefix).rsplit(channel.sep, 1)[0]
             when = moment(datetime.fromtimestamp(int(about["at"]), UTC))
-            return DeadLetter(name, "", queue, f"no message: {NO_MESSAGE}", when, 1), item
+            return DeadLetter(name, "", queue, f"no message: {about.get('why') or NO_MESSAGE}", when, 1), item
         return letter_from(about["letter"]), item
     except Exception as error:  # anybody can write there
         return unreadable(name, error, ""), record
@@ -314,5 +332,5 @@ def _to_send(channel: redis.Channel, queue: str, item: bytes) -> tuple[str, byte
         (payload.get("headers") or {}).pop(DELIVERIES, None)
         key = channel._q_for_pri(queue, channel._get_message_priority(payload, reverse=False))
         return key, dumps(payload).encode()
-    except (ValueError, AttributeError, KeyError, TypeError):  # not a message: send it unchanged
+    except Exception:  # not a message: send it unchanged
         return queue, item

@@ -2,11 +2,11 @@
 --
 -- KEYS: the hash and the index of unacknowledged messages, the hash of dead letters, the set of delayed messages, the sign that
 -- they are moved, then the lists, `width` of each priority.
--- ARGV: room (messages), bytes, width, the owner of this worker's lease, for how many seconds the sign is renewed, then the tags
--- of acknowledged messages.
+-- ARGV: room (messages), bytes, width, the owner of this worker's lease, for how many seconds the sign is renewed, the most bytes
+-- of a message, then the tags of acknowledged messages.
 -- Returns the milliseconds until the next delayed message is due (move.lua), the places of the messages' lists with spaces
 -- between them, and the messages. The place is negative for an item that is not a whole message: it was dead-lettered or, if
--- that failed, pushed to `<list>.malformed` (dead.py, collect).
+-- that failed, pushed to `<list>.malformed` (dead.py, collect). One that is too large is not returned.
 --
 -- A message is recorded with the server's time, as in celery_kit/brokers/redis/fixes.py. Its tag is in its properties, which
 -- are at its end: decoding a message of 1 MB would block the server for 10 ms.
@@ -14,7 +14,7 @@ local unacked, index, dead = KEYS[1], KEYS[2], KEYS[3]
 local room, bytes, width = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 
 -- The lease (leases.lua): only what its owner still holds is acknowledged, and nothing is taken after it has ended.
-local leases, held, first_tag = unacked .. '.leases', unacked .. '.held:' .. ARGV[4], 6
+local leases, held, first_tag = unacked .. '.leases', unacked .. '.held:' .. ARGV[4], 7
 if #ARGV >= first_tag then
   local mine = redis.call('ZMSCORE', held, unpack(ARGV, first_tag))
   local all, tags = redis.call('ZMSCORE', index, unpack(ARGV, first_tag)), {}
@@ -53,7 +53,8 @@ local records, scores = {}, {}
 local function take(place)
   local message = redis.call('RPOP', KEYS[place])
   if not message then return false end
-  local its = properties(message)
+  local large = #message > tonumber(ARGV[6])
+  local its = not large and properties(message)
   if its then
     local to = its.delivery_info
     records[#records + 1] = its.delivery_tag
@@ -61,12 +62,13 @@ local function take(place)
     scores[#scores + 1] = now + #scores / 2e6 -- a microsecond more for each, so that they keep their order
     scores[#scores + 1] = its.delivery_tag
   else
-    local record = cjson.encode({list = KEYS[place], item = message, at = time[1]})
+    local why = large and 'it has ' .. #message .. ' bytes, more than ' .. ARGV[6] or nil
+    local record = cjson.encode({list = KEYS[place], item = message, at = time[1], why = why})
     local stored = redis.pcall('HSET', dead, string.sub(redis.sha1hex(message), 1, 12), record)
     if type(stored) == 'table' and stored.err then redis.call('LPUSH', KEYS[place] .. '.malformed', message) end
   end
   places[#places + 1] = its and place - 5 or 5 - place
-  found[#found + 1] = message
+  found[#found + 1] = large and '' or message
   room, bytes = room - 1, bytes - #message
   return true
 end

@@ -22,11 +22,13 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import ResponseError
 
 from celery_kit.base.lua import script
 from celery_kit.base.messages import DEAD
+from celery_kit.base.sizes import most, too_large
 from celery_kit.base.versions import command
 from celery_kit.brokers.redis import dead, delayed
 from celery_kit.engine.prefetch import MOST, STALLED, Throughput
@@ -200,18 +202,17 @@ class Fetcher:
             self.channel.take_back(raw, self._odd.pop(raw))
             return
         try:
+            if why := too_large(raw, dead.ENVELOPE):
+                raise dead.MalformedError(why)
             message = parse(raw.decode())
-        except ValueError as error:  # the script can read it, and Python cannot
-            self._dead_letter(queue, raw, error)
-            return
-        if delayed.park(self.channel, queue, message, raw):
-            return
-        tag = self.channel.qos.recorded = message["properties"]["delivery_tag"]
-        try:
+            if delayed.park(self.channel, queue, message, raw):
+                return
+            self.channel.qos.recorded = message["properties"]["delivery_tag"]
             self.channel.connection._deliver(message, queue)
-        except dead.MalformedError as error:
-            dead.put_raw(self.channel, raw, queue, error)
-            self.acknowledge(tag)
+        except self.channel.connection_errors:
+            raise
+        except Exception as error:  # the script can read it, and Python, kombu or Celery cannot
+            self._dead_letter(queue, raw, error)
 
     # The round trip
 
@@ -261,7 +262,7 @@ class Fetcher:
         if now > self._signed_at + delayed.RENEW:
             sign, self._signed_at = delayed.SIGN, now
         try:
-            asked = self._asked, BYTES, max(1, width), channel.owner, sign
+            asked = self._asked, BYTES, max(1, width), channel.owner, sign, dead.ENVELOPE * most()
             connection.send_command("EVALSHA", self._script, len(keys), *keys, *asked, *[tag.encode() for tag in acks])
         except channel.connection_errors:
             connection.disconnect()
@@ -300,11 +301,15 @@ class Fetcher:
             self._not_before = now + self._yield
             self._yield = min(MOST_YIELD, 2 * self._yield)
 
-    def _dead_letter(self, queue: str, raw: bytes, error: ValueError) -> None:
-        """Dead-letter what Python cannot read, and acknowledge it by the tag that the script has found."""
+    def _dead_letter(self, queue: str, raw: bytes, error: Exception) -> None:
+        """Dead-letter what cannot be handed over, and acknowledge it by the tag that the script has found."""
         dead.put_raw(self.channel, raw, queue, error)
-        if tags := dead.TAG.findall(raw):
-            self.acknowledge(tags[-1].decode())
+        qos = self.channel.qos
+        for tag in {bytes_to_str(one) for one in dead.TAG.findall(raw)}:
+            if tag in qos._delivered:  # it was handed over, and made the consumer fail
+                qos.ack(tag)
+            else:
+                self.acknowledge(tag)
 
     def _overdue(self, now: float) -> bool:
         """Whether a late answer has arrived after all: the loop itself was delayed. Raises LostConnection if none has.
@@ -365,6 +370,8 @@ class Fetcher:
                 continue
             try:
                 self.channel.give_back([parse(raw.decode())["properties"]["delivery_tag"]])
-            except ValueError as error:
+            except self.channel.connection_errors:
+                raise
+            except Exception as error:
                 self._dead_letter(queue, raw, error)
         self.channel.counts_deliveries = True

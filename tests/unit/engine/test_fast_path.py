@@ -213,6 +213,7 @@ def on_message(stand: Stand) -> tuple[Any, list[Any]]:
     """A worker's handler of messages, and what went Celery's way."""
     others: list[Any] = []
     step: Any = DeadLettering.__new__(DeadLettering)
+    step.connection_errors = ()
     step.limit = 5
     consumer: Any = stand
     stand.fast_path = fast_path.handler(consumer)

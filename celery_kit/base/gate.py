@@ -1,0 +1,151 @@
+"""The gate: what a message may be, decided before anything of it is used.
+
+Celery reads headers and bodies as their senders made them. A list in place of an id, a header that is nested 5,000 deep, or one
+megabyte that becomes a thousand ends a worker, takes a slot of its pool for good, or fills its memory; and the broker delivers
+the message again. Here a message is looked at as it arrives: its size, the types and lengths of the headers that Celery or the
+kit reads, how deep its JSON is and of how many elements, and the shape of its arguments and callbacks. What does not pass is
+dead-lettered with the reason (`celery_kit/worker/dead_lettering.py`). Compressed bodies are bounded while they are decompressed
+(`celery_kit/fixes/compression.py`).
+
+A plain message costs two to three microseconds: brackets and commas are counted, those in strings too, and only a message with
+more of them than the limits allow is looked at closely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from celery_kit.base.correlation import SENT
+from celery_kit.base.messages import DELIVERIES
+from celery_kit.base.sizes import is_for_texts, too_large
+
+if TYPE_CHECKING:
+    from celery_kit.base.types import Message
+
+TEXT, NUMBER, FLAG = (str,), (int,), (bool, int)
+#: The types of the headers that Celery or the kit reads, besides None. With protocol 1 they are in the body.
+KINDS: Mapping[str, frozenset[type]] = {
+    **dict.fromkeys(
+        (
+            "task", "id", "lang", "root_id", "parent_id", "group", "taskset", "shadow", "argsrepr", "kwargsrepr", "origin",
+            "reply_to", "correlation_id", "compression",
+        ),
+        frozenset(TEXT),
+    ),
+    **dict.fromkeys(("group_index", "retries", "replaced_task_nesting", DELIVERIES), frozenset(NUMBER)),
+    **dict.fromkeys(("eta", "expires"), frozenset((str, datetime))),
+    **dict.fromkeys(("ignore_result", "utc"), frozenset(FLAG)),
+    **dict.fromkeys(("stamps", "headers"), frozenset((dict,))),
+    **dict.fromkeys(("timelimit", "stamped_headers"), frozenset((list, tuple))),
+    **dict.fromkeys(("callbacks", "errbacks", "chain"), frozenset((list, tuple, dict))),
+    "chord": frozenset((dict,)),
+    SENT: frozenset((int, float)),
+}  # fmt: skip
+#: The headers that become keys, names of files or words of a log: printable, and no longer than AMQP's short texts.
+NAMES = ("task", "id", "root_id", "parent_id", "group", "shadow", "reply_to", "correlation_id")
+LONGEST = 255
+#: The largest whole number in a header, and the longest time limit in seconds.
+MOST_NUMBER, MOST_SECONDS = 2**31, 1e8
+#: The parts of a body that hold signatures.
+CALLBACKS = ("callbacks", "errbacks", "chain", "chord")
+_SPEAKING = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "a table", list: "a list"}
+
+
+def refusal(message: Message) -> str | None:
+    """Why a message is not let in; None if it is. Its body is not decoded for it."""
+    headers = message.headers
+    if type(headers) is dict:
+        for name, value in headers.items():
+            if value is not None and name in KINDS and type(value) not in KINDS[name]:
+                return f"its header {shown(name)} is not {_speaking(name)}"
+        if why := _wrong(headers):
+            return why
+        if not headers.get("id") and headers.get("task"):
+            return "it has no id"
+    if message.content_encoding != "utf-8" and not is_for_texts(message.content_encoding):
+        return f"its content encoding is {shown(message.content_encoding)}"
+    body = message.body
+    if type(body) is not str and type(body) is not bytes:
+        return "its body is neither text nor bytes" if not isinstance(body, bytearray | memoryview) else too_large(bytes(body))
+    return too_large(body)
+
+
+def _wrong(headers: Mapping[str, object]) -> str | None:
+    """What is wrong with the values of headers whose types are right."""
+    get = headers.get
+    for name in NAMES:
+        value = get(name)
+        if value and (len(value) > LONGEST or not value.isprintable()):  # type: ignore[arg-type, attr-defined]
+            return f"its header {name} is longer than {LONGEST} characters, or not printable"
+    for name in ("retries", "group_index", "replaced_task_nesting", DELIVERIES):
+        if (number := get(name)) and not 0 <= number < MOST_NUMBER:  # type: ignore[operator]
+            return f"its header {name} is no number from 0 to {MOST_NUMBER:,}"
+    if (limits := get("timelimit")) and not _are_limits(limits):
+        return "its time limits are not two numbers"
+    if (stamped := get("stamped_headers")) and not all(type(one) is str for one in stamped):  # type: ignore[attr-defined]
+        return "its header stamped_headers is no list of names"
+    for name in CALLBACKS:
+        if (given := get(name)) and not are_signatures(given):
+            return f"its header {name} holds something else than signatures"
+    return None
+
+
+def _are_limits(given: object) -> bool:
+    """Whether it is a hard and a soft time limit: each a number of seconds, or None."""
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        return False
+    return all(one is None or (type(one) in (int, float) and 0 <= one <= MOST_SECONDS) for one in given)
+
+
+def refuse_payload(message: Message) -> None:
+    """Decode a body, which the caller has let in, and check it. Raises TypeError for one of the wrong shape."""
+    try:
+        payload = message.payload
+    except Exception:  # Celery's handler reports what is wrong
+        return
+    if isinstance(payload, dict) and "task" in payload:  # protocol 1
+        for name, value in payload.items():
+            if value is not None and name in KINDS and type(value) not in KINDS[name]:
+                raise TypeError(f"its {shown(name)} is not {_speaking(name)}")
+        if why := _wrong(payload) or (None if payload.get("id") else "it has no id"):
+            raise TypeError(why)
+        if not isinstance(payload.get("args") or [], list | tuple) or not isinstance(payload.get("kwargs") or {}, dict):
+            raise TypeError("its body is no arguments and keyword arguments")
+    if isinstance(payload, list | tuple) and len(payload) == 3:
+        args, kwargs, embed = payload
+        if not (isinstance(args, list | tuple) and isinstance(kwargs, dict) and isinstance(embed or {}, dict)):
+            raise TypeError("its body is no arguments, keyword arguments and callbacks")
+        if name := wrong_callback(embed or {}):
+            raise TypeError(f"its {name} holds something else than signatures")
+
+
+def wrong_callback(embed: Mapping[str, object]) -> str | None:
+    """The first of the callbacks, chain and chord of a body that is no signature, or no list of them."""
+    return next((name for name in CALLBACKS if (given := embed.get(name)) and not are_signatures(given)), None)
+
+
+def are_signatures(given: object) -> bool:
+    """Whether it is a signature or a list of them, as Celery's client writes them."""
+    return all(map(_is_signature, given if isinstance(given, list | tuple) else (given,)))
+
+
+def _is_signature(one: object) -> bool:
+    if not isinstance(one, dict) or type(one.get("task")) is not str:
+        return False
+    return (
+        isinstance(one.get("args") or [], list | tuple)
+        and isinstance(one.get("kwargs") or {}, dict)
+        and isinstance(one.get("options") or {}, dict)
+        and isinstance(one.get("subtask_type") or "", str)
+    )
+
+
+def shown(value: object) -> str:
+    """A value of a hostile message in a line of a log."""
+    return ascii(value if isinstance(value, str | int | float | None) else type(value).__name__)[:100]
+
+
+def _speaking(name: str) -> str:
+    return " or ".join(sorted({_SPEAKING.get(kind, kind.__name__) for kind in KINDS[name] if kind is not tuple}))

@@ -1,0 +1,151 @@
+"""Brokers, workers and senders of the tests with hostile messages."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import amqp
+import pytest
+from redis import Redis
+
+from celery_kit.brokers import BROKERS
+from testbed.servers import SERVERS
+from tests.harness.servers import Server, rabbitmq
+from tests.harness.workers import Process, wait_for_worker, worker_argv
+from tests.security.hostile import Hostile
+
+#: The largest message that RabbitMQ 4 accepts, in bytes.
+MOST = 16 * 1024 * 1024
+#: What a message of AMQP has in its own fields.
+FIELDS = ("reply_to", "correlation_id", "priority", "delivery_mode")
+
+
+class Raw(amqp.Message):
+    """A message whose header table is given as bytes."""
+
+    table = b""
+
+    def _serialize_properties(self) -> bytes:
+        """Content type, content encoding and headers."""
+        texts = b"".join(bytes([len(text)]) + text for text in (b"application/json", b"utf-8"))
+        return (0xE000).to_bytes(2, "big") + texts + len(self.table).to_bytes(4, "big") + self.table
+
+
+def to_redis(url: str, queue: str, messages: Iterator[Hostile]) -> int:
+    """Send them; those that only AMQP has are left out. Returns their number."""
+    client, number = Redis.from_url(url), 0
+    for one in messages:
+        if one.table is None:
+            client.lpush(queue, one.item(queue))
+            number += 1
+    return number
+
+
+def to_rabbitmq(url: str, queue: str, messages: Iterator[Hostile]) -> int:
+    """Send them; those that AMQP has no form for are left out. Returns their number."""
+    account, _, place = url.removeprefix("amqp://").rpartition("@")
+    host, _, vhost = place.partition("/")
+    user, _, password = account.partition(":")
+    number = 0
+    with amqp.Connection(host, user, password, virtual_host=vhost, confirm_publish=True) as connection:
+        channel = connection.channel()
+        for one in messages:
+            if one.raw is not None or len(one.body) > MOST:
+                continue
+            try:
+                message = amqp_message(one)
+                message._serialize_properties()  # type: ignore[attr-defined]
+            except Exception:
+                continue
+            channel.basic_publish(message, routing_key=queue)
+            number += 1
+    return number
+
+
+def amqp_message(one: Hostile) -> amqp.Message:
+    """A message of AMQP. Raises an error for one that it has no form for."""
+    if one.table is not None:
+        message = Raw(one.body)
+        message.table = one.table
+        return message
+    fields = {name: value for name, value in one.properties.items() if name in FIELDS}
+    if len(fields) < len(one.properties) or not isinstance(one.headers, dict):
+        raise TypeError(one.what)
+    return amqp.Message(
+        one.body,
+        content_type=one.content_type,
+        content_encoding=one.content_encoding,
+        application_headers=one.headers,
+        **fields,
+    )
+
+
+SENDERS: dict[str, Callable[[str, str, Iterator[Hostile]], int]] = {"redis": to_redis, "rabbitmq": to_rabbitmq}
+
+
+class Target:
+    """A broker, and the folder of its workers."""
+
+    def __init__(self, broker: str, urls: dict[str, str], folder: Path) -> None:
+        self.broker, self.urls, self.folder = broker, urls, folder
+
+    def send(self, queue: str, messages: Iterator[Hostile]) -> int:
+        """Send hostile messages, in a thread with a stack that holds deep ones. Returns their number."""
+        sent: list[Any] = []
+
+        def run() -> None:
+            sent.append(SENDERS[self.broker](self.urls["CELERY_BROKER_URL"], queue, messages))
+
+        limit, size = sys.getrecursionlimit(), threading.stack_size(512 * 1024 * 1024)
+        sys.setrecursionlimit(100_000)
+        try:
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+        finally:
+            sys.setrecursionlimit(limit)
+            threading.stack_size(size)
+        (number,) = sent
+        return int(number)
+
+    @contextmanager
+    def worker(self, pool: str, engine: str, queue: str, **environ: str) -> Iterator[Process]:
+        argv = worker_argv("tests.security.app", pool, queue)
+        runs = self.folder / f"{queue}.runs"
+        runs.touch()
+        about = {"ENGINE": engine, "RUNS": str(runs), "DATA_DIR": str(self.folder)}
+        one = Process(argv, self.folder / f"{queue}.log", {**self.urls, **about, **environ})
+        try:
+            wait_for_worker(one)
+            yield one
+        finally:
+            one.kill()
+
+    def runs(self, queue: str) -> int:
+        return len((self.folder / f"{queue}.runs").read_text().splitlines())
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def urls(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]]:
+    if "redis" in BROKERS[request.param].schemes:
+        with Server() as server:
+            yield request.param, server.urls
+        return
+    with rabbitmq("results") as (url, stack):
+        results = os.environ.get("CELERY_RESULT_BACKEND") or (stack and f"redis://127.0.0.1:{stack.port(6379, 'results')}/3")
+        yield request.param, {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": str(results)}
+
+
+@pytest.fixture
+def target(urls: tuple[str, dict[str, str]], tmp_path: Path) -> Target:
+    return Target(*urls, tmp_path)
+
+
+@pytest.fixture
+def queue() -> str:
+    return f"hostile-{uuid4().hex[:8]}"
