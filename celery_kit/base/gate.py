@@ -96,7 +96,12 @@ def _are_limits(given: object) -> bool:
     """Whether it is a hard and a soft time limit: each a number of seconds, or None."""
     if not isinstance(given, list | tuple) or len(given) != 2:
         return False
-    return all(one is None or (type(one) in (int, float) and 0 <= one <= MOST_SECONDS) for one in given)
+    return all(map(is_limit, given))
+
+
+def is_limit(given: object) -> bool:
+    """Whether it is a time limit: a number of seconds, or None."""
+    return given is None or (type(given) in (int, float) and 0 <= given <= MOST_SECONDS)  # type: ignore[operator]
 
 
 def refuse_payload(message: Message) -> None:

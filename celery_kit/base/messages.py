@@ -32,6 +32,16 @@ def earlier(headers: object) -> int:
     return count if type(count) is int and count > 0 else 0
 
 
+def plain(text: str, kept: str = "") -> str:
+    """A text of unknown origin for a terminal or a log: what would control these, or cannot be written, is escaped.
+
+    `kept`: such characters that stay, such as a line feed.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in kept else one.encode("unicode_escape").decode() for one in text)
+
+
 class RefusedError(OperationalError):
     """The broker answered and refused the message: its queue, or the server, is full. An immediate retry would fail too."""
 

@@ -50,8 +50,10 @@ class DeadLetter:
     traceback: str = ""
 
     def __post_init__(self) -> None:
-        if not all(isinstance(getattr(self, name), str) for name in ("id", "reason", "when", "kind")):
-            raise TypeError("its id, its reason, its time or its kind is no text")
+        numbers = ("deliveries", "attempts")
+        for name in (one.name for one in fields(self)):
+            if type(getattr(self, name)) is not (int if name in numbers else str):
+                raise TypeError(f"its {name} is not {'a number' if name in numbers else 'a text'}")
         if not self.kind:
             kind = next((kind for begin, kind in REASONS.items() if self.reason.startswith(begin)), "malformed")
             object.__setattr__(self, "kind", kind)

@@ -20,7 +20,7 @@ from kombu import Queue
 from celery_kit import brokers
 from celery_kit.base.choices import max_deliveries
 from celery_kit.base.gate import MOST_NUMBER, refusal, refuse_payload
-from celery_kit.base.messages import UNREADABLE, earlier
+from celery_kit.base.messages import UNREADABLE, earlier, plain
 from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Callback, Message, WorkerConsumer, WorkerRequest
 from celery_kit.base.versions import command
@@ -228,23 +228,17 @@ def letter_of(
     headers = message.headers if isinstance(message.headers, dict) else {}
     ids, retries = (headers.get("id"), message.properties.get("correlation_id")), headers.get("retries")
     return DeadLetter(
-        id=printable(next((one for one in ids if one and isinstance(one, str)), "")[:MOST_NAME])
-        or name_of(_bytes(message.body)),
+        id=plain(next((one for one in ids if one and isinstance(one, str)), "")[:MOST_NAME]) or name_of(_bytes(message.body)),
         task=_name(headers.get("task")),
         queue=queue,
-        reason=printable(" ".join(reason.split()))[:500],
+        reason=plain(" ".join(reason.split())[:500]),
         when=when or moment(),
         deliveries=deliveries(message),
         kind=kind,
         attempts=retries + 1 if isinstance(retries, int) and 0 <= retries < MOST_NUMBER else 0,
         worker=worker,
-        traceback=printable(traceback)[-MOST_TRACEBACK:],
+        traceback=plain(traceback[-MOST_TRACEBACK:], kept="\n\t"),
     )
-
-
-def printable(text: str) -> str:
-    """A text without lone surrogates, which not every codec can write."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _names(error: Exception, queue: Queue) -> bool:
@@ -254,7 +248,7 @@ def _names(error: Exception, queue: Queue) -> bool:
 
 def _name(task: object) -> str:
     """The name of a task as a letter has it: a text of its length at most."""
-    return printable(task if isinstance(task, str) else "" if task is None else ascii(type(task).__name__))[:MOST_NAME]
+    return plain(task[:MOST_NAME] if isinstance(task, str) else "" if task is None else ascii(type(task).__name__))
 
 
 def _bytes(body: object) -> bytes:

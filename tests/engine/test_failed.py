@@ -28,7 +28,7 @@ from tests.harness.workers import Process, wait_for_worker, worker_argv
 #: How many of each sort fail. By hand: FAILING=200 for a thousand.
 EACH = int(os.environ.get("FAILING") or 4)
 SORTS = ("raises", "retries", "odd", "late", "lost")
-#: Seconds; a deadline. Each late task takes one.
+#: Seconds; a deadline. Each late task takes one, and solo does one after the other.
 PATIENCE = 120 + 4 * EACH
 
 
@@ -129,6 +129,7 @@ REASONS = {
 }
 
 
+@pytest.mark.timeout(2 * PATIENCE)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_failed_is_kept_and_sent_again(place: Place, pool: str, engine: str) -> None:

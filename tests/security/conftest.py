@@ -46,13 +46,18 @@ def to_redis(url: str, queue: str, messages: Iterator[Hostile]) -> int:
     return number
 
 
-def to_rabbitmq(url: str, queue: str, messages: Iterator[Hostile]) -> int:
-    """Send them; those that AMQP has no form for are left out. Returns their number."""
+def place_of(url: str) -> dict[str, Any]:
+    """The arguments of py-amqp's connection for a broker's URL."""
     account, _, place = url.removeprefix("amqp://").rpartition("@")
     host, _, vhost = place.partition("/")
     user, _, password = account.partition(":")
+    return {"host": host, "userid": user, "password": password, "virtual_host": vhost}
+
+
+def to_rabbitmq(url: str, queue: str, messages: Iterator[Hostile]) -> int:
+    """Send them; those that AMQP has no form for are left out. Returns their number."""
     number = 0
-    with amqp.Connection(host, user, password, virtual_host=vhost, confirm_publish=True) as connection:
+    with amqp.Connection(**place_of(url), confirm_publish=True) as connection:
         channel = connection.channel()
         for one in messages:
             if one.raw is not None or len(one.body) > MOST:

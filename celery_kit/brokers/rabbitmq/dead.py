@@ -226,7 +226,7 @@ def _letter(message: Message) -> DeadLetter:
     """The letter of a message in the queue, to which anybody can publish anything."""
     try:
         return _noted(message)
-    except (LookupError, TypeError) as error:
+    except Exception as error:
         name = str(message.properties.get("correlation_id") or message.delivery_tag)
         return unreadable(name, error, moment())
 

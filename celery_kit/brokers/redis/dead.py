@@ -20,7 +20,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
-from celery_kit.base.messages import DEAD, DELIVERIES, FAILED, earlier
+from celery_kit.base.messages import DEAD, DELIVERIES, FAILED, earlier, plain
 from celery_kit.base.sizes import too_large
 from celery_kit.brokers.contract import Action, DeadLetter, letter_from, moment, name_of, unreadable
 from celery_kit.brokers.redis.failed import INDEX, SEND_BACK, RedisFailedTasks, client_of, record_of
@@ -160,6 +160,19 @@ class Channel(redis.Channel):
             if to_it:
                 pipe.rpush(key, item)
             pipe.hdel(DEAD, name_of(item)).lrem(f"{self.global_keyprefix}{key}.malformed", 1, item).execute()
+
+    def _receive_one(self, client: Client) -> object:
+        """Read a broadcast, such as a command of remote control. One that is no message would end the worker's loop."""
+        try:
+            return super()._receive_one(client)
+        except Empty:
+            raise
+        except self.connection_errors:
+            raise
+        except Exception as error:
+            why = plain(f"{type(error).__name__}: {error}"[:MOST_REASON])
+            logger.error("a broadcast that is no message was dropped: %s", why)
+            raise Empty from error
 
     def _brpop_read(self, **options: object) -> bool:  # kombu's own, with deliver_raw
         try:

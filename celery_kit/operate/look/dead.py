@@ -20,6 +20,7 @@ from celery.exceptions import OperationalError
 
 from celery_kit import brokers
 from celery_kit.base.facts import address
+from celery_kit.base.messages import plain
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.brokers.contract import KINDS, Action, DeadLetter
 from celery_kit.operate.arguments import OF_DEAD, Parser, advice, next_look
@@ -151,11 +152,11 @@ def main() -> None:
     for letter in seen:
         print(json.dumps(asdict(letter)) if given.json else _line(letter))
         if given.id and not given.json and letter.traceback:
-            print(letter.traceback.rstrip())
+            print(plain(letter.traceback.rstrip(), kept="\n\t"))
     if not given.json:
         kinds = Counter(letter.kind for letter in seen)
         if len(kinds) > 1:
-            print(", ".join(f"{number} {kind}" for kind, number in kinds.items()))
+            print(", ".join(f"{number} {plain(kind)}" for kind, number in kinds.items()))
         listed = "dead letter" if len(seen) == 1 else "dead letters"
         print(f"{len(seen)} {DONE[action] if wanted else listed}")
 
@@ -168,7 +169,7 @@ def _line(letter: DeadLetter) -> str:
     tries = f"{letter.deliveries} deliver{'y' if letter.deliveries == 1 else 'ies'}"
     tried = f"  {letter.attempts} attempts" if letter.attempts > 1 else ""
     on = f"  on {letter.worker}" if letter.worker else ""
-    return (
+    return plain(
         f"{letter.kind:<9}  {letter.id}  {letter.task or '(no task)'}  queue {letter.queue}  {letter.when}  {tries}{tried}{on}"
         f"  {letter.reason}"
     )

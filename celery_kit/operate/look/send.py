@@ -9,13 +9,17 @@ from celery.exceptions import OperationalError
 
 from celery_kit.base import target
 from celery_kit.base.facts import address
+from celery_kit.base.messages import plain
 from celery_kit.base.refusals import choose, refuse
+from celery_kit.base.sizes import too_large
 from celery_kit.brokers import explained
 from celery_kit.operate.arguments import Parser, advice, next_look
 from celery_kit.operate.target import app
 from celery_kit.produce.alike import check_arguments
 from celery_kit.produce.send import send, tasks
 
+#: Characters of wrong input that a refusal repeats.
+MOST_SHOWN = 100
 Value = TypeVar("Value", list[object], dict[str, object])
 
 
@@ -90,13 +94,22 @@ def _unavailable(error: Exception) -> NoReturn:
 def _json(what: str, text: str, kind: type[Value]) -> Value:
     shapes: dict[type, str] = {list: 'an array, such as \'["a@b.c", "hi"]\'', dict: "an object, such as '{\"size\": 128}'"}
     shape = shapes[kind]
+    given = plain(text.strip()[:MOST_SHOWN])
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        refuse(f"{what}={text.strip()} is not JSON ({error}); allowed: {shape}")
+        value = json.loads(text, parse_constant=_no_number)
+        why = too_large(text)
+    except (ValueError, RecursionError) as error:
+        refuse(f"{what}={given} is not JSON ({error}); allowed: {shape}")
+    if why:
+        refuse(f"{what}={given} is refused by workers: {why}")
     if not isinstance(value, kind):
-        refuse(f"{what}={text.strip()} is not {shape}")
+        refuse(f"{what}={given} is not {shape}")
     return value
+
+
+def _no_number(word: str) -> NoReturn:
+    """Called for NaN and Infinity, which Python's JSON has and other languages' have not."""
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _check_arguments(task: str, args: list[object], kwargs: dict[str, object]) -> None:

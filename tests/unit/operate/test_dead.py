@@ -85,6 +85,19 @@ def test_a_record_without_a_kind_gets_it_by_its_reason(reason: str, kind: str) -
     assert letter_from({**record, "of_a_later_version": 1}).kind == kind
 
 
-def test_a_record_with_other_types_is_none() -> None:
+RECORD: dict[str, Any] = {"id": "1", "task": "t", "queue": "q", "reason": "r", "when": "2026", "deliveries": 1}
+
+
+@pytest.mark.parametrize("name", [*RECORD, "attempts", "worker", "traceback", "kind"])
+@pytest.mark.parametrize("value", [None, [], {"a": 1}, b"x", 1.5, True])
+def test_a_record_with_other_types_is_none(name: str, value: object) -> None:
+    """Anybody can write one. What is no JSON would end the listing, and hide all others."""
     with pytest.raises(TypeError):
-        letter_from({"id": "1", "task": "t", "queue": "q", "reason": 5, "when": "2026", "deliveries": 1})
+        letter_from(RECORD | {name: value})
+
+
+def test_a_line_controls_no_terminal() -> None:
+    hostile = "\x1b[2J\u202e\ud800\r\nceleryä"
+    names = ("id", "task", "queue", "reason", "when", "kind", "worker")
+    line = dead._line(letter_from(RECORD | dict.fromkeys(names, hostile)))
+    assert line.isprintable() and "celeryä" in line and "\\x1b[2J" in line
