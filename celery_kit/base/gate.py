@@ -46,6 +46,7 @@ KINDS: Mapping[str, frozenset[type]] = {
 #: The headers that become keys, names of files or words of a log: printable, and no longer than AMQP's short texts.
 NAMES = ("task", "id", "root_id", "parent_id", "group", "shadow", "reply_to", "correlation_id")
 LONGEST = 255
+PROPERTIES = ("reply_to", "correlation_id")
 #: The largest whole number in a header, and the longest time limit in seconds.
 MOST_NUMBER, MOST_SECONDS = 2**31, 1e8
 #: The parts of a body that hold signatures.
@@ -64,6 +65,10 @@ def refusal(message: Message) -> str | None:
             return why
         if not headers.get("id") and headers.get("task"):
             return "it has no id"
+    for name in PROPERTIES:
+        value = message.properties.get(name)
+        if value and (type(value) is not str or len(value) > LONGEST or not value.isprintable()):
+            return f"its property {name} is no text, longer than {LONGEST} characters, or not printable"
     if message.content_encoding != "utf-8" and not is_for_texts(message.content_encoding):
         return f"its content encoding is {shown(message.content_encoding)}"
     body = message.body

@@ -7,11 +7,13 @@ import base64
 import bz2
 import json
 import lzma
+import os
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from random import Random
 from typing import Any
 
 from backports import zstd
@@ -218,6 +220,81 @@ def no_messages(_: str) -> Iterator[Hostile]:
             yield Hostile(f"item with {name} = {value[:30]}", raw=text.encode())
 
 
+#: How many random messages are sent, and what makes them the same again.
+MUTATIONS, SEED = int(os.environ.get("MUTATIONS") or 500), int(os.environ.get("SEED") or 1)
+LEAVES = (
+    None,
+    True,
+    0,
+    1,
+    -1,
+    2**31,
+    2**63,
+    1e308,
+    "",
+    "a",
+    "\x00",
+    "\ud800",
+    "é",
+    "None",
+    "2026-01-01",
+    "1e9",
+    "celery",
+    "x" * 300,
+)
+
+
+def anything(random: Random, depth: int = 0) -> Any:
+    """A random value of JSON."""
+    kind = random.random()
+    if depth > 5 or kind < 0.6:
+        return random.choice(LEAVES)
+    several = [anything(random, depth + 1) for _ in range(random.randrange(4))]
+    if kind < 0.8:
+        return several
+    return {str(random.choice((*EMBED, "task", "args", "kwargs", "id", "__type__", "__value__"))): one for one in several}
+
+
+def mutations(task: str) -> Iterator[Hostile]:
+    """Messages of a task, each with some random changes: of a value anywhere, or of some bytes of its text."""
+    random = Random(SEED)
+    for number in range(MUTATIONS):
+        headers = good(task, retries=0, timelimit=[None, None], argsrepr="(1,)", kwargsrepr="{}", ignore_result=False, sent=1.5)
+        properties: dict[str, Any] = {}
+        content: list[Any] = [[1], {}, dict(EMBED)]
+        for _ in range(random.randrange(1, 4)):
+            place = random.randrange(4)
+            if place == 0:
+                headers[random.choice(HEADERS)] = anything(random)
+            elif place == 1:
+                content[2][random.choice(list(EMBED))] = anything(random)
+            elif place == 2:
+                content[random.randrange(3)] = anything(random) if random.random() < 0.3 else content[0]
+                content[2] = content[2] if isinstance(content[2], dict) else dict(EMBED)
+            else:
+                properties[random.choice(("reply_to", "correlation_id", "priority", "delivery_mode"))] = anything(random)
+        one = Hostile(f"mutation {number} of seed {SEED}", headers, properties, json.dumps(content).encode())
+        if random.random() < 0.3:
+            one.body = flipped(random, one.body)
+        if random.random() < 0.2:
+            one.content_type, one.content_encoding = anything(random), random.choice(LEAVES)
+        yield one
+        if random.random() < 0.2:
+            yield Hostile(f"{one.what}, flipped", raw=flipped(random, one.item("celery")))
+
+
+def flipped(random: Random, text: bytes) -> bytes:
+    """A text with some bytes changed, left out or repeated."""
+    changed = bytearray(text)
+    for _ in range(random.randrange(1, 5)):
+        at = random.randrange(len(changed) or 1)
+        end = at + random.randrange(1, 8)
+        changed[at:end] = random.choice(
+            (b"", bytes(changed[at:end]) * 2, random.randbytes(3), b'"', b"[", b"{", b"null", b"9" * 400)
+        )
+    return bytes(changed)
+
+
 def shown(value: Any) -> str:
     return ascii(value)[:40]
 
@@ -229,4 +306,5 @@ GROUPS = {
     "deep": deep_ones,
     "bombs": bombs,
     "items": no_messages,
+    "mutations": mutations,
 }

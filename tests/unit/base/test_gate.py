@@ -16,8 +16,10 @@ HEADERS = {"lang": "py", "task": "mail.send", "id": "1f3c", "root_id": None, "re
 BODY = b'[["a@b.c"], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 
 
-def message(headers: Any = None, body: Any = BODY, encoding: Any = "utf-8", payload: Any = None) -> Any:
-    return SimpleNamespace(headers=headers or HEADERS, body=body, content_encoding=encoding, payload=payload)
+def message(headers: Any = None, body: Any = BODY, encoding: Any = "utf-8", payload: Any = None, **properties: Any) -> Any:
+    return SimpleNamespace(
+        headers=headers or HEADERS, body=body, content_encoding=encoding, payload=payload, properties=properties
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,13 @@ def test_what_celery_sends_is_let_in(headers: dict[str, Any]) -> None:
 )
 def test_a_header_of_the_wrong_kind_is_not(headers: dict[str, Any], why: str) -> None:
     assert refusal(message(HEADERS | headers)) == why
+
+
+@pytest.mark.parametrize("value", [5, ["x"], {"a": 1}, "x" * 256, "a\nb", "\ud800"])
+@pytest.mark.parametrize("name", ["reply_to", "correlation_id"])
+def test_a_property_of_the_wrong_kind_is_not(name: str, value: object) -> None:
+    assert str(refusal(message(**{name: value}))).startswith(f"its property {name} is no text")
+    assert refusal(message(**{name: "1f3c"})) is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "binary", "ascii", "us-ascii", "latin-1", None])
