@@ -46,7 +46,13 @@ KINDS: Mapping[str, frozenset[type]] = {
 #: The headers that become keys, names of files or words of a log: printable, and no longer than AMQP's short texts.
 NAMES = ("task", "id", "root_id", "parent_id", "group", "shadow", "reply_to", "correlation_id")
 LONGEST = 255
-PROPERTIES = ("reply_to", "correlation_id")
+#: What Celery's client writes for a task without time limits.
+NO_LIMITS = [None, None]
+#: The headers whose values are looked at one by one, where a message has one of them.
+RARE = frozenset(
+    ("taskset", "reply_to", "correlation_id", "retries", "group_index", "replaced_task_nesting", DELIVERIES,
+     "stamped_headers", "callbacks", "errbacks", "chain", "chord"),
+)  # fmt: skip
 #: The largest whole number in a header, and the longest time limit in seconds.
 MOST_NUMBER, MOST_SECONDS = 2**31, 1e8
 #: The parts of a body that hold signatures.
@@ -56,34 +62,42 @@ _SPEAKING = {str: "a text", int: "a whole number", float: "a number", bool: "tru
 
 def refusal(message: Message) -> str | None:
     """Why a message is not let in; None if it is. Its body is not decoded for it."""
-    headers = message.headers
+    headers, properties = message.headers, message.properties
+    reply_to, correlation_id = properties.get("reply_to"), properties.get("correlation_id")
+    if (reply_to and type(reply_to) is not str) or (correlation_id and type(correlation_id) is not str):
+        return "its property reply_to or correlation_id is not a text"
     if type(headers) is dict:
         for name, value in headers.items():
             if value is not None and name in KINDS and type(value) not in KINDS[name]:
                 return f"its header {shown(name)} is not {_speaking(name)}"
-        if why := _wrong(headers):
+        get = headers.get
+        task_id, limits = get("id"), get("timelimit")
+        # Where all names together are short and printable, each is.
+        names = (
+            f"{get('task')}{task_id}{get('root_id')}{get('parent_id')}{get('group')}{get('shadow')}{reply_to}{correlation_id}"
+        )
+        rare = not RARE.isdisjoint(headers) and any(map(get, RARE))
+        odd = rare or len(names) > LONGEST or not names.isprintable() or (limits and limits != NO_LIMITS)
+        if odd and (why := _wrong(headers, properties)):
             return why
-        if not headers.get("id") and headers.get("task"):
+        if not task_id and get("task"):
             return "it has no id"
-    for name in PROPERTIES:
-        value = message.properties.get(name)
-        if value and (type(value) is not str or len(value) > LONGEST or not value.isprintable()):
-            return f"its property {name} is no text, longer than {LONGEST} characters, or not printable"
-    if message.content_encoding != "utf-8" and not is_for_texts(message.content_encoding):
-        return f"its content encoding is {shown(message.content_encoding)}"
-    body = message.body
+    body, encoding = message.body, message.content_encoding
+    if encoding != "utf-8" and not is_for_texts(encoding):
+        return f"its content encoding is {shown(encoding)}"
     if type(body) is not str and type(body) is not bytes:
         return "its body is neither text nor bytes" if not isinstance(body, bytearray | memoryview) else too_large(bytes(body))
     return too_large(body)
 
 
-def _wrong(headers: Mapping[str, object]) -> str | None:
-    """What is wrong with the values of headers whose types are right."""
+def _wrong(headers: Mapping[str, object], properties: Mapping[str, object]) -> str | None:
+    """What is wrong with the values of headers and properties whose types are right."""
     get = headers.get
-    for name in NAMES:
-        value = get(name)
-        if value and (len(value) > LONGEST or not value.isprintable()):  # type: ignore[arg-type, attr-defined]
-            return f"its header {name} is longer than {LONGEST} characters, or not printable"
+    for kind, among in (("header", headers), ("property", properties)):
+        for name in NAMES:
+            value = among.get(name)
+            if isinstance(value, str) and (len(value) > LONGEST or not value.isprintable()):
+                return f"its {kind} {name} is longer than {LONGEST} characters, or not printable"
     for name in ("retries", "group_index", "replaced_task_nesting", DELIVERIES):
         if (number := get(name)) and not 0 <= number < MOST_NUMBER:  # type: ignore[operator]
             return f"its header {name} is no number from 0 to {MOST_NUMBER:,}"
@@ -119,7 +133,7 @@ def refuse_payload(message: Message) -> None:
         for name, value in payload.items():
             if value is not None and name in KINDS and type(value) not in KINDS[name]:
                 raise TypeError(f"its {shown(name)} is not {_speaking(name)}")
-        if why := _wrong(payload) or (None if payload.get("id") else "it has no id"):
+        if why := _wrong(payload, {}) or (None if payload.get("id") else "it has no id"):
             raise TypeError(why)
         if not isinstance(payload.get("args") or [], list | tuple) or not isinstance(payload.get("kwargs") or {}, dict):
             raise TypeError("its body is no arguments and keyword arguments")

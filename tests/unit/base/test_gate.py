@@ -66,7 +66,8 @@ def test_a_header_of_the_wrong_kind_is_not(headers: dict[str, Any], why: str) ->
 @pytest.mark.parametrize("value", [5, ["x"], {"a": 1}, "x" * 256, "a\nb", "\ud800"])
 @pytest.mark.parametrize("name", ["reply_to", "correlation_id"])
 def test_a_property_of_the_wrong_kind_is_not(name: str, value: object) -> None:
-    assert str(refusal(message(**{name: value}))).startswith(f"its property {name} is no text")
+    why = "longer than 255 characters, or not printable" if isinstance(value, str) else "is not a text"
+    assert str(refusal(message(**{name: value}))).endswith(why)
     assert refusal(message(**{name: "1f3c"})) is None
 
 
