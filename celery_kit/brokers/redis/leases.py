@@ -37,7 +37,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis import Redis
 from redis.exceptions import ConnectionError as LostConnection
-from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from celery_kit.base import processes
 from celery_kit.base.lua import script
@@ -61,6 +61,8 @@ BATCH, BATCHES = 50, 20
 #: Seconds until a renewal that failed is tried again.
 AGAIN = 1.0
 
+#: How the answers begin of a server that cannot write: its disk or its memory is full, its replicas are away, or it is one.
+UNWRITABLE = ("MISCONF", "OOM ", "NOREPLICAS", "READONLY")
 #: The record of an unacknowledged message: the message, its exchange and its routing key.
 RECORD = re.compile(rb'\[(.*), "[^"]*", "([^"]*)"\]', re.DOTALL)
 
@@ -324,9 +326,8 @@ class Channel(dead.Channel):
         self.server = self.connection.client.as_uri()
         try:
             LEASES.setdefault(self.lease_key, Lease(self)).join(self)
-        except ReadOnlyError:
-            raise
         except ResponseError as error:
+            refuse_for_now(error)
             LEASES.pop(self.lease_key, None)
             log.warning("without leases, ENGINE=plain: a dead worker's messages wait for the visibility timeout: %s", error)
 
@@ -350,6 +351,12 @@ class Channel(dead.Channel):
         """Requeue those of the messages that this process still holds. Raises redis-py's errors."""
         if self.lease and tags:
             self.lease.restore(self, tags, leftmost)
+
+
+def refuse_for_now(error: ResponseError) -> None:
+    """Raise LostConnection for the answer of a server that cannot write for now: it counts as one that is away."""
+    if any(word in str(error) for word in UNWRITABLE):
+        raise LostConnection(f"Redis refuses to write: {error}") from error
 
 
 def named(owner: str) -> str:

@@ -15,6 +15,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
+from redis.exceptions import ResponseError
+
 from celery_kit.brokers.redis import delayed, leases
 from celery_kit.brokers.redis.fetch import Fetcher
 from celery_kit.brokers.redis.poller import Poller
@@ -205,12 +207,25 @@ class Channel(ChannelBase):
         if self.fetcher is None or not self.fetcher.waits:
             super()._flush_brpop_reauth()
 
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Bind a queue. A server that refuses to write for now counts as one that is away, which does not end a worker."""
+        try:
+            super()._queue_bind(exchange, routing_key, pattern, queue)
+        except ResponseError as error:
+            leases.refuse_for_now(error)
+            raise
+
     def close(self) -> None:
-        """Close the channel, after fetched messages are requeued and acknowledgements sent."""
-        if self.fetcher and not self._closing:
-            with suppress(*self.connection_errors):
-                self.fetcher.hand_back()
-        super().close()
+        """Close the channel, after fetched messages are requeued and acknowledgements sent.
+
+        If the server refuses that, as with a full disk, they stay under a lease, which ends with its last open channel.
+        """
+        try:
+            if self.fetcher and not self._closing:
+                with suppress(*self.connection_errors, ResponseError):
+                    self.fetcher.hand_back()
+        finally:
+            super().close()
 
 
 class Transport(redis.Transport):
