@@ -231,13 +231,13 @@ def letter_of(
         id=plain(next((one for one in ids if one and isinstance(one, str)), "")[:MOST_NAME]) or name_of(_bytes(message.body)),
         task=_name(headers.get("task")),
         queue=queue,
-        reason=plain(" ".join(reason.split())[:500]),
+        reason=plain(" ".join(reason.split())[:500])[:500],
         when=when or moment(),
         deliveries=deliveries(message),
         kind=kind,
         attempts=retries + 1 if isinstance(retries, int) and 0 <= retries < MOST_NUMBER else 0,
         worker=worker,
-        traceback=plain(traceback[-MOST_TRACEBACK:], kept="\n\t"),
+        traceback=plain(traceback[-MOST_TRACEBACK:], kept="\n\t")[-MOST_TRACEBACK:],
     )
 
 
