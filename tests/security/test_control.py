@@ -1,5 +1,6 @@
 """No command of remote control ends a worker, or holds it up. celery_kit/fixes/control_commands.py"""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def node(worker: Process) -> str:
     return next(line.split()[-2] for line in worker.said.splitlines() if line.endswith("ready."))
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ["prefork", "gevent"] if os.environ.get("QUICK") else POOLS)
 def test_no_command_ends_a_worker(target: Target, queue: str, app: Celery, pool: str) -> None:
     with target.worker(pool, "fast", queue) as worker:
         canary(app, queue, worker, [])
