@@ -34,7 +34,8 @@ KINDS: Mapping[str, frozenset[type]] = {
         ),
         frozenset(TEXT),
     ),
-    **dict.fromkeys(("group_index", "retries", "replaced_task_nesting", DELIVERIES), frozenset(NUMBER)),
+    **dict.fromkeys(("group_index", "replaced_task_nesting", DELIVERIES), frozenset(NUMBER)),
+    "retries": frozenset((int, str)),  # some clients of other languages write a text
     **dict.fromkeys(("eta", "expires"), frozenset((str, datetime))),
     **dict.fromkeys(("ignore_result", "utc"), frozenset(FLAG)),
     **dict.fromkeys(("stamps", "headers"), frozenset((dict,))),
@@ -99,7 +100,7 @@ def _wrong(headers: Mapping[str, object], properties: Mapping[str, object]) -> s
             if isinstance(value, str) and (len(value) > LONGEST or not value.isprintable()):
                 return f"its {kind} {name} is longer than {LONGEST} characters, or not printable"
     for name in ("retries", "group_index", "replaced_task_nesting", DELIVERIES):
-        if (number := get(name)) and not 0 <= number < MOST_NUMBER:  # type: ignore[operator]
+        if (number := get(name)) and not _is_count(number):
             return f"its header {name} is no number from 0 to {MOST_NUMBER:,}"
     if (limits := get("timelimit")) and not _are_limits(limits):
         return "its time limits are not two numbers"
@@ -109,6 +110,13 @@ def _wrong(headers: Mapping[str, object], properties: Mapping[str, object]) -> s
         if (given := get(name)) and not are_signatures(given):
             return f"its header {name} holds something else than signatures"
     return None
+
+
+def _is_count(given: object) -> bool:
+    """Whether it is a whole number that is not negative, or a text of one."""
+    if isinstance(given, str):
+        return given.isdecimal() and len(given) < 10
+    return isinstance(given, int) and 0 <= given < MOST_NUMBER
 
 
 def _are_limits(given: object) -> bool:

@@ -27,6 +27,7 @@ def message(headers: Any = None, body: Any = BODY, encoding: Any = "utf-8", payl
     [
         {},
         {"eta": "2026-01-01T00:00:00+00:00", "expires": None, "group": "g", "group_index": 3, "ignore_result": False},
+        {"retries": "2"},
         {"stamped_headers": ["tenant"], "stamps": {"tenant": "a"}, "shadow": "ein Name mit Umlauten: äöü"},
         {"timelimit": [10.5, 5], DELIVERIES: 3, "custom": [[1], {"a": None}], "chain": [{"task": "next", "args": [1]}]},
     ],
@@ -47,7 +48,8 @@ def test_what_celery_sends_is_let_in(headers: dict[str, Any]) -> None:
         ({"task": "t" * 100_000}, "its header task is longer than 255 characters, or not printable"),
         ({"stamped_headers": 1}, "its header 'stamped_headers' is not a list"),
         ({"stamped_headers": [1]}, "its header stamped_headers is no list of names"),
-        ({"retries": True}, "its header 'retries' is not a whole number"),
+        ({"retries": True}, "its header 'retries' is not a text or a whole number"),
+        ({"retries": "x"}, "its header retries is no number from 0 to 2,147,483,648"),
         ({"retries": -1}, "its header retries is no number from 0 to 2,147,483,648"),
         ({"timelimit": ["x", 1]}, "its time limits are not two numbers"),
         ({"timelimit": [True, 1]}, "its time limits are not two numbers"),
