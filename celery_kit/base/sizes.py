@@ -30,7 +30,7 @@ ENCODINGS = frozenset(("utf-8", "ascii", "iso8859-1", "utf-16", "utf-16-le", "ut
 
 @cache
 def most() -> int:
-    """MESSAGE_MOST: the most bytes of a message's body, as it arrives and decompressed. RabbitMQ 4 itself has 16 MB."""
+    """MESSAGE_MOST: the most bytes of a message's body, as it arrives and decompressed."""
     return message_most()
 
 

@@ -209,7 +209,7 @@ def deliveries(message: Message) -> int:
 
 
 def short(error: Exception) -> Exception:
-    """The error, of a recursion only with its first and last calls."""
+    """The error, without the thousand calls of a recursion."""
     if isinstance(error, RecursionError):
         error.__traceback__, error.__context__ = None, None
     return error

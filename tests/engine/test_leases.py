@@ -123,7 +123,7 @@ def test_a_server_that_refuses_to_write_for_a_while_loses_no_task(server: Server
     with worker(server, pool, "fast", queue, PREFETCH="8"):
         until("it has begun", lambda: done(server, ids))
         server.broker.config_set("min-replicas-to-write", 1)
-        time.sleep(6)  # a lease is renewed each five seconds
+        time.sleep(6)  # how long the fault lasts: each worker fails to renew its lease once, which it does every five seconds
         server.broker.config_set("min-replicas-to-write", 0)
         until("all are done", lambda: done(server, ids) == len(ids), 90)
 

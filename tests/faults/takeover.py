@@ -108,13 +108,13 @@ def trial(setup: Setup) -> dict[str, dict[str, Any]]:
     frozen = [one for one in doomed if one.kind == "frozen"]
     for one in in_turn(doomed):
         one.happen()
-        time.sleep(APART)  # so that they are trials of their own
+        time.sleep(APART)  # the interval between two faults: each is to meet the survivors at another moment of their lease
     until("the frozen ones were frozen for a minute", lambda: time.monotonic() - frozen[-1].at > FROZEN, FROZEN + 5)
     for one in frozen:
         one.thaw()
     try:
         all_are("each task ran again", doomed, Doomed.again, 60)
-        time.sleep(QUIET)  # what a thawed worker must not do
+        time.sleep(QUIET)  # a thawed worker that begins what it no longer holds does so by now: nothing tells that it will not
     except AssertionError:
         pass  # the outcome tells it
     return {

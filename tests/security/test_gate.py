@@ -69,7 +69,7 @@ def some() -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(("pool", "engine", "group"), some())
 def test_no_message_ends_a_worker_or_vanishes(target: Target, queue: str, pool: str, engine: str, group: str) -> None:
     if group == "items" and "redis" not in BROKERS[target.broker].schemes:
-        pytest.skip("AMQP carries whole messages only")
+        pytest.skip("an item that is no message exists only in a list of Redis: AMQP's frames carry whole messages")
     app = Kit("hostile", set_as_current=False)
     app.conf.update(broker_url=target.urls["CELERY_BROKER_URL"], result_backend=target.urls["CELERY_RESULT_BACKEND"])
     each(app, lambda _: "drop")  # of an item that is there already there would be one letter for both
