@@ -86,6 +86,14 @@ def again(self: Any, seconds: float) -> None:
     Redis.from_url(os.environ["CELERY_RESULT_BACKEND"]).set(f"{os.environ['QUEUE']}-{self.request.id}", self.request.retries)
 
 
+@app.task(name="engine.keep_the_lock")
+def keep_the_lock() -> None:
+    """Take the lock of the counter that billiard shares between the worker and this child."""
+    from billiard import current_process
+
+    current_process()._target.on_ready_counter.get_lock().acquire()
+
+
 def _hold(queue: str, name: str) -> None:
     """Report that it has begun, and run until the test ends it."""
     import time

@@ -83,7 +83,10 @@ def test_no_message_ends_a_worker_or_vanishes(target: Target, queue: str, pool: 
         with suppress(AssertionError):
             until("each has run, or is a dead letter", lambda: len(letters(app)) + target.runs(queue) >= sent, 30, 0.5)
         found = letters(app)
-        assert worker.alive and children(worker.process.pid) == before
+        until("it has as many children as at first", lambda: len(children(worker.process.pid)) == len(before), 30, 0.5)
+        ended = before - children(worker.process.pid)
+        assert worker.alive
+        assert len(ended) <= worker.said.count("Hard time limit")  # which a message may set, however short
         assert "onnection to broker lost" not in worker.said
         more = peak(worker.process.pid) - memory
         runs = target.runs(queue)

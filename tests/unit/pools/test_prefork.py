@@ -1,4 +1,4 @@
-"""What the pool of processes forgets when a worker stops. celery_kit/pools/prefork.py"""
+"""What the pool of processes forgets when a worker stops, and when it replaces a child. celery_kit/pools/prefork.py"""
 
 from types import SimpleNamespace
 from typing import Any
@@ -36,3 +36,33 @@ def test_only_what_no_child_has_is_forgotten(monkeypatch: pytest.MonkeyPatch) ->
     vars(pool).update({name: set() for name in ("_active_writers", "_active_writes", "_busy_workers")})
     pool.flush()
     assert (cache, pool.outbound_buffer) == ({1: held}, [])
+
+
+class Dying:
+    """A child whose pipe is closed, and that can be reaped when it has been looked at three times."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    @property
+    def exitcode(self) -> int | None:
+        self.looks += 1
+        return -9 if self.looks > 3 else None
+
+
+def reaped(kind: type) -> bool:
+    """Whether a pool can reap a child at the moment that it looks for its dead ones."""
+    pool: Any = object.__new__(kind)
+    child, seen = Dying(), []
+    vars(pool).update(_untrack_child_process=lambda *_: None, maintain_pool=lambda: seen.append(child.exitcode))
+    pool._event_process_exit(None, child)
+    return seen == [-9]
+
+
+def test_a_child_is_replaced_as_soon_as_it_has_ended() -> None:
+    assert reaped(Pool)
+
+
+def test_celery_still_looks_once() -> None:
+    """If this fails, `Pool._event_process_exit` of celery_kit/pools/prefork.py may go."""
+    assert not reaped(asynpool.AsynPool)
