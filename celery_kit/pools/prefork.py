@@ -92,7 +92,7 @@ class Pool(asynpool.AsynPool):
     _on_ready_counters: dict[int, Counter | ReadCounter]
 
     def _create_worker_process(self, i: int) -> Child:
-        child: Child = super()._create_worker_process(i)
+        child: Child = super()._create_worker_process(i)  # type: ignore[misc]
         if hasattr(counter := self._on_ready_counters[child.pid], "get_obj"):
             self._on_ready_counters[child.pid] = ReadCounter(counter)
         return child
@@ -102,7 +102,7 @@ class Pool(asynpool.AsynPool):
         latest = time.monotonic() + REAPED
         while proc.exitcode is None and time.monotonic() < latest:
             time.sleep(0.001)  # until the kernel has ended it, for which there is no event
-        super()._event_process_exit(hub, proc)
+        super()._event_process_exit(hub, proc)  # type: ignore[misc]
 
     def flush(self) -> None:
         """Forget the jobs that no child has. Celery calls it when the worker stops or has lost its connection."""

