@@ -1,6 +1,14 @@
-"""Lua scripts for Redis: each is a `.lua` file beside the module that uses it."""
+"""Lua scripts for Redis: each is a `.lua` file beside the module that uses it. And what its server answers when it cannot write."""
 
 from importlib.resources import files
+
+#: How the answers begin of a server that cannot write: its disk or its memory is full, its replicas are away, or it is one.
+UNWRITABLE = ("MISCONF", "OOM ", "NOREPLICAS", "READONLY")
+
+
+def cannot_write(error: BaseException) -> bool:
+    """Whether a server has answered that it cannot write for now."""
+    return any(word in str(error) for word in UNWRITABLE)
 
 
 def script(module: str, name: str) -> str:

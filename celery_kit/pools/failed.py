@@ -9,6 +9,7 @@ its message is requeued. Whether a task whose process was lost has failed is dec
 signal task_failure. Source: celery/worker/request.py 5.7.0, on_failure, on_timeout.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,7 @@ from celery.worker.request import Request as CelerysRequest
 
 from celery_kit.base.types import WorkerRequest
 
+logger = logging.getLogger(__name__)
 #: Exceptions that are no failure; and those of a lost process, which may be none.
 NO_FAILURE = (Ignore, Reject, Retry, Terminated)
 LOST = (WorkerLostError, SystemExit, KeyboardInterrupt)
@@ -46,7 +48,11 @@ class Request(CelerysRequest):
     _is_kept = False
 
     def on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """As Celery's. The message is stored before it is acknowledged."""
+        """As Celery's. The message is stored before it is acknowledged. It is requeued if the failure cannot be reported."""
+        with self._requeued_otherwise():
+            self._on_failure(exc_info, send_failed_event, return_ok)
+
+    def _on_failure(self, exc_info: ExceptionInfo, send_failed_event: bool, return_ok: bool) -> None:
         error = _raised(exc_info)
         if not self._can_be_kept(error):
             super().on_failure(exc_info, send_failed_event, return_ok)
@@ -67,6 +73,10 @@ class Request(CelerysRequest):
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """As Celery's. `timeout`: the limit in seconds. A message is stored at the hard limit, before it is acknowledged."""
+        with self._requeued_otherwise():
+            self._on_timeout(soft, timeout)
+
+    def _on_timeout(self, soft: bool, timeout: float) -> None:
         error = TimeLimitExceeded(timeout)
         if soft or state.should_terminate or not self._can_be_kept(error):
             super().on_timeout(soft, timeout)
@@ -92,6 +102,24 @@ class Request(CelerysRequest):
             and not isinstance(error, task.throws or ())
             and not cast(WorkerRequest, self)._already_revoked
         )
+
+    @contextmanager
+    def _requeued_otherwise(self) -> Iterator[None]:
+        """A context that requeues the message after an error, which is one of the results server or of the broker.
+
+        A living worker would hold it until its end: it is neither acknowledged nor does anybody run it.
+        """
+        try:
+            yield
+        except MemoryError:  # by which Celery stops the worker
+            raise
+        except Exception as error:
+            name, task_id = self.task.name, self.id
+            logger.exception("the failure of task %s[%s] cannot be reported: its message is requeued: %r", name, task_id, error)
+            try:
+                self.reject(requeue=True)
+            except Exception as refused:
+                logger.error("the message of task %s[%s] is requeued later: %r", name, task_id, refused)
 
     @contextmanager
     def _unacknowledged(self) -> Iterator[list[bool]]:

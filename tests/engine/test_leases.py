@@ -113,11 +113,11 @@ def test_a_thawed_worker_begins_nothing_that_others_got(server: Server, queue: s
     assert all(len(runs(server, queue, task_id)) == 1 for task_id in more)
 
 
-@pytest.mark.parametrize("pool", [pool for pool in POOLS if pool != "solo"])
+@pools
 def test_a_server_that_refuses_to_write_for_a_while_loses_no_task(server: Server, queue: str, pool: str) -> None:
     """As with a full disk, or while its replicas are away. What a worker had only prefetched is requeued once it can be.
 
-    Its results are refused too. That ends a worker on solo, which its container starts again.
+    Its results are refused too, and the tasks fail that write to it themselves.
     """
     ids = send(producer(server), queue, 60, "engine.where", (queue, 0.2))
     with worker(server, pool, "fast", queue, PREFETCH="8"):
@@ -126,6 +126,7 @@ def test_a_server_that_refuses_to_write_for_a_while_loses_no_task(server: Server
         time.sleep(6)  # how long the fault lasts: each worker fails to renew its lease once, which it does every five seconds
         server.broker.config_set("min-replicas-to-write", 0)
         until("all are done", lambda: done(server, ids) == len(ids), 90)
+        until("nothing is held", lambda: not left(server), 90)
 
 
 @pools

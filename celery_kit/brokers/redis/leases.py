@@ -40,7 +40,7 @@ from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import NoScriptError, ResponseError
 
 from celery_kit.base import processes
-from celery_kit.base.lua import script
+from celery_kit.base.lua import cannot_write, script
 from celery_kit.base.processes import clock
 from celery_kit.brokers.redis import broker, dead, renewal
 
@@ -61,8 +61,6 @@ BATCH, BATCHES = 50, 20
 #: Seconds until a renewal that failed is tried again.
 AGAIN = 1.0
 
-#: How the answers begin of a server that cannot write: its disk or its memory is full, its replicas are away, or it is one.
-UNWRITABLE = ("MISCONF", "OOM ", "NOREPLICAS", "READONLY")
 #: The record of an unacknowledged message: the message, its exchange and its routing key.
 RECORD = re.compile(rb'\[(.*), "[^"]*", "([^"]*)"\]', re.DOTALL)
 
@@ -275,8 +273,13 @@ class QoS(dead.QoS):
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Requeue or dead-letter a message. Raises redis-py's errors."""
-        if requeue and self.channel.lease:
-            self.channel.give_back([delivery_tag], leftmost=True)
+        if requeue and (lease := self.channel.lease):
+            try:
+                self.channel.give_back([delivery_tag], leftmost=True)
+            except Exception:
+                lease.begun.discard(delivery_tag)
+                lease.lost = True  # the loop connects again, and what no task holds is requeued
+                raise
             virtual.QoS.ack(self, delivery_tag)
         else:
             super().reject(delivery_tag, requeue)
@@ -355,7 +358,7 @@ class Channel(dead.Channel):
 
 def refuse_for_now(error: ResponseError) -> None:
     """Raise LostConnection for the answer of a server that cannot write for now: it counts as one that is away."""
-    if any(word in str(error) for word in UNWRITABLE):
+    if cannot_write(error):
         raise LostConnection(f"Redis refuses to write: {error}") from error
 
 

@@ -20,9 +20,9 @@ from celery import states
 from celery.exceptions import BackendStoreError
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
-from celery_kit.base.lua import script
+from celery_kit.base.lua import cannot_write, script
 from celery_kit.engine.commit import Value, Write, commit
 from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import kombus_writer, quoted, text_of
@@ -162,6 +162,10 @@ class Backend(RedisBackend):
             before, after = quoted(text[:19])[:-1], quoted(text[19:])[1:]
             self._second = second, before, after
         return f"{before}.{fraction:06}{after}" if fraction else f"{before}{after}"
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """Whether an operation may work in a moment: also if the server cannot write for now."""
+        return super().exception_safe_to_retry(exc) or (isinstance(exc, ResponseError) and cannot_write(exc))
 
     # What this process has buffered is stored before it reads.
 

@@ -116,6 +116,30 @@ def test_a_lost_process_is_a_failure_unless_it_is_requeued(
     assert (len(keeper.put_in), message.done) == (stored, done)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_failure_that_cannot_be_reported_requeues_its_message(
+    keeper: Kept, kept: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The results server refuses it. Unacknowledged, it would be held until the worker ends."""
+    message = Message()
+    one = request(message, keep_failed=kept, acks_on_failure_or_timeout=True)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(one.task.backend, "mark_as_failure", refuse)
+    one.on_failure(info(ValueError("x")))
+    assert not keeper.put_in and message.done == (["requeue"] if kept else ["ack"])
+    assert "cannot be reported" in caplog.text
+
+
+def test_an_end_that_stops_the_worker_requeues_nothing(keeper: Kept) -> None:
+    message = Message()
+    with pytest.raises(MemoryError):
+        request(message).on_failure(info(MemoryError("x")))
+    assert not message.done
+
+
 def test_both_handlers_at_a_hard_limit_are_one_failure(keeper: Kept) -> None:
     """Prefork calls the handler of failures, and then that of time limits."""
     from billiard.exceptions import TimeLimitExceeded

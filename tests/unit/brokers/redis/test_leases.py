@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
+from redis.exceptions import ResponseError
 
 from celery_kit.base.facts import Held, Server
 from celery_kit.base.messages import DELIVERIES
@@ -182,6 +183,20 @@ def test_a_full_server_renews_a_lease(taken: Taken, server: TestServer) -> None:
         assert lease.renew(taken.channel.plain_client)
     finally:
         server.broker.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize("taken", ["fast"], indirect=True)
+def test_what_a_server_refuses_to_requeue_is_requeued_when_the_loop_connects_again(taken: Taken, server: TestServer) -> None:
+    lease: Lease = taken.channel.lease
+    message = taken.messages[0]
+    assert taken.channel.holds(message.delivery_tag) and message.delivery_tag in lease.running()
+    server.broker.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(ResponseError, match="NOREPLICAS"):
+            message.reject(requeue=True)
+    finally:
+        server.broker.config_set("min-replicas-to-write", 0)
+    assert lease.lost and message.delivery_tag not in lease.running()
 
 
 def test_without_scripts_a_consumer_works_as_plain_celery_does(server: TestServer, queue: str) -> None:

@@ -45,6 +45,17 @@ def calls(client: Redis, command: str) -> int:
     return int(client.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
 
 
+def test_a_server_that_refuses_to_write_for_a_moment_is_asked_again(client: Redis) -> None:
+    one = backend(client, result_backend_always_retry=True, result_backend_max_retries=3)
+    client.config_set("min-replicas-to-write", 1)
+    one._sleep = lambda _: client.config_set("min-replicas-to-write", 0)
+    try:
+        one.store_result("1", 5, "SUCCESS")
+    finally:
+        client.config_set("min-replicas-to-write", 0)
+    assert backend(client).get_result("1") == 5
+
+
 def test_a_result_comes_back_as_it_was_stored(client: Redis) -> None:
     one = backend(client)
     one.store_result("1", {"a": [1, "ü"]}, "SUCCESS")
