@@ -1,4 +1,4 @@
-"""Lua scripts for Redis: each is a `.lua` file beside the module that uses it. And what its server answers when it cannot write."""
+"""Lua scripts for Redis, each a `.lua` file beside the module that uses it; and the answers of a server that cannot write."""
 
 from importlib.resources import files
 
