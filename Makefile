@@ -2,7 +2,9 @@
 # Knobs: BROKER=embedded|rabbitmq|redis  POOL=prefork|eventlet|gevent|threads|solo  BACKEND=redis|rpc  SCALE=1
 # A codebase of your own: APP=shop.celery:app  SOURCE=../shop  REQUIREMENTS=../shop/requirements.txt  QUEUES=shop,payments
 # CELERY=5.6|5.5 takes another Celery than the locked one, with an environment and images of its own.
-VENV = .venv$(if $(CELERY),-$(CELERY))
+VENV = .venv$(if $(filter 5.5 5.6,$(CELERY)),-$(CELERY))
+# What is typed reaches the commands as it is: `$(…)` in it is not run.
+$(foreach one,$(.VARIABLES),$(if $(filter command,$(origin $(one))),$(eval override $(one) := $$(value $(one)))$(eval export $(one))))
 KIT = $(VENV)/bin/python -m celery_kit.operate.cli
 PYTEST = $(VENV)/bin/pytest
 

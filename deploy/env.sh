@@ -6,6 +6,9 @@
 set -eu
 case $0 in */*) cd "${0%/*}/.." ;; *) cd .. ;; esac
 
+# Passwords, data and logs of this checkout: nobody else's.
+mkdir -p -m 700 .kit 2>/dev/null && chmod 700 .kit 2>/dev/null || :
+
 lock=requirements/$1.txt celery=${CELERY:-}
 venv=.venv${celery:+-$celery} over=${celery:+requirements/celery-$celery.txt}
 refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }

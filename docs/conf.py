@@ -24,7 +24,7 @@ PAGES = {
         *("docs/packages", "docs/once", "docs/spool"),
     ],
     "Run": [
-        *("docs/delivery", "docs/monitoring", "docs/shutdown", "docs/failures"),
+        *("docs/delivery", "docs/monitoring", "docs/shutdown", "docs/failures", "docs/security"),
         *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe"),
     ],
     "The kit": [

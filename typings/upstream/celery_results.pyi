@@ -48,6 +48,8 @@ class RedisBackend:
     failure_expires: int | None
     connparams: dict[str, Any]
     task_keyprefix: bytes
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool: ...
     READY_STATES: frozenset[str]
     _MAX_STR_VALUE_SIZE: int
 
