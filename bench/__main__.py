@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import report
-from bench.contenders import CELERYS, CORES, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender, otherwise
+from bench.contenders import CELERYS, CORES, DEPLOYED, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender, otherwise
 from bench.idle import side_by_side
 from bench.limits import LIMITS
 from bench.parts import ROWS, SIDES, contender, lines, without
@@ -89,6 +89,13 @@ def pools(plan: Plan) -> Iterator[Trial]:
             yield from plan.consumed("pools", (PLAIN, FAST) if plan.quick else CELERYS, Case(broker, pool))
 
 
+def deployed(plan: Plan) -> Iterator[Trial]:
+    """One worker of each pool as `make up` starts it, in its container, beside plain Celery in the same container."""
+    for broker in plan.brokers:
+        for pool in plan.pools:
+            yield from plan.consumed("deployed", DEPLOYED, Case(broker, pool))
+
+
 def peers(plan: Plan) -> Iterator[Trial]:
     """All cores: one solo worker of the kit for each core, compared with each peer in its fastest configuration."""
     for broker in plan.brokers:
@@ -150,7 +157,7 @@ def work(plan: Plan) -> Iterator[Trial]:
     """Tasks that do some work: waiting, computing, larger messages, a deep queue, more workers."""
     for broker in plan.brokers:
         for pool in plan.pools:
-            for kind in ("nap", "burn", "fail"):
+            for kind in ("nap", "call", "burn", "fail"):
                 yield from plan.consumed("work", (PLAIN, FAST), Case(broker, pool, work=kind))
         for size in (10_000, 1_000_000):
             case = Case(broker, "solo", size=size, depth=400 if size > 100_000 else 0)
@@ -235,7 +242,7 @@ def _soak(contender: Contender, case: Case, tasks: int) -> Measure:
 
 
 SECTIONS: dict[str, Callable[[Plan], Iterator[Trial]]] = {
-    one.__name__: one for one in (pools, peers, limits, publish, work, choices, parts, idle, lasting)
+    one.__name__: one for one in (deployed, pools, peers, limits, publish, work, choices, parts, idle, lasting)
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bench.report import HOST, MONITORED, WARNING
 from celery_kit.pools.table import POOLS
 from testbed import deployed
 from testbed.environments import NEWER_PEERS, PEERS, WORKERS
@@ -43,6 +44,9 @@ class Contender:
     settings: Mapping[str, str] = field(default_factory=dict)
     #: read(place): the number of results with the state SUCCESS, each read back.
     read: Callable[[Place], int] | None = None
+    #: Its workers run as a stack runs them: in containers of its service `worker`; and with the services of MONITOR=1.
+    contained: bool = False
+    monitored: bool = False
 
 
 def succeeded(place: Place) -> int:
@@ -173,5 +177,24 @@ OTHERWISE = (
     otherwise("WORKER_SEND_TASK_EVENTS=1", {"WORKER_SEND_TASK_EVENTS": "1"}),
     otherwise("LOGLEVEL=WARNING", {}, "--loglevel", "WARNING"),
     otherwise("USE_FAST_LOCALS off", {"USE_FAST_LOCALS": ""}),
+)
+
+
+def in_containers(contender: Contender, name: str, *options: str, **more: Any) -> Contender:
+    """The same workers as a stack runs them, which gives them their environment."""
+
+    def worker(pool: str, number: int) -> list[str]:
+        return ["python", *contender.worker(pool, number)[1:], *options]
+
+    return replace(contender, name=name, worker=worker, environ=_celery, contained=True, **more)
+
+
+#: What `make up` starts beside plain Celery in the same container, and what each of its choices costs.
+DEPLOYED = (
+    in_containers(PLAIN, PLAIN.name),
+    in_containers(FAST, FAST.name),
+    in_containers(FAST, WARNING, "--loglevel", "WARNING"),
+    in_containers(FAST, MONITORED, settings={**FAST.settings, "WORKER_SEND_TASK_EVENTS": "1"}, monitored=True),
+    replace(FAST, name=HOST),
 )
 PEER_ROWS = tuple(_peers())

@@ -33,6 +33,8 @@ AT_REST = {
 #: The parts of the section `work` of a run.
 WORK = ("work", "size", "depth", "workers")
 PLAIN, SETTINGS, FAST = "plain Celery", "celery-kit plain", "celery-kit fast"
+#: What the section `deployed` has beside these.
+WARNING, MONITORED, HOST = "LOGLEVEL=WARNING", "MONITOR=1", "on the host"
 Trial = dict[str, Any]
 
 
@@ -102,6 +104,23 @@ def pools(found: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def deployed(found: dict[str, Any]) -> str:
+    rows = []
+    for one in by_case(of(found, "deployed")):
+        fast, plain = one.get(FAST), one.get(PLAIN)
+        if not fast:
+            continue
+        case = fast["case"]
+        rows.append(
+            [case["broker"], case["pool"], number(plain), number(fast), f"**{times(fast, plain)}**",
+             times(fast, one.get(WARNING)), *(times(one.get(name), fast) for name in (MONITORED, HOST)),
+             f"{number(plain, 'cpu')} / {number(fast, 'cpu')}"]
+        )  # fmt: skip
+    head = ["broker", "pool", "plain Celery, tasks/s", "celery-kit", "x plain Celery", f"x itself at {WARNING}",
+            f"with {MONITORED}: x without", f"{HOST}: x in its container", "CPU us a task"]  # fmt: skip
+    return table(head, rows)
+
+
 def peers(found: dict[str, Any]) -> str:
     rows = []
     for broker in dict.fromkeys(one["case"]["broker"] for one in of(found, "peers")):
@@ -109,9 +128,12 @@ def peers(found: dict[str, Any]) -> str:
         ours = next((one for one in all_of_it if one["name"] == FAST), None)
         for one in sorted(all_of_it, key=median, reverse=True):
             name = f"{one['name']}, {one['case']['workers']} x solo" if one["case"]["pool"] == "solo" else one["name"]
+            megabytes = median(one, "memory") / 1e6
             rows.append([broker, name, number(one), times(ours, one) if one is not ours else "", number(one, "cpu"),
-                         f"{median(one, 'memory') / 1e6:.0f}"])  # fmt: skip
-    return table(["broker", "all cores", "tasks/s", "celery-kit is x times it", "CPU us a task", "MB"], rows)
+                         f"{megabytes:.0f}", f"{median(one) / megabytes:.0f}" if megabytes else ""])  # fmt: skip
+    return table(
+        ["broker", "all cores", "tasks/s", "celery-kit is x times it", "CPU us a task", "MB", "tasks/s for each MB"], rows
+    )
 
 
 def limits(found: dict[str, Any]) -> str:
@@ -213,7 +235,7 @@ def lasting(found: dict[str, Any]) -> str:
 def best(found: dict[str, Any]) -> str:
     """The pool with the highest throughput for each kind of work."""
     lines = []
-    words = {"nap": "tasks that wait (5 ms each)", "burn": "tasks that compute (some 1 ms each)"}
+    words = {"nap": "tasks that wait (5 ms each)", "call": "tasks that wait (100 ms each)", "burn": "tasks that compute (some 1 ms each)"}
     for kind, said in words.items():
         for broker in dict.fromkeys(one["case"]["broker"] for one in of(found, "work")):
             its = (FAST, kind, broker)
@@ -256,7 +278,8 @@ def _idle_behind(ours: Trial, plain: Trial) -> Iterator[list[str]]:
 
 #: The tables, and the sections from which each is made.
 TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
-    "One worker of each pool": (pools, ("pools",)),
+    "One worker as `make up` starts it": (deployed, ("deployed",)),
+    "One worker of each pool, on the host": (pools, ("pools",)),
     "All cores, beside the peers": (peers, ("peers",)),
     "Beside the bare client library": (limits, ("limits",)),
     "Publishing, one producer": (publish, ("publish",)),

@@ -20,6 +20,8 @@ WARM, WARM_SECONDS = 500, 4.0
 LONGEST = 60.0  # seconds until the first result
 #: Seconds between two counts of the results. Each is a command of Redis, and is included in the number of commands.
 LOOK, CLOSE_LOOK = 0.02, 0.005
+#: The services of MONITOR=1.
+MONITOR = ("flower", "exporter", "prometheus")
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 CPU_CLOCK = 2  # CPUCLOCK_SCHED
@@ -91,6 +93,10 @@ def running(contender: Contender, place: Place, case: Case, environ: dict[str, s
 
     They write their logs to a pipe, as in a container, where the engine reads it.
     """
+    if contender.contained:
+        with in_containers(contender, place, case) as sessions:
+            yield sessions
+        return
     with tempfile.TemporaryFile() as log, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log) as engine:
         pipe = engine.stdin
         started = [
@@ -113,6 +119,33 @@ def running(contender: Contender, place: Place, case: Case, environ: dict[str, s
                 with suppress(ProcessLookupError):
                     os.killpg(one.pid, signal.SIGKILL)  # the remaining processes of its session
                 one.wait()
+
+
+@contextmanager
+def in_containers(contender: Contender, place: Place, case: Case) -> Iterator[list[int]]:
+    """The same in containers of the stack's service `worker`, as `make up` would start them for these servers."""
+    own = {**contender.environ(place), **contender.settings, "PYTHONWARNINGS": "ignore"}
+    given = [word for name, value in own.items() for word in ("--env", f"{name}={value}")]
+    stack, names = place.stack, [f"{place.stack.project}-bench{number}" for number in range(case.workers)]
+    stack.environ |= {"POOL": case.pool, **contender.environ(place)}
+    try:
+        if contender.monitored:
+            stack.run("--profile", "monitor", "up", "--build", "--detach", "--wait", *MONITOR)
+        for number, name in enumerate(names):
+            about = ("--name", name, "--volume", f"{ROOT / 'bench'}:/srv/bench:ro", *given)
+            stack.run("run", "--detach", "--no-deps", *about, "worker", *contender.worker(case.pool, number))
+        yield [int(docker("inspect", "--format", "{{.State.Pid}}", name)) for name in names]
+    except NothingDoneError as error:
+        raise NothingDoneError(f"{error}; the worker said: {docker('logs', '--tail', '20', names[0])}") from None
+    finally:
+        docker("rm", "--force", *names)
+        if contender.monitored:
+            stack.run("--profile", "monitor", "rm", "--stop", "--force", *MONITOR)
+
+
+def docker(*words: str) -> str:
+    done = subprocess.run(["docker", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    return done.stdout.strip()
 
 
 @contextmanager

@@ -168,15 +168,15 @@ def _run_of_bench() -> dict[str, Any] | None:
 def speed() -> str:
     """How often the kit's worker does what plain Celery's does."""
     if not (found := _run_of_bench()):
-        return "Not measured yet: `make bench`."
+        return "Not measured yet: `make bench ONLY=deployed`."
     cells = {
         (fast["case"]["broker"], fast["case"]["pool"]): f"{report.times(fast, plain).split()[0]}x, {report.number(fast)}"
-        for one in report.by_case(report.of(found, "pools"))
+        for one in report.by_case(report.of(found, "deployed"))
         if (fast := one.get(report.FAST)) and (plain := one.get(report.PLAIN))
     }
     heads = ("times plain Celery, and tasks/s", *POOLS)
     rows = ((broker, *(cells.get((broker, pool), "") for pool in POOLS)) for broker in dict.fromkeys(key[0] for key in cells))
-    return f"{table(heads, *rows)}\n\n{report.made_by(found, 'pools')}"
+    return f"{table(heads, *rows)}\n\n{report.made_by(found, 'deployed')}"
 
 
 def bench() -> str:

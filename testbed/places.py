@@ -26,6 +26,7 @@ class Place:
     results: Any
     redis: Any
     broker: Callable[[], dict[str, int]]
+    stack: Stack
 
     def trips(self) -> int:
         """How often Redis has read from a client, which is the number of round trips. Each stack has one Redis server."""
@@ -90,12 +91,13 @@ class Servers:
         if not self.has_results:
             url = f"redis://{self.broker}:6379"
             redis = Redis(host=self.broker, db=broker)
-            yield Place(f"{url}/{broker}", f"{url}/{kept}", results, redis, lambda: _redis_holds(redis))
+            yield Place(f"{url}/{broker}", f"{url}/{kept}", results, redis, lambda: _redis_holds(redis), self.stack)
             return
         api = f"http://{self.broker}:15672/api"
         name = virtual_host(api, f"bench{uuid.uuid4().hex[:8]}")
         try:
             url = self.server.url.format(host=self.broker, port=self.server.port, namespace=name)
-            yield Place(url, f"redis://{self.results}:6379/{kept}", results, results, lambda: _rabbitmq_holds(api, name))
+            kept_at = f"redis://{self.results}:6379/{kept}"
+            yield Place(url, kept_at, results, results, lambda: _rabbitmq_holds(api, name), self.stack)
         finally:
             requests.delete(f"{api}/vhosts/{name}", auth=("kit", "kit"), timeout=60).raise_for_status()

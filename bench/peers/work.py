@@ -18,6 +18,12 @@ def nap(text: str) -> int:
     return len(text)
 
 
+def call(text: str) -> int:
+    """100 ms of waiting, as for a slow answer over the network."""
+    time.sleep(0.1)
+    return len(text)
+
+
 def burn(text: str) -> int:
     """About 1 ms of computing."""
     return sum(number * number for number in range(20_000)) and len(text)
@@ -30,4 +36,4 @@ def fail(text: str) -> int:
     return len(text)
 
 
-WORK = {"noop": noop, "nap": nap, "burn": burn, "fail": fail}
+WORK = {"noop": noop, "nap": nap, "call": call, "burn": burn, "fail": fail}

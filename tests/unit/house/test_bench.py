@@ -9,7 +9,7 @@ import pytest
 
 from bench import report
 from bench.__main__ import Plan, parts
-from bench.contenders import FAST, OTHERWISE, SETTINGS
+from bench.contenders import DEPLOYED, FAST, OTHERWISE, SETTINGS
 from bench.idle import FIRST, Side
 from bench.parts import FILES, ROWS, without
 from bench.rounds import Case, NothingDoneError, environment, used
@@ -40,7 +40,8 @@ def found(*trials: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_kits_workers_run_as_in_a_container() -> None:
     """Whatever the image and the stack set is set in the benchmark, with the same value but for files and addresses."""
-    place = Place("redis://broker", "redis://results", None, None, dict)
+    stack: Any = None
+    place = Place("redis://broker", "redis://results", None, None, dict, stack)
     for one in (FAST, SETTINGS, *OTHERWISE):
         found = environment(one, place, Case("redis", "solo"))
         assert found["CELERY_BROKER_URL"] == "redis://broker"
@@ -83,6 +84,13 @@ def test_a_choice_is_set_beside_the_worker_as_it_is() -> None:
         one["section"] = "choices"
     text = report.choices(found(as_it_is, otherwise, other_pool))
     assert "| as it is, tasks/s | 100 | 30 |" in text and "| `LOGLEVEL=INFO` | 0.55 (0.5-0.6) |  |" in text
+
+
+def test_what_runs_in_containers_stands_beside_the_same_on_the_host() -> None:
+    names = ("plain Celery", "celery-kit fast", "LOGLEVEL=WARNING", "MONITOR=1", "on the host")
+    trials = [{**trial(name, [rate]), "section": "deployed"} for name, rate in zip(names, (10, 80, 100, 60, 88), strict=True)]
+    assert [one.name for one in DEPLOYED] == list(names)
+    assert "| redis | solo | 10 | 80 | **8** | 0.8 | 0.75 | 1.1 |" in report.deployed(found(*trials))
 
 
 def test_docs_keep_the_sections_that_a_later_run_has_not_measured() -> None:
