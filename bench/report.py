@@ -235,7 +235,8 @@ def lasting(found: dict[str, Any]) -> str:
 def best(found: dict[str, Any]) -> str:
     """The pool with the highest throughput for each kind of work."""
     lines = []
-    words = {"nap": "tasks that wait (5 ms each)", "call": "tasks that wait (100 ms each)", "burn": "tasks that compute (some 1 ms each)"}
+    waits = {"nap": "tasks that wait (5 ms each)", "call": "tasks that wait (100 ms each)"}
+    words = {**waits, "burn": "tasks that compute (some 1 ms each)"}
     for kind, said in words.items():
         for broker in dict.fromkeys(one["case"]["broker"] for one in of(found, "work")):
             its = (FAST, kind, broker)
