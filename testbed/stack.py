@@ -50,6 +50,15 @@ class Stack:
         self.results = "results" if "results" in self.run("config", "--services").split() else "broker"
         self.services = sorted(set(services) or {"broker", "mail", self.results})
 
+    @property
+    def network(self) -> str:
+        """The name of the network that its servers are on."""
+        return f"{self.project}_inside"
+
+    def let_out(self, container: Any) -> None:
+        """Connect a container of that network to the other one too, which has the mail catcher, and leads out."""
+        docker.from_env().networks.get(f"{self.project}_default").connect(container)
+
     def __enter__(self) -> "Stack":
         try:
             self.start()

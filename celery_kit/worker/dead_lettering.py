@@ -226,7 +226,8 @@ def letter_of(
 ) -> DeadLetter:
     """The dead letter of a message from `queue`. `when`: now, if it is not given."""
     headers = message.headers if isinstance(message.headers, dict) else {}
-    ids, retries = (headers.get("id"), message.properties.get("correlation_id")), headers.get("retries")
+    ids = headers.get("id"), message.properties.get("correlation_id")
+    retries = headers.get("retries", 0 if "task" in headers else None)  # the kit's messages leave out a first try's
     return DeadLetter(
         id=plain(next((one for one in ids if one and isinstance(one, str)), "")[:MOST_NAME]) or name_of(_bytes(message.body)),
         task=_name(headers.get("task")),

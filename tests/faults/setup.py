@@ -22,6 +22,7 @@ from redis import Redis
 
 from celery_kit.operate.stacks.compose import image, of_python, settings
 from celery_kit.pools.table import Pool
+from testbed import deployed
 from testbed.servers import SERVERS
 from testbed.stack import SESSION
 from tests.faults.ledger import Ledger
@@ -247,8 +248,7 @@ class Setup:
                 Mount("/srv/plain.py", str(INSIDE / "plain.py"), "bind", read_only=True),
             ],
             restart_policy={"Name": "unless-stopped"},
-            mem_limit="500m",
-            memswap_limit="500m",
+            **{**deployed.rights(), "mem_limit": "500m", "memswap_limit": "500m"},
             network=self.broker_network.name,
         )
         self.results_network.connect(container)

@@ -28,6 +28,7 @@ from celery_kit.base.choices import ENGINES
 from celery_kit.base.refusals import choose
 from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.compose import image
+from testbed import deployed
 from testbed.servers import SERVERS
 from testbed.stack import SESSION, Stack
 from tests.harness.combinations import COMBINATIONS, Combination
@@ -179,6 +180,8 @@ class Running:
         options = given.pop("OPTIONS", "").split()
         if not self.combination.backend.claims:  # @once needs a store then
             given.setdefault("ONCE_URL", "redis://results:6379/1")
+        rights = deployed.rights()
+        folders = rights.pop("tmpfs")  # which this client has an attribute for
         container = (
             DockerContainer(image(self.combination.pool.name))
             .with_envs(
@@ -186,12 +189,14 @@ class Running:
                 **{"CELERY_BROKER_URL": url, "ENGINE": ENGINE, "REPORT_MEGABYTES": "1", **given},
             )
             .with_volume_mapping(str(self.data), "/data", "rw")
-            .with_kwargs(network=f"{self.stack.project}_default", labels=LABELS, healthcheck={"test": ["NONE"]})
+            .with_kwargs(network=self.stack.network, labels=LABELS, healthcheck={"test": ["NONE"]}, **rights)
             .with_command(["python", "-m", "app.worker", "--hostname", f"{role}@%h", *options])
         )
+        container.tmpfs |= folders
         for probe in PROBES.glob("*.py"):
             container.with_volume_mapping(str(probe), f"/srv/app/tasks/{probe.name}", "ro")
         container.start()
+        self.stack.let_out(container.get_wrapped_container())
         self.workers[role] = Worker(container, beat)
         return self.workers[role]
 

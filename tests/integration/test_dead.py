@@ -149,6 +149,35 @@ def test_rejected_message_is_set_aside(cell: Cell) -> None:
         assert not dead(cell, queue)
 
 
+@pytest.mark.by_kit(COMBINATIONS, "Celery acknowledges a failed task, and its arguments are gone: celery_kit/worker/failed.py")
+def test_failed_task_is_kept(cell: Cell) -> None:
+    """A task that fails for good is kept whole, with its exception; sent back once its cause is gone, it keeps its id."""
+    queue, name = f"failed-{uuid()}", f"failed-{uuid()}"
+    with consumed(cell, queue):
+        results = [cell.send("dead_probes.fails_until_cured", name, number, queue=queue) for number in range(2)]
+        for one in results:
+            assert isinstance(one.get(timeout=WAIT, propagate=False), ValueError)
+        until("both are kept", lambda: len(dead(cell, queue)) == 2, WAIT)
+        found = dead(cell, queue)
+        said = {one.id: (one.kind, one.task, one.reason) for one in found}
+        assert said == {
+            one.id: ("failed", "dead_probes.fails_until_cured", f"ValueError: number {number}")
+            for number, one in enumerate(results)
+        }
+        assert all("fails_until_cured" in one.traceback and one.worker and one.attempts == 1 for one in found)
+        (cell.running.data / f"{name}.cured").touch()
+        sent = cell.running.python("celery_kit.operate.look.dead", "--retry=all", "--reason=number 1")
+        assert sent.returncode == 0 and "1 sent back" in sent.stdout, sent
+        runs = [f"{one.id} {number}" for number, one in enumerate(results)]
+        until(
+            "it ran again",
+            lambda: sorted((cell.running.data / name).read_text().splitlines()) == sorted([*runs, runs[1]]),
+            WAIT,
+        )
+        assert [one.id for one in until("the other is left", lambda: dead(cell, queue), WAIT)] == [results[0].id]
+    cell.saw("the filter sent back its own, under the same id")
+
+
 def test_expired_task_is_no_dead_letter(cell: Cell) -> None:
     """A task that expires before a worker takes it is no dead letter: its sender wished that. Nor is one that was delayed."""
     queue = f"expired-{uuid()}"

@@ -88,7 +88,7 @@ def probed(cell: Cell, **environ: str) -> Iterator[tuple[Worker, str, Probe]]:
 def link(cell: Cell, name: str) -> Iterator[Any]:
     """A container of that name in the stack's network, which forwards to the broker."""
     port = str(cell.running.server.port)
-    network = f"{cell.running.stack.project}_default"
+    network = cell.running.stack.network
     container: Any = docker.from_env().containers.run(
         image(cell.combination.pool.name), ["python", "-c", LINK, port], detach=True, labels={LABEL: SESSION},
         name=name, hostname=name, network=network, healthcheck={"test": ["NONE"]}, init=True,

@@ -280,7 +280,7 @@ def beat(running: Running) -> Iterator[Beat]:
         .with_env("HEARTBEAT_FILE", "/data/heartbeat.beat")
         .with_volume_mapping(str(running.data), "/data", "rw")
         .with_volume_mapping(str(PROBES / "time_probes.py"), "/srv/app/tasks/time_probes.py", "ro")
-        .with_kwargs(network=f"{running.stack.project}_default", labels={LABEL: SESSION})
+        .with_kwargs(network=running.stack.network, labels={LABEL: SESSION})
         .with_command(["celery", "-A", "app", "beat", "--loglevel", "INFO"])
         .start()
         .get_wrapped_container()
