@@ -1,31 +1,40 @@
 """How soon the tasks of a worker that is gone run again, at the default settings: `python -m tests.faults.takeover`.
 
 On each broker and pool, workers are killed with their containers, cut from the network, or frozen for a minute, each while it
-runs one task. Two more workers consume the same queues. Writes reports/takeover.jsonl, of which the report of `make
-test-faults` has the last outcomes. BROKER= and POOL= select pairs. The exit code is 1 if a promise was broken.
+runs one task. Two more workers consume the same queues. The embedded broker's workers are processes of this machine, which are
+killed or frozen. Writes reports/takeover.jsonl, of which the report of `make test-faults` has the last outcomes. BROKER= and
+POOL= select pairs, the argument `embedded` those without containers. The exit code is 1 if a promise was broken.
 """
 
 import json
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from celery import Celery
 from kombu.utils.uuid import uuid
 
+from celery_kit import Kit
 from celery_kit.base.target import ROOT
+from tests.faults.ledger import Ledger
 from tests.faults.setup import Pair, Setup
 from tests.harness.combinations import COMBINATIONS
 from tests.harness.containers import clean
+from tests.harness.servers import Server
 from tests.harness.waiting import until
+from tests.harness.workers import Process
 
 NOTES = ROOT / "reports/takeover.jsonl"
 #: The workers of each kind, and the tasks that each of them holds: a frozen one has prefetched those that it does not run.
 KINDS = {"killed": (20, 1), "cut": (20, 1), "frozen": (5, 4)}
+#: The broker without containers, whose workers no network can be taken from.
+EMBEDDED = "embedded"
 #: Seconds between two faults, and the seconds that a worker is frozen.
 APART, FROZEN = 0.5, 60.0
 #: Seconds of a task's first run: of one that is cut off, and of one whose time is over as its worker is thawed.
@@ -36,10 +45,50 @@ MOST, MEDIAN = 20.0, 15.0
 QUIET = 10.0
 
 
+class OwnProcess(Process):
+    """A worker of this machine, with what is done to a container."""
+
+    def kill(self, signal: str = "KILL") -> None:
+        super().kill()
+
+    def pause(self) -> None:
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def unpause(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+
+class OwnMachine:
+    """As Setup, for the embedded broker: its server, and workers that are processes."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair, self.server, self.workers = pair, Server(), dict[str, OwnProcess]()
+        self.folder = Path(self.server.folder.name)
+        self.ledger = Ledger(self.folder / "effects")
+        self.environ = {**self.server.urls, "BROKER": EMBEDDED, "POOL": pair.pool.name, "EFFECTS": str(self.folder)}
+
+    def start(self, name: str, arguments: Sequence[str] = (), **environ: str) -> None:
+        argv = ["-m", "app.worker", "-I", "tests.faults.inside.fault_probe", "--hostname", f"{name}@worker", *arguments]
+        self.workers[name] = OwnProcess(argv, self.folder / f"{name}.log", {**self.environ, **environ})
+
+    def wait_for(self, name: str) -> None:
+        until(f"worker {name} consumes", lambda: self.ledger.ready(f"{name}@worker"), 90)
+
+    def app(self) -> Celery:
+        app = Kit("takeover", set_as_current=False)
+        app.conf.update(broker_url=self.server.urls["CELERY_BROKER_URL"])
+        return app
+
+    def close(self) -> None:
+        for one in self.workers.values():
+            one.kill()
+        self.server.stop()
+
+
 class Doomed:
     """A worker that runs one task of its own queue when its fault happens. `at`: when it happened (monotonic clock)."""
 
-    def __init__(self, setup: Setup, kind: str, number: int) -> None:
+    def __init__(self, setup: Setup | OwnMachine, kind: str, number: int) -> None:
         self.setup, self.kind, self.name = setup, kind, f"{kind}{number}"
         self.at = self.back = 0.0
         setup.start(self.name, TASK_TIME_LIMIT="0", arguments=("--concurrency", "1", "--queues", self.name))
@@ -65,7 +114,7 @@ class Doomed:
         self.at = time.monotonic()
         if self.kind == "killed":
             container.kill(signal="KILL")
-        elif self.kind == "cut":
+        elif self.kind == "cut" and isinstance(self.setup, Setup):
             for network in (self.setup.broker_network, self.setup.results_network):
                 network.disconnect(container, force=True)
         else:
@@ -92,10 +141,15 @@ def all_are(what: str, of: list[Doomed], test: Callable[[Doomed], Any], seconds:
     until(what, lambda: all(test(one) for one in of), seconds)
 
 
-def trial(setup: Setup) -> dict[str, dict[str, Any]]:
+def kinds(pair: Pair) -> list[str]:
+    """What can happen to the workers of a pair."""
+    return [kind for kind in KINDS if kind != "cut" or pair.broker != EMBEDDED]
+
+
+def trial(setup: Setup | OwnMachine) -> dict[str, dict[str, Any]]:
     """The outcome by kind: `seconds` until the tasks of each worker ran again, `begun_late`, the `most_runs` of a task."""
     app = setup.app()
-    doomed = [Doomed(setup, kind, number) for kind, (workers, _) in KINDS.items() for number in range(workers)]
+    doomed = [Doomed(setup, kind, number) for kind in kinds(setup.pair) for number in range(KINDS[kind][0])]
     for one in doomed:
         setup.wait_for(one.name)
         one.send(app)
@@ -123,7 +177,7 @@ def trial(setup: Setup) -> dict[str, dict[str, Any]]:
             "begun_late": sum(one.begun_late() for one in doomed if one.kind == kind),
             "most_runs": max(one.most_runs() for one in doomed if one.kind == kind),
         }
-        for kind in KINDS
+        for kind in kinds(setup.pair)
     }
 
 
@@ -161,7 +215,8 @@ def table() -> str:
     head = [f"{kind} ({workers} workers)" for kind, (workers, _) in KINDS.items()]
     rows = [f"| | {' | '.join(head)} | date |", "|" + " --- |" * (len(head) + 2)]
     for name, one in sorted(last.items()):
-        rows.append(f"| {name} | {' | '.join(cell(one['kinds'][kind]) for kind in KINDS)} | {one['date']} |")
+        cells = (cell(one["kinds"][kind]) if kind in one["kinds"] else "—" for kind in KINDS)
+        rows.append(f"| {name} | {' | '.join(cells)} | {one['date']} |")
     return "\n".join(rows)
 
 
@@ -169,9 +224,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
     pairs = [Pair(one.broker.name, one.pool) for one in COMBINATIONS if one.backend.name == "redis"]
+    here = [Pair(EMBEDDED, pool) for pool in {pair.pool.name: pair.pool for pair in pairs}.values()]
+    pairs = here if sys.argv[1:] == [EMBEDDED] else [*pairs, *([] if os.environ.get("BROKER") else here)]
     try:
         for pair in pairs:
-            setup = Setup(pair)
+            setup = OwnMachine(pair) if pair.broker == EMBEDDED else Setup(pair)
             try:
                 outcome = trial(setup)
             finally:

@@ -14,7 +14,7 @@ from celery import current_app, shared_task, signals
 # Plain Celery has no `@once`.
 once: Any = import_module("celery_kit.once").once if __name__.startswith("app.") else lambda **_: lambda function: function
 
-FOLDER = "/data"
+FOLDER = os.environ.get("EFFECTS") or "/data"
 
 # Plain Celery's visibility timeout: hours in production, and short here, so that a test can wait for it.
 if os.environ.get("RESTORE_AFTER"):
