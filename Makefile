@@ -38,6 +38,9 @@ result: env   ## a task's state and result: ID= [WAIT=10] [WATCH=1] [FORGET=1]
 status: env   ## broker, queues, workers and beat of the running stack
 	$(KIT) status
 
+urls: env     ## the servers' addresses for programs of this machine, with their passwords
+	$(KIT) urls
+
 top: env      ## the same, live; EVERY=2 seconds
 	$(KIT) top
 

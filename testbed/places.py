@@ -13,6 +13,7 @@ import requests
 from redis import Redis
 
 from testbed.servers import SERVERS
+from testbed.servers.contract import ADMIN, APP, PASSWORD
 from testbed.servers.rabbitmq import virtual_host
 from testbed.stack import Stack
 
@@ -41,7 +42,7 @@ def _redis_holds(redis: Any) -> dict[str, int]:
 
 def _rabbitmq_holds(api: str, name: str) -> dict[str, int]:
     def get(path: str) -> list[dict[str, Any]]:
-        answer = requests.get(f"{api}/{path}", auth=("kit", "kit"), timeout=30)
+        answer = requests.get(f"{api}/{path}", auth=(APP, PASSWORD), timeout=30)
         answer.raise_for_status()
         return list(answer.json())
 
@@ -85,19 +86,20 @@ class Servers:
         the lowest is entered first.
         """
         broker, kept = 2 * which, 2 * which + 1
-        results = Redis(host=self.results, db=kept)
+        account: dict[str, Any] = {"username": ADMIN, "password": PASSWORD}
+        results = Redis(host=self.results, db=kept, **account)
         if not which:
             results.flushall()
         if not self.has_results:
-            url = f"redis://{self.broker}:6379"
-            redis = Redis(host=self.broker, db=broker)
+            url = f"redis://{APP}:{PASSWORD}@{self.broker}:6379"
+            redis = Redis(host=self.broker, db=broker, **account)
             yield Place(f"{url}/{broker}", f"{url}/{kept}", results, redis, lambda: _redis_holds(redis), self.stack)
             return
         api = f"http://{self.broker}:15672/api"
         name = virtual_host(api, f"bench{uuid.uuid4().hex[:8]}")
         try:
             url = self.server.url.format(host=self.broker, port=self.server.port, namespace=name)
-            kept_at = f"redis://{self.results}:6379/{kept}"
+            kept_at = f"redis://{APP}:{PASSWORD}@{self.results}:6379/{kept}"
             yield Place(url, kept_at, results, results, lambda: _rabbitmq_holds(api, name), self.stack)
         finally:
-            requests.delete(f"{api}/vhosts/{name}", auth=("kit", "kit"), timeout=60).raise_for_status()
+            requests.delete(f"{api}/vhosts/{name}", auth=(ADMIN, PASSWORD), timeout=60).raise_for_status()

@@ -13,6 +13,8 @@ from dotenv import dotenv_values
 
 from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.compose import of_python
+from testbed.servers import SERVERS
+from testbed.servers.contract import APP, PASSWORD
 
 #: The name of the session, the same in all of its processes. Everything that it starts is labelled with it.
 SESSION = os.environ.setdefault("CELERY_KIT_TEST_SESSION", f"celery-kit-test-{os.getpid()}")
@@ -44,6 +46,7 @@ class Stack:
             **{key: value for key, value in dotenv_values(ROOT / ".env").items() if value},
             **of_python(),
             "COMPOSE_PROJECT_NAME": self.project,
+            **{name: PASSWORD for server in SERVERS.values() for name in server.container.passwords},
             **dict.fromkeys(PORTS, "0"),
         }
         # The results server is a separate service, or the broker with that name as an alias.
@@ -82,6 +85,10 @@ class Stack:
     def port(self, number: int, service: str = "broker") -> int:
         """The host's port for a port of a service."""
         return int(self.run("port", service, str(number)).rpartition(":")[2])
+
+    def results_url(self, database: int) -> str:
+        """The URL of a database of its results server on this machine."""
+        return f"redis://{APP}:{PASSWORD}@127.0.0.1:{self.port(6379, self.results)}/{database}"
 
     def container(self, service: str) -> Any:
         """A service's container, as an object of the Docker client."""

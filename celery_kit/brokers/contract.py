@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from celery_kit.base.capabilities import Limits
 from celery_kit.base.messages import Part
+from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Connection, Headers, Message, Options
 
 if TYPE_CHECKING:
@@ -27,6 +29,20 @@ Action = Literal["keep", "retry", "drop"]
 KINDS = ("failed", "poison", "malformed", "unknown", "rejected")
 #: How the reason of a letter begins whose record names no kind: RabbitMQ's own, and those of earlier versions of the kit.
 REASONS = {"delivered ": "poison", "no such task": "unknown", "rejected ": "rejected"}
+
+
+def password(environ: Environ, role: str) -> str:
+    """The password of the app's user on a stack's server: BROKER_PASSWORD, or what is in the file BROKER_PASSWORD_FILE.
+
+    `role`: BROKER or RESULTS. Empty without both. Refuses a file that cannot be read (one line, exit code 2).
+    """
+    given, file = environ.get(f"{role}_PASSWORD"), environ.get(f"{role}_PASSWORD_FILE")
+    if given or not file:
+        return given or ""
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, ValueError) as error:
+        refuse(f"{role}_PASSWORD_FILE={file} cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ LOOK_SECONDS = 20.0
 
 
 def stack_of(broker: str) -> Stack:
-    """The stack that a broker belongs to."""
     return Compose(broker) if BROKERS[broker].compose_file else Local()
 
 
@@ -54,15 +53,11 @@ def meant() -> list[Stack]:
 
 def running_stack() -> Stack:
     """The running stack of this checkout, or that of BROKER if it is given. Refuses if none runs."""
-    return next((stack for stack in meant() if stack.running()), None) or _refuse_none()
-
-
-def _refuse_none() -> NoReturn:
-    theirs = others()
-    refuse(
-        f"no stack runs; start one with 'make up', or 'make up BROKER={IN_CONTAINERS[0]} POOL=gevent'"
-        + (theirs and f". Not of this checkout: {theirs}")
-    )
+    found = next((stack for stack in meant() if stack.running()), None)
+    if not found:
+        start, theirs = f"'make up', or 'make up BROKER={IN_CONTAINERS[0]} POOL=gevent'", others()
+        refuse(f"no stack runs; start one with {start}{theirs and f'. Not of this checkout: {theirs}'}")
+    return found
 
 
 def choice(name: str, values: dict[str, Any], default: str) -> Any:
@@ -82,12 +77,9 @@ def _python(context: click.Context, option: click.Parameter, given: str | None) 
     chosen(os.environ)
 
 
+#: Its value is not passed on: image names depend on PYTHON in the environment (celery_kit/operate/stacks/compose.py).
 python_option = click.option(
-    "--python",
-    envvar="PYTHON",
-    callback=_python,
-    expose_value=False,  # image names depend on PYTHON in the environment (celery_kit/operate/stacks/compose.py)
-    help=f"of images: {', '.join(PYTHONS)}; {DEFAULT} if none is named",
+    "--python", envvar="PYTHON", callback=_python, expose_value=False, help=f"of images: {', '.join(PYTHONS)}; else {DEFAULT}"
 )
 
 
@@ -105,9 +97,8 @@ def codebase_options(command: Any) -> Any:
     )
     for name, what in paths:
         command = click.option(f"--{name.replace('_', '-')}", envvar=name.upper(), is_eager=True, help=what)(command)
-    return click.option("--app", "codebase", envvar="APP", callback=_codebase, help="your own Celery app, as module:app")(
-        command
-    )
+    app = click.option("--app", "codebase", envvar="APP", callback=_codebase, help="your own Celery app, as module:app")
+    return app(command)
 
 
 def _check(broker: str, pool: str, backend: str, limit: int) -> None:
@@ -260,6 +251,15 @@ def status() -> None:
     from celery_kit.operate.look import status  # not before the environment names the stack
 
     click.echo("\n".join(status.lines(_look(stack, inspected, stack.members(inspected), PATIENCE))))
+
+
+@cli.command()
+def urls() -> None:
+    """Print the addresses of the running stack's servers for programs of this machine, with their passwords."""
+    inspected = _join(stack := running_stack())
+    click.echo("\n".join(f"{name}={os.environ[name]}" for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")))
+    if isinstance(stack, Compose):
+        click.echo(f"ADMIN_PASSWORD={stack.admin_password(inspected)}")
 
 
 @cli.command()

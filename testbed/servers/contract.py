@@ -7,6 +7,8 @@ from typing import Any
 from celery import Celery
 
 Command = tuple[str, ...]
+#: The users that servers have, and the password that tests and the benchmark give both. A stack of `make up` makes its own.
+APP, ADMIN, PASSWORD = "kit", "admin", "kit"
 #: The host's port for one of the container's.
 Port = Callable[[int], int]
 
@@ -16,12 +18,14 @@ class Container:
     """The container of a server, from the same image and configuration as the stacks'.
 
     `image`: the variable that names it, and its default. `data`: the folder of its data. `files`: paths on the host and inside.
+    `passwords`: the variables that give its users their passwords.
     """
 
     image: tuple[str, str]
     data: str
     uid: int
     files: dict[str, str]
+    passwords: tuple[str, ...]
     command: Command = ()
     environment: dict[str, str] = field(default_factory=dict)
     #: Further ports that a test uses.

@@ -7,14 +7,14 @@ from urllib.parse import quote
 import requests
 
 from celery_kit.base.target import ROOT
-from testbed.servers.contract import Container, Faults, Port, Server
+from testbed.servers.contract import ADMIN, APP, PASSWORD, Container, Faults, Port, Server
 
 
 def virtual_host(api: str, name: str) -> str:
     """Create a virtual host for the stacks' account, by RabbitMQ's management interface at the URL `api`. Returns its name."""
     rights = {"configure": ".*", "write": ".*", "read": ".*"}
-    for path, body in ((f"vhosts/{name}", None), (f"permissions/{name}/kit", rights)):
-        requests.put(f"{api}/{path}", json=body, auth=("kit", "kit"), timeout=30).raise_for_status()
+    for path, body in ((f"vhosts/{name}", None), (f"permissions/{name}/{APP}", rights)):
+        requests.put(f"{api}/{path}", json=body, auth=(ADMIN, PASSWORD), timeout=30).raise_for_status()
     return name
 
 
@@ -23,14 +23,14 @@ def _api(port: Port) -> str:
 
 
 def _version(port: Port) -> str:
-    found = requests.get(f"{_api(port)}/overview", auth=("kit", "kit"), timeout=10).json()
+    found = requests.get(f"{_api(port)}/overview", auth=(APP, PASSWORD), timeout=10).json()
     return f"RabbitMQ {found['rabbitmq_version']}"
 
 
 def _no_connections(port: Port) -> Callable[[], Any]:
     api = _api(port)
     session = requests.Session()
-    session.auth = ("kit", "kit")
+    session.auth = (ADMIN, PASSWORD)
     limit = f"{api}/vhost-limits/kit/max-connections"
     session.put(limit, json={"value": 0}, timeout=10).raise_for_status()
     for connection in session.get(f"{api}/connections", timeout=10).json():
@@ -39,7 +39,7 @@ def _no_connections(port: Port) -> Callable[[], Any]:
 
 
 server = Server(
-    url="amqp://kit:kit@{host}:{port}/{namespace}",
+    url=f"amqp://{APP}:{PASSWORD}@{{host}}:{{port}}/{{namespace}}",
     port=5672,
     default="kit",
     namespace=lambda number, port: virtual_host(_api(port), f"test{number}"),
@@ -48,11 +48,14 @@ server = Server(
         image=("RABBITMQ_IMAGE", "rabbitmq:4-management"),
         data="/var/lib/rabbitmq",
         uid=999,
-        files={str(ROOT / "deploy/brokers/rabbitmq/celery-kit.conf"): "/etc/rabbitmq/conf.d/20-celery-kit.conf"},
-        environment={
-            **{f"RABBITMQ_DEFAULT_{name}": "kit" for name in ("USER", "PASS", "VHOST")},
-            "CONSUMER_TIMEOUT": "30000000",
+        files={
+            str(ROOT / "deploy/brokers/rabbitmq/celery-kit.conf"): "/etc/rabbitmq/conf.d/20-celery-kit.conf",
+            str(ROOT / "deploy/brokers/rabbitmq/start.sh"): "/usr/local/bin/start.sh",
+            str(ROOT / "deploy/compose/keys.sh"): "/usr/local/lib/celery-kit/keys.sh",
         },
+        passwords=("RABBITMQ_DEFAULT_PASS", "ADMIN_PASSWORD"),
+        command=("bash", "/usr/local/bin/start.sh"),
+        environment={"CONSUMER_TIMEOUT": "30000000", "KEYS": "/var/lib/rabbitmq/celery-kit"},
         ports=(15672,),
     ),
     faults=Faults(

@@ -9,13 +9,13 @@ from redis import Redis
 
 from celery_kit.base.target import ROOT
 from celery_kit.brokers.redis.facts import product_of
-from testbed.servers.contract import Container, Faults, Port, Server
+from testbed.servers.contract import ADMIN, APP, PASSWORD, Container, Faults, Port, Server
 
 RESTORE_AFTER = 20  # seconds; of plain Celery, and somewhat more than the kit's workers take by default
 
 
 def _version(port: Port) -> str:
-    return " ".join(product_of(Redis(port=port(6379)).info("server")))
+    return " ".join(product_of(Redis(port=port(6379), username=APP, password=PASSWORD).info("server")))
 
 
 def _restore_visible(app: Celery) -> None:
@@ -39,7 +39,8 @@ def _put_items(app: Celery, queue: str) -> int:
 
 
 def _no_connections(port: Port) -> Callable[[], Any]:
-    redis = Redis(port=port(6379), socket_timeout=5, single_connection_client=True)  # this connection stays, as the only one
+    account: dict[str, Any] = {"username": ADMIN, "password": PASSWORD}
+    redis = Redis(port=port(6379), socket_timeout=5, single_connection_client=True, **account)  # the only one that stays
     redis.config_set("maxclients", 1)
     for kind in ("normal", "pubsub"):
         redis.client_kill_filter(skipme=True, _type=kind)
@@ -54,9 +55,10 @@ def _no_connections(port: Port) -> Callable[[], Any]:
 def of_protocol(name: str, image: str) -> Server:
     """The row of a server with Redis's protocol. `name`: the prefix of its programs and files, and the name of its user."""
     inside = f"/usr/local/etc/{name}/{name}.conf"
-    set_memory = (f"{name}-cli", "config", "set", "maxmemory")
+    as_admin = ("--user", ADMIN, "--pass", PASSWORD, "--no-auth-warning")
+    set_memory = (f"{name}-cli", *as_admin, "config", "set", "maxmemory")
     return Server(
-        url="redis://{host}:{port}/{namespace}",
+        url=f"redis://{APP}:{PASSWORD}@{{host}}:{{port}}/{{namespace}}",
         port=6379,
         default="0",
         namespace=lambda number, _: str(2 + number),  # databases 0 and 1 are the stack's own
@@ -65,8 +67,14 @@ def of_protocol(name: str, image: str) -> Server:
             image=(f"{name.upper()}_IMAGE", image),
             data="/data",
             uid=999,
-            files={str(ROOT / f"deploy/brokers/{name}/{name}.conf"): inside},
-            command=(f"{name}-server", inside),
+            files={
+                str(ROOT / f"deploy/brokers/{name}/{name}.conf"): inside,
+                str(ROOT / f"deploy/brokers/{name}/start.sh"): "/usr/local/bin/start.sh",
+                str(ROOT / "deploy/compose/keys.sh"): "/usr/local/lib/celery-kit/keys.sh",
+            },
+            passwords=(f"{name.upper()}_PASSWORD", "ADMIN_PASSWORD"),
+            command=("sh", "/usr/local/bin/start.sh"),
+            environment={"KEYS": "/data/celery-kit"},
         ),
         faults=Faults(
             memory=((*set_memory, "1mb"), (*set_memory, "0")),

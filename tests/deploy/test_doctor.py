@@ -68,7 +68,8 @@ def test_the_faults_of_a_rabbitmq_stack(checkout: Checkout) -> None:
     compose(checkout, "rabbitmq", "exec", "-T", "broker", "rabbitmqctl", "change_password", "kit", "another")
     (line,) = found(checkout)
     assert line.startswith("the broker refuses the account (")
-    compose(checkout, "rabbitmq", "exec", "-T", "broker", "rabbitmqctl", "change_password", "kit", "kit")
+    former = 'rabbitmqctl change_password kit "$(cat /var/lib/rabbitmq/celery-kit/app)"'
+    compose(checkout, "rabbitmq", "exec", "-T", "broker", "sh", "-c", former)
 
     compose(checkout, "rabbitmq", "stop", "broker")
     lines = found(checkout)

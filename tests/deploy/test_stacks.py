@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -127,6 +128,24 @@ def test_a_worker_of_this_machine_works_for_the_stack(checkout: Checkout, broker
             terminal.process.wait(60)
     mail = checkout.run("curl", "-s", f"http://127.0.0.1:{checkout.environ['MAIL_PORT']}/messages").stdout
     assert [message["subject"] for message in json.loads(mail)] == ["by hand"]
+
+
+#: A program of the user's own: plain Celery, with the addresses that it is given.
+OWN = """
+import os
+from celery import Celery
+app = Celery()
+print(app.send_task("mail.send_email", ["a@b.c", "from a program"]).get(timeout=30))
+"""
+
+
+@pytest.mark.parametrize("broker", SERVERS)
+def test_a_program_of_this_machine_gets_the_addresses(checkout: Checkout, broker: str) -> None:
+    assert checkout.make("up", f"BROKER={broker}", "POOL=threads").returncode == 0
+    shown = dict(line.split("=", 1) for line in checkout.make("urls").stdout.splitlines())
+    assert list(shown) == ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "ADMIN_PASSWORD"] and len(shown["ADMIN_PASSWORD"]) > 25
+    sent = checkout.run(sys.executable, "-c", OWN, **shown)
+    assert sent.returncode == 0 and "@celery-kit" in sent.stdout
 
 
 def test_beat_sends_by_its_timetable(checkout: Checkout) -> None:

@@ -89,7 +89,7 @@ def urls(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
             yield server.urls
         return
     with rabbitmq("results") as (url, stack):
-        results = os.environ.get("CELERY_RESULT_BACKEND") or (stack and f"redis://127.0.0.1:{stack.port(6379, 'results')}/3")
+        results = os.environ.get("CELERY_RESULT_BACKEND") or (stack and stack.results_url(3))
         yield {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": str(results)}
 
 

@@ -24,6 +24,7 @@ from celery_kit.operate.stacks.compose import image, of_python, settings
 from celery_kit.pools.table import Pool
 from testbed import deployed
 from testbed.servers import SERVERS
+from testbed.servers.contract import APP, PASSWORD
 from testbed.stack import SESSION
 from tests.faults.ledger import Ledger
 from tests.harness.containers import LABELS
@@ -118,7 +119,7 @@ class Setup:
             list(server.command) or None,
             hostname=role,
             user=str(server.uid),
-            environment=server.environment,
+            environment={**server.environment, **dict.fromkeys(server.passwords, PASSWORD), "KEY": role},
             ports=published,
             mounts=[*mounts, *(Mount(inside, host, "bind", read_only=True) for host, inside in server.files.items())],
             network=network.name,
@@ -218,7 +219,7 @@ class Setup:
             "BROKER": self.pair.broker,
             "BACKEND": "redis",
             "CELERY_BROKER_URL": url,
-            "CELERY_RESULT_BACKEND": "redis://results:6379/0",
+            "CELERY_RESULT_BACKEND": f"redis://{APP}:{PASSWORD}@results:6379/0",
             "TASK_TIME_LIMIT": "60",
             "RESTORE_AFTER": str(self.server.faults.restore_after or "") if self.engine == "plain" else "",
             "TZ": "UTC",
@@ -386,7 +387,7 @@ class Setup:
             "BACKEND": "redis",
             "POOL": self.pair.pool.name,
             "CELERY_BROKER_URL": self.url("127.0.0.1", self.link_port),
-            "CELERY_RESULT_BACKEND": f"redis://127.0.0.1:{self.results_port}/0",
+            "CELERY_RESULT_BACKEND": f"redis://{APP}:{PASSWORD}@127.0.0.1:{self.results_port}/0",
         }
         if self.engine == "plain":
             return Celery(
@@ -431,7 +432,7 @@ class Setup:
     def without_result(self, tasks: set[str]) -> set[str]:
         """Those of the tasks that do not have the state SUCCESS on the results server."""
         names = sorted(tasks)
-        with Redis(port=self.results_port, socket_timeout=10) as redis:
+        with Redis(port=self.results_port, username=APP, password=PASSWORD, socket_timeout=10) as redis:
             metas = redis.mget([f"celery-task-meta-{name}" for name in names]) if names else []
         return {name for name, meta in zip(names, metas, strict=True) if b'"SUCCESS"' not in (meta or b"")}
 

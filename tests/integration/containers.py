@@ -30,6 +30,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.compose import image
 from testbed import deployed
 from testbed.servers import SERVERS
+from testbed.servers.contract import APP, PASSWORD
 from testbed.stack import SESSION, Stack
 from tests.harness.combinations import COMBINATIONS, Combination
 from tests.harness.containers import LABELS
@@ -169,7 +170,7 @@ class Running:
             "ACCEPT_CONTENT": "json",
         }
         if self.combination.backend.has_server:
-            self.environ["CELERY_RESULT_BACKEND"] = f"redis://127.0.0.1:{self.stack.port(6379, self.stack.results)}/1"
+            self.environ["CELERY_RESULT_BACKEND"] = self.stack.results_url(1)
 
     def start(self, role: str, **environ: str) -> Worker:
         """Start a worker container of a role (:data:`ROLES`); does not wait until it consumes."""
@@ -179,14 +180,14 @@ class Running:
         given = {**ROLES.get(role, {}), "HEARTBEAT_FILE": f"/data/{beat.name}", **environ}
         options = given.pop("OPTIONS", "").split()
         if not self.combination.backend.claims:  # @once needs a store then
-            given.setdefault("ONCE_URL", "redis://results:6379/1")
+            given.setdefault("ONCE_URL", f"redis://{APP}:{PASSWORD}@results:6379/1")
         rights = deployed.rights()
         folders = rights.pop("tmpfs")  # which this client has an attribute for
         container = (
             DockerContainer(image(self.combination.pool.name))
             .with_envs(
                 **{"BROKER": self.combination.broker.name, "BACKEND": self.combination.backend.name},
-                **{"CELERY_BROKER_URL": url, "ENGINE": ENGINE, "REPORT_MEGABYTES": "1", **given},
+                **{"CELERY_BROKER_URL": url, "RESULTS_PASSWORD": PASSWORD, "ENGINE": ENGINE, "REPORT_MEGABYTES": "1", **given},
             )
             .with_volume_mapping(str(self.data), "/data", "rw")
             .with_kwargs(network=self.stack.network, labels=LABELS, healthcheck={"test": ["NONE"]}, **rights)

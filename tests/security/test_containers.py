@@ -113,8 +113,9 @@ def stack(request: pytest.FixtureRequest, checkout: Checkout) -> Iterator[list[R
     """The containers of a stack, with its monitoring."""
     assert checkout.make("up", f"BROKER={request.param}", "POOL=prefork", "MONITOR=1").returncode == 0
     try:
-        label = f"label=com.docker.compose.project={checkout.environ['COMPOSE_PROJECT_NAME']}"
-        yield [Running(name) for name in docker("ps", "--filter", label, "--format", "{{.Names}}").split()]
+        labels = (f"com.docker.compose.project={checkout.environ['COMPOSE_PROJECT_NAME']}", "com.docker.compose.oneoff=False")
+        filters = [word for one in labels for word in ("--filter", f"label={one}")]  # images have the first one too
+        yield [Running(name) for name in docker("ps", *filters, "--format", "{{.Names}}").split()]
     finally:
         checkout.make("down")
 

@@ -26,6 +26,7 @@ from dotenv import dotenv_values
 
 from celery_kit.base.target import ROOT
 from testbed.environments import UPSTREAM
+from testbed.servers.contract import ADMIN, PASSWORD
 from testbed.stack import Stack
 from tests.harness.containers import LABELS
 from tests.harness.waiting import until
@@ -34,14 +35,15 @@ from tests.upstream.report import CELERY, HOME, Outcomes, Run, write
 MODULE_SECONDS = 3_600
 #: Broker and result backend, as the suite's environment names them: host and port of each come from the servers.
 PAIRS = {
-    "rabbitmq+redis": ("pyamqp://kit:kit@127.0.0.1:{rabbitmq}/kit", "redis://127.0.0.1:{redis}"),
-    "redis+redis": ("redis://127.0.0.1:{redis}", "redis://127.0.0.1:{redis}"),
+    "rabbitmq+redis": ("pyamqp://kit:kit@127.0.0.1:{rabbitmq}/kit", "redis://{account}127.0.0.1:{redis}"),
+    "redis+redis": ("redis://{account}127.0.0.1:{redis}", "redis://{account}127.0.0.1:{redis}"),
     "rabbitmq+rpc": ("pyamqp://kit:kit@127.0.0.1:{rabbitmq}/kit", "rpc"),
 }
 #: Where the suite's worker is: on prefork in a process of its own, as users have it; in the tests' process, on the suite's
 #: pool, and on the one that celery.contrib.pytest starts where nobody chooses.
 WORKERS = ("process", "prefork", "solo")
-Ports = dict[str, int]
+#: Those of the servers; and the account in the URLs of Redis, which begins them.
+Ports = dict[str, int | str]
 
 
 def fetch() -> Path:
@@ -61,7 +63,8 @@ def as_our_stack(which: str, names: Sequence[str]) -> Iterator[Ports]:
     """The servers of compose.rabbitmq.yaml."""
     services = {"rabbitmq": ("broker", 5672), "redis": ("results", 6379)}
     with Stack("rabbitmq", which, [services[name][0] for name in names]) as stack:
-        yield {name: stack.port(port, service) for name, (service, port) in services.items() if name in names}
+        ports = {name: stack.port(port, service) for name, (service, port) in services.items() if name in names}
+        yield {"account": f"{ADMIN}:{PASSWORD}@", **ports}  # the suite empties its databases
 
 
 @contextmanager
@@ -75,7 +78,7 @@ def plain(_: str, names: Sequence[str]) -> Iterator[Ports]:
     }
     probes = {"rabbitmq": "gosu rabbitmq rabbitmq-diagnostics -q check_port_connectivity", "redis": "redis-cli ping"}
     with ExitStack() as started:
-        ports = {}
+        ports: Ports = {"account": ""}
         for name in names:
             image, port, environ = wanted[name]
             container = client.containers.run(

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from celery_kit.base.capabilities import DOCS, Limit
 from celery_kit.base.types import Connection, Options
-from celery_kit.brokers.contract import Broker, Environ
+from celery_kit.brokers.contract import Broker, Environ, password
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
 from celery_kit.engine.parts import engine, on
@@ -26,10 +26,10 @@ TRANSPORTS = {
 
 def url(environ: Environ) -> str:
     """The URL of the host `broker`, with the account and virtual host of RabbitMQ's own variables."""
-    user, password, vhost = (
-        quote(environ.get(f"RABBITMQ_DEFAULT_{part}") or "kit", safe="") for part in ("USER", "PASS", "VHOST")
-    )
-    return f"amqp://{user}:{password}@broker:5672/{vhost}"
+    secret = environ.get("RABBITMQ_DEFAULT_PASS") or password(environ, "BROKER") or "kit"
+    user, vhost = (environ.get(f"RABBITMQ_DEFAULT_{part}") or "kit" for part in ("USER", "VHOST"))
+    user, secret, vhost = (quote(part, safe="") for part in (user, secret, vhost))
+    return f"amqp://{user}:{secret}@broker:5672/{vhost}"
 
 
 def settings(profile: "Choices") -> Options:

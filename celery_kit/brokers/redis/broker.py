@@ -2,13 +2,14 @@
 
 import socket
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from celery_kit.base.capabilities import Limit
 from celery_kit.base.choices import MOST_CONCURRENCY
 from celery_kit.base.signals import celeryd_init
 from celery_kit.base.types import Connection, Options
 from celery_kit.base.versions import unmet
-from celery_kit.brokers.contract import Broker, Environ
+from celery_kit.brokers.contract import Broker, Environ, password
 from celery_kit.brokers.redis.bulk import Bulk, like
 from celery_kit.brokers.redis.dead import RedisDeadLetters
 from celery_kit.engine.parts import PARTS, engine, on
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from celery_kit.brokers.redis.transport import Transport
 
 
-def url(_: Environ) -> str:
+def url(environ: Environ) -> str:
     """The URL of the host `broker`, database 0."""
-    return "redis://broker:6379/0"
+    secret = quote(password(environ, "BROKER"), safe="")
+    return f"redis://{secret and f'kit:{secret}@'}broker:6379/0"
 
 
 def settings(profile: "Choices") -> Options:

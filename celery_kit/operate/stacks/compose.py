@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Unpack
 
 import yaml
@@ -45,6 +45,8 @@ from celery_kit.profile import Profile
 from celery_kit.results import BACKENDS
 
 WAIT_SECONDS = "180"
+#: The volume with the app's passwords, which the servers write and the other containers read.
+KEYS = "keys"
 #: The name of every stack in former versions, when checkouts shared it.
 FORMER_NAME = "celery-kit"
 #: The variables that must be the same in all processes of a stack. Paths may differ.
@@ -234,9 +236,7 @@ class Compose:
         if theirs := [one for one in containers() if one.project == self.project and one not in own]:
             refuse(f"{theirs[0].owner} has the name {self.project}; give another COMPOSE_PROJECT_NAME")
         environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python(), **_without_limit()}
-        if codebase:  # the app's settings may name other servers, but these variables take precedence in Celery
-            urls = Profile.from_environ({**settings(), "BROKER": self.broker or "", "POOL": pool, "BACKEND": backend})
-            environ |= {"CELERY_BROKER_URL": urls.broker_url, "CELERY_RESULT_BACKEND": urls.result_backend}
+        if codebase:
             environ |= codebase.environ()
         files = ("--project-directory", str(ROOT), "-f", self.file or "")
         shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
@@ -321,11 +321,16 @@ class Compose:
         smtp = ports.get((theirs.get("SMTP_HOST", ""), int(theirs.get("SMTP_PORT") or 0)))
         environ |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp)} if smtp else {}
         environ["SMS_GATEWAY_URL"] = from_here(theirs.get("SMS_GATEWAY_URL", ""), ports)
-        profile = Profile.from_environ(environ)
+        profile = Profile.from_environ(environ | _passwords(inspected, theirs))
         environ["CELERY_BROKER_URL"] = from_here(profile.broker_url, ports)
         environ["CELERY_RESULT_BACKEND"] = from_here(profile.result_backend, ports)
         named = {name: ports.get(("broker", port)) for port, name in profile.broker.ports.items()}
         return environ | {name: str(published) for name, published in named.items() if published}
+
+    def admin_password(self, inspected: list[Facts]) -> str:
+        """The password of the servers' user `admin`. Empty if the broker does not run."""
+        broker = next((one["Id"] for one in inspected if service_of(one) == "broker" and one["State"]["Running"]), "")
+        return ask("docker", "exec", broker, "sh", "-c", 'cat "$KEYS/admin"').stdout.strip() if broker else ""
 
     def seen(self, inspected: list[Facts]) -> Callable[[str], str]:
         """A function that translates a server's address in the stack into its address on this machine."""
@@ -345,9 +350,27 @@ class Compose:
         self._compose("ps", "--all")
 
 
+def _passwords(inspected: list[Facts], environ: Mapping[str, str]) -> dict[str, str]:
+    """Those that the containers read from files of a volume. They are in no environment, which the engine would show."""
+    folders = [
+        (one["Id"], mount["Destination"])
+        for one in inspected
+        for mount in one["Mounts"]
+        if one["State"]["Running"] and mount.get("Name", "").endswith(f"_{KEYS}")
+    ]
+    found = {}
+    for role in ("BROKER", "RESULTS"):
+        if (file := environ.get(f"{role}_PASSWORD_FILE")) and folders:  # without any that runs, no server does
+            container, folder = folders[0]
+            done = ask("docker", "exec", container, "cat", f"{folder}/{PurePosixPath(file).name}")
+            found[f"{role}_PASSWORD"] = done.stdout.strip()
+    return found
+
+
 def _about(codebase: Codebase, service: Facts) -> About:
     """Load a codebase in its image. Passwords are passed by variables, so that no list of processes shows them."""
     environ = {name: str(value) for name, value in service["environment"].items() if value}
+    environ |= dict.fromkeys(("BROKER_PASSWORD", "RESULTS_PASSWORD"), "unknown")  # nothing is connected
     names = [word for name in environ for word in ("--env", name)]
     command = ("docker", "run", "--rm", "--network", "none", *names, service["image"], *ABOUT)
     return About.of(codebase, run(*command, env={**os.environ, **environ}, capture_output=True))

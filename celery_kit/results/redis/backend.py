@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
+from urllib.parse import quote
 
 from celery_kit.base.types import Options, ResultBackend
-from celery_kit.brokers.contract import Broker, Environ
+from celery_kit.brokers.contract import Broker, Environ, password
 from celery_kit.fixes import needed
 from celery_kit.results.contract import Backend
 from celery_kit.results.waits import listen, listen_again
@@ -28,7 +29,10 @@ class RedisBackend(ResultBackend, Protocol):
 
 def url(environ: Environ, broker: Broker) -> str:
     """The URL of the results server that comes with the broker, or else of the host `results`."""
-    return broker.results_url(environ) if broker.results_url else "redis://results:6379/1"
+    if broker.results_url:
+        return broker.results_url(environ)
+    secret = quote(password(environ, "RESULTS"), safe="")
+    return f"redis://{secret and f'kit:{secret}@'}results:6379/1"
 
 
 def settings(_: "Choices") -> Options:

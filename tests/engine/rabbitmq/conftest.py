@@ -23,4 +23,4 @@ def urls() -> Iterator[Urls]:
         return
     with rabbitmq("results") as (url, stack):
         assert stack
-        yield Urls(url, f"redis://127.0.0.1:{stack.port(6379, 'results')}/3")
+        yield Urls(url, stack.results_url(3))

@@ -17,6 +17,7 @@ from redis import Redis
 
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
+from testbed.servers.contract import ADMIN, APP
 from tests.engine.rabbitmq.conftest import Urls
 from tests.engine.rabbitmq.proxy import Proxy
 from tests.harness.kit import kit
@@ -116,7 +117,7 @@ class Fast:
 
 @pytest.fixture(params=list(POOLS))
 def fast(request: pytest.FixtureRequest, urls: Urls, tmp_path: Path) -> Iterator[Fast]:
-    Redis.from_url(urls.results).flushdb()
+    Redis.from_url(urls.results.replace(f"//{APP}:", f"//{ADMIN}:")).flushdb()
     fast = Fast(urls, request.param, tmp_path)
     try:
         yield fast

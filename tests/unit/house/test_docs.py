@@ -30,6 +30,7 @@ RUN_BY = {
     "make result": "tests/deploy/test_stacks.py::test_up_send_result_down",
     "make status": "tests/deploy/test_status.py::test_status_tells_each_state_of_a_stack",
     "make down": "tests/deploy/test_stacks.py::test_up_send_result_down",
+    "make urls": "tests/deploy/test_stacks.py::test_a_program_of_this_machine_gets_the_addresses",
     "make doctor": "tests/deploy/test_doctor.py::test_the_faults_of_a_stack",
     "make dead": "tests/deploy/test_embedded.py::test_what_cannot_be_run_is_listed_sent_back_and_dropped",
     "make logs": "tests/deploy/test_stacks.py::test_beat_sends_by_its_timetable",

@@ -1,0 +1,144 @@
+"""Whom the servers of a stack let in, and what the app's own user cannot do there, and `admin` can."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import amqp
+import pytest
+import requests
+from redis import Redis
+from redis.exceptions import RedisError
+
+from tests.deploy.conftest import Checkout
+from tests.deploy.conftest import checkout as checkout
+from tests.security.conftest import place_of
+from tests.security.test_containers import Running, docker
+from tests.security.test_containers import stack as stack
+
+#: Accounts that are tried first, and those of former versions of the kit.
+GUESSES = (("guest", "guest"), ("kit", "kit"), ("admin", "admin"), ("admin", "kit"), ("kit", ""), ("default", ""))
+REDIS: tuple[tuple[str, ...], ...] = (
+    ("CONFIG", "GET", "*"), ("CONFIG", "SET", "maxmemory-samples", "5"), ("ACL", "LIST"), ("ACL", "USERS"), ("CLIENT", "LIST"),
+    ("CLIENT", "KILL", "ID", "999999"), ("KEYS", "no-such*"), ("FLUSHDB",), ("MODULE", "LIST"), ("SLOWLOG", "GET"),
+    ("LATENCY", "LATEST"), ("BGREWRITEAOF",), ("LASTSAVE",), ("REPLICAOF", "NO", "ONE"), ("ROLE",), ("SORT", "no-such"),
+    ("SWAPDB", "14", "15"),
+)  # fmt: skip
+#: Of RabbitMQ's management interface: method, path, body.
+RABBITMQ: tuple[tuple[str, str, Any], ...] = (
+    ("GET", "users", None), ("GET", "definitions", None), ("GET", "permissions", None),
+    ("PUT", "users/other", {"password": "x", "tags": "administrator"}), ("DELETE", "users/other", None),
+    ("PUT", "vhosts/other", None), ("PUT", "permissions/other/kit", {"configure": ".*", "write": ".*", "read": ".*"}),
+    ("PUT", "vhost-limits/other/max-queues", {"value": 1}), ("DELETE", "vhosts/other", None),
+    ("PUT", "policies/kit/other", {"pattern": "^other$", "definition": {"max-length": 1}}),
+    ("DELETE", "policies/kit/other", None), ("PUT", "global-parameters/other", {"value": 1}),
+    ("DELETE", "global-parameters/other", None),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Door:
+    """A server of a stack, as a program of this machine reaches it."""
+
+    server: Running
+    url: str
+    passwords: dict[str, str]
+
+    def of(self, user: str, password: str | None = None) -> str:
+        """The address for another user, with the password that it has."""
+        scheme, _, rest = self.url.partition("://")
+        secret = quote(self.passwords[user] if password is None else password, safe="")
+        return f"{scheme}://{user}:{secret}@{rest.rpartition('@')[2]}"
+
+    @property
+    def is_redis(self) -> bool:
+        return self.url.startswith("redis")
+
+
+@pytest.fixture(scope="module")
+def doors(stack: list[Running], checkout: Checkout) -> list[Door]:
+    shown = dict(line.split("=", 1) for line in checkout.make("urls").stdout.splitlines())
+    by_service, found = {one.service: one for one in stack}, []
+    for name, service in (("CELERY_BROKER_URL", "broker"), ("CELERY_RESULT_BACKEND", "results")):
+        server = by_service.get(service) or by_service["broker"]
+        app, admin = (server.sh(f'cat "$KEYS/{user}"') for user in ("app", "admin"))
+        assert f":{app}@" in shown[name] and len(app) > 25 and len(admin) > 25 and app != admin
+        found.append(Door(server, shown[name], {"kit": app, "admin": admin}))
+    assert found[0].passwords["admin"] == shown["ADMIN_PASSWORD"]
+    return found
+
+
+def lets_in(url: str) -> bool:
+    """Whether a server lets a client do more than to ask whether it lives."""
+    with suppress(amqp.exceptions.AMQPError, RedisError, OSError):
+        if url.startswith("redis"):
+            return Redis.from_url(url).exists("no-such") == 0
+        with amqp.Connection(**place_of(url)) as connection:
+            return bool(connection.channel())
+    return False
+
+
+def test_no_guess_is_let_in(doors: list[Door]) -> None:
+    for door in doors:
+        assert lets_in(door.of("kit")) and lets_in(door.of("admin"))
+        assert not [guess for guess in GUESSES if lets_in(door.of(*guess))]
+        assert not (door.is_redis and lets_in(f"redis://{door.url.rpartition('@')[2]}"))
+
+
+def test_no_password_is_in_what_the_engine_shows(stack: list[Running], doors: list[Door]) -> None:
+    """Nor in the environment and the command of a process."""
+    secrets = {secret for door in doors for secret in door.passwords.values()}
+    for one in stack:
+        shown = json.dumps(one.facts) + docker("top", one.name) + one.sh("cat /proc/1/environ /proc/1/cmdline | tr '\\0' ' '")
+        assert "PATH=" in shown
+        assert not [secret for secret in secrets if secret in shown], one.service
+
+
+def test_passwords_are_read_by_whom_they_are_for(stack: list[Running]) -> None:
+    for one in stack:
+        if one.service in ("broker", "results"):
+            assert one.sh('stat -c %a "$KEYS" "$KEYS/app" "$KEYS/admin"').split() == ["700", "600", "600"]
+        elif one.service in ("worker", "beat", "flower", "exporter"):
+            assert one.sh("cat /keys/broker") and not one.sh("touch /keys/x /keys/broker 2>/dev/null && echo written", "0")
+        else:
+            assert not one.sh("ls /keys 2>/dev/null", "0")
+
+
+def _redis(door: Door, user: str, words: tuple[str, ...]) -> bool:
+    client: Any = Redis.from_url(door.of(user).rpartition("/")[0] + "/15")
+    try:
+        client.execute_command(*words)
+    except RedisError as error:
+        return "permission" not in str(error)  # such as of a wrong argument
+    return True
+
+
+def _rabbitmq(api: str, door: Door, user: str, call: tuple[str, str, Any]) -> bool:
+    method, path, body = call
+    account = (user, door.passwords[user])
+    return requests.request(method, f"{api}/{path}", json=body, auth=account, timeout=20).status_code not in (401, 403)
+
+
+def able(doors: list[Door], checkout: Checkout, user: str) -> tuple[list[str], int]:
+    """What a user can do of all that only an administrator may; and how much that is."""
+    api = f"http://127.0.0.1:{checkout.environ['RABBITMQ_MANAGEMENT_PORT']}/api"
+    found: dict[str, bool] = {}
+    for door in {door.server.name: door for door in doors}.values():
+        if door.is_redis:
+            found |= {" ".join(words): _redis(door, user, words) for words in REDIS}
+        else:
+            found |= {f"{call[0]} {call[1]}": _rabbitmq(api, door, user, call) for call in RABBITMQ}
+    return [what for what, can in found.items() if can], len(found)
+
+
+def test_the_apps_user_cannot_administrate(doors: list[Door], checkout: Checkout) -> None:
+    can, tried = able(doors, checkout, "kit")
+    assert not can and tried >= 15
+
+
+def test_an_administrator_can(doors: list[Door], checkout: Checkout) -> None:
+    """So that each attempt above is one that could succeed."""
+    can, tried = able(doors, checkout, "admin")
+    assert len(can) == tried
