@@ -130,11 +130,10 @@ def test_a_worker_of_this_machine_works_for_the_stack(checkout: Checkout, broker
     assert [message["subject"] for message in json.loads(mail)] == ["by hand"]
 
 
-#: A program of the user's own: plain Celery, with the addresses that it is given.
+#: A program of the user's own, with the addresses that it is given.
 OWN = """
-import os
-from celery import Celery
-app = Celery()
+from celery_kit import Kit
+app = Kit("own")
 print(app.send_task("mail.send_email", ["a@b.c", "from a program"]).get(timeout=30))
 """
 
