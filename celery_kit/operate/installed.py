@@ -11,8 +11,10 @@ from celery_kit.base import target
 from celery_kit.kit import install
 from celery_kit.profile import Profile
 
-if os.environ.get("BROKER"):
-    _servers = Profile.from_environ()
-    os.environ |= {"CELERY_BROKER_URL": _servers.broker_url, "CELERY_RESULT_BACKEND": _servers.result_backend}
+_unnamed = [name for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND") if not os.environ.get(name)]
+if _unnamed and os.environ.get("BROKER"):
+    _profile = Profile.from_environ()
+    _urls = {"CELERY_BROKER_URL": _profile.broker_url, "CELERY_RESULT_BACKEND": _profile.result_backend}
+    os.environ |= {name: _urls[name] for name in _unnamed}
 app = target.find(os.environ.get("APP") or "app")
 install(app)
