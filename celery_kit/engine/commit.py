@@ -260,7 +260,8 @@ class Commit:
 
     def _may_wait(self) -> bool:
         """Whether more tasks are running than have ended, so that the group can wait for them."""
-        young = self._since is not None and time.monotonic() - self._since < SECONDS
+        since = self._since  # once: another thread may write the group meanwhile
+        young = since is not None and time.monotonic() - since < SECONDS
         return young and len(self._acks) < min(COUNT, self._busy())
 
     def defer(self, send: Callable[[], None]) -> bool:

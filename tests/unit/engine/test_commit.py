@@ -568,3 +568,17 @@ def test_a_task_whose_result_others_go_with_brings_it_to_the_parent(
     request.on_success = MagicMock(__self__=request)
     apply(fast_trace_task, (), callback=request.on_success)
     assert sent == [target]
+
+
+def test_a_group_that_another_thread_writes_meanwhile_does_not_end_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Commit()
+    one._lazy = one._in_loop = True
+    one._since = 0.0
+
+    def written() -> float:
+        one._since = None
+        return 0.0
+
+    monkeypatch.setattr(commit, "time", SimpleNamespace(monotonic=written))
+    one.tick()
+    assert one._since is None
