@@ -38,14 +38,14 @@ IN_CONTAINERS = [broker.name for broker in BROKERS.values() if broker.compose_fi
 LOOK_SECONDS = 20.0
 
 
-def stack_of(broker: str) -> Stack:
+def _stack_of(broker: str) -> Stack:
     return Compose(broker) if BROKERS[broker].compose_file else Local()
 
 
 def meant() -> list[Stack]:
     """The stacks that a command may refer to: that of BROKER if it is given now; otherwise all, that of .env first."""
     given = os.environ.get("BROKER")
-    stack = stack_of(choose("BROKER", given, BROKERS)) if given else Local()
+    stack = _stack_of(choose("BROKER", given, BROKERS)) if given else Local()
     if given and given != dotenv_values(ROOT / ".env").get("BROKER"):
         return [stack]
     return [Compose(), Local()] if isinstance(stack, Compose) else [Local(), Compose()]
@@ -149,7 +149,7 @@ def up(
 ) -> None:
     """Start a stack and wait until it is healthy."""
     os.environ |= {"CELERY_WORKER_QUEUES": queues} if queues else {}  # a worker's own variable for --queues
-    stack = stack_of(broker)
+    stack = _stack_of(broker)
     _check(broker, pool, backend, 0 if codebase and isinstance(stack, Local) else TASK_TIME_LIMIT)
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
     if profiles and not isinstance(stack, Compose):

@@ -16,7 +16,7 @@ def add(x: int, y: int) -> int:
 
 @app.task(name="compat.slow")
 def slow(value: Any, seconds: float = 1.0) -> Any:
-    time.sleep(seconds)  # the work
+    time.sleep(seconds)  # the work of this task: as long as the test asks for
     return value
 
 

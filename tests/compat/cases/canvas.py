@@ -20,7 +20,7 @@ SPEEDS = (-1, 0, 1, 2)
 @app.task(name="canvas.leaf")
 def leaf(*given: Any, name: str, seconds: float = 0.0) -> list[Any]:
     """Its name and its arguments, so that a result shows its path through the canvas."""
-    time.sleep(seconds)  # the work
+    time.sleep(seconds)  # the work of this task: as long as the test asks for
     return [name, *given]
 
 
