@@ -20,7 +20,7 @@ help:         ## the commands of this file
 demo: env     ## real work on an embedded broker, no Docker; POOL= works here too
 	$(KIT) demo
 
-up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE= MONITOR=1; of your own code: APP= SOURCE= REQUIREMENTS=
+up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE= MONITOR=1 SECURE=1; of your own code: APP= SOURCE= REQUIREMENTS=
 	$(KIT) up
 
 down: env     ## stop the stack; VOLUMES=1 deletes its data too, in a terminal once you agree (YES=1)
@@ -37,6 +37,9 @@ result: env   ## a task's state and result: ID= [WAIT=10] [WATCH=1] [FORGET=1]
 
 status: env   ## broker, queues, workers and beat of the running stack
 	$(KIT) status
+
+certificates: env ## of stacks with SECURE=1; RENEW=1: new ones now, also on running servers; RENEW=ca: of a new authority
+	$(KIT) certificates
 
 urls: env     ## the servers' addresses for programs of this machine, with their passwords
 	$(KIT) urls

@@ -22,6 +22,8 @@ COMPRESSIONS = ("zlib", "bzip2", "lzma", "brotli", "zstd")
 #: fast: the kit's own transports and result writes; plain: Celery's and kombu's. Each reads the other's messages.
 ENGINES = ("fast", "plain")
 LOG_FORMATS = ("json", "text")
+#: TLS between all parts of a stack: 1: the servers show certificates; mutual: everybody else does, too.
+SECURE = ("1", "mutual")
 #: Celery's word, from 5.7 on, for as many tasks at once as fit the pool.
 AUTO = "auto"
 #: The time limit of this project's own tasks, in seconds. An app of the user's own has none unless it is set.
@@ -58,6 +60,7 @@ class Choices:
     redirect_stdouts: bool
     log_format: str
     data_dir: Path
+    secure: str
     publish_timeout: int
     spool: Path | None
     spool_most: int
@@ -105,6 +108,7 @@ class Choices:
             redirect_stdouts=choose("WORKER_REDIRECT_STDOUTS", value("WORKER_REDIRECT_STDOUTS", "1"), ("0", "1")) == "1",
             log_format=choose("LOG_FORMAT", value("LOG_FORMAT", "text"), LOG_FORMATS),
             data_dir=data_dir(environ),
+            secure=secure(environ),
             publish_timeout=whole_number("PUBLISH_TIMEOUT", value("PUBLISH_TIMEOUT", "10"), 1, 3_600, "seconds"),
             spool=_spool(value("SPOOL", "")),
             spool_most=whole_number("SPOOL_MOST", value("SPOOL_MOST", "10000"), 1, 10_000_000, "tasks"),
@@ -130,6 +134,12 @@ def stop_grace(environ: Mapping[str, str] = os.environ) -> int:
 def data_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """The folder that tasks read and write."""
     return Path(environ.get("DATA_DIR") or ".kit/data").resolve()
+
+
+def secure(environ: Mapping[str, str] = os.environ) -> str:
+    """One of :data:`SECURE`, or empty: the stack does without TLS."""
+    given = environ.get("SECURE")
+    return choose("SECURE", given, SECURE) if given else ""
 
 
 def max_deliveries(environ: Mapping[str, str] = os.environ) -> int:

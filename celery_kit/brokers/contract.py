@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import urlencode
 
 from celery_kit.base.capabilities import Limits
+from celery_kit.base.choices import secure
 from celery_kit.base.messages import Part
 from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Connection, Headers, Message, Options
@@ -43,6 +45,25 @@ def password(environ: Environ, role: str) -> str:
         return Path(file).read_text().strip()
     except (OSError, ValueError) as error:
         refuse(f"{role}_PASSWORD_FILE={file} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def tls(environ: Environ) -> str:
+    """What the URL of a stack's server ends with if SECURE is set: whom to trust, and what to show. Empty without it.
+
+    The server's certificate must be of an authority in `ca.pem` of the folder TLS_FOLDER, and for the server's name.
+    With SECURE=mutual, `client.pem` of that folder is shown. Refuses a file that is missing (one line, exit code 2).
+    """
+    if not (kind := secure(environ)):
+        return ""
+    folder = Path(environ.get("TLS_FOLDER") or "/tls")
+    files = {"ssl_ca_certs": folder / "ca.pem"}
+    if kind == "mutual":
+        files |= dict.fromkeys(("ssl_certfile", "ssl_keyfile"), folder / "client.pem")
+    for file in files.values():
+        if not file.is_file():
+            refuse(f"SECURE={kind} needs {file}, which is not there; TLS_FOLDER names its folder, 'make certificates' makes it")
+    given = {"ssl_cert_reqs": "required", "ssl_check_hostname": "true"} | {name: str(file) for name, file in files.items()}
+    return f"?{urlencode(given, safe='/')}"
 
 
 @dataclass(frozen=True)

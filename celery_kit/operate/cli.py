@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from dotenv import dotenv_values, load_dotenv
@@ -18,12 +18,14 @@ from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.operate.arguments import OF_DEAD
+from celery_kit.operate.options import backend_option, broker_option, codebase_options, pool_option, python_option
+from celery_kit.operate.stacks import certificates
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks.compose import Compose, build, image, image_size, prepare
 from celery_kit.operate.stacks.docker import EngineSilentError, Facts, others
 from celery_kit.operate.stacks.embedded import Local
 from celery_kit.operate.stacks.ports import published_ports
-from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, chosen, on_this_machine
+from celery_kit.operate.stacks.pythons import on_this_machine
 from celery_kit.pools.table import POOLS
 from celery_kit.profile import Profile, limits
 from celery_kit.results import BACKENDS
@@ -58,47 +60,6 @@ def running_stack() -> Stack:
         start, theirs = f"'make up', or 'make up BROKER={IN_CONTAINERS[0]} POOL=gevent'", others()
         refuse(f"no stack runs; start one with {start}{theirs and f'. Not of this checkout: {theirs}'}")
     return found
-
-
-def choice(name: str, values: dict[str, Any], default: str) -> Any:
-    """A click option that takes one of the names in `values`, by `--name` or by the environment variable NAME."""
-    return click.option(
-        f"--{name}", type=click.Choice(list(values)), default=default, envvar=name.upper(), show_default=True, show_envvar=True
-    )
-
-
-broker_option = choice("broker", BROKERS, "embedded")
-pool_option = choice("pool", POOLS, "prefork")
-backend_option = choice("backend", BACKENDS, "redis")
-
-
-def _python(context: click.Context, option: click.Parameter, given: str | None) -> None:
-    os.environ |= {"PYTHON": given} if given else {}
-    chosen(os.environ)
-
-
-#: Its value is not passed on: image names depend on PYTHON in the environment (celery_kit/operate/stacks/compose.py).
-python_option = click.option(
-    "--python", envvar="PYTHON", callback=_python, expose_value=False, help=f"of images: {', '.join(PYTHONS)}; else {DEFAULT}"
-)
-
-
-def _codebase(context: click.Context, option: click.Parameter, given: str | None) -> codebases.Codebase | None:
-    named = {"APP": given or "", **{name: context.params.pop(name, None) or "" for name in codebases.NOTED[1:]}}
-    return codebases.chosen({name.upper(): value for name, value in named.items()})
-
-
-def codebase_options(command: Any) -> Any:
-    """Add the options for APP, SOURCE, REQUIREMENTS and ENV_FILE. The command gets `codebase`; None: the app in app/."""
-    paths = (
-        ("env_file", "a file with the variables that its code reads, one NAME=value a line"),
-        ("requirements", "its requirements.txt"),
-        ("source", "the folder that it is imported from"),
-    )
-    for name, what in paths:
-        command = click.option(f"--{name.replace('_', '-')}", envvar=name.upper(), is_eager=True, help=what)(command)
-    app = click.option("--app", "codebase", envvar="APP", callback=_codebase, help="your own Celery app, as module:app")
-    return app(command)
 
 
 def _check(broker: str, pool: str, backend: str, limit: int) -> None:
@@ -136,6 +97,7 @@ def cli() -> None:
     envvar="QUEUES",
     help="the queues that the workers consume, between commas; default: those of the app's settings",
 )
+@click.option("--secure", envvar="SECURE", help="1: TLS between all parts; mutual: with certificates on both sides")
 @codebase_options
 def up(
     broker: str,
@@ -144,6 +106,7 @@ def up(
     scale: int,
     monitor: bool,
     grafana: bool,
+    secure: str | None,
     queues: str | None,
     codebase: codebases.Codebase | None,
 ) -> None:
@@ -152,11 +115,10 @@ def up(
     stack = _stack_of(broker)
     _check(broker, pool, backend, 0 if codebase and isinstance(stack, Local) else TASK_TIME_LIMIT)
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
-    if profiles and not isinstance(stack, Compose):
-        refuse(
-            f"{profiles[-1].upper()}=1 needs a stack of containers: {' or '.join(f'BROKER={name}' for name in IN_CONTAINERS)}"
-        )
+    contained = [f"{name.upper()}=1" for name in profiles] + ([f"SECURE={secure}"] if secure else [])
     if not isinstance(stack, Compose):
+        if contained:
+            refuse(f"{contained[-1]} needs a stack of containers: {' or '.join(f'BROKER={name}' for name in IN_CONTAINERS)}")
         _on_this_machine()
     options = (profiles,) if isinstance(stack, Compose) else ()
     started = stack.up(pool, backend, scale, codebase, *options)
@@ -260,6 +222,15 @@ def urls() -> None:
     click.echo("\n".join(f"{name}={os.environ[name]}" for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")))
     if isinstance(stack, Compose):
         click.echo(f"ADMIN_PASSWORD={stack.admin_password(inspected)}")
+
+
+@cli.command("certificates")
+@click.option("--renew", type=click.Choice(["1", "ca"]), envvar="RENEW", help="new ones now; ca: with a new authority")
+def certify(renew: str | None) -> None:
+    """Make the certificates of stacks with SECURE=1, or renew them; running servers take them at once."""
+    certificates.say(certificates.renew(renew == "ca") if renew else certificates.ensure())
+    if isinstance(stack := next((one for one in meant() if one.running()), None), Compose):
+        click.echo("".join(f"{name} uses its new certificate\n" for name in stack.reload()), nl=False)
 
 
 @cli.command()

@@ -161,6 +161,7 @@ class Transport:
     client: Any
     connection_errors: tuple[type[Exception], ...]
 
+    def establish_connection(self) -> Connection: ...
     def register_with_event_loop(self, connection: Connection, loop: Hub) -> None: ...
 
 class SecureTransport(Transport):

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from celery_kit.base.capabilities import DOCS, Limit
 from celery_kit.base.types import Connection, Options
-from celery_kit.brokers.contract import Broker, Environ, password
+from celery_kit.brokers.contract import Broker, Environ, password, tls
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
 from celery_kit.engine.parts import engine, on
@@ -29,7 +29,8 @@ def url(environ: Environ) -> str:
     secret = environ.get("RABBITMQ_DEFAULT_PASS") or password(environ, "BROKER") or "kit"
     user, vhost = (environ.get(f"RABBITMQ_DEFAULT_{part}") or "kit" for part in ("USER", "VHOST"))
     user, secret, vhost = (quote(part, safe="") for part in (user, secret, vhost))
-    return f"amqp://{user}:{secret}@broker:5672/{vhost}"
+    secured = tls(environ)
+    return f"amqp{secured and 's'}://{user}:{secret}@broker:5672/{vhost}{secured}"
 
 
 def settings(profile: "Choices") -> Options:

@@ -7,6 +7,8 @@ Source: RabbitMQ's HTTP API reference, GET /api/queues/{vhost}.
 
 import json
 from base64 import b64encode
+from collections.abc import Mapping
+from ssl import CERT_NONE, SSLContext, create_default_context
 from typing import TYPE_CHECKING, cast
 from urllib.error import URLError
 from urllib.parse import quote
@@ -29,13 +31,30 @@ OLDEST = 4
 
 
 def management(connection: Connection, environ: Environ, path: str) -> list[Headers]:
-    """The objects at /api/`path`, read with the broker's own account. Raises OSError if the interface does not answer."""
-    port, host = environ.get("RABBITMQ_MANAGEMENT_PORT") or "15672", connection.hostname or ""
+    """The objects at /api/`path`, read with the broker's own account. Raises OSError if the interface does not answer.
+
+    Over TLS if the connection is, with the same certificates.
+    """
+    secured, host = vars(connection)["ssl"], connection.hostname or ""
     host = f"[{host}]" if ":" in host else host
-    url = environ.get("RABBITMQ_MANAGEMENT_URL") or f"http://{host}:{port}"
+    port = environ.get("RABBITMQ_MANAGEMENT_PORT") or ("15671" if secured else "15672")
+    url = environ.get("RABBITMQ_MANAGEMENT_URL") or f"http{'s' if secured else ''}://{host}:{port}"
     account = b64encode(f"{connection.userid}:{connection.password}".encode()).decode()
-    with urlopen(Request(f"{url}/api/{path}", headers={"Authorization": f"Basic {account}"}), timeout=PATIENCE) as answer:
+    request = Request(f"{url}/api/{path}", headers={"Authorization": f"Basic {account}"})
+    context = _context(secured if isinstance(secured, Mapping) else {}) if url.startswith("https:") else None
+    with urlopen(request, timeout=PATIENCE, context=context) as answer:
         return cast(list[Headers], json.load(answer))
+
+
+def _context(options: Mapping[str, object]) -> SSLContext:
+    """What py-amqp's options of TLS say, for another connection. Without any, the system's authorities are trusted."""
+    trusted, shown, key = (str(options.get(name) or "") for name in ("ca_certs", "certfile", "keyfile"))
+    context = create_default_context(cafile=trusted or None)
+    if options.get("cert_reqs") == CERT_NONE:
+        context.check_hostname, context.verify_mode = False, CERT_NONE
+    if shown:
+        context.load_cert_chain(shown, key or None)
+    return context
 
 
 def facts(app: Celery, connection: Connection, environ: Environ) -> Server:

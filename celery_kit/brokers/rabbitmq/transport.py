@@ -219,4 +219,14 @@ class Transport(KombusTransport):
 
 
 class SecureTransport(Transport, KombusSecureTransport):
-    """The same over TLS."""
+    """The same over TLS. A URL may have the parameters that kombu reads from Redis's: `amqps://…?ssl_ca_certs=/ca.pem`."""
+
+    def establish_connection(self) -> KombusConnection:
+        """Connect. What the URL says of TLS is put in py-amqp's words, which Celery's setting broker_use_ssl has too."""
+        given = self.client.ssl
+        if isinstance(given, dict):
+            options = {name.removeprefix("ssl_"): value for name, value in given.items()}
+            if options.pop("check_hostname", False):
+                options.setdefault("server_hostname", None)  # kombu puts the host's name there
+            self.client.ssl = options
+        return super().establish_connection()

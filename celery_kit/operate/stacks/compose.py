@@ -25,6 +25,7 @@ from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.observe.beat import TIMETABLE
+from celery_kit.operate.stacks import certificates
 from celery_kit.operate.stacks.codebase import ABOUT, NOTED, About, Codebase, Started, refuse_packages
 from celery_kit.operate.stacks.docker import (
     Container,
@@ -53,7 +54,7 @@ FORMER_NAME = "celery-kit"
 SHARED = (
     "BROKER", "BACKEND", "POOL", "ENGINE", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TASK_SERIALIZER", "ACCEPT_CONTENT",
     "TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT", "MAX_DELIVERIES", "DELIVERY", "RESULT_EXPIRES", "TIMEZONE", "SMTP_HOST",
-    "SMTP_PORT", "CELERY_WORKER_QUEUES",
+    "SMTP_PORT", "CELERY_WORKER_QUEUES", "SECURE",
 )  # fmt: skip
 
 
@@ -230,6 +231,7 @@ class Compose:
         if profiles:
             os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
             monitor_password()
+        os.environ |= certificates.variables()
         prepare()
         former = not self.data() and any(not one.owner for one in volumes(FORMER_NAME))
         own = _own()
@@ -253,19 +255,9 @@ class Compose:
         check_ports(services, self._containers())
         make_volumes(self.project, config)
         started = self._compose(
-            *files,
-            "up",
-            "--detach",
-            "--build",
-            "--remove-orphans",
-            "--wait",
-            "--wait-timeout",
-            WAIT_SECONDS,
-            "--scale",
-            f"worker={scale}",
-            *services,
-            env=environ,
-        )
+            *files, "up", "--detach", "--build", "--remove-orphans", "--wait", "--wait-timeout", WAIT_SECONDS,
+            "--scale", f"worker={scale}", *services, env=environ,
+        )  # fmt: skip
         if started.returncode:
             self._compose("logs", "--no-color", "--tail", "15")
             ended = self._compose("down", capture_output=True)
@@ -321,6 +313,7 @@ class Compose:
         smtp = ports.get((theirs.get("SMTP_HOST", ""), int(theirs.get("SMTP_PORT") or 0)))
         environ |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp)} if smtp else {}
         environ["SMS_GATEWAY_URL"] = from_here(theirs.get("SMS_GATEWAY_URL", ""), ports)
+        environ |= {"TLS_FOLDER": str(certificates.FOLDER / "client")} if environ.get("SECURE") else {}
         profile = Profile.from_environ(environ | _passwords(inspected, theirs))
         environ["CELERY_BROKER_URL"] = from_here(profile.broker_url, ports)
         environ["CELERY_RESULT_BACKEND"] = from_here(profile.result_backend, ports)
@@ -331,6 +324,10 @@ class Compose:
         """The password of the servers' user `admin`. Empty if the broker does not run."""
         broker = next((one["Id"] for one in inspected if service_of(one) == "broker" and one["State"]["Running"]), "")
         return ask("docker", "exec", broker, "sh", "-c", 'cat "$KEYS/admin"').stdout.strip() if broker else ""
+
+    def reload(self) -> list[str]:
+        """Have its servers read their certificates again, and return their names. Refuses if one does not."""
+        return certificates.reload(one for one in self.inspected() if one["State"]["Running"])
 
     def seen(self, inspected: list[Facts]) -> Callable[[str], str]:
         """A function that translates a server's address in the stack into its address on this machine."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import quote
 
 from celery_kit.base.types import Options, ResultBackend
-from celery_kit.brokers.contract import Broker, Environ, password
+from celery_kit.brokers.contract import Broker, Environ, password, tls
 from celery_kit.fixes import needed
 from celery_kit.results.contract import Backend
 from celery_kit.results.waits import listen, listen_again
@@ -32,7 +32,8 @@ def url(environ: Environ, broker: Broker) -> str:
     if broker.results_url:
         return broker.results_url(environ)
     secret = quote(password(environ, "RESULTS"), safe="")
-    return f"redis://{secret and f'kit:{secret}@'}results:6379/1"
+    secured = tls(environ)
+    return f"redis{secured and 's'}://{secret and f'kit:{secret}@'}results:6379/1{secured}"
 
 
 def settings(_: "Choices") -> Options:

@@ -2,6 +2,8 @@
 # Starts the server with its users and its virtual host, as definitions that it loads. `kit`: the app's, with all rights in the
 # virtual host, and none to administrate; `admin`: all rights.
 set -eu
+# Its certificate again: `make certificates RENEW=1`.
+[ "${1:-}" != reload ] || exec rabbitmqctl --quiet eval 'ssl:clear_pem_cache().'
 # shellcheck source=/dev/null
 . /usr/local/lib/celery-kit/keys.sh
 own=$KEYS
@@ -26,5 +28,8 @@ cat > "$own/definitions.json" <<JSON
  "permissions": [$(may "$(json "$user")"), $(may admin)]}
 JSON
 share "$own/app" "$KEY"
+# Read by listeners-tls.conf.
+export TLS_VERIFY=verify_none TLS_ASKED=false
+[ "${SECURE:-}" != mutual ] || export TLS_VERIFY=verify_peer TLS_ASKED=true
 unset RABBITMQ_DEFAULT_USER RABBITMQ_DEFAULT_PASS RABBITMQ_DEFAULT_VHOST ADMIN_PASSWORD
 exec docker-entrypoint.sh rabbitmq-server

@@ -43,6 +43,7 @@ RUN_BY = {
 }
 #: The same, of commands that only other pages name.
 RUN_BY_TOO = {
+    "make certificates": "tests/security/test_tls.py::test_new_certificates_while_tasks_run",
     "make wheel": "tests/examples/conftest.py::python",
     "make forward": (
         "tests/producer/test_spool.py::test_a_task_is_accepted_while_the_broker_is_away_and_forwarded_by_a_command"

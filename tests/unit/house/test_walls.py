@@ -130,7 +130,7 @@ ROOMS = {
     "results/rpc.py": "a link into Celery's documentation",
     "engine/parts.py": "what each of the engine's parts is called",
     "profile.py": "the combination where nobody chooses",
-    "operate/cli.py": "the same default, for a stack",
+    "operate/options.py": "the same default, for a stack",
     "operate/stacks/embedded.py": "the embedded broker's pid file",
 }
 

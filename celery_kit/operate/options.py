@@ -1,0 +1,53 @@
+"""The options that several commands of `make` share. Each is given by name or by the environment."""
+
+import os
+from typing import Any
+
+import click
+
+from celery_kit.brokers import BROKERS
+from celery_kit.operate.stacks import codebase as codebases
+from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, chosen
+from celery_kit.pools.table import POOLS
+from celery_kit.results import BACKENDS
+
+
+def choice(name: str, values: dict[str, Any], default: str) -> Any:
+    """A click option that takes one of the names in `values`, by `--name` or by the environment variable NAME."""
+    return click.option(
+        f"--{name}", type=click.Choice(list(values)), default=default, envvar=name.upper(), show_default=True, show_envvar=True
+    )
+
+
+broker_option = choice("broker", BROKERS, "embedded")
+pool_option = choice("pool", POOLS, "prefork")
+backend_option = choice("backend", BACKENDS, "redis")
+
+
+def _python(context: click.Context, option: click.Parameter, given: str | None) -> None:
+    os.environ |= {"PYTHON": given} if given else {}
+    chosen(os.environ)
+
+
+#: Its value is not passed on: image names depend on PYTHON in the environment (celery_kit/operate/stacks/compose.py).
+python_option = click.option(
+    "--python", envvar="PYTHON", callback=_python, expose_value=False, help=f"of images: {', '.join(PYTHONS)}; else {DEFAULT}"
+)
+
+
+def _codebase(context: click.Context, option: click.Parameter, given: str | None) -> codebases.Codebase | None:
+    named = {"APP": given or "", **{name: context.params.pop(name, None) or "" for name in codebases.NOTED[1:]}}
+    return codebases.chosen({name.upper(): value for name, value in named.items()})
+
+
+def codebase_options(command: Any) -> Any:
+    """Add the options for APP, SOURCE, REQUIREMENTS and ENV_FILE. The command gets `codebase`; None: the app in app/."""
+    paths = (
+        ("env_file", "a file with the variables that its code reads, one NAME=value a line"),
+        ("requirements", "its requirements.txt"),
+        ("source", "the folder that it is imported from"),
+    )
+    for name, what in paths:
+        command = click.option(f"--{name.replace('_', '-')}", envvar=name.upper(), is_eager=True, help=what)(command)
+    app = click.option("--app", "codebase", envvar="APP", callback=_codebase, help="your own Celery app, as module:app")
+    return app(command)
