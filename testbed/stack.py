@@ -12,9 +12,10 @@ import requests
 from dotenv import dotenv_values
 
 from celery_kit.base.target import ROOT
+from celery_kit.operate.stacks import certificates
 from celery_kit.operate.stacks.compose import of_python
 from testbed.servers import SERVERS
-from testbed.servers.contract import APP, PASSWORD
+from testbed.servers.contract import APP, PASSWORD, secured
 
 #: The name of the session, the same in all of its processes. Everything that it starts is labelled with it.
 SESSION = os.environ.setdefault("CELERY_KIT_TEST_SESSION", f"celery-kit-test-{os.getpid()}")
@@ -48,6 +49,7 @@ class Stack:
             "COMPOSE_PROJECT_NAME": self.project,
             **{name: PASSWORD for server in SERVERS.values() for name in server.container.passwords},
             **dict.fromkeys(PORTS, "0"),
+            **certificates.variables(),
         }
         # The results server is a separate service, or the broker with that name as an alias.
         self.results = "results" if "results" in self.run("config", "--services").split() else "broker"
@@ -88,7 +90,7 @@ class Stack:
 
     def results_url(self, database: int) -> str:
         """The URL of a database of its results server on this machine."""
-        return f"redis://{APP}:{PASSWORD}@127.0.0.1:{self.port(6379, self.results)}/{database}"
+        return secured(f"redis://{APP}:{PASSWORD}@127.0.0.1:{self.port(6379, self.results)}/{database}")
 
     def container(self, service: str) -> Any:
         """A service's container, as an object of the Docker client."""

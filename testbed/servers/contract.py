@@ -1,14 +1,36 @@
 """What the package of a broker with a server provides for the tests and the benchmark."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from celery import Celery
+
+from celery_kit.base.choices import secure
+from celery_kit.brokers.contract import tls
+from celery_kit.operate.stacks import certificates
 
 Command = tuple[str, ...]
 #: The users that servers have, and the password that tests and the benchmark give both. A stack of `make up` makes its own.
 APP, ADMIN, PASSWORD = "kit", "admin", "kit"
+#: With SECURE set, stacks of tests are as those of `make up` with it, and what tests ask of them goes over TLS too.
+SECURE = secure()
+TLS_FOLDER = certificates.FOLDER / "client"
+if SECURE:
+    os.environ["TLS_FOLDER"] = str(TLS_FOLDER)  # for the processes of this machine
+#: What HTTP clients trust.
+TRUSTED = str(TLS_FOLDER / "ca.pem") if SECURE else True
+
+
+def secured(url: str, folder: str | Path = TLS_FOLDER) -> str:
+    """The URL of a stack's server as a client needs it that finds certificates in `folder`: with SECURE, that of TLS."""
+    ends = tls(os.environ).replace(quote(str(TLS_FOLDER)), str(folder))
+    return f"{url.replace('://', 's://', 1)}{ends}" if ends else url
+
+
 #: The host's port for one of the container's.
 Port = Callable[[int], int]
 

@@ -7,30 +7,30 @@ from urllib.parse import quote
 import requests
 
 from celery_kit.base.target import ROOT
-from testbed.servers.contract import ADMIN, APP, PASSWORD, Container, Faults, Port, Server
+from testbed.servers.contract import ADMIN, APP, PASSWORD, TRUSTED, Container, Faults, Port, Server
 
 
 def virtual_host(api: str, name: str) -> str:
     """Create a virtual host for the stacks' account, by RabbitMQ's management interface at the URL `api`. Returns its name."""
     rights = {"configure": ".*", "write": ".*", "read": ".*"}
     for path, body in ((f"vhosts/{name}", None), (f"permissions/{name}/{APP}", rights)):
-        requests.put(f"{api}/{path}", json=body, auth=(ADMIN, PASSWORD), timeout=30).raise_for_status()
+        requests.put(f"{api}/{path}", json=body, auth=(ADMIN, PASSWORD), timeout=30, verify=TRUSTED).raise_for_status()
     return name
 
 
 def _api(port: Port) -> str:
-    return f"http://127.0.0.1:{port(15672)}/api"
+    return f"http{'' if TRUSTED is True else 's'}://127.0.0.1:{port(15672)}/api"
 
 
 def _version(port: Port) -> str:
-    found = requests.get(f"{_api(port)}/overview", auth=(APP, PASSWORD), timeout=10).json()
+    found = requests.get(f"{_api(port)}/overview", auth=(APP, PASSWORD), timeout=10, verify=TRUSTED).json()
     return f"RabbitMQ {found['rabbitmq_version']}"
 
 
 def _no_connections(port: Port) -> Callable[[], Any]:
     api = _api(port)
     session = requests.Session()
-    session.auth = (ADMIN, PASSWORD)
+    session.auth, session.verify = (ADMIN, PASSWORD), TRUSTED
     limit = f"{api}/vhost-limits/kit/max-connections"
     session.put(limit, json={"value": 0}, timeout=10).raise_for_status()
     for connection in session.get(f"{api}/connections", timeout=10).json():

@@ -9,13 +9,14 @@ from redis import Redis
 
 from celery_kit.base.target import ROOT
 from celery_kit.brokers.redis.facts import product_of
-from testbed.servers.contract import ADMIN, APP, PASSWORD, Container, Faults, Port, Server
+from testbed.servers.contract import ADMIN, APP, PASSWORD, Container, Faults, Port, Server, secured
 
 RESTORE_AFTER = 20  # seconds; of plain Celery, and somewhat more than the kit's workers take by default
 
 
 def _version(port: Port) -> str:
-    return " ".join(product_of(Redis(port=port(6379), username=APP, password=PASSWORD).info("server")))
+    url = secured(f"redis://{APP}:{PASSWORD}@127.0.0.1:{port(6379)}/0")
+    return " ".join(product_of(Redis.from_url(url).info("server")))
 
 
 def _restore_visible(app: Celery) -> None:

@@ -1,27 +1,70 @@
-"""Keys and certificates for signed messages."""
+"""Keys and certificates: for signed messages, and for servers."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+
+PEM = serialization.Encoding.PEM
 
 
-@cache
-def _key(_name: str) -> rsa.RSAPrivateKey:
+def _new_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
+
+
+_key = cache(lambda _name: _new_key())
+
+
+def _private(key: rsa.RSAPrivateKey) -> bytes:
+    return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def _name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def certificate(name: str, valid: float = 3_600) -> tuple[bytes, bytes]:
     """The RSA key of that name, and a new certificate for it, in PEM. The certificate is valid for some seconds from now."""
-    key, named, now = _key(name), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]), datetime.now(UTC)
+    key, named, now = _key(name), _name(name), datetime.now(UTC)
     made = (
         x509.CertificateBuilder(named, named, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(seconds=valid))
         .sign(key, hashes.SHA256())
     )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return private, made.public_bytes(pem)
+    return _private(key), made.public_bytes(PEM)
+
+
+class Authority:
+    """A certificate authority, as a company has one. `pem`: its certificate."""
+
+    def __init__(self) -> None:
+        self.key, self.name, now = _new_key(), _name("an authority"), datetime.now(UTC)
+        self.usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+        self.made = (
+            x509.CertificateBuilder(self.name, self.name, self.key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=10))
+            .not_valid_after(now + timedelta(days=10))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(self.usage, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+        self.pem = self.made.public_bytes(PEM)
+
+    def signs(self, names: Sequence[str], days: int = 5) -> tuple[bytes, bytes]:
+        """A server's key and certificate, in PEM, for these names. It ends in so many days, or ended so many days ago."""
+        key, now = _key("a server"), datetime.now(UTC)
+        made = (
+            x509.CertificateBuilder(self.name, _name("a server"), key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=9))
+            .not_valid_after(now + timedelta(days=days))
+            .add_extension(x509.SubjectAlternativeName(list(map(x509.DNSName, names))), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+        return _private(key), made.public_bytes(PEM)

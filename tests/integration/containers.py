@@ -30,7 +30,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.compose import image
 from testbed import deployed
 from testbed.servers import SERVERS
-from testbed.servers.contract import APP, PASSWORD
+from testbed.servers.contract import APP, PASSWORD, SECURE, TLS_FOLDER, secured
 from testbed.stack import SESSION, Stack
 from tests.harness.combinations import COMBINATIONS, Combination
 from tests.harness.containers import LABELS
@@ -43,6 +43,8 @@ FOLDER = Path("/tmp") / SESSION
 PROBES = Path(__file__).with_name("probes")
 #: The engine that the workers and the producer run on.
 ENGINE = choose("ENGINE", os.environ.get("ENGINE") or ENGINES[0], ENGINES)
+#: As deploy/compose/app.yaml mounts them; without SECURE, an empty folder.
+CERTIFICATES = (str(TLS_FOLDER if SECURE else ROOT / "deploy/compose/without-tls/client"), "/tls", "ro")
 ROLES: dict[str, dict[str, str]] = {
     # What a user starts. Every test may use it, none may disturb it.
     "main": {},
@@ -166,7 +168,7 @@ class Running:
             "BACKEND": self.combination.backend.name,
             "POOL": self.combination.pool.name,
             "ENGINE": ENGINE,
-            "CELERY_BROKER_URL": self.server.url.format(host="127.0.0.1", port=port, namespace=self.namespace),
+            "CELERY_BROKER_URL": secured(self.server.url.format(host="127.0.0.1", port=port, namespace=self.namespace)),
             "ACCEPT_CONTENT": "json",
         }
         if self.combination.backend.has_server:
@@ -174,13 +176,13 @@ class Running:
 
     def start(self, role: str, **environ: str) -> Worker:
         """Start a worker container of a role (:data:`ROLES`); does not wait until it consumes."""
-        url = self.server.url.format(host="broker", port=self.server.port, namespace=self.namespace)
+        url = secured(self.server.url.format(host="broker", port=self.server.port, namespace=self.namespace), "/tls")
         beat = self.data / f"heartbeat.{role}"
         beat.unlink(missing_ok=True)
         given = {**ROLES.get(role, {}), "HEARTBEAT_FILE": f"/data/{beat.name}", **environ}
         options = given.pop("OPTIONS", "").split()
         if not self.combination.backend.claims:  # @once needs a store then
-            given.setdefault("ONCE_URL", f"redis://{APP}:{PASSWORD}@results:6379/1")
+            given.setdefault("ONCE_URL", secured(f"redis://{APP}:{PASSWORD}@results:6379/1", "/tls"))
         rights = deployed.rights()
         folders = rights.pop("tmpfs")  # which this client has an attribute for
         container = (
@@ -188,8 +190,10 @@ class Running:
             .with_envs(
                 **{"BROKER": self.combination.broker.name, "BACKEND": self.combination.backend.name},
                 **{"CELERY_BROKER_URL": url, "RESULTS_PASSWORD": PASSWORD, "ENGINE": ENGINE, "REPORT_MEGABYTES": "1", **given},
+                SECURE=SECURE,
             )
             .with_volume_mapping(str(self.data), "/data", "rw")
+            .with_volume_mapping(*CERTIFICATES)
             .with_kwargs(network=self.stack.network, labels=LABELS, healthcheck={"test": ["NONE"]}, **rights)
             .with_command(["python", "-m", "app.worker", "--hostname", f"{role}@%h", *options])
         )

@@ -9,6 +9,7 @@ import docker
 from kombu.utils.uuid import uuid
 
 from celery_kit.operate.stacks.compose import image
+from testbed.servers.contract import secured
 from testbed.stack import SESSION
 from tests.harness.containers import LABEL
 from tests.harness.waiting import until
@@ -130,7 +131,9 @@ def test_probe_of_a_frozen_worker(cell: Cell) -> None:
 def test_probe_of_a_worker_without_its_broker(cell: Cell) -> None:
     """A worker that lost its broker is not ready, but alive: to replace it would not help. With its broker it comes back."""
     name = f"link-{uuid()}"
-    url = cell.running.server.url.format(host=name, port=cell.running.server.port, namespace=cell.running.namespace)
+    server = cell.running.server
+    url = secured(server.url.format(host=name, port=server.port, namespace=cell.running.namespace), "/tls")
+    url = url.replace("ssl_check_hostname=true", "ssl_check_hostname=false")  # the certificate is for `broker`
     with link(cell, name) as way, probed(cell, CELERY_BROKER_URL=url) as (_, queue, probe):
         way.kill()
         until("the probe sees it", lambda: probe.says() == (False, True), WAIT)
