@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from celery import Celery
 
@@ -20,14 +20,20 @@ APP, ADMIN, PASSWORD = "kit", "admin", "kit"
 SECURE = secure()
 TLS_FOLDER = certificates.FOLDER / "client"
 if SECURE:
+    certificates.variables()  # makes them
     os.environ["TLS_FOLDER"] = str(TLS_FOLDER)  # for the processes of this machine
 #: What HTTP clients trust.
 TRUSTED = str(TLS_FOLDER / "ca.pem") if SECURE else True
 
 
 def secured(url: str, folder: str | Path = TLS_FOLDER) -> str:
-    """The URL of a stack's server as a client needs it that finds certificates in `folder`: with SECURE, that of TLS."""
+    """The URL of a stack's server as a client needs it that finds certificates in `folder`: with SECURE, that of TLS.
+
+    Names of servers of the tests alone are in no certificate.
+    """
     ends = tls(os.environ).replace(quote(str(TLS_FOLDER)), str(folder))
+    if urlsplit(url).hostname not in certificates.NAMES:
+        ends = ends.replace("ssl_check_hostname=true", "ssl_check_hostname=false")
     return f"{url.replace('://', 's://', 1)}{ends}" if ends else url
 
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import requests
 
 from celery_kit.base.target import ROOT
-from testbed.servers.contract import ADMIN, APP, PASSWORD, TRUSTED, Container, Faults, Port, Server
+from testbed.servers.contract import ADMIN, APP, PASSWORD, SECURE, TRUSTED, Container, Faults, Port, Server
 
 
 def virtual_host(api: str, name: str) -> str:
@@ -50,6 +50,7 @@ server = Server(
         uid=999,
         files={
             str(ROOT / "deploy/brokers/rabbitmq/celery-kit.conf"): "/etc/rabbitmq/conf.d/20-celery-kit.conf",
+            str(ROOT / f"deploy/brokers/rabbitmq/listeners{SECURE and '-tls'}.conf"): "/etc/rabbitmq/conf.d/21-listeners.conf",
             str(ROOT / "deploy/brokers/rabbitmq/start.sh"): "/usr/local/bin/start.sh",
             str(ROOT / "deploy/compose/keys.sh"): "/usr/local/lib/celery-kit/keys.sh",
         },

@@ -9,7 +9,7 @@ from redis import Redis
 
 from celery_kit.base.target import ROOT
 from celery_kit.brokers.redis.facts import product_of
-from testbed.servers.contract import ADMIN, APP, PASSWORD, Container, Faults, Port, Server, secured
+from testbed.servers.contract import ADMIN, APP, PASSWORD, SECURE, Container, Faults, Port, Server, secured
 
 RESTORE_AFTER = 20  # seconds; of plain Celery, and somewhat more than the kit's workers take by default
 
@@ -40,8 +40,8 @@ def _put_items(app: Celery, queue: str) -> int:
 
 
 def _no_connections(port: Port) -> Callable[[], Any]:
-    account: dict[str, Any] = {"username": ADMIN, "password": PASSWORD}
-    redis = Redis(port=port(6379), socket_timeout=5, single_connection_client=True, **account)  # the only one that stays
+    url = secured(f"redis://{ADMIN}:{PASSWORD}@127.0.0.1:{port(6379)}/0")
+    redis = Redis.from_url(url, socket_timeout=5, single_connection_client=True)  # the only one that stays
     redis.config_set("maxclients", 1)
     for kind in ("normal", "pubsub"):
         redis.client_kill_filter(skipme=True, _type=kind)
@@ -57,7 +57,8 @@ def of_protocol(name: str, image: str) -> Server:
     """The row of a server with Redis's protocol. `name`: the prefix of its programs and files, and the name of its user."""
     inside = f"/usr/local/etc/{name}/{name}.conf"
     as_admin = ("--user", ADMIN, "--pass", PASSWORD, "--no-auth-warning")
-    set_memory = (f"{name}-cli", *as_admin, "config", "set", "maxmemory")
+    by = ("-s", "/tmp/redis.sock") if SECURE else ()  # deploy/brokers/redis/start.sh
+    set_memory = (f"{name}-cli", *by, *as_admin, "config", "set", "maxmemory")
     return Server(
         url=f"redis://{APP}:{PASSWORD}@{{host}}:{{port}}/{{namespace}}",
         port=6379,

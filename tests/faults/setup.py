@@ -24,7 +24,7 @@ from celery_kit.operate.stacks.compose import image, of_python, settings
 from celery_kit.pools.table import Pool
 from testbed import deployed
 from testbed.servers import SERVERS
-from testbed.servers.contract import APP, PASSWORD
+from testbed.servers.contract import APP, PASSWORD, SECURE, TLS_FOLDER, secured
 from testbed.stack import SESSION
 from tests.faults.ledger import Ledger
 from tests.harness.containers import LABELS
@@ -113,15 +113,16 @@ class Setup:
         else:
             self.results_port = published[f"{port}/tcp"][1]
         variable, default = server.image
+        files = server.files | ({str(TLS_FOLDER.with_name("server")): "/tls"} if SECURE else {})
         container = self._container(
             role,
             self.images.get(variable, default),
             list(server.command) or None,
             hostname=role,
             user=str(server.uid),
-            environment={**server.environment, **dict.fromkeys(server.passwords, PASSWORD), "KEY": role},
+            environment={**server.environment, **dict.fromkeys(server.passwords, PASSWORD), "KEY": role, "SECURE": SECURE},
             ports=published,
-            mounts=[*mounts, *(Mount(inside, host, "bind", read_only=True) for host, inside in server.files.items())],
+            mounts=[*mounts, *(Mount(inside, host, "bind", read_only=True) for host, inside in files.items())],
             network=network.name,
         )
         # Its host name is its role, as in the stacks.
@@ -172,19 +173,27 @@ class Setup:
 
         def answers() -> bool:
             with suppress(Exception), Connection(url, connect_timeout=2) as connection:
-                return bool(connection.default_channel) and bool(Redis(port=self.results_port, socket_timeout=2).ping())
+                return bool(connection.default_channel) and bool(self._results(2).ping())
             return False
 
         until("the servers answer", answers, 120)
+
+    def _results(self, timeout: float) -> Any:
+        """A client of the results server. `timeout`: seconds."""
+        return Redis.from_url(self.results_url("127.0.0.1", self.results_port), socket_timeout=timeout)
+
+    def results_url(self, host: str, port: int, folder: str | Path = TLS_FOLDER) -> str:
+        """The results server's URL for a client that reaches it at this host and port, and finds certificates in `folder`."""
+        return secured(f"redis://{APP}:{PASSWORD}@{host}:{port}/0", folder)
 
     @property
     def broker_port(self) -> int:
         """The port that the broker listens on, inside its container."""
         return self.server.port
 
-    def url(self, host: str, port: int) -> str:
-        """The broker's URL for a client that reaches it at this host and port."""
-        return self.server.url.format(host=host, port=port, namespace=self.server.default)
+    def url(self, host: str, port: int, folder: str | Path = TLS_FOLDER) -> str:
+        """The broker's URL, likewise."""
+        return secured(self.server.url.format(host=host, port=port, namespace=self.server.default), folder)
 
     def port(self, number: int) -> int:
         """The host's port for a port of the broker."""
@@ -208,7 +217,7 @@ class Setup:
             old.reload()
             self._past_restarts += int(old.attrs["RestartCount"])
             old.remove(force=True, v=True)
-        url = self.url("link" if linked else "broker", self.broker_port)
+        url = self.url("link" if linked else "broker", self.broker_port, "/tls")
         node = f"{hostname or name}@%h"
         module = "/srv/fault_probe.py" if self.engine == "plain" else "/srv/app/tasks/fault_probe.py"
         worker = ["python", "-m", "app.worker"]
@@ -219,7 +228,7 @@ class Setup:
             "BROKER": self.pair.broker,
             "BACKEND": "redis",
             "CELERY_BROKER_URL": url,
-            "CELERY_RESULT_BACKEND": f"redis://{APP}:{PASSWORD}@results:6379/0",
+            "CELERY_RESULT_BACKEND": self.results_url("results", 6379, "/tls"),
             "TASK_TIME_LIMIT": "60",
             "RESTORE_AFTER": str(self.server.faults.restore_after or "") if self.engine == "plain" else "",
             "TZ": "UTC",
@@ -245,6 +254,7 @@ class Setup:
             environment=environment,
             mounts=[
                 Mount("/data", str(self.folder), "bind"),
+                *([Mount("/tls", str(TLS_FOLDER), "bind", read_only=True)] if SECURE else []),
                 Mount(module, str(INSIDE / "fault_probe.py"), "bind", read_only=True),
                 Mount("/srv/plain.py", str(INSIDE / "plain.py"), "bind", read_only=True),
             ],
@@ -387,7 +397,7 @@ class Setup:
             "BACKEND": "redis",
             "POOL": self.pair.pool.name,
             "CELERY_BROKER_URL": self.url("127.0.0.1", self.link_port),
-            "CELERY_RESULT_BACKEND": f"redis://{APP}:{PASSWORD}@127.0.0.1:{self.results_port}/0",
+            "CELERY_RESULT_BACKEND": self.results_url("127.0.0.1", self.results_port),
         }
         if self.engine == "plain":
             return Celery(
@@ -432,7 +442,7 @@ class Setup:
     def without_result(self, tasks: set[str]) -> set[str]:
         """Those of the tasks that do not have the state SUCCESS on the results server."""
         names = sorted(tasks)
-        with Redis(port=self.results_port, username=APP, password=PASSWORD, socket_timeout=10) as redis:
+        with self._results(10) as redis:
             metas = redis.mget([f"celery-task-meta-{name}" for name in names]) if names else []
         return {name for name, meta in zip(names, metas, strict=True) if b'"SUCCESS"' not in (meta or b"")}
 

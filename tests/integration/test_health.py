@@ -133,7 +133,6 @@ def test_probe_of_a_worker_without_its_broker(cell: Cell) -> None:
     name = f"link-{uuid()}"
     server = cell.running.server
     url = secured(server.url.format(host=name, port=server.port, namespace=cell.running.namespace), "/tls")
-    url = url.replace("ssl_check_hostname=true", "ssl_check_hostname=false")  # the certificate is for `broker`
     with link(cell, name) as way, probed(cell, CELERY_BROKER_URL=url) as (_, queue, probe):
         way.kill()
         until("the probe sees it", lambda: probe.says() == (False, True), WAIT)
