@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
-from kombu import Connection
 from kombu.utils.uuid import uuid
+
+from celery_kit.produce.publishing import Connection
 
 TASK = "faults.effect"
 

@@ -16,12 +16,12 @@ from typing import Any
 import docker
 from celery import Celery
 from docker.types import Mount
-from kombu import Connection
 from kombu.utils.uuid import uuid
 from redis import Redis
 
 from celery_kit.operate.stacks.compose import image, of_python, settings
 from celery_kit.pools.table import Pool
+from celery_kit.produce.publishing import Connection
 from testbed import deployed
 from testbed.servers import SERVERS
 from testbed.servers.contract import APP, PASSWORD, SECURE, TLS_FOLDER, secured
