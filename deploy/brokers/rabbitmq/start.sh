@@ -31,5 +31,8 @@ share "$own/app" "$KEY"
 # Read by listeners-tls.conf.
 export TLS_VERIFY=verify_none TLS_ASKED=false
 [ "${SECURE:-}" != mutual ] || export TLS_VERIFY=verify_peer TLS_ASKED=true
+# Its metrics: on its address in the network that only Prometheus is on too. Without that network, on 127.0.0.1.
+METRICS_ADDRESS=$(getent hosts broker-metrics | cut -d ' ' -f 1 || true)
+export METRICS_ADDRESS=${METRICS_ADDRESS:-127.0.0.1}
 unset RABBITMQ_DEFAULT_USER RABBITMQ_DEFAULT_PASS RABBITMQ_DEFAULT_VHOST ADMIN_PASSWORD
 exec docker-entrypoint.sh rabbitmq-server
