@@ -139,7 +139,8 @@ def test_every_variable_that_the_code_reads_is_on_the_page_of_settings() -> None
         "CATCHER_HOST",
         "CATCHER_SMTP_PORT",
         "CATCHER_HTTP_PORT",
-        "FLOWER_BASIC_AUTH",
+        "PROMETHEUS_WEB_FILE",
+        "MONITOR_USER",
         "BEAT_HEARTBEAT_FILE",
     }
     read = re.compile(r"""environ(?:\.get\(|\[|\.setdefault\()"([A-Z_]+)"|\b(?:value|choose|whole_number)\("([A-Z_]+)\"""")
