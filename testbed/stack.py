@@ -48,6 +48,7 @@ class Stack:
             **of_python(),
             "COMPOSE_PROJECT_NAME": self.project,
             **{name: PASSWORD for server in SERVERS.values() for name in server.container.passwords},
+            "MAIL_PASSWORD": PASSWORD,
             **dict.fromkeys(PORTS, "0"),
             **certificates.variables(),
         }
@@ -106,4 +107,5 @@ class Stack:
 
     def messages(self) -> list[dict[str, Any]]:
         """The messages that the mail catcher has received."""
-        return list(requests.get(f"http://127.0.0.1:{self.port(8025, 'mail')}/messages", timeout=5).json())
+        answer = requests.get(f"http://127.0.0.1:{self.port(8025, 'mail')}/messages", auth=(APP, PASSWORD), timeout=5)
+        return list(answer.json())

@@ -136,7 +136,7 @@ def up(
         task = f"{next(iter(started.about.tasks), 'NAME')} ARGS='[]'"
     click.echo(f"""Next:
   make send TASK={task}    then  {result}
-  make status    make logs    make down""")
+  make status    make logs    make urls    make down""")
 
 
 def _run(*argv: str) -> NoReturn:
@@ -217,11 +217,10 @@ def status() -> None:
 
 @cli.command()
 def urls() -> None:
-    """Print the addresses of the running stack's servers for programs of this machine, with their passwords."""
+    """Print the addresses of the running stack's servers and of its mail catcher on this machine, with their passwords."""
     inspected = _join(stack := running_stack())
-    click.echo("\n".join(f"{name}={os.environ[name]}" for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")))
-    if isinstance(stack, Compose):
-        click.echo(f"ADMIN_PASSWORD={stack.admin_password(inspected)}")
+    servers = {name: os.environ[name] for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")}
+    click.echo("\n".join(f"{name}={value}" for name, value in {**servers, **stack.passwords(inspected)}.items()))
 
 
 @cli.command("certificates")

@@ -3,21 +3,30 @@
     SMTP  CATCHER_SMTP_PORT (1025)
     HTTP  CATCHER_HTTP_PORT (8025): GET /messages, all of them as JSON; POST /sms {"id", "to", "text"}; GET / for people
 
-It keeps the newest 10,000 in memory, and needs nothing but aiosmtpd.
+Anybody may deliver, as to any mail server. To read what was delivered takes the user `kit` and the password in
+CATCHER_PASSWORD_FILE: MAIL_PASSWORD, or one that is made at the first start. It keeps the newest 10,000 messages in memory, and
+needs nothing but aiosmtpd and celery_kit/base/login.py.
 """
 
 import json
 import os
+import secrets
 import signal
 import sys
 from collections import deque
 from email import message_from_bytes, policy
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from aiosmtpd.controller import Controller
 
+from celery_kit.base.login import HEADERS, Login
+
+USER = "kit"
+#: The largest SMS, in bytes.
+LARGEST = 65_536
 messages: deque[dict[str, Any]] = deque(maxlen=10_000)
 
 
@@ -42,17 +51,29 @@ class Mailbox:
 class Gateway(BaseHTTPRequestHandler):
     """The SMS gateway, and the list of messages."""
 
+    login: Login
+    server_version, sys_version = "catcher", ""
+    timeout = 30  # of a client that says nothing, in seconds
+
     def do_POST(self) -> None:
         try:
-            sms = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            size = int(self.headers["Content-Length"])
+            if (
+                not 0 <= size <= LARGEST or self.headers.get_content_type() != "application/json"
+            ):  # which no other site's form has
+                raise ValueError
+            sms = json.loads(self.rfile.read(size))
             messages.append({"kind": "sms", "id": sms["id"], "to": [sms["to"]], "subject": None, "text": sms["text"]})
         except (ValueError, KeyError, TypeError):
+            self.close_connection = True
             self._answer(400, "application/json", json.dumps({"error": 'not {"id", "to", "text"}'}))
         else:
             self._answer(200, "application/json", json.dumps({"id": sms["id"]}))
 
     def do_GET(self) -> None:
-        if self.path == "/messages":
+        if refused := self.login.refusal(self.client_address[0], self.headers["Authorization"]):
+            self._answer(refused.status, "text/plain", f"{refused.text}\n", refused.headers)
+        elif self.path == "/messages":
             self._answer(200, "application/json", json.dumps(list(messages)))
         else:
             rows = "".join(
@@ -61,11 +82,12 @@ class Gateway(BaseHTTPRequestHandler):
             )
             self._answer(200, "text/html; charset=utf-8", f"<!doctype html><title>Caught</title><table>{rows}</table>")
 
-    def _answer(self, status: int, kind: str, text: str) -> None:
+    def _answer(self, status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> None:
         body = text.encode()
         self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        about = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
+        for name, value in {**HEADERS, **about, **(headers or {})}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -73,7 +95,17 @@ class Gateway(BaseHTTPRequestHandler):
         """Say nothing: a health check asks every few seconds."""
 
 
+def password() -> str:
+    """MAIL_PASSWORD, else what CATCHER_PASSWORD_FILE has, else a random one. The file has it afterwards."""
+    file = Path(os.environ.get("CATCHER_PASSWORD_FILE", "/tmp/password"))
+    file.touch(mode=0o600)
+    found = os.environ.get("MAIL_PASSWORD") or file.read_text() or secrets.token_urlsafe(24)
+    file.write_text(found)
+    return found
+
+
 def main() -> None:
+    Gateway.login = Login(USER, password())
     host = os.environ.get("CATCHER_HOST", "0.0.0.0")
     smtp = Controller(Mailbox(), hostname=host, port=int(os.environ.get("CATCHER_SMTP_PORT", "1025")))
     http = ThreadingHTTPServer((host, int(os.environ.get("CATCHER_HTTP_PORT", "8025"))), Gateway)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,12 @@ def containers(checkout: Checkout) -> list[str]:
 
 def volumes(checkout: Checkout) -> list[str]:
     return owned(checkout, "volume", "ls")
+
+
+def caught(checkout: Checkout) -> Any:
+    """The messages that the mail catcher has, by the address that `make urls` prints."""
+    shown = dict(line.split("=", 1) for line in checkout.make("urls").stdout.splitlines())
+    return json.loads(checkout.run("curl", "-sf", f"{shown['MAIL_URL']}messages").stdout)
 
 
 @pytest.fixture(autouse=True)
@@ -126,8 +133,7 @@ def test_a_worker_of_this_machine_works_for_the_stack(checkout: Checkout, broker
         with suppress(ProcessLookupError):
             os.killpg(terminal.process.pid, signal.SIGINT)
             terminal.process.wait(60)
-    mail = checkout.run("curl", "-s", f"http://127.0.0.1:{checkout.environ['MAIL_PORT']}/messages").stdout
-    assert [message["subject"] for message in json.loads(mail)] == ["by hand"]
+    assert [message["subject"] for message in caught(checkout)] == ["by hand"]
 
 
 #: A program of the user's own, with the addresses that it is given.
@@ -142,15 +148,15 @@ print(app.send_task("mail.send_email", ["a@b.c", "from a program"]).get(timeout=
 def test_a_program_of_this_machine_gets_the_addresses(checkout: Checkout, broker: str) -> None:
     assert checkout.make("up", f"BROKER={broker}", "POOL=threads").returncode == 0
     shown = dict(line.split("=", 1) for line in checkout.make("urls").stdout.splitlines())
-    assert list(shown) == ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "ADMIN_PASSWORD"] and len(shown["ADMIN_PASSWORD"]) > 25
+    assert list(shown) == ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "ADMIN_PASSWORD", "MAIL_URL"]
+    assert len(shown.pop("ADMIN_PASSWORD")) > 25 and len(shown.pop("MAIL_URL")) > 50
     sent = checkout.run(sys.executable, "-c", OWN, **shown)
     assert sent.returncode == 0 and "@celery-kit" in sent.stdout
 
 
 def test_beat_sends_by_its_timetable(checkout: Checkout) -> None:
     assert checkout.make("up", "BROKER=redis", "POOL=threads", REPORT_EVERY="1").returncode == 0
-    mail = f"http://127.0.0.1:{checkout.environ['MAIL_PORT']}/messages"
-    assert json.loads(checkout.run("curl", "-s", mail).stdout) == []
+    assert caught(checkout) == []
     until("beat's report ran", lambda: "reports.daily_statistics" in checkout.make("logs").stdout, 60)
 
 

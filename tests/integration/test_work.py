@@ -10,7 +10,9 @@ import pytest
 from celery.exceptions import TimeoutError as ResultTimeout
 from PIL import Image
 
+from celery_kit.base.login import header
 from celery_kit.operate.stacks.compose import image
+from testbed.servers.contract import APP, PASSWORD
 from testbed.stack import SESSION
 from tests.harness.combinations import COMBINATIONS
 from tests.harness.containers import LABEL
@@ -53,12 +55,13 @@ def test_mail_waits_for_its_server(cell: Cell) -> None:
             detach=True,
             labels={LABEL: SESSION},
             network_mode=f"container:{cell.running.stack.project}-mail-1",
-            environment={"CATCHER_SMTP_PORT": port, "CATCHER_HTTP_PORT": port + 1},
+            environment={"CATCHER_SMTP_PORT": port, "CATCHER_HTTP_PORT": port + 1, "MAIL_PASSWORD": PASSWORD},
             healthcheck={"test": ["NONE"]},
         )
         try:
             message_id = result.get(timeout=WAIT)
-            look = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port + 1}/messages').read().decode())"
+            asked = f"r.Request('http://127.0.0.1:{port + 1}/messages', headers={{'Authorization': '{header(APP, PASSWORD)}'}})"
+            look = f"import urllib.request as r; print(r.urlopen({asked}).read().decode())"
             caught = until("the mail is listed", lambda: json.loads(catcher.exec_run(["python", "-c", look]).output))
         finally:
             catcher.remove(force=True)

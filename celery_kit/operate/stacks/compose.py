@@ -34,12 +34,13 @@ from celery_kit.operate.stacks.docker import (
     answered,
     ask,
     containers,
+    content,
     last_line,
     make_volumes,
     run,
     volumes,
 )
-from celery_kit.operate.stacks.ports import check_ports, from_here, published, service_of
+from celery_kit.operate.stacks.ports import check_ports, from_here, mail_url, published, service_of
 from celery_kit.operate.stacks.pythons import STANDINS, Python, chosen
 from celery_kit.pools.table import POOLS
 from celery_kit.profile import Profile
@@ -108,11 +109,11 @@ def of_python() -> dict[str, str]:
 
 
 def monitor_password() -> Path:
-    """The file with the password of the user `kit` of Flower and Grafana. It is created with a random one if it is missing."""
+    """The file with the password of the user `kit` of the monitor's pages. It is created with a random one if it is missing."""
     file = ROOT / (os.environ.get("MONITOR_PASSWORD_FILE") or ".kit/monitor/password")
     if not file.exists():
         _make_secret(file)
-    print(f"Flower (and Grafana) asks for user kit and the password in {file}", file=sys.stderr)
+    print(f"Flower and Prometheus (and Grafana) ask for user kit and the password in {file}", file=sys.stderr)
     return file
 
 
@@ -320,10 +321,11 @@ class Compose:
         named = {name: ports.get(("broker", port)) for port, name in profile.broker.ports.items()}
         return environ | {name: str(published) for name, published in named.items() if published}
 
-    def admin_password(self, inspected: list[Facts]) -> str:
-        """The password of the servers' user `admin`. Empty if the broker does not run."""
-        broker = next((one["Id"] for one in inspected if service_of(one) == "broker" and one["State"]["Running"]), "")
-        return ask("docker", "exec", broker, "sh", "-c", 'cat "$KEYS/admin"').stdout.strip() if broker else ""
+    def passwords(self, inspected: list[Facts]) -> dict[str, str]:
+        """What a person needs to log in: the servers' password of `admin`, the mail catcher's address. Empty if it is down."""
+        up = {service_of(one): one["Id"] for one in inspected if one["State"]["Running"]}
+        admin, mail = content(up.get("broker"), "$KEYS/admin"), content(up.get("mail"), "/tmp/password")
+        return {"ADMIN_PASSWORD": admin, "MAIL_URL": mail and mail_url(published(inspected)["mail", 8025], mail)}
 
     def reload(self) -> list[str]:
         """Have its servers read their certificates again, and return their names. Refuses if one does not."""

@@ -18,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from celery_kit.base.login import header
 from celery_kit.base.refusals import refuse
-from celery_kit.operate.stacks.embedded import Local, environment, state
+from celery_kit.operate.stacks.embedded import MAIL_PASSWORD, Local, environment, state
 from celery_kit.results import BACKENDS
 
 PEOPLE = [f"person{number}@example.com" for number in range(1, 9)]
@@ -147,5 +148,7 @@ def _print(console: Console, rows: list[tuple[str, str, str, str]], runs: dict[s
 
 
 def _caught(about: dict[str, Any]) -> list[Any]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{about['http']}/messages", timeout=5) as response:
+    account = {"Authorization": header("kit", MAIL_PASSWORD.read_text())}
+    request = urllib.request.Request(f"http://127.0.0.1:{about['http']}/messages", headers=account)
+    with urllib.request.urlopen(request, timeout=5) as response:
         return list(json.load(response))

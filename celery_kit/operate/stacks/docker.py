@@ -71,6 +71,11 @@ def ask(*argv: str, env: Mapping[str, str] | None = None) -> subprocess.Complete
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
+def content(container: str | None, path: str) -> str:
+    """The text of a file in a container. `path` may name variables of its environment. Empty without a container or a file."""
+    return ask("docker", "exec", container, "sh", "-c", f'cat "{path}"').stdout.strip() if container else ""
+
+
 def last_line(text: str) -> str:
     """The last line of a program's output, which usually has the reason for its failure."""
     return (text.strip().splitlines() or ["it printed nothing"])[-1]

@@ -30,6 +30,7 @@ from celery_kit.observe.beat import TIMETABLE
 from celery_kit.operate.stacks import pidfile
 from celery_kit.operate.stacks.codebase import About, Codebase, Started, about_here, environ_of, folder_of, python_of
 from celery_kit.operate.stacks.docker import Facts, RunOptions
+from celery_kit.operate.stacks.ports import mail_url
 from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
 
@@ -38,7 +39,7 @@ try:
 except ImportError:
     fcntl = Absent("the embedded stack")  # type: ignore[assignment]
 
-LOG = HOME / "stack.log"
+LOG, MAIL_PASSWORD = HOME / "stack.log", HOME / "mail.password"
 START_SECONDS = 60.0
 #: Seconds within which the holder of the lock must have written its pid file, which it does first.
 NOTE_SECONDS = 5.0
@@ -193,7 +194,7 @@ def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | No
             about |= {"address": broker.connection_url, "smtp": _free_port(), "http": _free_port()}
             pidfile.write(STATE, os.getpid(), **about)
             for name, argv in _commands(pool, scale, codebase).items():
-                environ = {**environment(about), **environ_of(codebase)}
+                environ = environment(about) | ({"PYTHONPATH": str(ROOT)} if name == "mail" else environ_of(codebase))
                 beats += [] if asked else [processes.start(name, argv, environ, folder_of(codebase))]
             while not asked:
                 if died := processes.died():
@@ -241,6 +242,7 @@ def environment(about: Facts) -> dict[str, str]:
         "CATCHER_HOST": "127.0.0.1",
         "CATCHER_SMTP_PORT": str(about["smtp"]),
         "CATCHER_HTTP_PORT": str(about["http"]),
+        "CATCHER_PASSWORD_FILE": str(MAIL_PASSWORD),
     }
 
 
@@ -291,9 +293,7 @@ class Local:
                     f"the embedded stack was not ready within {START_SECONDS:g} s; its logs are {HOME.relative_to(ROOT)}/*.log"
                 )
             if supervisor.poll() is not None:
-                last = LOG.read_text(errors="replace").strip().splitlines() or [
-                    "the embedded stack was stopped while it started"
-                ]
+                last = LOG.read_text(errors="replace").strip().splitlines() or ["the embedded stack was stopped as it started"]
                 refuse(last[-1].removeprefix("celery-kit: "))
         except BaseException:
             supervisor.terminate()
@@ -301,7 +301,7 @@ class Local:
             raise
         places = [
             f"broker   {about['address']} (Valkey, data in {HOME.relative_to(ROOT)}/)",
-            f"mail     http://127.0.0.1:{about['http']}/ shows what was caught",
+            f"mail     http://127.0.0.1:{about['http']}/ shows what was caught (user and password: make urls)",
             f"logs     {HOME.relative_to(ROOT)}/*.log",
         ]
         if codebase:
@@ -360,6 +360,10 @@ class Local:
     def environment(self, _: list[Facts]) -> dict[str, str]:
         """The environment of a process of this machine that takes part."""
         return environment(state() or refuse("no embedded stack runs; start it with 'make up'"))
+
+    def passwords(self, _: list[Facts]) -> dict[str, str]:
+        """What a person needs to log in: the mail catcher's address, with its password."""
+        return {"MAIL_URL": mail_url((state() or {})["http"], MAIL_PASSWORD.read_text())}
 
     def seen(self, _: list[Facts]) -> Callable[[str], str]:
         """A function that translates a server's address in the stack into its address on this machine."""

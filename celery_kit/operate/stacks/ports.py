@@ -3,7 +3,7 @@
 import json
 import socket
 from contextlib import suppress
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from celery_kit.base.refusals import refuse
 from celery_kit.brokers import BROKERS
@@ -58,6 +58,11 @@ def _address(url: str, ports: dict[tuple[str, int], int]) -> str:
         return url
     account = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
     return urlunsplit(parts._replace(netloc=f"{account}127.0.0.1:{port}"))
+
+
+def mail_url(port: int, password: str) -> str:
+    """The address of the mail catcher's page on this machine, with its user and password."""
+    return f"http://kit:{quote(password, safe='')}@127.0.0.1:{port}/"
 
 
 def check_ports(services: Facts, containers: list[Facts]) -> None:
