@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 import amqp
 import pytest
@@ -14,6 +15,7 @@ from redis.exceptions import RedisError
 
 from tests.deploy.conftest import Checkout
 from tests.deploy.conftest import checkout as checkout
+from tests.harness.waiting import until
 from tests.security.conftest import place_of
 from tests.security.test_containers import Running, docker
 from tests.security.test_containers import stack as stack
@@ -71,7 +73,7 @@ def doors(stack: list[Running], checkout: Checkout) -> list[Door]:
 
 
 def lets_in(url: str) -> bool:
-    """Whether a server lets a client do more than to ask whether it lives."""
+    """Whether a server lets a client do anything."""
     with suppress(amqp.exceptions.AMQPError, RedisError, OSError):
         if url.startswith("redis"):
             return Redis.from_url(url).exists("no-such") == 0
@@ -142,3 +144,20 @@ def test_an_administrator_can(doors: list[Door], checkout: Checkout) -> None:
     """So that each attempt above is one that could succeed."""
     can, tried = able(doors, checkout, "admin")
     assert len(can) == tried
+
+
+def test_users_do_not_change_what_a_server_finds_when_it_starts_again(doors: list[Door]) -> None:
+    """Redis reads its file as `default`, and checks that user's rights to transactions: github.com/redis/redis/issues/14541."""
+    for door in (door for door in doors if door.is_redis):
+        client: Any = Redis.from_url(door.url)
+        key = f"transaction-{uuid4().hex}"
+        client.pipeline(transaction=True).set(key, "kept").set(f"{key}-2", "kept").execute()
+        docker("restart", door.server.name)
+
+        def found(client: Any = client, key: str = key) -> list[Any]:
+            with suppress(RedisError):
+                return list(client.mget(key, f"{key}-2"))
+            return []
+
+        assert until("Redis is up again", found) == [b"kept", b"kept"]
+        client.delete(key, f"{key}-2")

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Starts the server with its users. `kit`: the app's, with the commands that Celery and the kit need; `admin`: all of them; without a
-# password a client may only ask whether the server lives.
+# Starts the server with its users. `kit`: the app's, with the commands that Celery and the kit need; `admin`: all of them. Nobody can
+# be `default`; it has all rights because Redis 8.0 reads its own file as that user, and skips transactions that it has no right to
+# (github.com/redis/redis/issues/14541).
 set -eu
 if [ "${1:-}" = reload ]; then  # its certificate again: `make certificates RENEW=1`
     REDISCLI_AUTH=$(cat "$KEYS/admin") && export REDISCLI_AUTH
@@ -17,7 +18,7 @@ secret "$own/app" "${REDIS_PASSWORD:-}"
 secret "$own/admin" "${ADMIN_PASSWORD:-}"
 hash() { tr -d '\n' < "$1" | sha256sum | cut -d ' ' -f 1; }
 cat > "$own/users.acl" <<ACL
-user default on nopass -@all +ping
+user default off ~* &* +@all
 user kit on #$(hash "$own/app") ~* &* +@all -@admin -@dangerous +info
 user admin on #$(hash "$own/admin") ~* &* +@all
 ACL
