@@ -56,7 +56,7 @@ class Secured:
     def answers(self, url: str, context: ssl.SSLContext | None) -> bool:
         """Whether a server answers what it is asked, over TLS or without."""
         parts = urlsplit(url)
-        asked, answer = (b"AMQP\0\0\x09\x01", b"\x01\0\0") if parts.scheme == "amqps" else (b"PING\r\n", b"+PONG")
+        asked, answer = (b"AMQP\0\0\x09\x01", b"\x01\0\0") if parts.scheme == "amqps" else (b"PING\r\n", b"-NOAUTH")
         with suppress(OSError), socket.create_connection(("127.0.0.1", parts.port or 0), timeout=10) as plain:
             one = context.wrap_socket(plain, server_hostname="127.0.0.1") if context else plain
             one.sendall(asked)
