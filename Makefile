@@ -87,10 +87,13 @@ test-compat:  ## the kit on either engine beside plain Celery, on each broker an
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat --reruns 2
 
 test-security: ## hostile messages, on each broker, pool and engine: a worker works on, and none vanishes
-	deploy/env.sh dev && BROKER= POOL= $(KIT) images && $(PYTEST) tests/security -q --no-header
+	deploy/env.sh dev && deploy/env.sh audit && BROKER= POOL= $(KIT) images && $(PYTEST) tests/security -q --no-header
 
 test-packages: ## Sentry, OpenTelemetry, Django, celery-batches … on the kit, beside plain Celery (minutes)
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/packages
+
+test-layers:  ## two builds of an image from nothing: the same layers; writes docs/reports/layers.md (minutes; POOL=)
+	deploy/env.sh dev && .venv/bin/python -m deploy.supply.twice
 
 test-operator: ## logs, progress, doctor, traces, make dev: workers of every pool on this machine
 	deploy/env.sh dev && $(PYTEST) tests/operator
@@ -134,6 +137,18 @@ test-deploy:  ## the commands of this file, as a user types them
 bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 minutes; ONLY= ROUNDS= COMPARE=reports/bench.json
 	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m bench
 
+sbom:         ## what each image holds, as an SBOM (CycloneDX) and a licence list, in supply/; POOL= chooses one: a pool, mail, monitor
+	deploy/env.sh dev && .venv/bin/python -m deploy.supply sbom
+
+sign:         ## the same, and a signed statement where each image comes from; SIGN_KEY= names a key of your own
+	deploy/env.sh dev && .venv/bin/python -m deploy.supply sign
+
+verify:       ## compare each image and its papers in supply/ with what was signed; VERIFY_KEY= names the key
+	deploy/env.sh dev && .venv/bin/python -m deploy.supply verify
+
+audit:        ## known vulnerabilities of the locked packages, and updates for the Debian packages of an image
+	deploy/env.sh dev && deploy/env.sh audit && .venv/bin/python -m deploy.supply audit
+
 wheel:        ## celery_kit alone as a package, in dist/
 	deploy/env.sh dev && .venv/bin/uv build --quiet --wheel --clear --out-dir dist
 
@@ -160,4 +175,4 @@ lock: env     ## pin every requirement again, with hashes
 
 clean: override export BROKER =
 clean: down   ## what was made here: the environment, the embedded broker's data
-	rm -rf .venv .venv-* .kit site .mypy_cache .ruff_cache .pytest_cache reports dist
+	rm -rf .venv .venv-* .kit site supply .mypy_cache .ruff_cache .pytest_cache reports dist

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Creates or updates .venv from a lock: `deploy/env.sh local` to use the kit, `deploy/env.sh dev` to test it too,
-# `deploy/env.sh docs` to make the site. CELERY=5.6 makes .venv-5.6, with requirements/celery-5.6.txt over the lock.
+# `deploy/env.sh docs` to make the site, `deploy/env.sh audit` to look for vulnerabilities. CELERY=5.6 makes .venv-5.6, with requirements/celery-5.6.txt over the lock.
 # PYTHON names the interpreter, 3.11 or later; a bare version, such as 3.14, is the images' (celery_kit/operate/stacks/pythons.py).
 # Does nothing where the environment has that lock already. Needs no program but a shell and Python.
 set -eu
@@ -14,8 +14,8 @@ venv=.venv${celery:+-$celery} over=${celery:+requirements/celery-$celery.txt}
 refuse() { printf 'celery-kit: %s\n' "$*" >&2; exit 2; }
 [ -z "$over" ] || [ -f "$over" ] || refuse "CELERY=$celery has no lock requirements/celery-$celery.txt; there are: $(echo requirements/celery-*.txt)"
 
-# The developers' lock includes all others, but not what makes the site.
-[ "$1" = docs ] && held_by="$lock" || held_by="$lock requirements/dev.txt"
+# The developers' lock includes all others but these two.
+case $1 in docs|audit) held_by=$lock;; *) held_by="$lock requirements/dev.txt";; esac
 holds='
 import sys
 from pathlib import Path

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 deploy/env.sh dev
 pin() { .venv/bin/uv pip compile --quiet --generate-hashes --universal --fork-strategy fewest --no-header "$@"; }
 pin pyproject.toml --extra dev --upgrade -o requirements/dev.txt
-for extra in docs eventlet gevent local monitor worker; do
+for extra in audit docs eventlet gevent local monitor worker; do
     pin pyproject.toml --extra worker --extra "$extra" -c requirements/dev.txt -o "requirements/$extra.txt"
 done
 # An earlier Celery, with all else as it is.

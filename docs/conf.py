@@ -24,8 +24,8 @@ PAGES = {
         *("docs/packages", "docs/once", "docs/spool"),
     ],
     "Run": [
-        *("docs/delivery", "docs/monitoring", "docs/shutdown", "docs/failures", "docs/security"),
-        *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe"),
+        *("docs/delivery", "docs/monitoring", "docs/shutdown", "docs/failures", "docs/security", "docs/supply"),
+        *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe", "docs/reports/layers"),
     ],
     "The kit": [
         *("docs/architecture", "docs/new-broker", "docs/fixes", "docs/reports/upstream"),

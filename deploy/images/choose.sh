@@ -48,15 +48,18 @@ debian_base() {
     # Uses the script of sid, which all releases share: a debootstrap that is older than a release does not know its name.
     debootstrap --variant=minbase "$1" "$root" "$mirror" /usr/share/debootstrap/scripts/sid >/tmp/celery-kit-debootstrap.log 2>&1 ||
         refuse "debootstrap could not build a base image: see /tmp/celery-kit-debootstrap.log"
-    # As in the slim images: no documentation, translations or package lists, neither here nor in what is installed later.
-    printf 'path-exclude /usr/share/%s/*\n' doc man info locale lintian > "$root/etc/dpkg/dpkg.cfg.d/slim"
+    # As in the slim images: no documentation but the licences, no translations or package lists, neither here nor in what is
+    # installed later.
+    { printf 'path-exclude /usr/share/%s/*\n' doc man info locale lintian; echo 'path-include /usr/share/doc/*/copyright'; } \
+        > "$root/etc/dpkg/dpkg.cfg.d/slim"
+    find "$root/usr/share/doc" -type f ! -name copyright -delete
     printf 'Apt::Install-Recommends "false";\n' > "$root/etc/apt/apt.conf.d/slim"
     printf 'DPkg::Post-Invoke { "rm -rf /var/cache/apt/*.bin /var/cache/apt/archives/*.deb"; };\n' > "$root/etc/apt/apt.conf.d/clean"
     # The index of an unreleased version expires within a week, and a closed network's mirror may be older. Signatures are checked.
     printf 'Acquire::Check-Valid-Until "false";\n' > "$root/etc/apt/apt.conf.d/lag"
     printf '#!/bin/sh\nexit 101\n' > "$root/usr/sbin/policy-rc.d" && chmod +x "$root/usr/sbin/policy-rc.d"
     tar -C "$root" -c \
-        --exclude=./usr/share/doc/* --exclude=./usr/share/man/* --exclude=./usr/share/info/* --exclude=./usr/share/locale/* \
+        --exclude=./usr/share/man/* --exclude=./usr/share/info/* --exclude=./usr/share/locale/* \
         --exclude=./var/lib/apt/lists/* --exclude=./var/cache/apt/* --exclude=./var/log/* --exclude=./dev/* . |
         docker import --change 'CMD ["bash"]' - "$debian" >/dev/null
     rm -rf "$root"

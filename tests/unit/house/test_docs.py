@@ -45,6 +45,10 @@ RUN_BY = {
 RUN_BY_TOO = {
     "make certificates": "tests/security/test_tls.py::test_new_certificates_while_tasks_run",
     "make wheel": "tests/examples/conftest.py::python",
+    **{
+        f"make {command}": "tests/security/test_supply.py::test_what_a_user_types_about_an_image"
+        for command in ("sbom", "sign", "verify", "audit")
+    },
     "make forward": (
         "tests/producer/test_spool.py::test_a_task_is_accepted_while_the_broker_is_away_and_forwarded_by_a_command"
     ),
