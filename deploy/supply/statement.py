@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Mapping
@@ -100,7 +101,8 @@ def of(image: Image, papers: list[Path], base: str) -> dict[str, Any]:
     """
     commit = _commit(image)
     locks = sorted((ROOT / "requirements").glob("*.txt"))
-    sources = [{"uri": f"git+{_git('config', '--get', 'remote.origin.url') or ROOT.name}", "digest": {"gitCommit": commit}}]
+    place = re.sub(r"//[^/@]*@", "//", _git("config", "--get", "remote.origin.url"))  # it may hold a password
+    sources = [{"uri": f"git+{place or ROOT.name}", "digest": {"gitCommit": commit}}]
     files = [{"name": f"requirements/{lock.name}", "digest": _digest(lock)} for lock in locks]
     files += [{"name": "deploy/Dockerfile", "digest": _digest(ROOT / "deploy/Dockerfile")}]
     based = [{"name": base, "digest": {"sha256": _id(base)}}]

@@ -308,6 +308,8 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
 
 
 def test_what_is_signed_names_image_papers_commit_locks_and_base(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    address = "https://me:secret@code.example.com/kit.git"
+    subprocess.run(["git", "config", "remote.origin.url", address], cwd=house.root, check=True)
     assert house.run("sign") == 0
     envelope = (house.papers / "solo.intoto.json").read_text()
     found = statement.opened(envelope, statement.public_key(house.papers / "key.pub"), "it")
@@ -317,7 +319,7 @@ def test_what_is_signed_names_image_papers_commit_locks_and_base(house: House, c
     assert "solo.licences.md" in subjects
     parts = found["predicate"]["buildDefinition"]["resolvedDependencies"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=house.root, capture_output=True, text=True, check=True)
-    assert parts[0]["digest"] == {"gitCommit": head.stdout.strip()}
+    assert parts[0] == {"uri": "git+https://code.example.com/kit.git", "digest": {"gitCommit": head.stdout.strip()}}
     assert {one.get("name") for one in parts[1:]} == {"python:base", "requirements/worker.txt", "deploy/Dockerfile"}
     assert found["predicateType"] == "https://slsa.dev/provenance/v1"
     capsys.readouterr()
