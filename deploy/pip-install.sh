@@ -14,7 +14,8 @@ print(*sorted(f"{one['archive_info']['hashes']['sha256']}  {unquote(one['url']).
 END
 find /opt/venv/lib -depth \( -type d \( -name tests -o -name testing -path '*/gevent/*' \) -o -name '*.c' -o -name '*.pyx' -o -name '*.h' -o -name '*.hpp' -o -name '*.cpp' \) -exec rm -rf {} +
 find /opt/venv/lib -name '*.so*' -type f -exec strip --strip-unneeded {} +
-# One time for all files: it is part of the compiled ones.
-find /layer -exec touch -h -d 2020-01-01 {} +
-/opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib
-find /layer -newermt 2020-01-02 -exec touch -h -d 2020-01-01 {} +
+# One time for all files where it is given: it is part of the compiled ones.
+dated() { [ -z "${SOURCE_DATE_EPOCH:-}" ] || find /layer -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +; }
+dated
+env -u SOURCE_DATE_EPOCH /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib
+dated

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Leaves of an image what its workers run on: no package manager, no Perl, nothing that runs with another user's rights. The record
-# of the other Debian packages and their licences stay, for those who look for vulnerabilities. Files that are newer than /tmp/begun
-# get a fixed time. For deploy/Dockerfile.
+# of the other Debian packages and their licences stay, for those who look for vulnerabilities. With SOURCE_DATE_EPOCH, files
+# that are newer than /tmp/begun get that time. For deploy/Dockerfile.
 set -eu
 cd /
 scripts=$(find usr/bin usr/sbin -type f -exec grep -lIE '^#! ?/usr/bin/(env )?perl' {} + || true)
@@ -32,5 +32,6 @@ find usr/share/doc ! -type d ! -name copyright -delete
 find usr/lib/python3* usr/local/lib/python3* -depth -type d \( -name pip -o -name 'pip-*' -o -name ensurepip -o -name setuptools \
     -o -name 'setuptools-*' -o -name pkg_resources -o -name wheel -o -name 'wheel-*' -o -name test -o -name idlelib \) -exec rm -rf {} + 2> /dev/null || true
 find . -xdev -type f -perm /6000 -exec chmod a-s {} +
-find . -xdev -newer tmp/begun -exec touch -h -d 2020-01-01 {} +
-rm -f tmp/begun tmp/slim.sh && touch -d 2020-01-01 tmp
+[ -z "${SOURCE_DATE_EPOCH:-}" ] || find . -xdev -newer tmp/begun -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+rm -f tmp/begun tmp/slim.sh
+[ -z "${SOURCE_DATE_EPOCH:-}" ] || touch -d "@$SOURCE_DATE_EPOCH" tmp

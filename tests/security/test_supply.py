@@ -14,15 +14,13 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.compose import image as name_of
-from deploy.supply.archive import Image, base, load
+from deploy.supply.archive import Image, load
 from deploy.supply.packages import UNNAMED, Package, packages
 from deploy.supply.sbom import SCHEMA, sbom
 from tests.deploy.conftest import Checkout, clone
 
 #: As Python itself names the packages that it can import, in a container of the image, as the image's own user.
 SEEN = "import importlib.metadata as m; print(*sorted({f'{d.name} {d.version}' for d in m.distributions()}), sep='\\n')"
-#: The time of each file that a build makes (deploy/Dockerfile).
-FIXED = 1_577_836_800
 TAGS = ("gevent", "mail")
 
 
@@ -69,17 +67,6 @@ def test_the_record_has_no_package_that_was_removed(image: Image, held: list[Pac
     debian = {one.name for one in held if one.kind == "debian"}
     assert "libc6" in debian and not debian & {"apt", "dpkg", "debconf", "perl-base", "python3-pip"}
     assert "bin/sh" in image.files or "usr/bin/sh" in image.files
-
-
-def test_every_file_that_a_build_makes_has_the_fixed_time(image: Image) -> None:
-    """And so do the folders that it writes to; otherwise a second build has other layers. A backup, as /etc/shadow-, has the
-    time of the base's file.
-    """
-    below = load(base()).files
-    fixed = {path for path, file in image.files.items() if file.mtime == FIXED}
-    assert len(fixed) > 100
-    others = {path: file.mtime for path, file in image.files.items() if path not in fixed and not path.endswith("-")}
-    assert not {path for path, time in others.items() if path not in below or time != below[path].mtime}
 
 
 def test_every_user_can_read_the_code(image: Image) -> None:

@@ -142,8 +142,7 @@ def _make_secret(file: Path) -> None:
 def build(pool: str, codebase: Codebase | None = None) -> None:
     """Build the worker image of a pool: for a codebase, or for app/, with the mail catcher's image. Refuses if that fails."""
     file = next(broker.compose_file for broker in BROKERS.values() if broker.compose_file)  # the build is the same in each
-    # One image after the other: BuildKit of Docker 26 fails ("inconsistent graph state") where two have the same layers.
-    environ = {**os.environ, "POOL": pool, **of_python(), "COMPOSE_PARALLEL_LIMIT": "1"}
+    environ = {**os.environ, "POOL": pool, **of_python()}
     if codebase:
         _build_codebase(("-f", file), pool, codebase, environ | codebase.environ())
     elif run("docker", "compose", "-f", file, "build", "--quiet", "worker", "mail", env=environ).returncode:
@@ -254,8 +253,6 @@ class Compose:
         if codebase:
             _build_codebase(("-p", self.project, *files), pool, codebase, environ, monitored=bool(profiles))
             about = _about(codebase, services["worker"])
-        else:
-            build(pool)
         check_ports(services, self._containers())
         make_volumes(self.project, config)
         started = self._compose(
