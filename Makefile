@@ -86,8 +86,11 @@ test-cost:    ## what a task costs on each broker and pool: frames, round trips,
 test-compat:  ## the kit on either engine beside plain Celery, on each broker and pool: what Celery gives, the kit gives; BROKER= POOL=
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat --reruns 2
 
-test-security: ## hostile messages, on each broker, pool and engine: a worker works on, and none vanishes
+test-security: ## hostile messages, on each broker, pool and engine: a worker works on, and none vanishes; FUZZED=1: those of test-fuzz
 	deploy/env.sh dev && deploy/env.sh audit && BROKER= POOL= $(KIT) images && $(PYTEST) tests/security -q --no-header
+
+test-fuzz:    ## what decides about a message, by a coverage-guided fuzzer, BROKER= SECONDS=600 each; writes docs/reports/fuzz.md
+	deploy/env.sh dev && .venv/bin/python -m tests.fuzz.run
 
 test-packages: ## Sentry, OpenTelemetry, Django, celery-batches … on the kit, beside plain Celery (minutes)
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/packages

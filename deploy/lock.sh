@@ -14,5 +14,6 @@ for celery in requirements/celery-*.in; do others | pin "$celery" pyproject.toml
 pin bench/peers/requirements.in -o bench/peers/requirements.txt
 pin bench/peers/newer.in -o bench/peers/newer.txt
 pin tests/packages/requirements.in pyproject.toml --extra worker --override tests/packages/overrides.txt -o tests/packages/requirements.txt
+pin tests/fuzz/requirements.in -o tests/fuzz/requirements.txt
 pin tests/upstream/requirements.in pyproject.toml --extra worker -o tests/upstream/requirements.txt
 echo aiosmtpd | pin - -c requirements/dev.txt -o requirements/mail.txt

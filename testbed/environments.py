@@ -55,4 +55,5 @@ PEERS = Environment("peers", (ROOT / "bench/peers/requirements.txt",))
 NEWER_PEERS = Environment("newer-peers", (ROOT / "bench/peers/newer.txt",))
 #: Celery's own integration suite, and packages for Celery that people use.
 UPSTREAM = Environment("upstream/venv", (ROOT / "tests/upstream/requirements.txt",))
+FUZZ = Environment("fuzz/venv", (ROOT / "requirements/worker.txt", ROOT / "tests/fuzz/requirements.txt"))
 PACKAGES = Environment("packages", (ROOT / "tests/packages/requirements.txt",))

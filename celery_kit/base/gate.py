@@ -22,7 +22,7 @@ from celery_kit.base.messages import DELIVERIES
 from celery_kit.base.sizes import is_for_texts, too_large
 
 if TYPE_CHECKING:
-    from celery_kit.base.types import Message
+    from celery_kit.base.types import Headers, Message
 
 TEXT, NUMBER, FLAG = (str,), (int,), (bool, int)
 #: The types of the headers that Celery or the kit reads, besides None. With protocol 1 they are in the body.
@@ -79,10 +79,14 @@ def refusal(message: Message) -> str | None:
         )
         rare = not RARE.isdisjoint(headers) and any(map(get, RARE))
         odd = rare or len(names) > LONGEST or not names.isprintable() or (limits and limits != NO_LIMITS)
-        if odd and (why := _wrong(headers, properties)):
-            return why
+        if odd:
+            if why := _wrong(headers, properties):
+                return why
+            _count_retries(headers)
         if not task_id and get("task"):
             return "it has no id"
+        if get("eta") == "" or get("expires") == "":
+            return "its header eta or expires is empty"
     body, encoding = message.body, message.content_encoding
     if encoding != "utf-8" and not is_for_texts(encoding):
         return f"its content encoding is {shown(encoding)}"
@@ -112,6 +116,12 @@ def _wrong(headers: Mapping[str, object], properties: Mapping[str, object]) -> s
     return None
 
 
+def _count_retries(headers: Headers) -> None:
+    """Make the retries a number, where they are a text of one: Celery and the kit count on."""
+    if type(retries := headers.get("retries")) is str:
+        headers["retries"] = int(retries)
+
+
 def _is_count(given: object) -> bool:
     """Whether it is a whole number that is not negative, or a text of one."""
     if isinstance(given, str):
@@ -137,7 +147,8 @@ def refuse_payload(message: Message) -> None:
         payload = message.payload
     except Exception:  # Celery's handler reports what is wrong
         return
-    if isinstance(payload, dict) and "task" in payload:  # protocol 1
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    if isinstance(payload, dict) and ("task" in payload or "args" in payload):  # protocol 1, or its body with headers of 2
         for name, value in payload.items():
             if value is not None and name in KINDS and type(value) not in KINDS[name]:
                 raise TypeError(f"its {shown(name)} is not {_speaking(name)}")
@@ -145,8 +156,9 @@ def refuse_payload(message: Message) -> None:
             raise TypeError(why)
         if not isinstance(payload.get("args") or [], list | tuple) or not isinstance(payload.get("kwargs") or {}, dict):
             raise TypeError("its body is no arguments and keyword arguments")
-    if isinstance(payload, list | tuple) and len(payload) == 3:
-        args, kwargs, embed = payload
+        _count_retries(payload)
+    elif headers.get("task"):  # Celery would unpack a text of three characters, too
+        args, kwargs, embed = payload if isinstance(payload, list | tuple) and len(payload) == 3 else (None, None, None)
         if not (isinstance(args, list | tuple) and isinstance(kwargs, dict) and isinstance(embed or {}, dict)):
             raise TypeError("its body is no arguments, keyword arguments and callbacks")
         if name := wrong_callback(embed or {}):
@@ -169,7 +181,7 @@ def _is_signature(one: object) -> bool:
     return (
         isinstance(one.get("args") or [], list | tuple)
         and isinstance(one.get("kwargs") or {}, dict)
-        and isinstance(one.get("options") or {}, dict)
+        and isinstance(one.get("options"), dict)  # Celery's handlers of a failure read it
         and isinstance(one.get("subtask_type") or "", str)
     )
 

@@ -122,16 +122,16 @@ class DeadLettering(bootsteps.StartStopStep):
             def on_task_received(message: Message) -> None:
                 if deliveries(message) > self.limit:
                     return self.give_up(parent, message)
-                if why := refusal(message):
-                    return self.put(parent, message, why)
                 try:
-                    if fast_path is None or not fast_path(message):
+                    why = refusal(message)
+                    if not why and (fast_path is None or not fast_path(message)):
                         refuse_payload(message)
                         handle(message)
                 except self.connection_errors:
                     raise
                 except Exception as error:
-                    self.failed(parent, message, error)
+                    return self.failed(parent, message, error)
+                return self.put(parent, message, why) if why else None
 
             return on_task_received
 

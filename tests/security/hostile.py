@@ -16,18 +16,23 @@ from itertools import count
 from random import Random
 from typing import Any
 
+import amqp
 from backports import zstd
 
 from celery_kit.brokers.redis.delayed import DELAYED
 
 EMBED: dict[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 JSON = "application/json"
+#: What a message of AMQP has in its own fields.
+FIELDS = ("reply_to", "correlation_id", "priority", "delivery_mode")
 _numbers = count()
 
 
 @dataclass
 class Hostile:
-    """A message. `raw`: the whole item of a Redis list, in place of the rest. `table`: AMQP's header table, encoded."""
+    """A message. `raw`: the whole item of a Redis list, in place of the rest. `table`: AMQP's header table, encoded; `encoded`:
+    all of its properties. `settles`: it runs, or becomes a dead letter, and can be told from others.
+    """
 
     what: str
     headers: Any = field(default_factory=dict)
@@ -37,6 +42,8 @@ class Hostile:
     content_encoding: Any = "utf-8"
     raw: bytes | None = None
     table: bytes | None = None
+    encoded: bytes | None = None
+    settles: bool = True
 
     def item(self, queue: str) -> bytes:
         """The item of a Redis list."""
@@ -53,6 +60,36 @@ class Hostile:
             "content-type": self.content_type, "headers": self.headers, "properties": properties,
         }  # fmt: skip
         return json.dumps(message).encode()
+
+
+class Raw(amqp.Message):
+    """A message whose properties are given as bytes."""
+
+    encoded = b""
+
+    def _serialize_properties(self) -> bytes:
+        return self.encoded
+
+
+def amqp_message(one: Hostile) -> amqp.Message:
+    """A message of AMQP. Raises an error for one that it has no form for."""
+    if one.table is not None:  # after content type and content encoding
+        texts = b"".join(bytes([len(text)]) + text for text in (b"application/json", b"utf-8"))
+        one.encoded = (0xE000).to_bytes(2, "big") + texts + len(one.table).to_bytes(4, "big") + one.table
+    if one.encoded is not None:
+        message = Raw(one.body)
+        message.encoded = one.encoded
+        return message
+    fields = {name: value for name, value in one.properties.items() if name in FIELDS}
+    if len(fields) < len(one.properties) or not isinstance(one.headers, dict):
+        raise TypeError(one.what)
+    return amqp.Message(
+        one.body,
+        content_type=one.content_type,
+        content_encoding=one.content_encoding,
+        application_headers=one.headers,
+        **fields,
+    )
 
 
 def good(task: str, /, **changes: Any) -> dict[str, Any]:

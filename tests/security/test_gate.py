@@ -15,13 +15,16 @@ from celery_kit.base.choices import ENGINES
 from celery_kit.brokers import BROKERS
 from celery_kit.operate.look.dead import each, letters
 from celery_kit.pools.table import POOLS
+from tests.fuzz.samples import fuzzed
 from tests.harness.waiting import until
 from tests.harness.workers import Process
 from tests.security.conftest import Target
 from tests.security.hostile import GROUPS, MUTATIONS, Hostile
 
 #: Messages that are sent before the worker has to show that it works, by group.
-CHUNK, CHUNKS = 25, {"mutations": 100}
+CHUNK, CHUNKS = 25, {"mutations": 100, "fuzzed": 200}
+#: FUZZED=1: what the last `make test-fuzz` has accepted and refused, and nothing else.
+KINDS = {"fuzzed": fuzzed} if os.environ.get("FUZZED") else GROUPS
 #: The most memory that a worker may take beside its own, in bytes: by engine, because kombu's transport for Redis reads an item
 #: of any size.
 MEMORY = {"fast": 400_000_000, "plain": 600_000_000}
@@ -61,8 +64,8 @@ def canary(app: Celery, queue: str, worker: Process, after: list[Hostile]) -> fl
 def some() -> list[tuple[str, str, str]]:
     """Each pool with each engine and each group of messages; with QUICK=1 each group on one pool, all pools in turn."""
     if os.environ.get("QUICK"):
-        return [(pool, ENGINES[0], group) for pool, group in zip([*POOLS, *POOLS], GROUPS, strict=False)]
-    return list(product(POOLS, ENGINES, GROUPS))
+        return [(pool, ENGINES[0], group) for pool, group in zip([*POOLS, *POOLS], KINDS, strict=False)]
+    return list(product(POOLS, ENGINES, KINDS))
 
 
 @pytest.mark.timeout(900 + MUTATIONS)
@@ -76,7 +79,7 @@ def test_no_message_ends_a_worker_or_vanishes(target: Target, queue: str, pool: 
     with target.worker(pool, engine, queue) as worker:
         canary(app, queue, worker, [])
         before, memory, sent, slowest = children(worker.process.pid), peak(worker.process.pid), 0, 0.0
-        for chunk in chunks(GROUPS[group]("security.touch"), CHUNKS.get(group, CHUNK)):
+        for chunk in chunks(KINDS[group]("security.touch"), CHUNKS.get(group, CHUNK)):
             sent += target.send(queue, iter(chunk))
             slowest = max(slowest, canary(app, queue, worker, chunk))
         # Failed tasks are kept a moment later, and another child may be quicker than the one with the last message.

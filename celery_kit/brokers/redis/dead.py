@@ -74,7 +74,7 @@ def payload_of(item: bytes) -> Headers:
     """The message that an item of a list is. Raises MalformedError, or an error of the decoder, for another item."""
     if why := too_large(item, ENVELOPE):
         raise MalformedError(why)
-    payload = loads(bytes_to_str(item))
+    payload = loads(item.decode())
     if not isinstance(payload, dict):
         raise MalformedError(f"{type(payload).__name__} in place of a message")
     return payload
