@@ -18,7 +18,8 @@ from celery.worker import state
 from celery.worker.consumer import Consumer
 from kombu import Consumer as KombusConsumer
 from kombu import Producer
-from kombu.transport import memory
+from kombu.transport import memory, virtual
+from redis._parsers import encoders
 
 from celery_kit import Kit
 from celery_kit.brokers.rabbitmq import transport as rabbitmq
@@ -26,7 +27,7 @@ from celery_kit.brokers.rabbitmq.dead import RabbitmqDeadLetters
 from celery_kit.brokers.rabbitmq.frames_in import frame_handler
 from celery_kit.brokers.rabbitmq.read_ahead import BODY, HEADER, METHOD
 from celery_kit.brokers.redis import transport as redis
-from celery_kit.brokers.redis.dead import RedisDeadLetters, payload_of
+from celery_kit.brokers.redis.dead import RedisDeadLetters, addressed, payload_of
 from celery_kit.brokers.redis.fetch import Fetcher
 from celery_kit.engine import fast_path
 from celery_kit.engine.commit import REQUEST
@@ -45,18 +46,28 @@ class UndecidedError(Exception):
     """A message was neither accepted nor refused, or both, or not acknowledged."""
 
 
+#: redis-py's encoding of what is sent. Raises an error for what it does not send.
+encode: Callable[[object], object] = vars(encoders)["Encoder"]("utf-8", "strict", False).encode
+
+
 class Anything:
-    """A client or pipeline of a server that accepts everything. `done`: the names of its commands."""
+    """A client or pipeline of a server that accepts everything it is sent. `done`: the names of its commands; `stored`:
+    the arguments of those that store dead letters.
+    """
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.stored: list[tuple[Any, ...]] = []
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
             raise AttributeError(name)
 
-        def command(*_: object, **__: object) -> Any:
+        def command(*args: object, **_: object) -> Any:
+            for one in args:
+                encode(one)
             self.done.append(name)
+            self.stored += [args] if name == "hset" else []
             return set() if name == "smembers" else self
 
         return command
@@ -163,13 +174,14 @@ class Redis:
         self.channel: Any = object.__new__(redis.Channel)
         self.server = Anything()
         qos = SimpleNamespace(
-            ack=self.settle, reject=self.settle, _delivered={}, _remove_from_indices=lambda _: self.server, recorded=""
+            ack=self.settle, reject=self.settle, _delivered={}, _remove_from_indices=self.server.remove, recorded=""
         )
         self.channel.__dict__.update(
             connection=SimpleNamespace(_deliver=self.deliver, state=SimpleNamespace(exchanges={})), engine=engine,
             _qos=qos, conn_or_acquire=self.connect, closed=True, global_keyprefix="", _pool=None, _async_pool=None,
             unacked_key="unacked", unacked_index_key="unacked_index", connection_errors=(ConnectionError,),
             priority_steps=list(range(9, -1, -1)),
+            exchange_types={name: kind(self.channel) for name, kind in vars(virtual.Channel)["exchange_types"].items()},
         )  # fmt: skip
         vars(self.worker.receive.__self__)["channel"] = self.channel
         self.fetcher = object.__new__(Fetcher)
@@ -186,6 +198,8 @@ class Redis:
 
     def deliver(self, payload: Any, queue: str) -> None:
         """kombu's, to this worker."""
+        message = self.channel.Message(payload, channel=self.channel)
+        self.server.record(message.delivery_tag)
         self.worker.receive(payload)
 
     def take(self, item: bytes) -> str:
@@ -193,17 +207,28 @@ class Redis:
         self.worker.happened.clear()
         self.worker.reasons.clear()
         self.server.done.clear()
+        self.server.stored.clear()
         self.settled = 0
         if self.engine == "fast" and self.is_recorded(item):
             self.fetcher._deliver(QUEUE, item)
         else:
             self.channel.deliver_raw(item, QUEUE)
         happened = list(self.worker.happened)
+        if RUNS in happened:  # its worker may be lost, or stop: then it is requeued, or a dead letter
+            self.requeue(payload_of(item))
+            if not {"rpush", "hset"} & set(self.server.done):
+                happened.append("it cannot be requeued")
+            return outcome(happened, self.settled, True)
         if "eval" in self.server.done:  # celery_kit/brokers/redis/delayed.py
             happened.append(WAITS)
         if "hset" in self.server.done and DEAD not in happened:  # an item that is no message
             happened.append(DEAD)
         return outcome(happened, self.settled, self.server.done.count("hset") <= 1)
+
+    def requeue(self, payload: Any) -> None:
+        """Requeue a message."""
+        to = addressed(payload, QUEUE)["properties"]["delivery_info"]
+        self.channel._do_restore_message(payload, to["exchange"], to["routing_key"], self.server)
 
     def is_recorded(self, item: bytes) -> bool:
         """Whether fetch.lua finds its tag and its address, roughly."""

@@ -238,8 +238,14 @@ def bombs(task: str) -> Iterator[Hostile]:
         yield Hostile(f"15 MB of {text[:5]}", good(task), {}, f"[[[{text}0]], {{}}, {{}}]".encode())
 
 
-def no_messages(_: str) -> Iterator[Hostile]:
-    """Items that are no messages, for Redis."""
+def no_messages(task: str) -> Iterator[Hostile]:
+    """Items that are no messages, for Redis, and some whose tag or address cannot be sent to it again."""
+    for name, place in (("delivery_tag", "PLACE"), ("delivery_info", {"exchange": "", "routing_key": "PLACE"})):
+        for odd in (b"a\xffb", b"\\ud800", b"\\u0000", b""):
+            made = Hostile("", good(task), {name: place}, body()).item("hostile").replace(b"PLACE", odd)
+            yield Hostile(f"item with {name} = {odd!r}", raw=made)
+    priority = Hostile("", good(task), {"priority": "PLACE"}, body()).item("hostile").replace(b'"PLACE"', b"1e999")
+    yield Hostile("item with priority = 1e999", raw=priority)
     for item in (
         b"", b"x", b"\x00", b"\xff\xfe", b"{}", b"[]", b"null", b"5", b'"x"', b"NaN", b'{"body": 5}', b'{"properties": {}}',
         b'{"headers": {}, "body": "", "properties": {"delivery_tag": 5, "delivery_info": 5}}',

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from redis import Redis
 
 from celery_kit import Kit
 from celery_kit.base.choices import ENGINES
@@ -22,6 +23,7 @@ from tests.security.conftest import Target
 from tests.security.hostile import GROUPS, MUTATIONS, Hostile
 
 #: Messages that are sent before the worker has to show that it works, by group.
+UNACKED = "unacked"  # kombu's name
 CHUNK, CHUNKS = 25, {"mutations": 100, "fuzzed": 200}
 #: FUZZED=1: what the last `make test-fuzz` has accepted and refused, and nothing else.
 KINDS = {"fuzzed": fuzzed} if os.environ.get("FUZZED") else GROUPS
@@ -97,3 +99,6 @@ def test_no_message_ends_a_worker_or_vanishes(target: Target, queue: str, pool: 
         assert len(found) + runs >= sent
         assert more < MEMORY[engine]
         assert worker.stop() == 0
+        assert "redis" not in BROKERS[target.broker].schemes or not Redis.from_url(target.urls["CELERY_BROKER_URL"]).hlen(
+            UNACKED
+        )

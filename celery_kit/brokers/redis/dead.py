@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from queue import Empty
 from typing import TYPE_CHECKING, cast
@@ -49,6 +50,16 @@ NO_MESSAGE = "it has no delivery tag, or is no JSON"
 logger = logging.getLogger(__name__)
 
 
+def tag_of(tag: bytes) -> str:
+    """A tag that the server has recorded, as a text; it may be no UTF-8."""
+    return tag.decode("utf-8", "surrogateescape")
+
+
+def recorded(tag: str) -> bytes:
+    """The reverse of `tag_of`."""
+    return tag.encode("utf-8", "surrogateescape")
+
+
 class MalformedError(ValueError):
     """An item of a queue is not a message of kombu's."""
 
@@ -63,6 +74,7 @@ class Message(virtual.Message):
             tag, headers = payload["properties"]["delivery_tag"], payload.get("headers") or {}
             if not (address and isinstance(tag, str) and isinstance(headers, dict)):
                 raise MalformedError("its headers, its tag or its address are of the wrong kind")
+            f"{tag}{info['exchange']}{info['routing_key']}".encode()  # these are sent to the server again
             super().__init__(payload, channel=channel, **kwargs)
         except MalformedError:
             raise
@@ -142,7 +154,8 @@ class Channel(redis.Channel):
             if isinstance(about, dict) and isinstance(tag := about.get("delivery_tag"), str):
                 if tag in self.qos._delivered:
                     virtual.QoS.ack(self.qos, tag)
-                self.qos._remove_from_indices(tag).execute()  # the fetch may have recorded it already
+                with suppress(UnicodeEncodeError):  # a lone surrogate: no server has recorded it
+                    self.qos._remove_from_indices(tag).execute()  # the fetch may have recorded it already
 
     def can_deliver(self, item: bytes, queue: str) -> bool:
         """Whether `deliver_raw` can deliver an item that the fetch's script could not read."""
@@ -198,6 +211,15 @@ class Channel(redis.Channel):
         headers = payload["headers"] = dict(payload.get("headers") or {})
         if self.counts_deliveries:
             headers[DELIVERIES] = earlier(headers) + 1
+        try:
+            self._get_message_priority(payload)
+            if not [queue.encode() for queue in self._lookup(exchange, routing_key)]:
+                raise MalformedError("it cannot be requeued: no queue takes it")
+        except self.connection_errors:
+            raise
+        except Exception as error:  # kombu would log and drop it
+            put_raw(self, dumps(payload).encode(), plain(routing_key), error)
+            return
         super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
 
 

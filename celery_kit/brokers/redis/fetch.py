@@ -22,7 +22,6 @@ from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import ResponseError
 
@@ -263,7 +262,7 @@ class Fetcher:
             sign, self._signed_at = delayed.SIGN, now
         try:
             asked = self._asked, BYTES, max(1, width), channel.owner, sign, dead.ENVELOPE * most()
-            connection.send_command("EVALSHA", self._script, len(keys), *keys, *asked, *[tag.encode() for tag in acks])
+            connection.send_command("EVALSHA", self._script, len(keys), *keys, *asked, *map(dead.recorded, acks))
         except channel.connection_errors:
             connection.disconnect()
             raise
@@ -305,7 +304,7 @@ class Fetcher:
         """Dead-letter what cannot be handed over, and acknowledge it by the tag that the script has found."""
         dead.put_raw(self.channel, raw, queue, error)
         qos = self.channel.qos
-        for tag in {bytes_to_str(one) for one in dead.TAG.findall(raw)}:
+        for tag in {dead.tag_of(one) for one in dead.TAG.findall(raw)}:
             if tag in qos._delivered:  # it was handed over, and made the consumer fail
                 qos.ack(tag)
             else:

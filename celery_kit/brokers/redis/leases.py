@@ -101,7 +101,8 @@ class Lease:
 
     def call(self, client: Client, operation: str, *args: object, owner: str = "") -> object:
         """Do one of the operations of `leases.lua`. Raises redis-py's errors."""
-        words = (2, self.unacked, self.index, operation, owner or self.owner, *args)
+        given = [dead.recorded(one) if isinstance(one, str) else one for one in args]
+        words = (2, self.unacked, self.index, operation, owner or self.owner, *given)
         try:
             return client.execute_command("EVALSHA", SHA, *words)
         except NoScriptError:
@@ -182,7 +183,7 @@ class Lease:
         client, number = channel.plain_client, 0
         for _ in range(BATCHES):
             tags = client.zrange(f"{self.unacked}.held:{owner}", 0, BATCH - 1, desc=True)
-            number += self.restore(channel, list(map(bytes_to_str, tags)), owner=owner)
+            number += self.restore(channel, [dead.tag_of(cast("bytes", tag)) for tag in tags], owner=owner)
             if len(tags) < BATCH:
                 break
         if number:
@@ -192,12 +193,12 @@ class Lease:
     def restore(self, channel: Channel, tags: Collection[str], leftmost: bool = False, owner: str = "") -> int:
         """Requeue those of the messages that the owner holds. Returns their number. Raises redis-py's errors."""
         client, words = channel.plain_client, list[object]()
-        records = client.execute_command("HMGET", self.unacked, *tags) if tags else ()
+        records = client.execute_command("HMGET", self.unacked, *map(dead.recorded, tags)) if tags else ()
         for tag, record in zip(tags, records, strict=True):
             batch = _Commands(channel.global_keyprefix)
             if record:
                 try:
-                    message, exchange, routing_key = loads(bytes_to_str(record))
+                    message, exchange, routing_key = loads(record.decode())
                     channel._do_restore_message(message, exchange, routing_key, cast("Pipeline", batch), leftmost)
                 except channel.connection_errors:
                     raise

@@ -1,5 +1,6 @@
 """What a worker decides about a message, from the bytes that arrive, on both engines; the fuzzer's findings among them."""
 
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -70,6 +71,22 @@ def test_an_empty_eta_is_refused(forms: tuple[str, list[Any]], name: str) -> Non
     data = SEEDS[broker](Hostile(name, good(TASK, **{name: ""}), body=body()))
     assert [form.take(data) for form in both] == [DEAD, DEAD]
     assert {reason for form in both for reason in form.worker.reasons} == {"its header eta or expires is empty"}
+
+
+@pytest.mark.parametrize(
+    ("properties", "why"),
+    [
+        ({"priority": float("inf")}, "cannot convert float infinity to integer"),
+        ({"delivery_info": {"exchange": "gone", "routing_key": "q"}}, "it cannot be requeued: no queue takes it"),
+    ],
+)
+def test_what_cannot_be_requeued_is_a_dead_letter(properties: dict[str, Any], why: str) -> None:
+    """kombu logs and drops it: a task that was accepted, and whose worker stopped."""
+    form = BROKERS["redis"]("fast")
+    item = json.loads(SEEDS["redis"](Hostile("", good(TASK), properties, body())))
+    form.requeue(item)
+    ((_, _, record),) = form.server.stored
+    assert why in json.loads(record)["letter"]["reason"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
