@@ -92,6 +92,9 @@ test-security: ## hostile messages, on each broker, pool and engine: a worker wo
 test-fuzz:    ## what decides about a message, by a coverage-guided fuzzer, BROKER= SECONDS=600 each; writes docs/reports/fuzz.md
 	deploy/env.sh dev && .venv/bin/python -m tests.fuzz.run
 
+test-hostile: ## some hostile messages on the kit and on plain Celery; writes docs/reports/hostile.md
+	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m tests.security.beside
+
 test-packages: ## Sentry, OpenTelemetry, Django, celery-batches … on the kit, beside plain Celery (minutes)
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/packages
 

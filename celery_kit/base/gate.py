@@ -39,8 +39,7 @@ KINDS: Mapping[str, frozenset[type]] = {
     **dict.fromkeys(("eta", "expires"), frozenset((str, datetime))),
     **dict.fromkeys(("ignore_result", "utc"), frozenset(FLAG)),
     **dict.fromkeys(("stamps", "headers"), frozenset((dict,))),
-    **dict.fromkeys(("timelimit", "stamped_headers"), frozenset((list, tuple))),
-    **dict.fromkeys(("callbacks", "errbacks", "chain"), frozenset((list, tuple, dict))),
+    **dict.fromkeys(("timelimit", "stamped_headers", "callbacks", "errbacks", "chain"), frozenset((list, tuple))),
     "chord": frozenset((dict,)),
     SENT: frozenset((int, float)),
 }  # fmt: skip
@@ -110,9 +109,8 @@ def _wrong(headers: Mapping[str, object], properties: Mapping[str, object]) -> s
         return "its time limits are not two numbers"
     if (stamped := get("stamped_headers")) and not all(type(one) is str for one in stamped):  # type: ignore[attr-defined]
         return "its header stamped_headers is no list of names"
-    for name in CALLBACKS:
-        if (given := get(name)) and not are_signatures(given):
-            return f"its header {name} holds something else than signatures"
+    if wrong := wrong_callback(headers):
+        return f"its header {wrong} holds something else than signatures"
     return None
 
 
@@ -166,13 +164,13 @@ def refuse_payload(message: Message) -> None:
 
 
 def wrong_callback(embed: Mapping[str, object]) -> str | None:
-    """The first of the callbacks, chain and chord of a body that is no signature, or no list of them."""
-    return next((name for name in CALLBACKS if (given := embed.get(name)) and not are_signatures(given)), None)
-
-
-def are_signatures(given: object) -> bool:
-    """Whether it is a signature or a list of them, as Celery's client writes them."""
-    return all(map(_is_signature, given if isinstance(given, list | tuple) else (given,)))
+    """The first of the callbacks, errbacks and chain of a body that is no list of signatures, or its chord that is none."""
+    for name in CALLBACKS:
+        if given := embed.get(name):
+            several = (given,) if name == "chord" else given if isinstance(given, list | tuple) else (None,)
+            if not all(map(_is_signature, several)):
+                return name
+    return None
 
 
 def _is_signature(one: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_kit.base import sizes
-from celery_kit.base.gate import are_signatures, refusal, refuse_payload
+from celery_kit.base.gate import refusal, refuse_payload, wrong_callback
 from celery_kit.base.messages import DELIVERIES
 from celery_kit.base.sizes import DEPTH, is_for_texts, too_large
 
@@ -61,7 +61,7 @@ def test_what_celery_sends_is_let_in(headers: dict[str, Any]) -> None:
         ({"timelimit": [1]}, "its time limits are not two numbers"),
         ({"timelimit": [float("nan"), 1]}, "its time limits are not two numbers"),
         ({"chain": [5]}, "its header chain holds something else than signatures"),
-        ({"errbacks": 5}, "its header 'errbacks' is not a list or a table"),
+        ({"errbacks": 5}, "its header 'errbacks' is not a list"),
         ({"shadow": [1]}, "its header 'shadow' is not a text"),
         ({"eta": 5}, "its header 'eta' is not a text or datetime"),
     ],
@@ -172,5 +172,11 @@ def test_what_celery_writes_are_signatures() -> None:
     def one() -> None: ...
 
     sent = chain(one.si(), group(one.s(1), one.s(a=2)), chord([one.s()], one.s()))
-    assert are_signatures(json.loads(json.dumps(sent))) and are_signatures([json.loads(json.dumps(sent))])
-    assert not any(map(are_signatures, (5, "x", [None], [[]], {"task": 5}, {"task": "t", "options": [1]}, {"task": "t"})))
+    signature = json.loads(json.dumps(sent))
+    assert wrong_callback({"chord": signature, "chain": [signature], "callbacks": (signature,), "errbacks": []}) is None
+    wrongs: tuple[Any, ...] = (5, "x", [None], [[]], {"task": 5}, {"task": "t", "options": [1]}, {"task": "t"})
+    for wrong in wrongs:
+        assert wrong_callback({"chord": wrong}) and wrong_callback({"chain": wrong}) and wrong_callback({"errbacks": [wrong]})
+    assert wrong_callback({"chain": signature}) and wrong_callback(
+        {"chord": [signature]}
+    )  # Celery reads a list, and one signature

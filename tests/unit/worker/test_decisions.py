@@ -104,10 +104,11 @@ def test_a_body_without_arguments_is_refused(forms: tuple[str, list[Any]], conte
     assert [form.take(data) for form in both] == [DEAD, DEAD]
 
 
-def test_a_callback_without_options_is_refused(forms: tuple[str, list[Any]]) -> None:
-    """Celery reads the options of a chain's signatures when its task fails, and that error has no handler."""
+@pytest.mark.parametrize("chain", [[{"task": TASK}], {"task": TASK, "options": {}}])
+def test_a_chain_that_celery_cannot_fail_is_refused(forms: tuple[str, list[Any]], chain: object) -> None:
+    """Celery reads the options of a chain's signatures when its task fails, and an error of that has no handler."""
     broker, both = forms
-    data = SEEDS[broker](Hostile("", good(TASK), body=body(embed={"chain": [{"task": TASK}]})))
+    data = SEEDS[broker](Hostile("", good(TASK), body=body(embed={"chain": chain})))
     assert [form.take(data) for form in both] == [DEAD, DEAD]
 
 
