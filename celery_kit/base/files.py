@@ -1,14 +1,14 @@
-"""Files that no other user can have written."""
+"""Files that no other user can have written, and files that may hold anything."""
 
 import errno
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 
 class NotOursError(PermissionError):
-    """A file or a folder that another user owns or may write to, so that its content cannot be trusted."""
+    """A file or a folder whose content cannot be trusted: another user owns it or may write to it, or it is no such file."""
 
     def __init__(self, why: str, path: Path) -> None:
         super().__init__(errno.EPERM, why, str(path))
@@ -31,18 +31,32 @@ def private(folder: Path, ours: Collection[str]) -> None:
         folder.chmod(0o700)
 
 
-def read_ours(path: Path) -> bytes:
-    """Read a file that only this process's user can have written. Raises NotOursError, OSError."""
+def read_ours(path: Path, most: int) -> bytes:
+    """Read a file of `most` bytes that only this process's user can have written. Raises NotOursError, OSError."""
     if path.is_symlink():
         raise NotOursError("it is a link", path)
+    return _read(path, most, _check_ours, getattr(os, "O_NOFOLLOW", 0))
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a file of `most` bytes, whoever has written it. Raises NotOursError for a pipe or a larger file, OSError."""
+    return _read(path, most, lambda *_: None, 0)
+
+
+def _read(path: Path, most: int, check: Callable[[os.stat_result, Path], None], flags: int) -> bytes:
     # Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    with open(number, "rb") as file:
+    number = os.open(path, os.O_RDONLY | flags | getattr(os, "O_NONBLOCK", 0))
+    try:
         about = os.fstat(number)
         if not stat.S_ISREG(about.st_mode):
             raise NotOursError("it is no regular file", path)
-        _check_ours(about, path)
-        return file.read()
+        check(about, path)
+        if about.st_size > most:
+            raise NotOursError(f"it has {about.st_size:,} bytes, more than {most:,}", path)
+        with open(number, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(number)
 
 
 def _check_ours(about: os.stat_result, path: Path) -> None:

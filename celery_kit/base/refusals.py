@@ -69,6 +69,8 @@ def whole_number(what: str, given: str, least: int, most: int, unit: str = "") -
 def why_not_writable(file: Path) -> str:
     """Why a file cannot be created or appended to, in words; empty if it can. Leaves no file behind."""
     try:
+        if file.is_dir():
+            return "it is a folder"
         if file.is_file():
             file.open("ab").close()
         elif not file.exists():  # a device or a pipe needs no check

@@ -92,7 +92,7 @@ beat_init.connect(_check, weak=False)
 def _database(number: int) -> str:
     try:
         return f"{json.loads(STATE.read_text())['address']}/{number}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it may hold anything
         return NOWHERE
 
 

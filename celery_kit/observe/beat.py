@@ -12,12 +12,17 @@ from typing import Any
 from celery.beat import PersistentScheduler, ScheduleEntry
 
 from celery_kit.base.facts import TimetableEntry
+from celery_kit.base.files import read_regular
 from celery_kit.base.refusals import refuse, why_not_writable
 from celery_kit.observe import health
 
 logger = logging.getLogger(__name__)
 #: The file with the timetable has the name of HEARTBEAT_FILE and this ending.
 TIMETABLE = ".timetable"
+#: What is stored beside the entries, by Celery's names: if it differs from the app's, Celery begins again.
+KEPT = ("__version__", "tz", "utc_enabled")
+#: The most bytes of the stored runs: some hundred thousand entries.
+MOST = 16 * 1024 * 1024
 
 
 class _JsonShelf(dict[str, Any]):
@@ -27,9 +32,11 @@ class _JsonShelf(dict[str, Any]):
         super().__init__()
         self.file = file
         try:
-            stored = json.loads(file.read_bytes())
-            stored["entries"] = {name: entry(name, **about) for name, about in stored["entries"].items()}
-            self.update(stored)
+            stored = json.loads(read_regular(file, MOST))
+            entries = {name: entry(name, **about) for name, about in stored["entries"].items()}
+            if not isinstance(stored.get("utc_enabled", True), bool):
+                raise TypeError("utc_enabled")  # Celery looks it up, and would end
+            self.update({name: stored[name] for name in KEPT if name in stored}, entries=entries)
         except FileNotFoundError:
             pass
         except Exception as error:  # the file may hold anything
@@ -58,8 +65,11 @@ class Scheduler(PersistentScheduler):
         return _JsonShelf(Path(self.schedule_filename), self._restored_entry)
 
     def _restored_entry(self, name: str, last_run_at: str, total_run_count: int) -> ScheduleEntry:
-        """An entry with its last run, in the app's time zone. Celery adds its task and schedule from the settings."""
-        ran = datetime.fromisoformat(last_run_at).astimezone(self.app.timezone)
+        """An entry with its last run, in the app's time zone. Celery adds its task and schedule from the settings.
+
+        A run in the future is taken for one of now: such an entry would never be due.
+        """
+        ran = min(datetime.fromisoformat(last_run_at).astimezone(self.app.timezone), datetime.now(self.app.timezone))
         entry: ScheduleEntry = self.Entry(name=name, app=self.app, last_run_at=ran, total_run_count=int(total_run_count))
         return entry
 

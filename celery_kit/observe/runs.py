@@ -24,11 +24,14 @@ from typing import TypedDict
 from celery.signals import task_postrun, task_prerun, worker_process_shutdown
 
 from celery_kit.base.choices import data_dir, report_bytes
+from celery_kit.base.files import read_regular
 from celery_kit.base.signals import is_the_kits
 from celery_kit.base.types import AnyTask
 from celery_kit.engine.quick_json import quoted
 
 logger = logging.getLogger(__name__)
+#: The most bytes of a file that is read.
+MOST = 2**30
 KEEP_DAYS = 7
 STARTED = "run_started"  # attribute of the task's request, in seconds of the monotonic clock
 DAY = 86_400  # seconds
@@ -190,12 +193,24 @@ def statistics(since: datetime, until: datetime) -> Statistics:
     runs: dict[str, list[Run]] = defaultdict(list)
     for path in sorted(_runs().glob("*.jsonl")):
         if path.stem >= f"{since:%Y-%m-%d}":
-            for line in path.read_bytes().splitlines():
-                with suppress(LookupError, TypeError, ValueError):  # half a line: its worker was killed, or the disk full
-                    if since.timestamp() <= (run := json.loads(line))["at"] <= until.timestamp():
-                        runs[run["task"]].append(run)
+            for line in _read(path):
+                # Half a line: its worker was killed, or the disk full. And anybody can write there.
+                with suppress(LookupError, TypeError, ValueError, RecursionError):
+                    run = json.loads(line)
+                    if since.timestamp() <= run["at"] <= until.timestamp():
+                        run |= {"state": str(run["state"]), "seconds": float(run["seconds"])}
+                        runs[str(run["task"])].append(run)
     tasks = {name: _sum_up(runs[name]) for name in sorted(runs)}
     return {"since": since.isoformat(), "until": until.isoformat(), "tasks": tasks}
+
+
+def _read(path: Path) -> list[bytes]:
+    """A file's lines; none of what is no file of ours."""
+    try:
+        return read_regular(path, MOST).splitlines()
+    except OSError as error:
+        logger.warning("runs are not counted: %s", error)
+        return []
 
 
 def _sum_up(runs: list[Run]) -> Summary:

@@ -32,6 +32,7 @@ from kombu.utils.uuid import uuid
 from celery_kit.base.files import NotOursError, private, read_ours
 from celery_kit.base.messages import RefusedError, UnroutedError
 from celery_kit.base.refusals import Absent
+from celery_kit.base.sizes import most
 from celery_kit.base.types import AnyResult
 
 fcntl: ModuleType | Absent
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 LOCAL = ("producer", "publisher", "connection", "router", "result_cls", "task_type", "add_to_parent")
 #: Seconds between two tries to reach the broker.
 PAUSE = 2.0
+#: A file may be so many times as large as a message's body: it holds one in base64, and names.
+LARGEST = 4
 #: A task that cannot be sent for a reason of its own is tried so many times, then renamed.
 TRIES = 5
 #: The types of a call's fields, and the options that decide where it is sent.
@@ -179,7 +182,7 @@ class Spool:
 
     def _read(self, path: Path) -> tuple[str, Call]:
         """A file's task id and call. Raises BadFileError if it holds no task that is accepted, NotOursError, OSError."""
-        text = read_ours(path)
+        text = read_ours(path, LARGEST * most())
         try:
             record = json.loads(text)
             return str(record["id"]), self._call_of(record)
@@ -198,8 +201,13 @@ class Spool:
         """Count a failed try, and rename the file after so many. Logs the first try and the last."""
         self._tries[path.stem] += 1
         if self._tries[path.stem] >= tries or path.suffix == BAD:
+            try:
+                path.replace(path.with_suffix(BAD))
+            except OSError as error:  # it stays where it is, and does not delay the others
+                if self._tries[path.stem] <= tries:
+                    logger.error("%s %s; it cannot be renamed: %s", path, why, error)
+                return
             logger.error("%s %s", path.with_suffix(BAD), why)
-            path.replace(path.with_suffix(BAD))
             del self._tries[path.stem]
         elif self._tries[path.stem] == 1:
             logger.warning("%s %s", path, why)

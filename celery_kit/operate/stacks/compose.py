@@ -388,8 +388,9 @@ def _member(one: Facts) -> Member:
     words = f"{state['Status']}{f', {health}' if health and state['Running'] else ''}"
     said: Facts = {}
     if service == "beat" and state["Running"]:
-        with suppress(ValueError):
-            said = json.loads(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)
+        with suppress(ValueError, RecursionError):
+            found = json.loads(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)
+            said = found if isinstance(found, dict) else {}
     if not state["Running"]:
         words += f" ({state['ExitCode']})"
     node = f"celery@{one['Config']['Hostname']}" if service == "worker" else None

@@ -251,8 +251,9 @@ def _member(one: Facts) -> Member:
     role = name.rstrip("0123456789")
     said: Facts = {}
     if role == "beat" and running:
-        with suppress(OSError, ValueError):
-            said = json.loads((HOME / f"{name}.beat{TIMETABLE}").read_text())
+        with suppress(OSError, ValueError, RecursionError):
+            found = json.loads((HOME / f"{name}.beat{TIMETABLE}").read_text())
+            said = found if isinstance(found, dict) else {}
     node = f"{name}@{socket.gethostname()}" if role == "worker" else None
     return Member(role, f"{'running' if running else 'exited'}, process {one['pid']}", running, node, said)
 

@@ -9,7 +9,11 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
+from celery_kit.base.files import read_regular
 from celery_kit.operate.stacks.docker import Facts
+
+#: The most bytes of a pid file.
+MOST = 1024 * 1024
 
 
 def write(note: Path, pid: int, **about: object) -> None:
@@ -21,9 +25,11 @@ def write(note: Path, pid: int, **about: object) -> None:
 
 def read(note: Path) -> Facts | None:
     """The content of a pid file, whether its process is running or not. None if it cannot be read."""
-    with suppress(OSError, ValueError):
-        about = json.loads(note.read_text())
-        return about if isinstance(about, dict) and {"pid", "began", "folder"} <= about.keys() else None
+    with suppress(OSError, ValueError, RecursionError):
+        about = json.loads(read_regular(note, MOST))
+        return (
+            about if isinstance(about, dict) and {"began", "folder"} <= about.keys() and type(about.get("pid")) is int else None
+        )
     return None
 
 

@@ -1,9 +1,12 @@
 """What beat keeps of its timetable between two starts."""
 
+import json
+import os
 import pickle
 import shelve
 from datetime import datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,7 +14,8 @@ from celery.schedules import crontab
 from kombu.utils.uuid import uuid
 
 from celery_kit import Kit
-from celery_kit.observe.beat import Scheduler
+from celery_kit.observe.beat import Scheduler, _JsonShelf
+from tests.security.hostile import anything, flipped
 
 
 @pytest.fixture
@@ -87,3 +91,51 @@ def test_whatever_the_file_holds_beat_starts(file: Path, text: str, caplog: pyte
     assert not [record for record in caplog.records if record.exc_info]
     one.close()
     assert isinstance(scheduler(file).schedule["a"].last_run_at, datetime)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "huge"])
+def test_what_is_no_timetable_is_not_read(file: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks write to the same folder. A pipe would be waited for, and a huge file would fill the memory."""
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "huge":
+        file.touch()
+        os.truncate(file, 8 * 2**30)  # without a block on the disk
+    assert scheduler(file).schedule["a"].total_run_count == 0
+    assert "beat starts without its last runs" in caplog.text
+
+
+def test_a_folder_in_place_of_the_file_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line: beat could never store its runs."""
+    file.mkdir()
+    with pytest.raises(SystemExit):
+        scheduler(file)
+    assert "it is a folder" in capsys.readouterr().err
+
+
+def test_a_run_in_the_future_does_not_hold_an_entry_up(file: Path) -> None:
+    """The file may hold anything, and a clock may have been wrong: the entry would not be due for a thousand years."""
+    one = scheduler(file)
+    one.reserve(one.schedule["b"])
+    one.schedule["b"].last_run_at += timedelta(days=365_000)
+    one.close()
+    ((_, seconds), runs) = scheduler(file).schedule["b"].is_due(), scheduler(file).schedule["b"].total_run_count
+    assert runs == 1 and seconds <= 60
+
+
+def test_whatever_its_file_holds_beat_reads_it(file: Path) -> None:
+    """A thousand random changes of a file of its own."""
+    random, one = Random(1), scheduler(file)
+    one.reserve(one.schedule["a"])
+    one.close()
+    stored = json.loads(file.read_bytes())
+    for number in range(1_000):
+        changed = json.loads(json.dumps(stored))
+        changed["entries"]["a"][random.choice(["last_run_at", "total_run_count", "x"])] = anything(random)
+        if number % 3 == 0:
+            changed[random.choice(list(changed))] = anything(random)
+        text = json.dumps(changed).encode()
+        file.write_bytes(flipped(random, text) if number % 2 else text)
+        _JsonShelf(file, one._restored_entry)
+        if number % 100 == 0:
+            assert scheduler(file).schedule["b"].is_due()

@@ -101,3 +101,17 @@ def test_half_a_line_keeps_no_other_from_being_counted(data: Path) -> None:
     (path,) = (data / "runs").glob("*.jsonl")
     path.write_bytes(b'{"at": 1\n[]\n\xff\n' + path.read_bytes() + b'{"at": 17')
     assert last_day()["reports.daily_statistics"]["runs"] == 1
+
+
+def test_a_line_that_is_none_of_ours_hides_no_other(data: Path) -> None:
+    """Tasks write to the same folder: lines of other shapes, and a pipe that nobody writes to."""
+    runs._ended(daily_statistics, "id", "SUCCESS")
+    runs.write()
+    (file,) = (data / "runs").glob("*.jsonl")
+    at = datetime.now(UTC).timestamp()
+    odd = ("[" * 100_000, "5", "null", f'{{"at": {at}, "task": [], "state": 1, "seconds": "x"}}',
+           f'{{"at": {at}, "task": "a", "state": [], "seconds": 1}}', '{"at": "x", "task": "a"}')  # fmt: skip
+    file.write_text("\n".join([*odd, file.read_text()]))
+    os.mkfifo(file.with_name("9999-01-01.jsonl"))
+    found = last_day()
+    assert found["reports.daily_statistics"]["runs"] == 1 and found["a"]["states"] == {"[]": 1}

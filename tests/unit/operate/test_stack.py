@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from celery_kit.operate.stacks import compose, embedded
+from celery_kit.brokers import embedded as broker
+from celery_kit.operate.stacks import compose, embedded, pidfile
 
 
 @pytest.fixture
@@ -69,3 +70,20 @@ def test_a_password_file_that_cannot_be_made_is_one_line(
 def test_a_worker_beside_an_embedded_stack_consumes_its_queues() -> None:
     about = {"address": "redis://127.0.0.1:1", "backend": "redis", "pool": "solo", "smtp": 2, "http": 3, "queues": "a,b"}
     assert embedded.environment(about)["CELERY_WORKER_QUEUES"] == "a,b"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "5", "[]", "null", "[" * 100_000, '{"pid": "../1", "began": "x", "folder": "y"}', '{"address": 5']
+)
+def test_whatever_is_in_a_note_of_the_stack_ends_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A note that cannot be read is none."""
+    note = tmp_path / "one.pid"
+    note.write_text(text)
+    monkeypatch.setattr(broker, "STATE", note)
+    assert pidfile.read(note) is None and pidfile.running(note) is None
+    assert broker.url({}) == broker.NOWHERE
+
+
+def test_a_pipe_in_place_of_a_note_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "one.pid")
+    assert pidfile.read(tmp_path / "one.pid") is None

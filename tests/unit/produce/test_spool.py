@@ -7,6 +7,7 @@ import pickle
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,9 @@ from kombu.utils.uuid import uuid
 
 from celery_kit import Kit
 from celery_kit.base.target import ROOT
-from celery_kit.produce.spool import Spooled
+from celery_kit.produce.spool import TRIES, Spooled
 from tests.harness.waiting import until
+from tests.security.hostile import anything, flipped
 
 
 @pytest.fixture
@@ -158,6 +160,58 @@ BROKEN = {
     "deep": b"[" * 100_000,
     "no call": json.dumps({"id": "x", "type": "application/json", "encoding": "utf-8", "call": "MQ=="}).encode(),
 }
+
+
+def test_a_file_that_cannot_be_moved_aside_does_not_keep_the_others(
+    app: Any, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its name for that is taken by a folder. One line of log, however often it is tried."""
+    put(app.spooled, "one", "two")
+    (folder / "0.task").write_bytes(b"no task")
+    (folder / "0.task").chmod(0o600)
+    (folder / "0.bad").mkdir()
+    assert list(app.spooled.spool.forward(Sent())) == ["one", "two"]
+    assert list(app.spooled.spool.forward(Sent())) == []
+    assert caplog.text.count("it cannot be renamed") == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "huge"])
+def test_what_is_no_file_of_a_task_is_moved_aside(app: Any, folder: Path, kind: str) -> None:
+    """A pipe would be waited for, and a huge file would fill the memory."""
+    put(app.spooled, "one")
+    path = folder / "0.task"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path, 0o600)
+    else:
+        path.touch(0o600)
+        os.truncate(path, 8 * 2**30)  # without a block on the disk
+    assert list(app.spooled.spool.forward(Sent())) == ["one"]
+    assert app.spooled.spool.bad() == ["0.bad"]
+
+
+def test_whatever_a_file_holds_the_others_are_sent(app: Any, folder: Path) -> None:
+    """A thousand random changes of a file of ours, and of the call in it."""
+    random, sent = Random(1), Sent()
+    put(app.spooled, "whole")
+    (name,) = app.spooled.spool.names()
+    record = json.loads((folder / name).read_bytes())
+    for number in range(1_000):
+        changed = dict(record)
+        call = json.loads(base64.b64decode(record["call"]))
+        call[random.choice(list(call))] = anything(random)
+        content = json.dumps(call).encode()
+        changed["call"] = base64.b64encode(flipped(random, content) if number % 2 else content).decode()
+        if number % 3 == 0:
+            changed[random.choice(list(changed))] = anything(random)
+        text = json.dumps(changed).encode()
+        path = folder / f"0{number:04}.task"
+        path.write_bytes(flipped(random, text) if number % 5 == 0 else text)
+        path.chmod(0o600)
+    for _ in range(TRIES):
+        list(app.spooled.spool.forward(sent))
+    assert "whole" in sent.ids and not app.spooled.spool.names()
 
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=list(BROKEN))
