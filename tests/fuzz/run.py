@@ -91,7 +91,9 @@ def write(figures: dict[str, dict[str, Any]]) -> None:
     rows = {
         "inputs that the fuzzer made": [f"{one['runs']:,}" for one in figures.values()],
         "seconds": [f"{one['seconds']:,}" for one in figures.values()],
-        "accepted (runs, waits for its ETA, or had expired)": [f"{one.get('accepted', 0):,}" for one in figures.values()],
+        "accepted: runs, waits for its ETA, or had expired (of full thousands)": [
+            f"{one.get('accepted', 0):,}" for one in figures.values()
+        ],
         "refused, with a reason": [f"{one.get('refused', 0):,}" for one in figures.values()],
         "edges of the code reached, of celery_kit, kombu, py-amqp and celery.worker": [
             f"{one['edges']:,}" for one in figures.values()

@@ -96,9 +96,9 @@ def main() -> None:
 
     _, broker, folder, *options = sys.argv
     root = Path(folder)
+    forms = {engine: worker.BROKERS[broker](engine) for engine in worker.ENGINES}  # which registers compressions, too
     inputs.write_seeds(broker, root / "seeds")
     (root / "corpus").mkdir(exist_ok=True)
-    forms = {engine: worker.BROKERS[broker](engine) for engine in worker.ENGINES}
     mutate = inputs.MUTATORS[broker]
 
     def mutated(data: bytes, longest: int, seed: int) -> bytes:

@@ -1,10 +1,9 @@
 """Hostile messages on the kit and on plain Celery, one kind at a time, each with a worker of its own: docs/reports/hostile.md.
 
-`make test-hostile`; it asserts nothing. BROKER= chooses one, and prints its table alone.
+`make test-hostile`; it asserts nothing. BROKER= chooses one; what is known of the other stays in the report.
 """
 
 import bz2
-import json
 import os
 import tempfile
 import time
@@ -156,15 +155,38 @@ def targets(folder: Path, names: list[str]) -> Iterator[Target]:
             yield Target("rabbitmq", {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": str(results)}, folder)
 
 
-def table(target: Target) -> str:
-    """A table of all messages on a broker."""
-    lines = [f"## {target.broker}", "", f"| {COPIES} times | {' | '.join(APPS)} |", f"| --- |{' --- |' * len(APPS)}"]
+def rows(target: Target) -> list[str]:
+    """The lines of a broker's table, a message each."""
+    found = []
     for name, make in MESSAGES.items():
-        found = [trial(target, side, make) for side in APPS]
-        if any(found):
-            lines.append(f"| {name} | {' | '.join(one or '-' for one in found)} |")
-            print(lines[-1], flush=True)
-    return "\n".join(lines)
+        cells = [trial(target, side, make) for side in APPS]
+        if any(cells):
+            found.append(f"| {name} | {' | '.join(one or '-' for one in cells)} |")
+            print(found[-1], flush=True)
+    return found
+
+
+def write(measured: dict[str, list[str]]) -> None:
+    """Write the report. What an earlier run has found of another broker stays in it."""
+    earlier = REPORT.read_text().split("\n## ")[1:] if REPORT.exists() else []
+    sections = {section.partition("\n")[0]: section.partition("\n")[2].strip() for section in earlier}
+    head = [f"| {COPIES} times | {' | '.join(APPS)} |", f"| --- |{' --- |' * len(APPS)}"]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "amqp", "redis"))
+    for broker, lines in measured.items():
+        sections[broker] = "\n".join([f"{datetime.now(UTC):%F}; {versions}.", "", *head, *lines])
+    REPORT.write_text(
+        f"""# Hostile messages, beside plain Celery
+
+Each kind of message is sent {COPIES} times to a worker of its own: prefork with {COPIES} children, late acknowledgement. Then
+the worker gets {CANARIES} ordinary tasks, and has {SECONDS} s for these. Bold is what should not be. "Stay for the next worker":
+messages that the broker has after the worker was stopped, of the ordinary tasks too. Memory is that of the worker's main
+process, more than before. "Dropped": it neither ran nor is anything else known of it.
+
+Written by `make test-hostile`. It asserts nothing; `make test-security` does, for the kit.
+
+"""
+        + "\n".join(f"## {broker}\n\n{section}\n" for broker, section in sections.items())
+    )
 
 
 def main() -> None:
@@ -172,23 +194,7 @@ def main() -> None:
     chosen = os.environ.get("BROKER")
     names = [choose("BROKER", chosen, SENDERS)] if chosen else list(SENDERS)
     with tempfile.TemporaryDirectory() as folder:
-        tables = [table(target) for target in targets(Path(folder), names)]
-    if chosen:
-        return
-    versions = json.dumps({name: version(name) for name in ("celery", "kombu", "amqp", "redis")}).strip("{}").replace('"', "")
-    REPORT.write_text(
-        f"""# Hostile messages, beside plain Celery
-
-Each kind of message is sent {COPIES} times to a worker of its own: prefork with {COPIES} children, late acknowledgement. Then
-the worker gets {CANARIES} ordinary tasks. Bold is what should not be. "Stay for the next worker": messages that the broker
-has after the worker was stopped, of the ordinary tasks too. Memory is that of the worker's main process, more than before.
-
-Written by `make test-hostile`, {datetime.now(UTC):%F}; {versions}. It asserts nothing; `make test-security` does, for the kit.
-
-"""
-        + "\n\n".join(tables)
-        + "\n"
-    )
+        write({target.broker: rows(target) for target in targets(Path(folder), names)})
 
 
 if __name__ == "__main__":

@@ -241,9 +241,10 @@ def bombs(task: str) -> Iterator[Hostile]:
 def no_messages(task: str) -> Iterator[Hostile]:
     """Items that are no messages, for Redis, and some whose tag or address cannot be sent to it again."""
     for name, place in (("delivery_tag", "PLACE"), ("delivery_info", {"exchange": "", "routing_key": "PLACE"})):
-        for odd in (b"a\xffb", b"\\ud800", b"\\u0000", b""):
+        for odd in (b"a\xffb", b"\\ud800", b"\\u0000", b"a\\fb", b'a\\"b', b""):
             made = Hostile("", good(task), {name: place}, body()).item("hostile").replace(b"PLACE", odd)
             yield Hostile(f"item with {name} = {odd!r}", raw=made)
+            yield Hostile(f"item with {name} = {odd!r}, no body", raw=made.replace(b'"body": "', b'"body": "A'))
     priority = Hostile("", good(task), {"priority": "PLACE"}, body()).item("hostile").replace(b'"PLACE"', b"1e999")
     yield Hostile("item with priority = 1e999", raw=priority)
     for item in (

@@ -40,7 +40,7 @@ else:
     from kombu.transport import redis, virtual
 
 #: A message's tag, in a text that Python cannot parse as JSON.
-TAG = re.compile(rb'"delivery_tag"\s*:\s*"([^"]+)"')
+TAG = re.compile(rb'"delivery_tag"\s*:\s*("(?:[^"\\]|\\.)+")')
 #: An item may be so many times as large as its body, which is in base64.
 ENVELOPE = 2
 #: The characters of a reason.
@@ -58,6 +58,17 @@ def tag_of(tag: bytes) -> str:
 def recorded(tag: str) -> bytes:
     """The reverse of `tag_of`."""
     return tag.encode("utf-8", "surrogateescape")
+
+
+def tags_in(item: bytes) -> set[str]:
+    """The tags under which the server may have recorded an item that Python cannot parse."""
+    found = set()
+    for quoted in map(tag_of, TAG.findall(item)):
+        with suppress(ValueError):  # no JSON, or a lone surrogate, which the server does not read either
+            tag = json.loads(quoted, strict=False)
+            recorded(tag)
+            found.add(str(tag))
+    return found
 
 
 class MalformedError(ValueError):

@@ -304,7 +304,7 @@ class Fetcher:
         """Dead-letter what cannot be handed over, and acknowledge it by the tag that the script has found."""
         dead.put_raw(self.channel, raw, queue, error)
         qos = self.channel.qos
-        for tag in {dead.tag_of(one) for one in dead.TAG.findall(raw)}:
+        for tag in dead.tags_in(raw):
             if tag in qos._delivered:  # it was handed over, and made the consumer fail
                 qos.ack(tag)
             else:
