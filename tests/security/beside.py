@@ -178,9 +178,9 @@ def write(measured: dict[str, list[str]]) -> None:
         f"""# Hostile messages, beside plain Celery
 
 Each kind of message is sent {COPIES} times to a worker of its own: prefork with {COPIES} children, late acknowledgement. Then
-the worker gets {CANARIES} ordinary tasks, and has {SECONDS} s for these. Bold is what should not be. "Stay for the next worker":
-messages that the broker has after the worker was stopped, of the ordinary tasks too. Memory is that of the worker's main
-process, more than before. "Dropped": it neither ran nor is anything else known of it.
+the worker gets {CANARIES} ordinary tasks, and has {SECONDS} s for these. Bold is what should not be. What "stays for the next
+worker" is what the broker has after the worker was stopped, ordinary tasks too. Memory is that of the worker's main process,
+more than before. "Dropped": it neither ran, nor is anything else known of it.
 
 Written by `make test-hostile`. It asserts nothing; `make test-security` does, for the kit.
 
