@@ -59,10 +59,11 @@ def to_rabbitmq(url: str, queue: str, messages: Iterator[Hostile]) -> int:
         try:
             channel.basic_publish(message, routing_key=queue)
             number += one.settles
-        except amqp.ConnectionError:
+        except (amqp.AMQPError, OSError):
             if one.encoded is None:
                 raise
-            connection = None  # the broker itself refuses such properties, and closes the connection
+            connection.collect()
+            connection = None  # the broker itself refuses such properties, and closes the channel or the connection
     if connection:
         connection.close()
     return number
