@@ -21,7 +21,7 @@ from typing import Any
 from celery_kit.base.refusals import choose, whole_number
 from celery_kit.base.target import ROOT
 from testbed.environments import FUZZ
-from tests.fuzz.worker import BROKERS, ENGINES
+from tests.fuzz.worker import BROKERS, ENGINES, quiet
 
 HOME, REPORT = ROOT / ".kit/fuzz", ROOT / "docs/reports/fuzz.md"
 #: Those of the process, beside the bounds of one input (tests/fuzz/target.py).
@@ -71,6 +71,7 @@ def replay(broker: str) -> dict[str, tuple[int, int]]:
         return trace
 
     inputs = [path.read_bytes() for name in ("corpus", "seeds") for path in sorted((HOME / broker / name).iterdir())]
+    quiet()
     for form in map(BROKERS[broker], ENGINES):
         sys.settrace(trace)
         try:

@@ -96,6 +96,7 @@ def main() -> None:
 
     _, broker, folder, *options = sys.argv
     root = Path(folder)
+    worker.quiet()
     forms = {engine: worker.BROKERS[broker](engine) for engine in worker.ENGINES}  # which registers compressions, too
     inputs.write_seeds(broker, root / "seeds")
     (root / "corpus").mkdir(exist_ok=True)

@@ -288,5 +288,9 @@ def outcome(happened: list[str], settled: int, once: bool) -> str:
 
 
 BROKERS: Mapping[str, Callable[[str], Any]] = {"redis": Redis, "rabbitmq": Rabbitmq}
-for name in ("celery", "celery_kit"):  # each refusal is a line
-    logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def quiet() -> None:
+    """Have this process log nothing of the messages that it decides about: each refusal is a line."""
+    for name in ("celery", "celery_kit"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
