@@ -25,6 +25,14 @@ KEPT = ("__version__", "tz", "utc_enabled")
 MOST = 16 * 1024 * 1024
 
 
+def timetable_in(text: str) -> dict[str, TimetableEntry]:
+    """What beat wrote into the file of its timetable; nothing if it is no timetable, as anybody may write there."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
 class _JsonShelf(dict[str, Any]):
     """Takes the place of the scheduler's shelf, whose pickles could execute code. Stores only the last runs, as JSON."""
 

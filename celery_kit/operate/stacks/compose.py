@@ -12,7 +12,6 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Unpack
@@ -24,7 +23,7 @@ from celery_kit.base.facts import Member
 from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
-from celery_kit.observe.beat import TIMETABLE
+from celery_kit.observe.beat import TIMETABLE, timetable_in
 from celery_kit.operate.stacks import certificates
 from celery_kit.operate.stacks.codebase import ABOUT, NOTED, About, Codebase, Started, refuse_packages
 from celery_kit.operate.stacks.docker import (
@@ -388,9 +387,7 @@ def _member(one: Facts) -> Member:
     words = f"{state['Status']}{f', {health}' if health and state['Running'] else ''}"
     said: Facts = {}
     if service == "beat" and state["Running"]:
-        with suppress(ValueError, RecursionError):
-            found = json.loads(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)
-            said = found if isinstance(found, dict) else {}
+        said = timetable_in(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)
     if not state["Running"]:
         words += f" ({state['ExitCode']})"
     node = f"celery@{one['Config']['Hostname']}" if service == "worker" else None

@@ -26,7 +26,7 @@ from celery_kit.base.refusals import Absent, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.brokers.embedded import DATA, HOME, NOWHERE, PIDFILE, STATE, server
-from celery_kit.observe.beat import TIMETABLE
+from celery_kit.observe.beat import TIMETABLE, timetable_in
 from celery_kit.operate.stacks import pidfile
 from celery_kit.operate.stacks.codebase import About, Codebase, Started, about_here, environ_of, folder_of, python_of
 from celery_kit.operate.stacks.docker import Facts, RunOptions
@@ -251,9 +251,8 @@ def _member(one: Facts) -> Member:
     role = name.rstrip("0123456789")
     said: Facts = {}
     if role == "beat" and running:
-        with suppress(OSError, ValueError, RecursionError):
-            found = json.loads((HOME / f"{name}.beat{TIMETABLE}").read_text())
-            said = found if isinstance(found, dict) else {}
+        with suppress(OSError, ValueError):
+            said = timetable_in((HOME / f"{name}.beat{TIMETABLE}").read_text())
     node = f"{name}@{socket.gethostname()}" if role == "worker" else None
     return Member(role, f"{'running' if running else 'exited'}, process {one['pid']}", running, node, said)
 
