@@ -199,6 +199,7 @@ class Spool:
 
     def _failed(self, path: Path, why: str, tries: float) -> None:
         """Count a failed try, and rename the file after so many. Logs the first try and the last."""
+        why = why.encode(errors="backslashreplace").decode()  # the file may hold what no log can be written with
         self._tries[path.stem] += 1
         if self._tries[path.stem] >= tries or path.suffix == BAD:
             try:

@@ -218,20 +218,23 @@ class Channel(redis.Channel):
     def _do_restore_message(
         self, payload: Headers, exchange: str, routing_key: str, pipe: Pipeline, leftmost: bool = False
     ) -> None:
-        # kombu logs and drops a message whose headers are null.
-        headers = payload["headers"] = dict(payload.get("headers") or {})
+        """What kombu does, but a message that cannot be requeued, or whose headers are null, is not dropped."""
+        headers = payload["headers"] = dict(payload.get("headers") or {}) | {"redelivered": True}
         if self.counts_deliveries:
             headers[DELIVERIES] = earlier(headers) + 1
         try:
-            self._get_message_priority(payload)
-            if not [queue.encode() for queue in self._lookup(exchange, routing_key)]:
+            payload["properties"]["delivery_info"]["redelivered"] = True
+            priority = self._get_message_priority(payload, reverse=False)
+            lists = [self._q_for_pri(queue, priority).encode() for queue in self._lookup(exchange, routing_key)]
+            if not lists:
                 raise MalformedError("it cannot be requeued: no queue takes it")
         except self.connection_errors:
             raise
-        except Exception as error:  # kombu would log and drop it
+        except Exception as error:
             put_raw(self, dumps(payload).encode(), plain(routing_key), error)
             return
-        super()._do_restore_message(payload, exchange, routing_key, pipe, leftmost)
+        for name in lists:
+            (pipe.lpush if leftmost else pipe.rpush)(name.decode(), dumps(payload))
 
 
 def letter_of(message: virtual.Message, reason: str) -> DeadLetter:

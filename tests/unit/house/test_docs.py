@@ -20,7 +20,7 @@ ALL = [*WRITTEN, ROOT / "CHANGELOG.md", ROOT / "docs/matrix.md", *sorted((ROOT /
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
 #: In capitals, and neither a variable nor a name of the code's: what other programs say.
-SAID_BY_OTHERS = {"PRECONDITION_FAILED"}
+SAID_BY_OTHERS = {"COMPOSE_PARALLEL_LIMIT", "PRECONDITION_FAILED"}
 
 #: A command of README, and the test that runs it. A command that a person alone can run says why.
 RUN_BY = {
