@@ -194,6 +194,9 @@ class Broker:
     transports: Mapping[str, str] = field(default_factory=dict)
     #: Tasks with an ETA wait in the broker, not in a worker.
     delays_tasks: bool = False
+    #: park(app, message, queue): has a message wait in the broker that reached a worker before its ETA, where the worker cannot
+    #: hold it without harm, and acknowledges it; returns whether it does. Raises the errors of publishing.
+    park: Callable[["Celery", Message, str], bool] = lambda app, message, queue: False
     #: close_inherited(connection): closes, in a forked child, its end of the parent's sockets, and sends nothing to the server.
     close_inherited: Callable[[Connection], None] = lambda connection: None
     #: Publishes many messages at once, for `send_many`.

@@ -42,8 +42,11 @@ class Delayed:
         queue: Queue | None = self.app.amqp.router.route(dict(options), name, tuple(args or ()), dict(kwargs or {})).get(
             "queue"
         )
-        if queue is None or queue.exchange.type == "direct":
-            return
+        if queue is not None and queue.exchange.type != "direct":
+            self.reach(queue)
+
+    def reach(self, queue: Queue) -> None:
+        """Have delayed tasks reach a queue of another exchange than a direct one. Raises as `prepare`."""
         with self.app.producer_or_acquire() as producer:
             to = producer.connection
             if (queue.name, to.hostname, to.port) not in self.bound:  # several brokers have a queue of this name each

@@ -56,7 +56,7 @@ class DeadLettering(bootsteps.StartStopStep):
             handler = self.exiting(parent, broker.explain, parent.on_connection_error_after_connected)
             parent.on_connection_error_after_connected = handler
         self.limit = max_deliveries()
-        self.letters = letters
+        self.letters, self.park = letters, broker.park
         parent.on_decode_error = self.storing_first(parent, parent.on_decode_error, "cannot be decoded")
         parent.on_unknown_message = self.storing_first(parent, parent.on_unknown_message, "is no task")
         parent.on_unknown_task = self.storing_first(parent, parent.on_unknown_task, "no such task")
@@ -126,7 +126,8 @@ class DeadLettering(bootsteps.StartStopStep):
                     why = refusal(message)
                     if not why and (fast_path is None or not fast_path(message)):
                         refuse_payload(message)
-                        handle(message)
+                        if not (message.headers.get("eta") and self.parked(parent, message)):
+                            handle(message)
                 except self.connection_errors:
                     raise
                 except Exception as error:
@@ -136,6 +137,16 @@ class DeadLettering(bootsteps.StartStopStep):
             return on_task_received
 
         return create_task_handler
+
+    def parked(self, parent: WorkerConsumer, message: Message) -> bool:
+        """Whether a message that has arrived before its ETA waits in the broker now."""
+        try:
+            return self.park(parent.app, message, self.letters.queue_of(message, by_tag(parent)))
+        except self.connection_errors:
+            raise
+        except Exception:
+            logger.exception("a task with an ETA cannot wait in the broker: this worker holds it")
+            return False
 
     def guard_the_pool(self, parent: WorkerConsumer) -> None:
         """Have an error of handing a task to the pool dead-letter its message, and give its slot of the pool back.

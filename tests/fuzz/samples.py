@@ -10,7 +10,7 @@ import amqp
 
 from celery_kit.base.target import ROOT
 from tests.fuzz.inputs import parts
-from tests.fuzz.worker import BROKERS, DEAD, RUNS, WAITS, UndecidedError, quiet
+from tests.fuzz.worker import BROKERS, DEAD, RUNS, UndecidedError, quiet
 from tests.security.hostile import Hostile
 
 HOME = ROOT / ".kit/fuzz"
@@ -43,8 +43,6 @@ def of_broker(broker: str) -> Iterator[Hostile]:
             what = form.take(changed)
         except UndecidedError:
             continue  # it is a finding
-        if what == WAITS and broker == "rabbitmq":
-            continue  # they would fill the prefetch window: docs/security.md, "What is not protected"
         # What waits for its ETA or has expired neither runs nor becomes a letter; what has the same id is stored once.
         settles = (what == DEAD or (what == RUNS and is_long(task_id))) and (is_long(tag) or not isinstance(tag, str))
         one = Hostile(f"{what}: {changed[:300]!r}", settles=settles)

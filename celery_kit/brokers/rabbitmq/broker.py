@@ -8,6 +8,7 @@ from celery_kit.base.types import Connection, Options
 from celery_kit.brokers.contract import Broker, Environ, password, tls
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
+from celery_kit.brokers.rabbitmq.delayed import park
 from celery_kit.engine.parts import engine, on
 from celery_kit.fixes import needed
 
@@ -83,6 +84,7 @@ broker = Broker(
     compose_file="compose.rabbitmq.yaml",
     transports=TRANSPORTS if needed("transport of RabbitMQ") else {},
     delays_tasks=True,
+    park=park,
     explain=explain,
     bulk=Bulk,
     like=like,
