@@ -7,7 +7,7 @@ from typing import Protocol
 from celery.utils.log import get_logger
 from celery.worker import pidbox
 
-from celery_kit.base.types import Callback, Connection, TimerEntry, WorkerConsumer
+from celery_kit.base.types import Callback, Connection, Message, TimerEntry, WorkerConsumer
 
 logger = get_logger(__name__)
 #: Seconds between two attempts.
@@ -62,7 +62,21 @@ def _ours(box: _Mailbox, error: BaseException) -> bool:
     return True
 
 
-class Pidbox(pidbox.Pidbox):
+class _Careful:
+    """A mixin for a mailbox: what is no command is not handled.
+
+    Celery's handler fails, and opens the mailbox anew; with kombu 5.6 on Redis, a solo worker then takes no more tasks.
+    """
+
+    def on_message(self, body: object, message: Message) -> None:
+        """Handle a command as Celery does. Log what is none."""
+        if isinstance(body, dict):
+            super().on_message(body, message)  # type: ignore[misc]
+        else:
+            logger.error("remote control: %s is no command", type(body).__name__)
+
+
+class Pidbox(_Careful, pidbox.Pidbox):
     """Celery's, which retries by the worker's timer."""
 
     had = told = False
@@ -94,7 +108,7 @@ class Pidbox(pidbox.Pidbox):
             self.waits = None
 
 
-class GreenPidbox(pidbox.gPidbox):
+class GreenPidbox(_Careful, pidbox.gPidbox):
     """Celery's for green pools, which retries in its own greenlet. That also sends its connection's heartbeats."""
 
     had = told = waits = False
