@@ -27,6 +27,7 @@ from kombu.exceptions import EncodeError
 from kombu.serialization import register
 
 from celery_kit.base.target import ROOT
+from celery_kit.base.versions import unmet
 from tests.harness.certificates import certificate
 from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
@@ -214,8 +215,8 @@ def test_result_compression(cell: Cell) -> None:
         assert result.get(timeout=WAIT) == value
         ignored = [line for line in worker.logs().splitlines() if "result_compression setting is ignored" in line]
         if cell.limit:
-            assert ignored
-            cell.saw(ignored[0])
+            assert ignored or unmet({"celery": ">=5.7"})  # earlier ones ignore it without a word
+            cell.saw(ignored[0] if ignored else cell.limit.what)
         else:
             assert not ignored
             backend: Any = app.backend
