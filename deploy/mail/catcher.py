@@ -58,9 +58,8 @@ class Gateway(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         try:
             size = int(self.headers["Content-Length"])
-            if (
-                not 0 <= size <= LARGEST or self.headers.get_content_type() != "application/json"
-            ):  # which no other site's form has
+            kind = self.headers.get_content_type()
+            if not 0 <= size <= LARGEST or kind != "application/json":  # a type that no other site's form has
                 raise ValueError
             sms = json.loads(self.rfile.read(size))
             messages.append({"kind": "sms", "id": sms["id"], "to": [sms["to"]], "subject": None, "text": sms["text"]})

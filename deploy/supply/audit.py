@@ -22,8 +22,10 @@ cat > /tmp/status
 cp /etc/apt/sources.list /etc/apt/sources.list.d/* /tmp/apt/sources/ 2>/dev/null || :
 [ ! -f /tmp/apt/sources/sources.list ] || mv /tmp/apt/sources/sources.list /tmp/apt/sources/main.list
 . /etc/os-release
-grep -qs -e -security /tmp/apt/sources/* ||
-    echo "deb http://mirror.example/debian-security $VERSION_CODENAME-security main" > /tmp/apt/sources/security.list
+# Without the security archive among them: the one beside the archive that they name.
+mirror=$(grep -ohE 'https?://[^ ]+/debian/?( |$)' /tmp/apt/sources/* | sed -n '1s,/* *$,,p')
+[ -z "$mirror" ] || grep -qs -e -security /tmp/apt/sources/* ||
+    echo "deb $mirror-security $VERSION_CODENAME-security main" > /tmp/apt/sources/security.list
 set -- -o Dir::State=/tmp/apt -o Dir::State::status=/tmp/status -o Dir::Cache=/tmp/apt/cache -o Dir::Etc::sourcelist=/dev/null \
     -o Dir::Etc::sourceparts=/tmp/apt/sources -o Debug::NoLocking=1 -o APT::Update::Error-Mode=any
 apt-get "$@" -qq update >&2
