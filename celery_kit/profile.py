@@ -67,7 +67,8 @@ def of_an_app(broker: Broker | None, backend: Backend | None, environ: Mapping[s
 def limits(broker: Broker, backend: Backend, pool: Pool) -> Limits:
     """By feature, what a combination cannot do or does differently. A feature without a row works."""
     together = {**broker.pool_limits.get(pool.name, {}), **broker.backend_limits.get(backend.name, {})}
-    return {**earlier([*EARLIER, *backend.earlier]), **broker.limits, **together, **backend.limits, **pool.limits}
+    of_versions = earlier([*EARLIER, *backend.earlier, *pool.earlier])
+    return {**of_versions, **broker.limits, **together, **backend.limits, **pool.limits}
 
 
 Row = TypeVar("Row", Broker, Backend)

@@ -304,6 +304,7 @@ def earlier() -> str:
     titles = {name: about["title"] for name, about in _matrix()["features"].items()}
     rows = [("", one) for one in capabilities.EARLIER]
     rows += [(f"`BACKEND={backend.name}`", one) for backend in BACKENDS.values() for one in backend.earlier]
+    rows += [(f"`POOL={pool.name}`", one) for pool in POOLS.values() for one in pool.earlier]
     return table(
         ("what the test says", "versions", "where", "there", "reference"),
         *(

@@ -67,6 +67,11 @@ EARLIER = (
         ),
     ),
     Earlier(
+        "result_compression",
+        {"celery": "<5.7"},
+        Limit("cannot", "results go uncompressed", "celery/backends/base.py 5.7.0: its supports_result_compression is new"),
+    ),
+    Earlier(
         "beat_crontab_is_in_its_time_zone",
         {"celery": "<5.7"},
         Limit(

@@ -16,7 +16,7 @@ from celery.app.utils import Settings
 from celery.concurrency import ALIASES, get_implementation  # type: ignore[attr-defined]  # its stubs lack the table
 from celery.platforms import IS_WINDOWS
 
-from celery_kit.base.capabilities import DOCS, Limit, Limits
+from celery_kit.base.capabilities import DOCS, Earlier, Limit, Limits
 from celery_kit.base.choices import AUTO, is_auto
 from celery_kit.base.refusals import refuse, why_not_writable
 from celery_kit.base.signals import celeryd_init, worker_init
@@ -52,6 +52,8 @@ class Pool:
     worker_flags: tuple[str, ...] = ("--without-mingle", "--without-gossip", "--heartbeat-interval", "5")
     #: By feature, what it cannot do or does differently.
     limits: Limits = field(default_factory=dict)
+    #: Those that only earlier versions of Celery have.
+    earlier: tuple[Earlier, ...] = ()
     #: worker_prefetch_multiplier on ENGINE=fast. Results and acknowledgements are sent in groups, which can be no larger.
     fast_prefetch: int = 1
 
@@ -102,6 +104,15 @@ GREEN: Limits = {
         f"{DOCS}/userguide/workers.html#time-limits",
     ),
 }
+#: Both wait for a place in a pool of greenlets, and growth does not wake them.
+EARLIER_GREEN = tuple(
+    Earlier(
+        feature,
+        {"celery": "<5.7"},
+        Limit("differently", "the tasks that wait for a place begin as others end", "celery/concurrency/gevent.py 5.7.0, grow"),
+    )
+    for feature in ("pool_grow", "autoscale")
+)
 PREFORK: Limits = {
     "context_starts_fresh": Limit("differently", "a later task of the same process sees what an earlier one set", SEEN),
 }
@@ -145,11 +156,11 @@ POOLS: dict[str, Pool] = {
         ),
         Pool(
             "eventlet", "celery_kit.pools.eventlet:Eventlet", "many slow connections (upstream: bug fixes only)", 100,
-            _patched("eventlet.patcher", "is_monkey_patched"), limits=GREEN,
+            _patched("eventlet.patcher", "is_monkey_patched"), limits=GREEN, earlier=EARLIER_GREEN,
         ),
         Pool(
             "gevent", "celery_kit.pools.gevent:Gevent", "many slow connections", 100,
-            _patched("gevent.monkey", "is_module_patched"), limits=GREEN, celerys_time_limits=("hard",),
+            _patched("gevent.monkey", "is_module_patched"), limits=GREEN, earlier=EARLIER_GREEN, celerys_time_limits=("hard",),
         ),
         Pool(
             "threads", "celery_kit.pools.threads:Threads", "slow connections through libraries that cannot be patched", 16,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     from celery.backends import rpc
 
-    CelerysConsumer = patched(rpc.ResultConsumer, "abandoned_waits")
+    CelerysConsumer = patched(rpc.ResultConsumer, "abandoned_waits", "read_timeouts")
 
 NO_CHORDS = Limit("cannot", "sending a chord raises NotImplementedError", f"{DOCS}/userguide/canvas.html#chords")
 CHORD_IN_A_TASK = Limit(

@@ -7,6 +7,7 @@ go when tests/compat/test_results.py::test_who_gives_up_leaves_nothing_behind pa
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,6 +43,25 @@ class TaskResults(Protocol):
 
     results: Sequence["TaskResult | TaskResults"]
     on_ready: Promise
+
+
+class ReadTimeouts(ResultConsumer):
+    """A mixin for a ResultConsumer, before Celery's class: a read that has timed out is no lost connection.
+
+    Celery 5.6 connects again then, and what the former connection has received is lost.
+    """
+
+    @contextmanager
+    def reconnect_on_error(self) -> Iterator[None]:
+        """Connect again if the connection is lost within the block. A TimeoutError of the block is raised."""
+        late: TimeoutError | None = None
+        with super().reconnect_on_error():
+            try:
+                yield
+            except TimeoutError as error:
+                late = error
+        if late:
+            raise late
 
 
 class Waits(ResultConsumer):
