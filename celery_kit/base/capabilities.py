@@ -62,7 +62,7 @@ EARLIER = (
         {"celery": "<5.7"},
         Limit(
             "differently",
-            "the task stays STARTED, and whoever waits for its result waits in vain",
+            "the task stays STARTED (by rpc, PENDING), and whoever waits for its result waits in vain",
             "https://github.com/celery/celery/issues/4222",
         ),
     ),

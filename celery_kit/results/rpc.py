@@ -199,6 +199,15 @@ backend = Backend(
     },
     earlier=(
         Earlier(
+            "chain_stops_at_an_error",
+            {"celery": "<5.7"},
+            Limit(
+                "differently",
+                "the failed task's own `state` may stay PENDING, if its result arrived while the chain's was waited for",
+                "celery/backends/rpc.py 5.7.0, get_task_meta: it looks for what has arrived",
+            ),
+        ),
+        Earlier(
             "forget",
             {"celery": "<5.7"},
             Limit("cannot", "forget() raises NotImplementedError", "celery/backends/rpc.py 5.7.0: its _forget is new"),

@@ -61,7 +61,8 @@ def test_chain_stops_at_an_error(cell: Cell) -> None:
     work = cell.signature("canvas_probes.fail", "on purpose") | cell.signature("canvas_probes.write", kwargs={"file": name})
     result = send(work)
     assert "on purpose" in str(result.get(timeout=WAIT, propagate=False))
-    assert (result.parent.state, result.state) == ("FAILURE", "FAILURE")
+    assert result.state == "FAILURE"
+    assert result.parent.state in ("FAILURE", "PENDING" if cell.limit else "FAILURE")
     assert not (cell.running.data / name).exists()
 
 
