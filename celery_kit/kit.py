@@ -43,7 +43,6 @@ STEPS = [
         "brokers.rabbitmq.expired",
         "engine.commit_worker",
         "engine.fast_path",
-        "observe.log_writer",
         "worker.failed",
     )
 ]

@@ -5,11 +5,13 @@ at once, with all lines before it. The thread that writes what has waited is one
 process that is killed loses the lines of its last SECONDS, unless a call of C code held the GIL, which stops that thread.
 
 Lines stay whole and in their order. Where processes share a pipe - a prefork worker and its children - one write is at most
-PIPE bytes, which the system puts into a pipe in one piece. A forked child begins with an empty buffer. A prefork worker writes
-what waits before its children get the tasks that those lines are about, at each turn of its loop.
+PIPE bytes, which the system puts into a pipe in one piece. A forked child begins with an empty buffer. Its lines, an ERROR too,
+wait for the lines that its parent had logged before them, such as that of the task's arrival. Both are written twice as often,
+so that no line waits longer than SECONDS.
 """
 
 import logging
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable
@@ -18,9 +20,6 @@ from time import monotonic
 from typing import TextIO
 from weakref import WeakKeyDictionary
 
-from celery import bootsteps
-
-from celery_kit.base.types import WorkerConsumer
 from celery_kit.base.unpatched import unpatched
 from celery_kit.pools.interrupt import unbroken
 
@@ -29,6 +28,31 @@ SECONDS, LINES = 0.05, 128
 PIPE, MOST = 4_096, 65_536
 #: Seconds until the next try, if a reader of a pipe that does not block is behind.
 AGAIN = 0.01
+#: Seconds that a child waits for its parent at most. A parent that lives takes so long only on a machine with too much to do.
+LATE = 1.0
+
+
+class Progress:
+    """How many lines a process has logged since its first fork, and how many of these it has written: its children see it."""
+
+    def __init__(self) -> None:
+        self._numbers = memoryview(mmap.mmap(-1, 16)).cast("Q")
+
+    @property
+    def logged(self) -> int:
+        return self._numbers[0]
+
+    def log(self) -> None:
+        """Count a line."""
+        self._numbers[0] += 1  # if two threads do this at once, one of them may not count: its line may come late
+
+    def is_written(self, number: int) -> bool:
+        """Whether so many lines are written."""
+        return self._numbers[1] >= number
+
+    def write(self, number: int) -> None:
+        """Tell that so many lines are written."""
+        self._numbers[1] = number
 
 
 class Writer:
@@ -36,7 +60,9 @@ class Writer:
 
     def __init__(self, file: int, encoding: str) -> None:
         self.file, self.encoding = file, encoding
-        self.most = MOST
+        self.most, self.seconds = MOST, SECONDS
+        self.progress: Progress | None = None  # this process', once it has children
+        self.parents: Progress | None = None
         self.closed = False
         self._os_write: Callable[[int, bytes], int] = unpatched(os.name).write
         self._sleep: Callable[[float], None] = unpatched("time").sleep
@@ -51,15 +77,24 @@ class Writer:
         self._due = False  # whether the thread of this object knows of a line
         self._runs = False
         self._last = -SECONDS  # the last write, in seconds of the monotonic clock
+        self._after = 0  # the number of the parent's lines that come before this process'
 
     @unbroken
     def put(self, line: str, at_once: bool = False) -> None:
         """Write a line, which ends with a line feed, now or soon. Raises nothing if the file cannot be written."""
         self._lines.append(line)
-        if at_once or self.closed or len(self._lines) >= LINES or monotonic() - self._last >= SECONDS:
+        if self.progress:
+            self.progress.log()
+        if self.parents:
+            self._after = self.parents.logged
+        now = at_once or len(self._lines) >= LINES or monotonic() - self._last >= self.seconds
+        if self.closed or (now and self._is_next()):
             self.write()
         elif not self._due:
             self._wake()
+
+    def _is_next(self) -> bool:
+        return not self.parents or self.parents.is_written(self._after)
 
     def _wake(self) -> None:
         self._due = True
@@ -77,9 +112,12 @@ class Writer:
     def _work(self) -> None:
         while True:
             self._some.acquire()
-            self._sleep(SECONDS)
+            self._sleep(self.seconds)
             self._due = False
             with suppress(Exception):  # later lines need this thread
+                latest = monotonic() + LATE
+                while not self._is_next() and monotonic() < latest:
+                    self._sleep(AGAIN / 2)
                 self.write()
 
     @unbroken
@@ -88,6 +126,7 @@ class Writer:
         with self._turn:  # also if no line waits: another thread may be about to write the last ones
             if self._lines:
                 self._last = monotonic()
+            logged = self.progress.logged if self.progress else 0
             batch: list[bytes] = []
             size = 0
             for _ in range(len(self._lines)):
@@ -101,6 +140,8 @@ class Writer:
                 batch.append(line)
                 size += len(line)
             self._send(b"".join(batch))
+            if self.progress:
+                self.progress.write(logged)
 
     def _send(self, data: bytes) -> None:
         while data:
@@ -162,34 +203,16 @@ def handler(stream: TextIO) -> logging.Handler:
     return Handler(stream, _writers[stream])
 
 
-def write() -> None:
-    """Write what waits in this process."""
-    for one in list(_writers.values()):
-        one.write()
-
-
-class Step(bootsteps.StartStopStep):
-    """Keeps the lines of a prefork worker before those of its children."""
-
-    label = "Log"
-
-    def include_if(self, parent: WorkerConsumer) -> bool:
-        """Whether tasks run in other processes."""
-        return bool(parent.hub and parent.pool.uses_semaphore)
-
-    def start(self, parent: WorkerConsumer) -> None:
-        """Write at each turn of the loop."""
-        if parent.hub:
-            parent.hub.on_tick.add(write)
-
-
 def _forks() -> None:
     for one in list(_writers.values()):
-        one.most = PIPE
+        one.most, one.seconds = PIPE, SECONDS / 2
+        if not (one.progress or one.parents):
+            one.progress = Progress()
 
 
 def _forked() -> None:
     for one in list(_writers.values()):
+        one.progress, one.parents = None, one.progress or one.parents
         one._begin()
 
 

@@ -134,6 +134,43 @@ def test_a_forked_child_does_not_repeat_what_waits(log: logging.Logger, pipe: Pi
     assert pipe.read().splitlines() == ["first", "the child's", "the parent's"]
 
 
+def _says(log: logging.Logger, *words: str) -> None:
+    """Log errors in a child, which ends when they are written."""
+    if not (child := os.fork()):
+        for word in words:
+            log.error(word)
+        (handler,) = log.handlers
+        assert isinstance(handler, log_writer.Handler)
+        until("they are written", lambda: not handler.writer._lines, 30)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def parent(log: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """A log of a process that has had a child, and counts its lines from then on."""
+    monkeypatch.setattr(log_writer, "SECONDS", 1.0)
+    _says(log)
+    return log
+
+
+def test_a_childs_lines_wait_for_those_of_its_parent(parent: logging.Logger, pipe: Pipe) -> None:
+    """The parent's tells of a task's arrival, and the child's of its end."""
+    parent.info("first")
+    parent.info("received")
+    _says(parent, "raised", "raised again")
+    assert pipe.read().splitlines() == ["first", "received", "raised", "raised again"]
+
+
+def test_a_childs_lines_do_not_wait_for_ever(parent: logging.Logger, pipe: Pipe) -> None:
+    """The parent may have been killed before it has written its own."""
+    (handler,) = parent.handlers
+    assert isinstance(handler, log_writer.Handler) and handler.writer.progress
+    handler.writer.progress.log()
+    _says(parent, "raised")
+    assert pipe.read().splitlines() == ["raised"]
+
+
 #: Logs, and then computes without an end.
 BUSY = """
 import logging, sys, time
