@@ -141,7 +141,7 @@ test-deploy:  ## the commands of this file, as a user types them
 	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --dist loadfile --reruns 2 --ignore tests/deploy/test_monitor.py
 
 bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 minutes; ONLY= ROUNDS= COMPARE=reports/bench.json
-	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m bench
+	deploy/env.sh dev && BROKER= POOL= COMPOSE_PROFILES=monitor $(KIT) images && .venv/bin/python -m bench
 
 sbom:         ## what each image holds, as an SBOM (CycloneDX) and a licence list, in supply/; POOL= chooses one: a pool, mail, monitor
 	deploy/env.sh dev && .venv/bin/python -m deploy.supply sbom
