@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 #: A group is written when it has this many tasks, …
 COUNT = 64
-#: … when its first one has waited this long, in seconds, …
+#: … when one ends, and the first to end has waited this long, in seconds: what waits runs again if the worker is killed, …
+AGE = 0.002
+#: … when its first state has waited this long, in seconds, …
 SECONDS = 0.008
 #: … or when its results are this large together, in bytes.
 BYTES = 1_000_000
@@ -116,6 +118,7 @@ class Commit:
         self._acks: list[Callable[[], None]] = []
         self._bytes = 0
         self._since: float | None = None  # when the group's first result was added, by the monotonic clock
+        self._ended = 0.0  # when its first acknowledgement was
         self._lock = threading.Lock()
         self._flushing = threading.RLock()  # the garbage collector may read a result (before_raw_read) at any time
         self._flusher: int | None = None
@@ -238,9 +241,12 @@ class Commit:
 
     def ack(self, send: Callable[[], None]) -> None:
         """Have `send` called after all results that were added before are stored."""
+        now = time.monotonic()
         with self._lock:
+            if not self._acks:
+                self._ended = now
             self._acks.append(send)
-            full = len(self._acks) >= COUNT
+            full = len(self._acks) >= COUNT or now - self._ended >= AGE
             self._begin()
         if not full and self._grouping:
             if threading.get_ident() == self._loop:  # the pool runs its tasks in the loop, which ticks soon
@@ -262,6 +268,7 @@ class Commit:
         """Whether more tasks are running than have ended, so that the group can wait for them."""
         since = self._since  # once: another thread may write the group meanwhile
         young = since is not None and time.monotonic() - since < SECONDS
+        young = young and not (self._acks and time.monotonic() - self._ended >= AGE)
         return young and len(self._acks) < min(COUNT, self._busy())
 
     def defer(self, send: Callable[[], None]) -> bool:

@@ -50,6 +50,7 @@ def server() -> Server:
 def busy(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     """The worker's unfinished tasks; one to begin with. Groups grow old after a minute, unless a test says otherwise."""
     monkeypatch.setattr(commit, "SECONDS", 60.0)
+    monkeypatch.setattr(commit, "AGE", 60.0)
     monkeypatch.setattr(commit, "RETRY_PAUSE", 0.01)
     yield {"another task"}
 
@@ -117,6 +118,18 @@ def test_the_last_task_of_a_worker_does_not_wait(group: Commit, server: Server, 
     busy.clear()
     end(group, server, "b")
     assert server.seen == ["a:SUCCESS+b:SUCCESS", "ack a", "ack b"]
+
+
+def test_who_ends_late_writes_for_who_has_ended_before(
+    group: Commit, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has ended and waits runs again if the worker is killed."""
+    end(group, server, "a")
+    group.result(write("c", "STARTED"))
+    assert server.seen == []
+    monkeypatch.setattr(commit, "AGE", 0.0)
+    end(group, server, "b")
+    assert server.seen == ["a:SUCCESS+c:STARTED+b:SUCCESS", "ack a", "ack b"]
 
 
 def test_an_old_group_is_written_while_a_task_goes_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
