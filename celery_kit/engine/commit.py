@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: A group is written when it has this many tasks, …
 COUNT = 64
-#: … when one ends, and the first to end has waited this long, in seconds: what waits runs again if the worker is killed, …
+#: … when one ends, and the first to end has waited this long, in seconds: what waits runs again if the worker is killed. Not on
+#: a pool of processes, whose worker would have that to do for every few tasks. …
 AGE = 0.002
 #: … when its first state has waited this long, in seconds, …
 SECONDS = 0.008
@@ -246,7 +247,7 @@ class Commit:
             if not self._acks:
                 self._ended = now
             self._acks.append(send)
-            full = len(self._acks) >= COUNT or now - self._ended >= AGE
+            full = len(self._acks) >= COUNT or (now - self._ended >= AGE and not self._lazy)
             self._begin()
         if not full and self._grouping:
             if threading.get_ident() == self._loop:  # the pool runs its tasks in the loop, which ticks soon
@@ -268,7 +269,6 @@ class Commit:
         """Whether more tasks are running than have ended, so that the group can wait for them."""
         since = self._since  # once: another thread may write the group meanwhile
         young = since is not None and time.monotonic() - since < SECONDS
-        young = young and not (self._acks and time.monotonic() - self._ended >= AGE)
         return young and len(self._acks) < min(COUNT, self._busy())
 
     def defer(self, send: Callable[[], None]) -> bool:
