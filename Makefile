@@ -110,7 +110,7 @@ test-producer: ## a producer whose broker is away, the spool, batches that are c
 test-monitor: ## MONITOR=1: Flower in a browser, metrics, alerts by rule and in life
 	deploy/env.sh dev && deploy/browser.sh && $(KIT) images && $(PYTEST) tests/deploy/test_monitor.py
 
-test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some, CELERY=5.6|5.5 an earlier Celery; with APP= SOURCE= a stack of each with your code: TASK= ARGS=
+test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some, CELERY=5.6|5.5 an earlier Celery, SIGNED=1 signs messages; with APP= SOURCE= a stack of each with your code: TASK= ARGS=
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) $(if $(APP),tests/deploy/test_codebase.py -k each,tests/integration -n 10 --reruns 2) -q --no-header
 
 test-faults:  ## each fault on every broker and pool, and on plain Celery; writes docs/reports/faults.* (hours; QUICK=1: minutes)

@@ -98,7 +98,7 @@ class Defaults(Mapping[str, object]):
         self.conf = conf
         self.environ = usable(os.environ)
         profile = of_an_app(None, None, self.environ)
-        self.general = general(profile) | (profile.signing.settings() if profile.signing else {})
+        self.general = general(profile) | (profile.signing.settings(profile.accept_content) if profile.signing else {})
         if self.environ.get("TASK_TIME_LIMIT"):  # otherwise none: a task that runs without the kit is not killed with it
             self.general["task_time_limit"] = profile.task_time_limit
         self._known: tuple[object, Options] = None, {}

@@ -18,6 +18,7 @@ from weakref import WeakSet
 
 from celery import Celery
 from celery import _state as state
+from celery.app.control import Control
 from celery.app.events import Events
 from celery.app.log import Logging
 from celery.utils import imports
@@ -31,10 +32,13 @@ from celery_kit.fixes import delayed_messages
 from celery_kit.observe import health, runs, tracing, vitals
 from celery_kit.pools import table
 from celery_kit.produce import alike, delay, spool
+from celery_kit.profile import once_url
+from celery_kit.results import bound
 from celery_kit.worker import dead_lettering, grace
 
 if TYPE_CHECKING:
     from celery_kit.produce.publishing import AMQP
+    from celery_kit.results.redis.claims import Claims
 
 #: By name, so that producers do not import a worker's modules.
 STEPS = [
@@ -84,6 +88,13 @@ class Kit(Celery):
         """Celery's events of the app, combined with the kit's."""
         kits = "celery_kit.fixes.event_loop:Events" if fixes.needed("events_in_the_loop") else self.events_cls
         found: Events = combined(self.events_cls, kits)(app=self)
+        vars(found)["receiver_cls"] = combined(found.receiver_cls, "celery_kit.observe.control:Receiver")
+        return found
+
+    @cached_property
+    def control(self) -> Control:
+        """Celery's remote control of the app, combined with the kit's."""
+        found: Control = combined(self.control_cls, "celery_kit.observe.control:Control")(app=self)
         return found
 
     @cached_property
@@ -167,7 +178,17 @@ class Kit(Celery):
         if room and room.adapt:
             room.adapt(backend)
             forked.watch(backend)
+        if self.conf.security_key:
+            bound.bind(backend)
         return backend
+
+    @cached_property
+    def signature_store(self) -> "Claims | None":
+        """A store that all workers share, for the signatures that were used: that of ONCE_URL, of results, or the broker."""
+        for url in (once_url(), self.conf.result_backend, self.conf.broker_read_url):
+            if (room := results.room(url)) and room.claims:
+                return room.claims(self, str(url))
+        return None
 
 
 def combined(named: str | type | None, kits: str | type | None) -> type:
@@ -249,7 +270,7 @@ def _restored(make: Callable[..., Celery], theirs: type, *arguments: object) -> 
 
 def _renew_parts(app: Celery) -> None:
     """Drop the instances of Celery's own classes. Connections stay open, because other apps may share them."""
-    for part in ("Task", "amqp", "events", "log"):
+    for part in ("Task", "amqp", "control", "events", "log"):
         vars(app).pop(part, None)
     vars(app).update(_pool=None, _backend_cache=None, _local=threading.local())
 

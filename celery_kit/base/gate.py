@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from celery_kit.base.correlation import SENT
-from celery_kit.base.messages import DELIVERIES
+from celery_kit.base.messages import DELIVERIES, SIGNATURE
 from celery_kit.base.sizes import is_for_texts, too_large
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ KINDS: Mapping[str, frozenset[type]] = {
     **dict.fromkeys(
         (
             "task", "id", "lang", "root_id", "parent_id", "group", "taskset", "shadow", "argsrepr", "kwargsrepr", "origin",
-            "reply_to", "correlation_id", "compression",
+            "reply_to", "correlation_id", "compression", SIGNATURE,
         ),
         frozenset(TEXT),
     ),

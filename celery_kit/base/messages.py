@@ -18,10 +18,14 @@ FAILED = f"{DEAD}.failed"
 DELIVERIES = "x-delivery-count"
 #: The header in which a worker notes why it dead-letters a message.
 NOTE = "celery-kit-dead"
+#: The header of a task's signature (celery_kit/base/signing.py).
+SIGNATURE = "celery-kit-signature"
 #: The header of a message whose own headers cannot be decoded: why.
 UNREADABLE = "celery-kit-unreadable"
 #: What kombu prepends to the routing key of a message that RabbitMQ delays: the delay in seconds, in binary.
 DELAY = re.compile(r"^(?:[01]\.){28}")
+#: The serializers of what is signed: Celery's, for results and the spool; the kit's, for remote control and for events.
+AUTH, CONTROL, EVENT = "auth", "celery-kit-control", "celery-kit-event"
 #: The state of a task that reports its progress (celery_kit/progress.py).
 PROGRESS = "PROGRESS"
 

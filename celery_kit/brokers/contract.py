@@ -28,9 +28,11 @@ Action = Literal["keep", "retry", "drop"]
 
 #: The kinds of dead letters: a task that failed; a message that was delivered too often, cannot be read, names a task that
 #: nobody has, or was rejected by its task.
-KINDS = ("failed", "poison", "malformed", "unknown", "rejected")
+KINDS = ("failed", "poison", "malformed", "unknown", "rejected", "unsigned")
 #: How the reason of a letter begins whose record names no kind: RabbitMQ's own, and those of earlier versions of the kit.
-REASONS = {"delivered ": "poison", "no such task": "unknown", "rejected ": "rejected"}
+REASONS = {"delivered ": "poison", "no such task": "unknown", "rejected ": "rejected", "signature ": "unsigned"}
+#: The reason of a message that was acknowledged before: sent back, it stays refused.
+REPLAYED = "signature used before: a message with it was acknowledged"
 
 
 def password(environ: Environ, role: str) -> str:

@@ -1,11 +1,13 @@
 """Faults of a worker's remote control queue, the mailbox of its pidbox."""
 
 import time
+from importlib import import_module
 from threading import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 from celery.utils.log import get_logger
 from celery.worker import pidbox
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_kit.base.types import Callback, Connection, Message, TimerEntry, WorkerConsumer
 
@@ -31,6 +33,27 @@ def locked_mailbox(**_: object) -> None:
     waits for it.
     """
     vars(pidbox).update(Pidbox=Pidbox, gPidbox=GreenPidbox)
+
+
+def unread_events(**_: object) -> None:
+    """Have a worker ignore another worker's event that it cannot read, or does not accept, with a line.
+
+    Celery reads the name of the sender from the event itself if no header has it, and does not expect an error there, which
+    ends the worker's connection. Source: celery/worker/consumer/gossip.py, Gossip.on_message.
+    """
+    gossip: Any = import_module("celery.worker.consumer.gossip").Gossip  # only in workers
+    celerys: Callback = gossip.on_message
+    if celerys.__module__ == __name__:
+        return
+
+    def on_message(self: object, prepare: object, message: Message) -> object:
+        try:
+            return celerys(self, prepare, message)
+        except (ContentDisallowed, DecodeError, KeyError, TypeError) as error:
+            logger.error("an event is ignored: %r", error)
+            return None
+
+    gossip.on_message = on_message
 
 
 class _Mailbox(Protocol):
@@ -82,6 +105,8 @@ class Pidbox(_Careful, pidbox.Pidbox):
     had = told = False
     waits: TimerEntry | None = None
     hostname: str
+    node: Any
+    consumer: Any
     _close_channel: Callback
 
     def start(self, c: WorkerConsumer) -> None:
@@ -100,6 +125,7 @@ class Pidbox(_Careful, pidbox.Pidbox):
             self.waits = c.timer.call_after(EVERY, self._try, (c, connection))
         else:
             self.had, self.waits = True, None
+            self.consumer.on_decode_error = self.node.on_decode_error  # Celery takes that of tasks: a command is no dead letter
 
     def on_stop(self) -> None:
         """Try no more."""

@@ -13,7 +13,7 @@ OF_DEAD = {
     "drop": "delete for good: an id, or all that are meant",
     "id": "only this one, with its traceback",
     "task": "only of this task; a pattern such as mail.*",
-    "kind": "only of this kind: failed, poison, malformed, unknown, rejected",
+    "kind": "only of this kind: failed, poison, malformed, unknown, rejected, unsigned",
     "since": "only later ones: a time ago (30m, 12h, 7d), or in ISO 8601",
     "reason": "only those whose reason contains this",
 }

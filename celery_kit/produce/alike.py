@@ -210,6 +210,7 @@ REASONS = (
     Reason("each is named by its arguments", lambda maker: _function(maker.task.shadow_name) is not Task.shadow_name),
     Reason("Pydantic writes the arguments", lambda maker: getattr(maker.task, "_dump_pydantic_arguments", False)),
     Reason("the protocol is an earlier one", lambda maker: maker.app.conf.task_protocol != 2),
+    Reason("each is signed", lambda maker: maker.app.conf.security_key),
     Reason("the body is compressed", lambda maker: maker.options.get("compression") or maker.app.conf.task_compression),
     Reason(
         "the body is not JSON",

@@ -23,17 +23,21 @@ from kombu.connection import PooledConnection as KombusPooledConnection
 from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
 from kombu.resource import Resource
+from kombu.serialization import dumps
 from kombu.transport.base import Transport
 from kombu.utils.collections import HashedSeq
 from kombu.utils.imports import symbol_by_name
 
-from celery_kit.base import correlation
+from celery_kit.base import correlation, security
 from celery_kit.base.conf import transport_options as own_options
 from celery_kit.base.messages import Part, RefusedError, UnroutedError
 from celery_kit.base.types import Callback, Channel, Headers, Options
 from celery_kit.brokers import Queues, room, transports
 from celery_kit.engine.parts import on
 from celery_kit.fixes import broadcast, needed, patched
+
+if TYPE_CHECKING:
+    from celery_kit.base.signing import Signer
 
 T = TypeVar("T")
 #: As kombu's: max_retries, interval_start, interval_step, interval_max; in seconds.
@@ -177,6 +181,26 @@ class Producer(KombuProducer):
         self.release()
 
 
+class SigningProducer:
+    """A producer that signs the messages of tasks (celery_kit/base/signing.py), and leaves all else to `producer`."""
+
+    def __init__(self, producer: KombuProducer, signer: "Signer") -> None:
+        self._producer, self._signer = producer, signer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def publish(self, body: object, serializer: str | None = None, headers: Headers | None = None, **options: Any) -> object:
+        """Publish a message, as the producer does. Raises what that raises."""
+        publish: Callback = self._producer.publish
+        if "task" not in (headers or {}) and not (isinstance(body, dict) and "task" in body):  # an event, of which body is one
+            return publish(body, serializer=serializer, headers=headers, **options)
+        kind, encoding, data = dumps(body, serializer=serializer or self._producer.serializer)
+        raw = data.encode(encoding) if isinstance(data, str) else data
+        signed = self._signer.headers(headers or {}, options, raw, kind, encoding)
+        return publish(raw, content_type=kind, content_encoding=encoding, headers=signed, **options)
+
+
 class Producers(ProducerPool):
     """Producers that keep their connection and channel between messages."""
 
@@ -251,8 +275,8 @@ class AMQP(AMQPBase):  # type: ignore[misc]
 
     @cached_property
     def send_task_message(self) -> Callback:
-        """Celery's, with the headers of celery_kit/base/correlation.py and the exchanges of celery_kit/fixes/broadcast.py."""
-        send = self._create_task_sender()
+        """Celery's, with the headers of base/correlation.py, the exchanges of fixes/broadcast.py, and maybe a signature."""
+        send, signer = self._create_task_sender(), security.signer(self.app)
 
         def send_task_message(
             producer: KombuProducer, name: str, message: task_message, headers: Headers | None = None, **options: Any
@@ -262,7 +286,8 @@ class AMQP(AMQPBase):  # type: ignore[misc]
                 queue = self.queues[queue] if isinstance(queue, str) else queue
                 if known := broadcast.exchanges(self.queues.values(), queue, options.get("exchange")):
                     options["declare"] = known
-            return send(producer, name, message, headers=correlation.named(headers), **options)
+            to = SigningProducer(producer, signer) if signer else producer
+            return send(to, name, message, headers=correlation.named(headers), **options)
 
         return send_task_message
 

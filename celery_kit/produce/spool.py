@@ -30,7 +30,7 @@ from kombu.serialization import dumps, loads, prepare_accept_content
 from kombu.utils.uuid import uuid
 
 from celery_kit.base.files import NotOursError, private, read_ours
-from celery_kit.base.messages import RefusedError, UnroutedError
+from celery_kit.base.messages import AUTH, RefusedError, UnroutedError
 from celery_kit.base.refusals import Absent
 from celery_kit.base.sizes import most
 from celery_kit.base.types import AnyResult
@@ -290,7 +290,9 @@ class Spooled:
 
     def __init__(self, app: Celery, send: Callable[..., AnyResult]) -> None:
         self.app, self.send = app, send
-        self.spool = Spool(Path(app.conf.spool), app.conf.spool_most, app.conf.accept_content)
+        #: Where messages are signed, so are the files.
+        self._signed = bool(app.conf.security_key)
+        self.spool = Spool(Path(app.conf.spool), app.conf.spool_most, [AUTH] if self._signed else app.conf.accept_content)
         self._looked = False
         #: The result backends of this process's threads, by their queue for replies.
         self._backends: WeakValueDictionary[str, Backend] = WeakValueDictionary()
@@ -343,7 +345,7 @@ class Spooled:
         return result
 
     def _serializer(self, options: SendOptions) -> str:
-        return str(options.get("serializer") or self.app.conf.task_serializer)
+        return AUTH if self._signed else str(options.get("serializer") or self.app.conf.task_serializer)
 
     def _call(self, name: str, args: Args, kwargs: Kwargs, countdown: Countdown, eta: Eta, options: SendOptions) -> Call:
         """The call in a form for another process: with absolute times, and with the parent task and the queue for replies."""

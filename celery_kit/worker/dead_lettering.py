@@ -18,14 +18,16 @@ from celery.utils.log import get_logger
 from kombu import Queue
 
 from celery_kit import brokers
+from celery_kit.base import security
 from celery_kit.base.choices import max_deliveries
 from celery_kit.base.gate import MOST_NUMBER, refusal, refuse_payload
 from celery_kit.base.messages import UNREADABLE, earlier, plain
 from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Callback, Message, WorkerConsumer, WorkerRequest
 from celery_kit.base.versions import command
-from celery_kit.brokers.contract import DeadLetter, moment, name_of
+from celery_kit.brokers.contract import REPLAYED, DeadLetter, moment, name_of
 from celery_kit.fixes import needed
+from celery_kit.worker.signatures import Signatures
 
 logger = get_logger(__name__)
 #: AMQP reply codes that a later declaration may not get: the queue's node is down, or another connection holds it exclusively.
@@ -48,6 +50,8 @@ class DeadLettering(bootsteps.StartStopStep):
         letters = broker.dead_letters if broker and needed("dead letters") else None
         self.enabled = letters is not None
         if broker is None or letters is None:  # the kit has no module for this broker, or was not written for this Celery
+            if parent.app.conf.security_key:
+                refuse("SECURITY_KEY: the kit checks no signatures on this broker, or with this Celery (docs/brokers.md)")
             logger.warning(
                 "the kit stores no dead letters on this broker: messages that cannot be run are dropped (docs/brokers.md)"
             )
@@ -56,6 +60,8 @@ class DeadLettering(bootsteps.StartStopStep):
             handler = self.exiting(parent, broker.explain, parent.on_connection_error_after_connected)
             parent.on_connection_error_after_connected = handler
         self.limit = max_deliveries()
+        signer = security.signer(parent.app)
+        self.signatures = Signatures(signer, getattr(parent.app, "signature_store", None)) if signer else None
         self.letters, self.park = letters, broker.park
         parent.on_decode_error = self.storing_first(parent, parent.on_decode_error, "cannot be decoded")
         parent.on_unknown_message = self.storing_first(parent, parent.on_unknown_message, "is no task")
@@ -119,15 +125,32 @@ class DeadLettering(bootsteps.StartStopStep):
             handle = celerys(*args, **options)
             fast_path = getattr(parent, "fast_path", None)  # celery_kit/engine/fast_path.py
 
+            def take(message: Message) -> str | None:
+                """Hand a message on that was let in. Returns why it is a dead letter after all; None if it is dealt with."""
+                if message.headers.get("eta"):
+                    refuse_payload(message)
+                    if self.parked(parent, message):
+                        return None
+                    if self.signatures and self.signatures.was_used(message):
+                        return self.used(message)
+                else:
+                    if self.signatures and self.signatures.was_used(message):
+                        return self.used(message)
+                    if fast_path is not None and fast_path(message):
+                        return None
+                    refuse_payload(message)
+                handle(message)
+                return None
+
             def on_task_received(message: Message) -> None:
-                if deliveries(message) > self.limit:
+                often = deliveries(message) > self.limit
+                if often and not self.signatures:
                     return self.give_up(parent, message)
                 try:
-                    why = refusal(message)
-                    if not why and (fast_path is None or not fast_path(message)):
-                        refuse_payload(message)
-                        if not (message.headers.get("eta") and self.parked(parent, message)):
-                            handle(message)
+                    why = refusal(message) or (self.signatures.refusal(message) if self.signatures else None)
+                    if often and not why:
+                        return self.give_up(parent, message)
+                    why = why or take(message)
                 except self.connection_errors:
                     raise
                 except Exception as error:
@@ -137,6 +160,17 @@ class DeadLettering(bootsteps.StartStopStep):
             return on_task_received
 
         return create_task_handler
+
+    def used(self, message: Message) -> str | None:
+        """Why a message whose signature was used is a dead letter. None for one that the broker redelivers: it is acknowledged.
+
+        Its acknowledgement was lost with the connection, after its task had ended.
+        """
+        if deliveries(message) == 1 and not message.delivery_info.get("redelivered"):
+            return REPLAYED
+        logger.warning("a redelivered message was acknowledged before: %s is not run again", message.headers.get("id"))
+        message.ack_log_error(logger, self.connection_errors)
+        return None
 
     def parked(self, parent: WorkerConsumer, message: Message) -> bool:
         """Whether a message that has arrived before its ETA waits in the broker now."""

@@ -6,7 +6,7 @@ from functools import cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 PEM = serialization.Encoding.PEM
@@ -17,9 +17,10 @@ def _new_key() -> rsa.RSAPrivateKey:
 
 
 _key = cache(lambda _name: _new_key())
+_ed25519_key = cache(lambda _name: ed25519.Ed25519PrivateKey.generate())
 
 
-def _private(key: rsa.RSAPrivateKey) -> bytes:
+def _private(key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
     return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
@@ -27,14 +28,18 @@ def _name(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
-def certificate(name: str, valid: float = 3_600) -> tuple[bytes, bytes]:
-    """The RSA key of that name, and a new certificate for it, in PEM. The certificate is valid for some seconds from now."""
-    key, named, now = _key(name), _name(name), datetime.now(UTC)
+def certificate(name: str, valid: float = 3_600, kind: str = "rsa") -> tuple[bytes, bytes]:
+    """The key of that name, and a new certificate for it, in PEM. The certificate is valid for some seconds from now.
+
+    `kind`: rsa or ed25519.
+    """
+    named, now = _name(name), datetime.now(UTC)
+    key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey = _key(name) if kind == "rsa" else _ed25519_key(name)
     made = (
         x509.CertificateBuilder(named, named, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(seconds=valid))
-        .sign(key, hashes.SHA256())
+        .sign(key, hashes.SHA256() if kind == "rsa" else None)
     )
     return _private(key), made.public_bytes(PEM)
 

@@ -32,6 +32,7 @@ from testbed import deployed
 from testbed.servers import SERVERS
 from testbed.servers.contract import APP, PASSWORD, SECURE, TLS_FOLDER, secured
 from testbed.stack import SESSION, Stack
+from tests.harness.certificates import certificate
 from tests.harness.combinations import COMBINATIONS, Combination
 from tests.harness.containers import LABELS
 from tests.harness.containers import clean as clean_containers
@@ -45,6 +46,9 @@ PROBES = Path(__file__).with_name("probes")
 ENGINE = choose("ENGINE", os.environ.get("ENGINE") or ENGINES[0], ENGINES)
 #: As deploy/compose/app.yaml mounts them; without SECURE, an empty folder.
 CERTIFICATES = (str(TLS_FOLDER if SECURE else ROOT / "deploy/compose/without-tls/client"), "/tls", "ro")
+#: SIGNED=1: every process signs. The folder of the keys, as this machine and the workers see it.
+SIGNED = choose("SIGNED", os.environ.get("SIGNED") or "0", ("0", "1")) == "1"
+KEYS, MOUNTED = FOLDER / "keys", Path("/keys")
 ROLES: dict[str, dict[str, str]] = {
     # What a user starts. Every test may use it, none may disturb it.
     "main": {},
@@ -80,6 +84,10 @@ def servers() -> None:
         done = FOLDER / "servers.json"
         if done.exists():
             return
+        key, made = certificate("all", 86_400, "ed25519")
+        (KEYS / "trusted").mkdir(parents=True)
+        (KEYS / "key").write_bytes(key)
+        (KEYS / "trusted" / "all.pem").write_bytes(made)
         stacks = [stack(name) for name in dict.fromkeys(one.broker.name for one in COMBINATIONS)]
         with ThreadPoolExecutor() as at_once:
             list(at_once.map(Stack.start, stacks))
@@ -87,6 +95,12 @@ def servers() -> None:
             server, its_stack = SERVERS[combination.broker.name], stack(combination.broker.name)
             (FOLDER / f"{combination}.namespace").write_text(server.namespace(number % 10, its_stack.port))
         done.write_text(json.dumps([*(SERVERS[one.name].version(one.port) for one in stacks), _python()]))
+
+
+def signing(folder: Path) -> dict[str, str]:
+    """The environment of a process that signs, and sees the keys in `folder`; empty without SIGNED."""
+    names = {"SECURITY_KEY": "key", "SECURITY_CERTIFICATE": "trusted/all.pem", "SECURITY_CERT_STORE": "trusted"}
+    return {name: str(folder / file) for name, file in names.items()} if SIGNED else {}
 
 
 def _python() -> str:
@@ -170,6 +184,7 @@ class Running:
             "ENGINE": ENGINE,
             "CELERY_BROKER_URL": secured(self.server.url.format(host="127.0.0.1", port=port, namespace=self.namespace)),
             "ACCEPT_CONTENT": "json",
+            **signing(KEYS),
         }
         if self.combination.backend.has_server:
             self.environ["CELERY_RESULT_BACKEND"] = self.stack.results_url(1)
@@ -179,7 +194,7 @@ class Running:
         url = secured(self.server.url.format(host="broker", port=self.server.port, namespace=self.namespace), "/tls")
         beat = self.data / f"heartbeat.{role}"
         beat.unlink(missing_ok=True)
-        given = {**ROLES.get(role, {}), "HEARTBEAT_FILE": f"/data/{beat.name}", **environ}
+        given = {**signing(MOUNTED), **ROLES.get(role, {}), "HEARTBEAT_FILE": f"/data/{beat.name}", **environ}
         options = given.pop("OPTIONS", "").split()
         if not self.combination.backend.claims:  # @once needs a store then
             given.setdefault("ONCE_URL", secured(f"redis://{APP}:{PASSWORD}@results:6379/1", "/tls"))
@@ -194,6 +209,7 @@ class Running:
             )
             .with_volume_mapping(str(self.data), "/data", "rw")
             .with_volume_mapping(*CERTIFICATES)
+            .with_volume_mapping(str(KEYS), str(MOUNTED), "ro")
             .with_kwargs(network=self.stack.network, labels=LABELS, healthcheck={"test": ["NONE"]}, **rights)
             .with_command(["python", "-m", "app.worker", "--hostname", f"{role}@%h", *options])
         )

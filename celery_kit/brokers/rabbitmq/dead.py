@@ -23,6 +23,7 @@ from celery.app import amqp
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from celery_kit.base import security
 from celery_kit.base.messages import DEAD, DELAY, DELIVERIES, FAILED, NOTE
 from celery_kit.base.versions import command
 from celery_kit.brokers.contract import Action, DeadLetter, letter_from, moment, unreadable
@@ -180,10 +181,10 @@ class RabbitmqDeadLetters:
             found = sorted([*_all(channel, DEAD), *_all(channel, FAILED)], key=lambda one: one.letter.when)
             decided = [(decide(one.letter), one) for one in found]
             wanted = [(action, one) for action, one in decided if action != "keep"]
-            wrong, transaction = "", Transaction(channel)
+            wrong, transaction, signer = "", Transaction(channel), security.signer(app)
             for start in range(0, len(wanted), TOGETHER):
                 several = wanted[start : start + TOGETHER]
-                wrong = finish(connection, transaction, several) or wrong
+                wrong = finish(connection, transaction, several, signer) or wrong
                 done(start + len(several), len(wanted))
             # The letters that stay are requeued before this returns. Otherwise the broker would do it some time after the
             # channel is closed, and the next reader would not see them.

@@ -12,6 +12,7 @@ import kombu
 from celery import bootsteps
 from celery.utils.log import get_logger
 
+from celery_kit.base import security
 from celery_kit.base.types import Channel, WorkerConsumer, WorkerRequest
 from celery_kit.brokers.contract import schemes_of
 from celery_kit.brokers.rabbitmq.broker import broker
@@ -59,8 +60,10 @@ def _revoke(parent: WorkerConsumer, message: kombu.Message) -> None:
     from celery.worker.request import Request  # only workers need it
 
     try:
+        if signer := security.signer(parent.app):
+            signer.task(message)
         made = Request(message, app=parent.app, hostname=parent.hostname, eventer=parent.event_dispatcher)
-    except Exception as error:  # a message of another app, or not a task
+    except Exception as error:  # a message of another app, not a task, or not signed
         logger.info("an expired message is not a task of this app: %r", error)
     else:
         request = cast("WorkerRequest", made)

@@ -17,11 +17,13 @@ from amqp.serialization import dumps
 from kombu.exceptions import OperationalError
 
 from celery_kit.base.messages import DELIVERIES, FAILED, NOTE
+from celery_kit.brokers.contract import REPLAYED
 
 if TYPE_CHECKING:
     from celery import Celery
     from upstream.amqp import Channel
 
+    from celery_kit.base.signing import Signer
     from celery_kit.base.types import Connection, Headers, Message
     from celery_kit.brokers.contract import Action, DeadLetter
 
@@ -173,8 +175,15 @@ def is_there(connection: Connection, queue: str) -> bool:
     return True
 
 
-def finish(connection: Connection, transaction: Transaction, several: Sequence[tuple[Action, DeadMessage]]) -> str:
+def finish(
+    connection: Connection,
+    transaction: Transaction,
+    several: Sequence[tuple[Action, DeadMessage]],
+    signer: Signer | None = None,
+) -> str:
     """Send messages back, or drop them, in one transaction. Returns why some were not sent back; these stay dead letters.
+
+    `signer`: signs those again whose signatures held.
 
     Raises OperationalError if the broker refuses the messages, for instance because their queue is full. They stay too.
     """
@@ -183,7 +192,8 @@ def finish(connection: Connection, transaction: Transaction, several: Sequence[t
     gone = {queue for queue in {one.letter.queue for one in back} if not queue or not is_there(connection, queue)}
     fine = [one for one in back if one.letter.queue not in gone]
     for one in fine:
-        headers = {name: value for name, value in one.message.headers.items() if not name.startswith(OURS)}
+        renewed = signer.renewed(one.message) if signer and one.letter.reason != REPLAYED else one.message.headers
+        headers = {name: value for name, value in renewed.items() if not name.startswith(OURS)}
         _publish(channel, one.message, one.letter.queue, headers)
     for one in [*fine, *(one for action, one in several if action == "drop")]:
         one.message.ack()

@@ -21,9 +21,10 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 from redis.exceptions import ResponseError
 
+from celery_kit.base import security
 from celery_kit.base.messages import DEAD, DELIVERIES, FAILED, earlier, plain
 from celery_kit.base.sizes import too_large
-from celery_kit.brokers.contract import Action, DeadLetter, letter_from, moment, name_of, unreadable
+from celery_kit.brokers.contract import REPLAYED, Action, DeadLetter, letter_from, moment, name_of, unreadable
 from celery_kit.brokers.redis.failed import INDEX, SEND_BACK, RedisFailedTasks, client_of, record_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from upstream import kombu_virtual as virtual
     from upstream.redis import Client, Pipeline
 
+    from celery_kit.base.signing import Signer
     from celery_kit.base.types import Connection as AnyConnection
     from celery_kit.base.types import Headers
     from celery_kit.base.types import Message as AnyMessage
@@ -345,7 +347,7 @@ class RedisDeadLetters:
         """
         with app.connection_for_read() as connection, (channel := _channel(connection)).conn_or_acquire() as client:
             collect(app, channel, client)
-            client = client_of(channel)
+            client, signer = client_of(channel), security.signer(app)
             found: dict[tuple[str, bytes], DeadLetter] = {}
             for key in (f"{channel.global_keyprefix}{DEAD}", f"{channel.global_keyprefix}{FAILED}"):
                 for name, record in client.hscan_iter(key, count=100):
@@ -356,28 +358,40 @@ class RedisDeadLetters:
             for number, (key, name, action) in enumerate(wanted, 1):
                 held = client.hget(key, name)
                 if held:  # otherwise another command was quicker
-                    wrong = self._end(channel, client, key, name, held, action) or wrong
+                    wrong = self._end(channel, client, key, name, held, action, signer) or wrong
                 done(number, len(wanted))
             if wrong:
                 raise OperationalError(wrong)
 
-    def _end(self, channel: redis.Channel, client: Client, key: str, name: bytes, record: bytes, action: Action) -> str:
+    def _end(
+        self,
+        channel: redis.Channel,
+        client: Client,
+        key: str,
+        name: bytes,
+        record: bytes,
+        action: Action,
+        signer: Signer | None,
+    ) -> str:
         """Send a letter back, or drop it. Returns why it cannot be sent back."""
         letter, item = _read(channel, bytes_to_str(name), record)
         keys, body = [key, f"{channel.global_keyprefix}{INDEX}"], b""
         if action == "retry":
             if not letter.queue:
                 return f"{letter.id}: {letter.reason}"
-            to, body = _to_send(channel, letter.queue, item)
+            to, body = _to_send(channel, letter, item, signer)
             keys.append(f"{channel.global_keyprefix}{to}")
         client.eval(SEND_BACK, len(keys), *keys, name, body)
         return ""
 
 
-def _to_send(channel: redis.Channel, queue: str, item: bytes) -> tuple[str, bytes]:
-    """The list that an item of a queue is sent back to, and what is pushed there."""
+def _to_send(channel: redis.Channel, letter: DeadLetter, item: bytes, signer: Signer | None) -> tuple[str, bytes]:
+    """The list that the item of a letter is sent back to, and what is pushed there: signed again, if its signature held."""
+    queue = letter.queue
     try:
         payload = loads(item.decode())
+        if signer and letter.reason != REPLAYED:
+            payload["headers"] = signer.renewed(Message({**payload}, channel=channel))
         (payload.get("headers") or {}).pop(DELIVERIES, None)
         key = channel._q_for_pri(queue, channel._get_message_priority(payload, reverse=False))
         return key, dumps(payload).encode()

@@ -4,6 +4,7 @@ A key's value is the claim of the run that holds it, or the result of a run that
 value may write it. Source: Redis' documentation of SET, "Patterns" (the value as a token of the lock's owner).
 """
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -42,6 +43,17 @@ class Claims:
                 self._replace(keys=[self._prefix + key], args=[mine, mine, int(seconds * 1000)], client=pipe)
             answers = pipe.execute(raise_on_error=False)
         return [answer if isinstance(answer, Exception) else bool(answer) for answer in answers]
+
+    def is_there(self, key: str) -> bool:
+        """Whether somebody has stored the key."""
+        return bool(self._client.exists(self._prefix + key))
+
+    def note(self, keys: Sequence[tuple[str, float]]) -> None:
+        """Store keys, each for so many seconds, by one round trip."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for key, seconds in keys:
+                pipe.set(self._prefix + key, 1, ex=math.ceil(seconds))
+            pipe.execute()
 
     def release(self, key: str, mine: bytes) -> None:
         """Free the key, if I still hold it."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from celery.exceptions import SecurityError
-from celery.security.certificate import Certificate, FSCertStore
-from celery.security.key import PrivateKey
-from celery.security.serialization import SecureSerializer
+from celery.security.certificate import Certificate
 
+from celery_kit.base.keys import Keys
 from celery_kit.base.security import Signing
+from celery_kit.base.signing import Signer
 from celery_kit.base.target import ROOT
 from tests.harness.certificates import certificate
 from tests.harness.waiting import until
@@ -59,15 +59,19 @@ def test_without_the_three_settings_nothing_is_signed() -> None:
 def test_all_that_a_process_sends_is_signed(signing: Callable[..., Environ]) -> None:
     environ = signing()
     given = Signing.from_environ(environ)
-    assert given and given.settings() == {
+    assert given and given.settings(["json"]) == {
         "security_key": environ["SECURITY_KEY"],
         "security_certificate": environ["SECURITY_CERTIFICATE"],
         "security_cert_store": environ["SECURITY_CERT_STORE"],
-        "task_serializer": "auth",
+        "security_window": 86_400,
+        "security_body_only": False,
+        "accept_content": ["json"],
         "result_serializer": "auth",
-        "event_serializer": "auth",
-        "accept_content": ["auth"],
+        "result_accept_content": ["auth"],
+        "event_serializer": "celery-kit-event",
     }
+    transition = Signing.from_environ({**environ, "SECURITY_BODY_ONLY": "1"})
+    assert transition and transition.settings(["json"])["accept_content"] == ["json", "auth"]
 
 
 @pytest.mark.parametrize("serializer", ["json", "yaml", "msgpack"])
@@ -86,7 +90,7 @@ print(json.dumps([accepted, inner, loads(body, kind, encoding, accept={kind})]))
     done = python(program, TASK_SERIALIZER=serializer, ACCEPT_CONTENT="", **signing())
     assert done.returncode == 0, done.stderr
     kinds = {"json": "application/json", "yaml": "application/x-yaml", "msgpack": "application/x-msgpack"}
-    assert json.loads(done.stdout) == [["auth"], kinds[serializer], [1, "ü"]]
+    assert json.loads(done.stdout) == [[serializer], kinds[serializer], [1, "ü"]]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,8 @@ print(json.dumps([accepted, inner, loads(body, kind, encoding, accept={kind})]))
         ({"SECURITY_CERTIFICATE": "", "SECURITY_CERT_STORE": ""}, "not set: SECURITY_CERTIFICATE, SECURITY_CERT_STORE"),
         ({"SECURITY_KEY": "/none.key"}, "SECURITY_KEY=/none.key cannot be read: No such file or directory"),
         ({"SECURITY_CERTIFICATE": "/tmp"}, "SECURITY_CERTIFICATE=/tmp cannot be read: Is a directory"),
+        ({"SECURITY_WINDOW": "5"}, "SECURITY_WINDOW=5 is not allowed; a whole number from 60 to 31536000 seconds"),
+        ({"SECURITY_BODY_ONLY": "yes"}, "SECURITY_BODY_ONLY=yes is not known; allowed: 0, 1"),
         ({"SECURITY_CERT_STORE": "/none/*.pem"}, "SECURITY_CERT_STORE=/none/*.pem holds no certificate; allowed: a directory"),
     ],
 )
@@ -123,11 +129,10 @@ def test_an_expired_certificate_is_not_trusted(signing: Callable[..., Environ]) 
     """Not at start, and not once it has expired in a process that runs."""
     environ = signing(valid=1)
     pem = Path(environ["SECURITY_CERTIFICATE"]).read_text()
-    store = FSCertStore(environ["SECURITY_CERT_STORE"])
-    signer = SecureSerializer(PrivateKey(Path(environ["SECURITY_KEY"]).read_bytes()), Certificate(pem), store)
+    signer = Signer(Keys(*environ.values()), 60)
     until("the certificate expires", Certificate(pem).has_expired, 10)
     with pytest.raises(SecurityError, match="Expired certificate"):
-        signer.deserialize(signer.serialize([1]))
+        signer.read(signer.write([1]))
     done = python("from app import app; app.conf.timezone", **environ)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and "Expired certificate" in line

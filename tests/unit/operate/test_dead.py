@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from celery_kit.brokers.contract import DeadLetter, letter_from
+from celery_kit.brokers.contract import REPLAYED, DeadLetter, letter_from
 from celery_kit.operate.look import dead
 from celery_kit.operate.look.dead import Filter, since
 
@@ -53,7 +53,7 @@ def test_since_is_a_time_ago_or_a_time(given: str, at: str) -> None:
     [
         (["--since=yesterday"], "SINCE=yesterday is not known; allowed: a time ago such as 90s, 30m, 12h or 7d, or"),
         (["--since=999999999d"], "SINCE=999999999d is not known"),
-        (["--kind=dead"], "KIND=dead is not known; allowed: failed, poison, malformed, unknown, rejected"),
+        (["--kind=dead"], "KIND=dead is not known; allowed: failed, poison, malformed, unknown, rejected, unsigned"),
         (["--retry=1", "--drop=1"], "RETRY and DROP contradict each other; give one of them"),
         (["--retry=1", "--id=2"], "ID and RETRY contradict each other; give one of them"),
     ],
@@ -76,6 +76,8 @@ def test_a_wrong_option_is_refused_in_one_line(
         ("delivered too often (the broker's count)", "poison"),
         ("rejected by its task, without requeue", "rejected"),
         ("no such task: 'x'", "unknown"),
+        ("signature refused: it is not signed", "unsigned"),
+        (REPLAYED, "unsigned"),
         ("cannot be decoded: x", "malformed"),
         ("is no task", "malformed"),
     ],

@@ -1,0 +1,119 @@
+"""Where messages are signed: a worker takes those whose signature holds, and none that was acknowledged before.
+
+A redelivered message has the signature of its first delivery, so a signature counts as used once its message is acknowledged.
+Used ones are noted in a store that all workers share, just before the acknowledgement, until they are too old anyway. With
+group commit all of a group are noted by one round trip. Without such a store, or while it is unavailable, the window alone
+limits how long a message can be sent again.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from celery.exceptions import SecurityError
+from celery.utils.log import get_logger
+
+from celery_kit.base.types import Callback, Message
+
+if TYPE_CHECKING:
+    from celery_kit.base.signing import Signer
+
+logger = get_logger(__name__)
+#: The prefix of the store's keys.
+PREFIX = "_celery-kit.signed."
+#: Seconds without a question after the store was unavailable, and how many notes wait for it at most.
+PAUSE, MOST = 2.0, 100_000
+
+
+class Store(Protocol):
+    """Keys that all workers share (celery_kit/results/redis/claims.py)."""
+
+    unavailable: tuple[type[Exception], ...]
+
+    def is_there(self, key: str) -> bool:
+        """Whether there is a key."""
+
+    def note(self, keys: list[tuple[str, float]]) -> None:
+        """Store keys, each for so many seconds, by one round trip."""
+
+
+class Signatures:
+    """The signatures of a worker's messages. `store`: None if the app has none."""
+
+    def __init__(self, signer: "Signer", store: Store | None) -> None:
+        self.signer, self.store = signer, store
+        self._ended: deque[tuple[str, float]] = deque(maxlen=MOST)
+        self._noted: set[str] = set()
+        self._ask_at = 0.0
+
+    def refusal(self, message: Message) -> str | None:
+        """Why a message is not let in; None if what decides was signed, not longer ago than the window."""
+        headers: Any = message.headers
+        try:
+            if not isinstance(headers, dict):
+                raise SecurityError("it is not signed")
+            if self.signer.accepts_body(message):
+                return None
+            stamp = self.signer.task(message)
+            until = self.signer.until(stamp, headers)
+            if time.time() > until:
+                window = self.signer.window
+                raise SecurityError(f"it was signed, or was due, more than {window:.0f} s ago (SECURITY_WINDOW)")
+        except SecurityError as error:
+            return f"signature refused: {error}"
+        vars(message)["signature"] = stamp.nonce, until
+        return None
+
+    def was_used(self, message: Message) -> bool:
+        """Whether a message with this signature was acknowledged. If not, it will be noted when this one is."""
+        nonce, until = vars(message).get("signature") or ("", 0.0)
+        if not self.store or not nonce:
+            return False
+        if time.monotonic() >= self._ask_at:
+            try:
+                if self.store.is_there(PREFIX + nonce):
+                    return True
+            except self.store.unavailable as error:
+                self._wait(error)
+        self._follow(message, nonce, until)
+        return False
+
+    def _follow(self, message: Message, nonce: str, until: float) -> None:
+        celerys: Callback = message.ack_log_error
+
+        def ack_log_error(*args: object, **options: object) -> object:
+            if nonce in self._noted:
+                self._noted.discard(nonce)
+            else:
+                self._ended.append((nonce, until))
+                self._note()
+                self._noted.discard(nonce)
+            return celerys(*args, **options)
+
+        message.ack_log_error = ack_log_error
+        # For group commit (celery_kit/engine/commit_worker.py): the first acknowledgement of a group notes all of them.
+        ended: Callable[[], None] = lambda: self._ended.append((nonce, until))  # noqa: E731
+        vars(message)["ended"] = ended
+
+    def _note(self) -> None:
+        """Note the signatures of all messages that are about to be acknowledged."""
+        if time.monotonic() < self._ask_at or not self.store:
+            return
+        several: list[tuple[str, float]] = []
+        try:
+            while self._ended:
+                several.append(self._ended.popleft())
+        except IndexError:  # another thread was quicker
+            pass
+        now = time.time()
+        try:
+            self.store.note([(PREFIX + nonce, max(1.0, until - now)) for nonce, until in several])
+            self._noted.update(nonce for nonce, _ in several)
+        except self.store.unavailable as error:
+            self._ended.extend(several)
+            self._wait(error)
+
+    def _wait(self, error: Exception) -> None:
+        self._ask_at = time.monotonic() + PAUSE
+        logger.error("messages that are sent again are not noticed, because their store is unavailable: %s", error)

@@ -1,0 +1,311 @@
+"""Where messages are signed, what decides is: on running workers, on both engines. celery_kit/base/signing.py"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import chain, chord, group
+from celery.exceptions import SecurityError
+from kombu import Connection, Exchange, Producer
+from redis import Redis
+
+from celery_kit import Kit
+from celery_kit.base.keys import Keys
+from celery_kit.base.messages import CONTROL, EVENT, SIGNATURE
+from celery_kit.base.security import Signing
+from celery_kit.base.signing import Signer
+from celery_kit.brokers.contract import REPLAYED, DeadLetter
+from celery_kit.operate.look.dead import each, letters
+from celery_kit.worker.signatures import PREFIX
+from tests.harness.certificates import certificate
+from tests.harness.waiting import until
+from tests.harness.workers import Process
+from tests.security.conftest import Target
+from tests.security.hostile import Hostile, body, good
+
+#: Each pool's way of running tasks, on each engine.
+SOME = [
+    ("prefork", "fast"),
+    ("gevent", "plain"),
+    ("prefork", "plain"),
+    ("gevent", "fast"),
+    ("threads", "fast"),
+    ("solo", "plain"),
+]
+if os.environ.get("QUICK"):
+    SOME = SOME[:2]
+WINDOW = 60
+TASK = "security.touch"
+
+
+class Signed:
+    """A target whose messages are signed: its keys, and an app and a signer of this process."""
+
+    def __init__(self, target: Target, kind: str) -> None:
+        self.target, self.folder, self.kind = target, target.folder, kind
+        (self.folder / "store").mkdir()
+        self.new_key("first")
+        self.environ = {
+            "SECURITY_KEY": str(self.folder / "key"),
+            "SECURITY_CERTIFICATE": str(self.folder / "certificate"),
+            "SECURITY_CERT_STORE": str(self.folder / "store"),
+            "SECURITY_WINDOW": str(WINDOW),
+            "WORKER_LEASE": "3",
+        }
+        files = str(self.folder / "key"), str(self.folder / "certificate"), str(self.folder / "store")
+        self.settings = Signing(*files, WINDOW).settings(["json"])
+        self.app = self.made("fast")
+        self.signer = Signer(Keys(*files), WINDOW)
+        each(self.app, lambda _: "drop")
+
+    def made(self, engine: str) -> Any:
+        """A sender's app on an engine."""
+        app = Kit("signed", set_as_current=False)
+        urls = self.target.urls
+        servers = {"broker_url": urls["CELERY_BROKER_URL"], "result_backend": urls["CELERY_RESULT_BACKEND"]}
+        app.conf.update(engine=engine, **servers, **self.settings)
+        return app
+
+    def new_key(self, name: str) -> None:
+        """Trust a new certificate, and sign by its key from now on."""
+        key, made = certificate(name, kind=self.kind)
+        (self.folder / "store" / f"{name}.pem").write_bytes(made)
+        time.sleep(1.5 if (self.folder / "key").exists() else 0)  # as docs/security.md says: every process trusts it by then
+        for file, content in (("key", key), ("certificate", made)):
+            (self.folder / f"{file}.new").write_bytes(content)
+            (self.folder / f"{file}.new").replace(self.folder / file)
+
+    @contextmanager
+    def worker(self, pool: str, engine: str, queue: str, **environ: str) -> Iterator[Process]:
+        self.app = self.made(engine)  # a plain worker on Redis does not move what a fast sender has delayed
+        with self.target.worker(pool, engine, queue, **self.environ, **environ) as one:
+            yield one
+
+    def message(self, what: str = "good", task: str = TASK, **headers: Any) -> Hostile:
+        """A message that is signed as it is."""
+        named = good(task, **headers)
+        properties = {"correlation_id": named["id"], "reply_to": ""}
+        content = body()
+        signed = self.signer.headers(named, properties, content, "application/json", "utf-8")
+        return Hostile(what, signed, properties, content)
+
+    def forged(self) -> list[Hostile]:
+        """Messages that were signed, of which something is another afterwards."""
+        one = self.message()
+        changes: list[dict[str, Any]] = [
+            {"task": "security.canary"}, {"id": "other"}, {"root_id": "other"}, {"parent_id": "other"}, {"group": "other"},
+            {"retries": 3}, {"timelimit": [1, 1]}, {"ignore_result": True}, {"expires": "2099-01-01T00:00:00+00:00"},
+            {"eta": "2020-01-01T00:00:00+00:00"}, {"shadow": "other"}, {"chord": {"task": TASK, "options": {}}},
+            {SIGNATURE: ""}, {"x-delivery-count": 30, "id": "other"},
+        ]  # fmt: skip
+        found = [replace(one, what=str(change), headers=one.headers | change) for change in changes]
+        eta = self.message(eta="2099-01-01T00:00:00+00:00")
+        found.append(replace(eta, what="without eta", headers=eta.headers | {"eta": None}))
+        found.append(replace(one, what="body", body=body((1, 2))))
+        found.append(replace(one, what="reply_to", properties=one.properties | {"reply_to": "other"}))
+        found.append(replace(one, what="of another", headers=one.headers | {SIGNATURE: self.message().headers[SIGNATURE]}))
+        return found
+
+    def old(self, monkeypatch: pytest.MonkeyPatch) -> Hostile:
+        now = time.time()
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "time", lambda: now - WINDOW - 5)
+            return self.message("old")
+
+    def canary(self, queue: str) -> None:
+        sent = [self.app.send_task("security.canary", [number], queue=queue) for number in range(4)]
+        assert [one.get(timeout=60) for one in sent] == list(range(4))
+
+    def dead(self, number: int) -> list[DeadLetter]:
+        """The dead letters, once there are so many."""
+        return (
+            until(f"there are {number} dead letters", lambda: len(letters(self.app)) == number and letters(self.app), 30) or []
+        )
+
+    def was_acknowledged(self, one: Hostile) -> bool:
+        store = self.app.signature_store
+        assert store
+        return store.is_there(PREFIX + one.headers[SIGNATURE].split()[1])
+
+    def tell(self, exchange: str, kind: str, text: str, content_type: str, key: str = "", **headers: Any) -> None:
+        """Publish what a client without Celery would."""
+        with Connection(self.app.conf.broker_url) as connection:
+            place = Exchange(exchange, kind, durable=exchange == "celeryev")
+            Producer(connection, place, auto_declare=False).publish(
+                text, routing_key=key, content_type=content_type, content_encoding="utf-8", headers=headers, declare=[place]
+            )
+
+
+@pytest.fixture(params=["ed25519", "rsa"])
+def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "rsa" and os.environ.get("QUICK"):
+        pytest.skip("the same code but for two lines, which the unit tests run with both kinds of keys")
+    return str(request.param)
+
+
+@pytest.fixture
+def signed(target: Target) -> Signed:
+    return Signed(target, "ed25519")
+
+
+@pytest.mark.parametrize(("pool", "engine"), SOME)
+def test_what_decides_cannot_be_changed(
+    signed: Signed, queue: str, pool: str, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Task, id, ETA, retries, limits, address or body changed, no signature, or an old one: a dead letter, and a line."""
+    forged = [*signed.forged(), signed.old(monkeypatch)]
+    with signed.worker(pool, engine, queue) as worker:
+        signed.canary(queue)
+        assert signed.target.send(queue, iter(forged)) == len(forged)
+        signed.canary(queue)
+        found = signed.dead(len(forged))
+        assert {letter.kind for letter in found} == {"unsigned"}, found
+        assert worker.said.count("signature refused") == len(forged)
+        assert not signed.target.runs(queue)
+        assert signed.target.send(queue, iter([signed.message()])) == 1
+        until("a signed one runs", lambda: signed.target.runs(queue) == 1, 30)
+        assert len(letters(signed.app)) == len(forged)
+        assert signed.app.AsyncResult("other").state == "PENDING"
+
+
+@pytest.mark.parametrize(("pool", "engine"), SOME)
+def test_a_message_runs_once(signed: Signed, queue: str, pool: str, engine: str) -> None:
+    """The same message again, once the first is acknowledged, is a dead letter: on this worker, and on another one."""
+    one = signed.message()
+    with signed.worker(pool, engine, queue):
+        signed.target.send(queue, iter([one]))
+        until("it is acknowledged", lambda: signed.was_acknowledged(one), 30)
+        signed.target.send(queue, iter([one]))
+        (letter,) = signed.dead(1)
+    with signed.worker(pool, engine, queue):
+        signed.target.send(queue, iter([one]))
+        signed.canary(queue)
+        found = signed.dead(2)
+        assert {(one.kind, one.reason) for one in found} == {("unsigned", REPLAYED)}
+        assert letter in found
+        each(signed.app, lambda _: "retry")
+        signed.canary(queue)
+        assert len(signed.dead(2)) == 2  # sent back, they are refused again
+        assert signed.target.runs(queue) == 1
+
+
+@pytest.mark.parametrize(("pool", "engine"), SOME)
+def test_what_the_broker_delivers_again_is_no_replay(signed: Signed, queue: str, pool: str, engine: str) -> None:
+    """A task whose worker was killed runs again. A retry, a delayed task and a failed task that is sent back run as well."""
+    with signed.worker(pool, engine, queue) as worker:
+        held = signed.app.send_task("security.hold", queue=queue)
+        until("it runs", lambda: signed.target.runs(queue) == 1, 30)
+        worker.kill()
+    runs = signed.folder / f"{queue}.runs"
+    Path(f"{runs}.go").touch()
+    with signed.worker(pool, engine, queue):
+        until("it runs again", lambda: signed.target.runs(queue) == 2, 90)
+        held.get(timeout=30)
+        later = signed.app.send_task("security.canary", [7], queue=queue, countdown=3)
+        tried = signed.app.send_task("security.again", queue=queue)
+        assert tried.get(timeout=30) == 1 and later.get(timeout=30) == 7
+        assert signed.target.runs(queue) == 4
+        assert not letters(signed.app)
+        wrong = signed.app.send_task("security.canary", ["too", "many"], queue=queue)
+        (letter,) = signed.dead(1)
+        assert (letter.kind, letter.id) == ("failed", wrong.id)
+        each(signed.app, lambda _: "retry")
+        (again,) = signed.dead(1)  # sent back, it runs, and fails again
+        assert (again.kind, again.id) == ("failed", wrong.id)
+
+
+@pytest.mark.parametrize(("pool", "engine"), SOME[:2])
+def test_what_workers_send_is_signed(signed: Signed, queue: str, pool: str, engine: str) -> None:
+    """Chains, groups and chords run, whose later tasks workers send; so do those of send_many and beat's way of sending."""
+    add = signed.app.signature
+    with signed.worker(pool, engine, queue):
+        flows = {
+            13: chain(add("security.add", (1, 2)), add("security.add", (10,))),
+            6: chord(group(add("security.add", (one,)) for one in (1, 2, 3)), add("security.add")),
+        }
+        for value, flow in flows.items():
+            for task in flow.flatten_links() if hasattr(flow, "flatten_links") else ():
+                task.set(queue=queue)
+            assert flow.apply_async(queue=queue).get(timeout=60) == value
+        assert not letters(signed.app)
+
+
+@pytest.mark.parametrize(("pool", "engine"), SOME[:2])
+def test_a_result_is_of_its_task_alone(signed: Signed, queue: str, pool: str, engine: str) -> None:
+    """A result that is copied to another id is refused, and so is one that is not signed."""
+    server: Any = Redis.from_url(signed.target.urls["CELERY_RESULT_BACKEND"])
+    with signed.worker(pool, engine, queue):
+        sent = signed.app.send_task("security.canary", [1], queue=queue)
+        assert sent.get(timeout=30) == 1
+    stored = server.get(f"celery-task-meta-{sent.id}")
+    server.set("celery-task-meta-other", stored)
+    with pytest.raises(SecurityError, match="was signed for"):
+        assert signed.app.AsyncResult("other").state
+    server.set("celery-task-meta-plain", '{"status": "SUCCESS", "result": 1, "task_id": "plain", "children": []}')
+    with pytest.raises(Exception, match=r"disallowed"):
+        assert signed.app.AsyncResult("plain").state
+
+
+@pytest.mark.parametrize(("pool", "engine"), SOME)
+def test_commands_and_events_have_to_be_signed(signed: Signed, queue: str, pool: str, engine: str) -> None:
+    """Unsigned, of another purpose, old, or again: each is ignored with a line."""
+    shutdown = '{"method": "shutdown", "arguments": {}, "destination": null}'
+    limit = {"method": "rate_limit", "arguments": {"task_name": TASK, "rate_limit": "100/s"}, "destination": None}
+    kind = f"application/x-{CONTROL}"
+    with signed.worker(pool, engine, queue) as worker:
+        until("a signed ping is answered", lambda: signed.app.control.ping(timeout=2), 60)
+        signed.tell("celery.pidbox", "fanout", shutdown, "application/json")
+        signed.tell("celery.pidbox", "fanout", shutdown, kind)
+        signed.tell("celery.pidbox", "fanout", signed.signer.seal(EVENT)({"method": "shutdown"}), kind)
+        until("each is ignored", lambda: worker.said.count("a command is ignored") == 3, 30)
+        sealed = signed.signer.seal(CONTROL)(limit)
+        for _ in range(3):
+            signed.tell("celery.pidbox", "fanout", sealed, kind)
+        until("the first is carried out", lambda: worker.said.count("New rate limit") == 1, 30)
+        until("the others are ignored", lambda: worker.said.count("it came before") == 2, 30)
+        for text in ('{"type": "worker-heartbeat", "hostname": "x", "clock": 99999999}', signed.signer.seal(CONTROL)({})):
+            signed.tell("celeryev", "topic", text, "application/json", "worker.heartbeat")
+        until("the events are ignored", lambda: worker.said.count("an event is ignored") == 2, 30)
+        signed.canary(queue)
+        assert worker.alive and worker.said.count("New rate limit") == 1
+        assert "onnection to broker lost" not in worker.said
+
+
+@pytest.mark.parametrize(("pool", "engine"), SOME[:2])
+def test_new_keys_while_tasks_run(signed: Signed, queue: str, pool: str, engine: str, kind: str) -> None:
+    """The key is replaced three times while tasks are sent and run, and the oldest is no longer trusted at the end: none is
+    lost, none refused, and no process is restarted.
+    """
+    signed.kind = kind
+    results: list[Any] = []
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            results.append(signed.app.send_task("security.canary", [len(results)], queue=queue))
+            time.sleep(0.01)  # a steady load, not as much as the machine can
+
+    with signed.worker(pool, engine, queue) as worker:
+        signed.canary(queue)
+        sending = threading.Thread(target=send)
+        sending.start()
+        try:
+            for name in ("second", "third", "fourth"):
+                signed.new_key(name)
+                time.sleep(1.5)  # tasks that each key signs
+        finally:
+            stop.set()
+            sending.join()
+        assert [one.get(timeout=60) for one in results] == list(range(len(results)))
+        (signed.folder / "store" / "first.pem").unlink()
+        signed.canary(queue)
+        until("the last key is in use", lambda: "'fourth" in worker.said, 30)
+        print(f"\n{pool} {engine} {kind}: {len(results)} tasks under 4 keys")
+        assert not letters(signed.app) and len(results) > 100
+        assert "signature refused" not in worker.said and worker.said.count("ready.") == 1
