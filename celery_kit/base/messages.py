@@ -26,6 +26,8 @@ UNREADABLE = "celery-kit-unreadable"
 DELAY = re.compile(r"^(?:[01]\.){28}")
 #: The serializers of what is signed: Celery's, for results and the spool; the kit's, for remote control and for events.
 AUTH, CONTROL, EVENT = "auth", "celery-kit-control", "celery-kit-event"
+#: The entry of a message's delivery_info that names its queue, where the transport notes it.
+QUEUE = "celery-kit-queue"
 #: The state of a task that reports its progress (celery_kit/progress.py).
 PROGRESS = "PROGRESS"
 

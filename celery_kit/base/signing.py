@@ -18,7 +18,7 @@ from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from celery.app.utils import Settings
 from celery.exceptions import SecurityError
@@ -26,7 +26,7 @@ from kombu.serialization import dumps, loads, register
 
 from celery_kit.base.keys import Keys
 from celery_kit.base.messages import AUTH, CONTROL, DELIVERIES, EVENT, NOTE, SIGNATURE, UNREADABLE
-from celery_kit.base.types import Headers
+from celery_kit.base.types import Headers, Message
 
 #: Headers that brokers and the kit add or change on the way; and the prefixes of others.
 CHANGED = frozenset(
@@ -96,7 +96,7 @@ class Signer:
         """The headers of a task's message with its signature. `kind`, `encoding`: those of the body, as it will arrive."""
         return {**headers, SIGNATURE: self.stamped("task", _covered(headers, properties, body, kind, encoding))}
 
-    def task(self, message: Any) -> Stamp:
+    def task(self, message: Message) -> Stamp:
         """The stamp of a task's message, whose time is not checked. Raises SecurityError unless what decides was signed."""
         headers = message.headers
         line = headers.get(SIGNATURE)
@@ -105,11 +105,11 @@ class Signer:
         covered = _covered(headers, message.properties, message.body, message.content_type, message.content_encoding)
         return self.opened("task", line, covered)
 
-    def accepts_body(self, message: Any) -> bool:
+    def accepts_body(self, message: Message) -> bool:
         """Whether a message without the header may do with the signature of its body, which is checked when it is read."""
         return self.body_only and SIGNATURE not in message.headers and message.content_type == "application/data"
 
-    def renewed(self, message: Any) -> Headers:
+    def renewed(self, message: Message) -> Headers:
         """The headers of a message that is sent again, signed again; as they are unless what decides was signed, whenever."""
         try:
             self.task(message)

@@ -3,7 +3,7 @@
 import time
 from importlib import import_module
 from threading import Event
-from typing import Any, Protocol
+from typing import Protocol
 
 from celery.utils.log import get_logger
 from celery.worker import pidbox
@@ -41,7 +41,7 @@ def unread_events(**_: object) -> None:
     Celery reads the name of the sender from the event itself if no header has it, and does not expect an error there, which
     ends the worker's connection. Source: celery/worker/consumer/gossip.py, Gossip.on_message.
     """
-    gossip: Any = import_module("celery.worker.consumer.gossip").Gossip  # only in workers
+    gossip = import_module("celery.worker.consumer.gossip").Gossip  # only in workers
     celerys: Callback = gossip.on_message
     if celerys.__module__ == __name__:
         return
@@ -85,6 +85,12 @@ def _ours(box: _Mailbox, error: BaseException) -> bool:
     return True
 
 
+class _Reader(Protocol):
+    """A consumer, or the node that it is for."""
+
+    on_decode_error: Callback
+
+
 class _Careful:
     """A mixin for a mailbox: what is no command is not handled.
 
@@ -105,8 +111,8 @@ class Pidbox(_Careful, pidbox.Pidbox):
     had = told = False
     waits: TimerEntry | None = None
     hostname: str
-    node: Any
-    consumer: Any
+    node: _Reader
+    consumer: _Reader
     _close_channel: Callback
 
     def start(self, c: WorkerConsumer) -> None:

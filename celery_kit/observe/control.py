@@ -4,31 +4,33 @@ A worker carries a signed command out once. Source: kombu/pidbox.py, celery/app/
 """
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from celery.app import control
-from celery.events import receiver
 from celery.utils.log import get_logger
-from kombu import pidbox
 
 from celery_kit.base.messages import CONTROL
 
 if TYPE_CHECKING:
-    from celery_kit.base.types import Message
+    from celery import Celery
+    from upstream.celery_control import Control as CelerysControl
+    from upstream.celery_control import EventReceiver
+    from upstream.celery_control import Node as CelerysNode
+
+    from celery_kit.base.types import Headers, Message
+else:
+    from celery.app.control import Control as CelerysControl
+    from celery.events.receiver import EventReceiver
+    from kombu.pidbox import Node as CelerysNode
 
 logger = get_logger(__name__)
 #: Seconds for which a worker remembers a command: twice as long as a command is valid, for clocks that differ.
 REMEMBERED = 60.0
-# Their stubs lack what is used here.
-Base: Any = pidbox.Node
-CelerysControl: Any = control.Control
-CelerysReceiver: Any = receiver.EventReceiver
 
 
-class Node(Base):  # type: ignore[misc]
+class Node(CelerysNode):
     """A worker's end of remote control."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
         self._seen: dict[str, float] = {}
 
@@ -36,7 +38,7 @@ class Node(Base):  # type: ignore[misc]
         """Ignore a command that cannot be read, or is not signed."""
         logger.error("remote control: a command is ignored: %s", exc)
 
-    def handle_message(self, body: Any, message: "Message | None" = None) -> object:
+    def handle_message(self, body: "Headers", message: "Message | None" = None) -> object:
         """Carry a command out, unless a signed one comes again."""
         if nonce := getattr(body, "nonce", None):
             now = time.monotonic()
@@ -50,21 +52,21 @@ class Node(Base):  # type: ignore[misc]
         return super().handle_message(body, message)
 
 
-class Control(CelerysControl):  # type: ignore[misc]
+class Control(CelerysControl):
     """Celery's, whose commands and answers are signed if the app signs its messages."""
 
-    def __init__(self, app: Any = None) -> None:
+    def __init__(self, app: "Celery | None" = None) -> None:
         super().__init__(app)
-        mailbox: Any = self.mailbox
+        mailbox, conf = self.mailbox, self.app.conf
         mailbox.node_cls = Node
-        if app.conf.security_key:
+        if conf.security_key:
             mailbox.accept, mailbox.serializer = [CONTROL], CONTROL
 
 
-class Receiver(CelerysReceiver):  # type: ignore[misc]
+class Receiver(EventReceiver):
     """Celery's, which takes signed events alone if the app signs its messages."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
         if self.app.conf.security_key and options.get("accept") is None:
             self.accept = {self.app.conf.event_serializer}

@@ -187,10 +187,10 @@ class SigningProducer:
     def __init__(self, producer: KombuProducer, signer: "Signer") -> None:
         self._producer, self._signer = producer, signer
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._producer, name)
 
-    def publish(self, body: object, serializer: str | None = None, headers: Headers | None = None, **options: Any) -> object:
+    def publish(self, body: object, serializer: str | None = None, headers: Headers | None = None, **options: object) -> object:
         """Publish a message, as the producer does. Raises what that raises."""
         publish: Callback = self._producer.publish
         if "task" not in (headers or {}) and not (isinstance(body, dict) and "task" in body):  # an event, of which body is one

@@ -4,38 +4,36 @@ A signature covers a result with its task's id and state. Whoever can write to t
 of one task under the key of another; here the ids are compared. Source: celery/backends/base.py 5.7.0.
 """
 
-from typing import Any
-
 from celery import states
 from celery.exceptions import SecurityError
 from kombu.exceptions import DecodeError
 
-Meta = dict[str, Any]
+from celery_kit.base.types import Headers, ResultBackend
 
 
-def bind(backend: Any) -> None:
+def bind(backend: ResultBackend) -> None:
     """Have a result backend that reads by keys raise SecurityError for a result of another id than the key's."""
     one, many, group = (getattr(backend, name, None) for name in ("_get_task_meta_for", "_mget_to_results", "_restore_group"))
     if not (one and many and group):  # rpc: an answer is handed to those who wait for the id that is in it
         return
 
-    def _get_task_meta_for(task_id: str) -> Meta:
+    def _get_task_meta_for(task_id: str) -> Headers:
         try:
-            meta: Meta = one(task_id)
+            meta: Headers = one(task_id)
         except (DecodeError, KeyError, TypeError) as error:
             raise SecurityError(f"what is stored for {task_id} is no signed result: {error}") from error
         if meta.keys() != {"status", "result"} or meta["status"] != states.PENDING:  # so Celery describes what is not there
             _check(meta.get("task_id"), task_id)
         return meta
 
-    def _mget_to_results(*args: Any, **options: Any) -> dict[str, Meta]:
-        found: dict[str, Meta] = many(*args, **options)
+    def _mget_to_results(*args: object, **options: object) -> dict[str, Headers]:
+        found: dict[str, Headers] = many(*args, **options)
         for task_id, meta in found.items():
             _check(meta.get("task_id"), task_id)
         return found
 
-    def _restore_group(group_id: str) -> Meta | None:
-        meta: Meta | None = group(group_id)
+    def _restore_group(group_id: str) -> Headers | None:
+        meta: Headers | None = group(group_id)
         if meta:
             _check(getattr(meta["result"], "id", None), group_id)
         return meta

@@ -21,7 +21,7 @@ from celery_kit import brokers
 from celery_kit.base import security
 from celery_kit.base.choices import max_deliveries
 from celery_kit.base.gate import MOST_NUMBER, refusal, refuse_payload
-from celery_kit.base.messages import UNREADABLE, earlier, plain
+from celery_kit.base.messages import QUEUE, UNREADABLE, earlier, plain
 from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Callback, Message, WorkerConsumer, WorkerRequest
 from celery_kit.base.versions import command
@@ -131,10 +131,10 @@ class DeadLettering(bootsteps.StartStopStep):
                     refuse_payload(message)
                     if self.parked(parent, message):
                         return None
-                    if self.signatures and self.signatures.was_used(message):
+                    if self.was_used(parent, message):
                         return self.used(message)
                 else:
-                    if self.signatures and self.signatures.was_used(message):
+                    if self.was_used(parent, message):
                         return self.used(message)
                     if fast_path is not None and fast_path(message):
                         return None
@@ -160,6 +160,13 @@ class DeadLettering(bootsteps.StartStopStep):
             return on_task_received
 
         return create_task_handler
+
+    def was_used(self, parent: WorkerConsumer, message: Message) -> bool:
+        """Whether a message with the same signature was acknowledged, where messages are signed."""
+        if not self.signatures:
+            return False
+        queue = message.delivery_info.get(QUEUE) or self.letters.queue_of(message, by_tag(parent))
+        return self.signatures.was_used(message, queue)
 
     def used(self, message: Message) -> str | None:
         """Why a message whose signature was used is a dead letter. None for one that the broker redelivers: it is acknowledged.

@@ -4,12 +4,14 @@ A redelivered message has the signature of its first delivery, so a signature co
 Used ones are noted in a store that all workers share, just before the acknowledgement, until they are too old anyway. With
 group commit all of a group are noted by one round trip. Without such a store, or while it is unavailable, the window alone
 limits how long a message can be sent again.
+
+A message that its exchange has routed to several queues, or to each worker of a Broadcast, runs once for each of them.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from celery.exceptions import SecurityError
 from celery.utils.log import get_logger
@@ -49,7 +51,7 @@ class Signatures:
 
     def refusal(self, message: Message) -> str | None:
         """Why a message is not let in; None if what decides was signed, not longer ago than the window."""
-        headers: Any = message.headers
+        headers: object = message.headers
         try:
             if not isinstance(headers, dict):
                 raise SecurityError("it is not signed")
@@ -65,11 +67,12 @@ class Signatures:
         vars(message)["signature"] = stamp.nonce, until
         return None
 
-    def was_used(self, message: Message) -> bool:
-        """Whether a message with this signature was acknowledged. If not, it will be noted when this one is."""
+    def was_used(self, message: Message, queue: str) -> bool:
+        """Whether a message of the queue with this signature was acknowledged. If not, it will be noted when this one is."""
         nonce, until = vars(message).get("signature") or ("", 0.0)
         if not self.store or not nonce:
             return False
+        nonce = f"{nonce}.{queue}"
         if time.monotonic() >= self._ask_at:
             try:
                 if self.store.is_there(PREFIX + nonce):

@@ -19,7 +19,7 @@ from tests.harness.combinations import COMBINATIONS
 from tests.harness.containers import LABEL
 from tests.harness.waiting import until
 from tests.integration.conftest import WAIT, Cell
-from tests.integration.containers import CERTIFICATES, PROBES, Running
+from tests.integration.containers import CERTIFICATES, KEYS, MOUNTED, PROBES, Running
 from tests.integration.test_control import TYPED_QUEUES
 
 #: Neither UTC nor a whole number of hours from it.
@@ -279,6 +279,7 @@ def beat(running: Running) -> Iterator[Beat]:
         .with_envs(**environ, TIMEZONE=KATHMANDU, PROBE_TIMETABLE="1")
         .with_env("HEARTBEAT_FILE", "/data/heartbeat.beat")
         .with_volume_mapping(str(running.data), "/data", "rw")
+        .with_volume_mapping(str(KEYS), str(MOUNTED), "ro")
         .with_volume_mapping(*CERTIFICATES)
         .with_volume_mapping(str(PROBES / "time_probes.py"), "/srv/app/tasks/time_probes.py", "ro")
         .with_kwargs(network=running.stack.network, labels={LABEL: SESSION})

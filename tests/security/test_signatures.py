@@ -131,10 +131,10 @@ class Signed:
             until(f"there are {number} dead letters", lambda: len(letters(self.app)) == number and letters(self.app), 30) or []
         )
 
-    def was_acknowledged(self, one: Hostile) -> bool:
+    def was_acknowledged(self, one: Hostile, queue: str) -> bool:
         store = self.app.signature_store
         assert store
-        return bool(store.is_there(PREFIX + one.headers[SIGNATURE].split()[1]))
+        return bool(store.is_there(PREFIX + f"{one.headers[SIGNATURE].split()[1]}.{queue}"))
 
     def tell(self, place: Exchange, text: str, content_type: str, key: str = "") -> None:
         """Publish what a client without Celery would."""
@@ -181,7 +181,7 @@ def test_a_message_runs_once(signed: Signed, queue: str, pool: str, engine: str)
     one = signed.message()
     with signed.worker(pool, engine, queue):
         signed.target.send(queue, iter([one]))
-        until("it is acknowledged", lambda: signed.was_acknowledged(one), 30)
+        until("it is acknowledged", lambda: signed.was_acknowledged(one, queue), 30)
         signed.target.send(queue, iter([one]))
         (letter,) = signed.dead(1)
     with signed.worker(pool, engine, queue):

@@ -13,7 +13,7 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 
 from celery_kit.base import security
-from celery_kit.base.types import Channel, WorkerConsumer, WorkerRequest
+from celery_kit.base.types import Channel, Message, WorkerConsumer, WorkerRequest
 from celery_kit.brokers.contract import schemes_of
 from celery_kit.brokers.rabbitmq.broker import broker
 from celery_kit.brokers.rabbitmq.dead import REVOKED
@@ -61,7 +61,7 @@ def _revoke(parent: WorkerConsumer, message: kombu.Message) -> None:
 
     try:
         if signer := security.signer(parent.app):
-            signer.task(message)
+            signer.task(cast("Message", message))
         made = Request(message, app=parent.app, hostname=parent.hostname, eventer=parent.event_dispatcher)
     except Exception as error:  # a message of another app, not a task, or not signed
         logger.info("an expired message is not a task of this app: %r", error)

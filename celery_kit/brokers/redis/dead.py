@@ -391,7 +391,7 @@ def _to_send(channel: redis.Channel, letter: DeadLetter, item: bytes, signer: Si
     try:
         payload = loads(item.decode())
         if signer and letter.reason != REPLAYED:
-            payload["headers"] = signer.renewed(Message({**payload}, channel=channel))
+            payload["headers"] = signer.renewed(cast("AnyMessage", Message({**payload}, channel=channel)))
         (payload.get("headers") or {}).pop(DELIVERIES, None)
         key = channel._q_for_pri(queue, channel._get_message_priority(payload, reverse=False))
         return key, dumps(payload).encode()

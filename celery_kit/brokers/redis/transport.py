@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 from redis.exceptions import ResponseError
 
+from celery_kit.base.messages import QUEUE
 from celery_kit.brokers.redis import delayed, leases
 from celery_kit.brokers.redis.fetch import Fetcher
 from celery_kit.brokers.redis.poller import Poller
@@ -240,6 +241,12 @@ class Transport(redis.Transport):
         super().__init__(client, **options)
         self.cycle = Poller(self.drop_idle)
         self.living.add(self)
+
+    def _deliver(self, message: Headers, queue: str) -> None:
+        """Deliver a message, which notes the queue that it was taken from: others may have got the same message."""
+        with suppress(KeyError, TypeError):  # an item that is no message, which the channel dead-letters
+            message["properties"]["delivery_info"][QUEUE] = queue
+        super()._deliver(message, queue)
 
     @classmethod
     def drop_idle(cls) -> None:

@@ -66,9 +66,9 @@ def signed(signer: Signer, **headers: Any) -> Any:
     return Acked(BODY, None, "application/json", "utf-8", {}, PROPERTIES, made)
 
 
-def take(signatures: Signatures, one: Any) -> str:
+def take(signatures: Signatures, one: Any, queue: str = "celery") -> str:
     """What a worker does with a message: refused, used, or runs."""
-    return signatures.refusal(one) or ("used" if signatures.was_used(one) else "runs")
+    return signatures.refusal(one) or ("used" if signatures.was_used(one, queue) else "runs")
 
 
 def test_it_runs_until_it_was_acknowledged(signer: Signer, store: Store) -> None:
@@ -80,6 +80,15 @@ def test_it_runs_until_it_was_acknowledged(signer: Signer, store: Store) -> None
     assert one.acks == 1 and key.startswith(PREFIX) and 50 < seconds <= 60
     assert take(Signatures(signer, store), one) == "used"
     assert take(signatures, signed(signer)) == "runs"
+
+
+def test_a_message_that_was_routed_to_two_queues_runs_once_for_each(signer: Signer, store: Store) -> None:
+    signatures, one = Signatures(signer, store), signed(signer)
+    for queue in ("first", "second"):
+        again = Acked(BODY, None, "application/json", "utf-8", {}, PROPERTIES, one.headers)
+        assert take(signatures, again, queue) == "runs"
+        again.ack_log_error(None, ())
+    assert {take(signatures, one, queue) for queue in ("first", "second")} == {"used"}
 
 
 def test_a_group_is_noted_by_one_round_trip(signer: Signer, store: Store) -> None:
@@ -141,6 +150,6 @@ def test_in_a_time_of_transition_a_signed_body_does(signer: Signer, store: Store
     assert "it is not signed" in str(Signatures(signer, store).refusal(plain))
     signer.body_only = True
     signatures = Signatures(signer, store)
-    assert signatures.refusal(plain) is None and not signatures.was_used(plain)
+    assert signatures.refusal(plain) is None and not signatures.was_used(plain, "celery")
     assert "it is not signed" in str(signatures.refusal(Acked(BODY, None, "application/json", "utf-8", {}, {}, HEADERS)))
     assert "Bad signature" in str(signatures.refusal(message(signer, task="other")))
