@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeAlias
 
@@ -98,6 +98,9 @@ def store_of(app: Celery) -> Store | None:
 
 class Commit:
     """The group of a worker process."""
+
+    #: Called with the acknowledgements that are about to be sent together, after their results are stored.
+    announce: Callable[[Sequence[Callable[[], None]]], None] | None = None
 
     def __init__(self) -> None:
         self._forget()
@@ -336,6 +339,8 @@ class Commit:
     def _send(self, acks: list[Callable[[], None]]) -> None:
         self._sending = True
         try:
+            if self.announce:
+                self.announce(acks)
             _call_all(acks)
         finally:
             self._sending = False

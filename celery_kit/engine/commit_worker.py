@@ -17,8 +17,6 @@ class Request(KeepsFailed):
     def acknowledge(self) -> None:
         """Acknowledge the message, after the task's result is stored if the task is acknowledged late."""
         if commit.running and self.task.acks_late:
-            if ended := getattr(self.message, "ended", None):  # celery_kit/worker/signatures.py
-                ended()
             commit.ack(super().acknowledge)
         else:
             super().acknowledge()

@@ -26,6 +26,7 @@ from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Callback, Message, WorkerConsumer, WorkerRequest
 from celery_kit.base.versions import command
 from celery_kit.brokers.contract import REPLAYED, DeadLetter, moment, name_of
+from celery_kit.engine.commit import commit
 from celery_kit.fixes import needed
 from celery_kit.worker.signatures import Signatures
 
@@ -62,6 +63,7 @@ class DeadLettering(bootsteps.StartStopStep):
         self.limit = max_deliveries()
         signer = security.signer(parent.app)
         self.signatures = Signatures(signer, getattr(parent.app, "signature_store", None)) if signer else None
+        commit.announce = self.signatures.announce if self.signatures else None
         self.letters, self.park = letters, broker.park
         parent.on_decode_error = self.storing_first(parent, parent.on_decode_error, "cannot be decoded")
         parent.on_unknown_message = self.storing_first(parent, parent.on_unknown_message, "is no task")

@@ -10,7 +10,7 @@ A message that its exchange has routed to several queues, or to each worker of a
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from celery.exceptions import SecurityError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 #: The prefix of the store's keys.
 PREFIX = "_celery-kit.signed."
+#: Seconds that a note lasts longer than its signature: clocks differ.
+MARGIN = 60.0
 #: Seconds without a question after the store was unavailable, and how many notes wait for it at most.
 PAUSE, MOST = 2.0, 100_000
 
@@ -95,9 +97,16 @@ class Signatures:
             return celerys(*args, **options)
 
         message.ack_log_error = ack_log_error
-        # For group commit (celery_kit/engine/commit_worker.py): the first acknowledgement of a group notes all of them.
-        ended: Callable[[], None] = lambda: self._ended.append((nonce, until))  # noqa: E731
-        vars(message)["ended"] = ended
+        vars(message)["used"] = nonce, until
+
+    def announce(self, acks: Iterable[Callable[[], None]]) -> None:
+        """Note the signatures of a group by one round trip. `acks`: methods of requests, whose results are stored."""
+        for ack in acks:
+            message = getattr(getattr(ack, "__self__", None), "message", None)
+            if used := getattr(message, "used", None):
+                self._ended.append(used)
+        if self._ended:
+            self._note()
 
     def _note(self) -> None:
         """Note the signatures of all messages that are about to be acknowledged."""
@@ -111,7 +120,7 @@ class Signatures:
             pass
         now = time.time()
         try:
-            self.store.note([(PREFIX + nonce, max(1.0, until - now)) for nonce, until in several])
+            self.store.note([(PREFIX + nonce, max(1.0, until - now) + MARGIN) for nonce, until in several])
             self._noted.update(nonce for nonce, _ in several)
         except self.store.unavailable as error:
             self._ended.extend(several)

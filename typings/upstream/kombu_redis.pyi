@@ -1,6 +1,6 @@
 """kombu 5.7.0, transport/redis.py."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
 

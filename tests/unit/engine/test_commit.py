@@ -200,6 +200,19 @@ def test_flush_tells_that_the_results_server_is_away_and_keeps_the_group(group: 
     assert server.seen == ["a:SUCCESS", "ack a"]
 
 
+def test_acknowledgements_are_announced_after_their_results_are_stored(group: Commit, server: Server) -> None:
+    """A signature that counted as used before its task's result is stored would lose the task, if the worker was killed."""
+    group.announce = lambda acks: server.seen.append(f"{len(acks)} announced")
+    end(group, server, "1", "2")
+    server.away = ConnectionError("gone")
+    with pytest.raises(ConnectionError):
+        group.flush()
+    assert not server.seen
+    server.away = None
+    group.flush()
+    assert server.seen == ["1:SUCCESS+2:SUCCESS", "2 announced", "ack 1", "ack 2"]
+
+
 def test_a_later_state_takes_the_place_of_an_earlier_one(group: Commit, server: Server) -> None:
     for state in ("STARTED", "SUCCESS", "STARTED"):
         group.result(write("a", state))
