@@ -44,6 +44,8 @@ class DeadLettering(bootsteps.StartStopStep):
     """Store the messages that the consumer would drop. Celery's handlers still log them, store a result and send signals."""
 
     requires = ("celery.worker.consumer.connection:Connection",)
+    #: Those of the worker's messages; None where they are not signed.
+    signatures: Signatures | None = None
 
     def __init__(self, parent: WorkerConsumer, **options: object) -> None:
         super().__init__(parent, **options)
