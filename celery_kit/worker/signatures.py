@@ -31,9 +31,7 @@ PAUSE, MOST = 2.0, 100_000
 
 
 class Store(Protocol):
-    """Keys that all workers share (celery_kit/results/redis/claims.py)."""
-
-    unavailable: tuple[type[Exception], ...]
+    """Keys that all workers share (celery_kit/results/redis/claims.py). Its methods raise its client's errors."""
 
     def is_there(self, key: str) -> bool:
         """Whether there is a key."""
@@ -79,7 +77,7 @@ class Signatures:
             try:
                 if self.store.is_there(PREFIX + nonce):
                     return True
-            except self.store.unavailable as error:
+            except Exception as error:  # tasks run, as they do while results cannot be stored
                 self._wait(error)
         self._follow(message, nonce, until)
         return False
@@ -122,7 +120,7 @@ class Signatures:
         try:
             self.store.note([(PREFIX + nonce, max(1.0, until - now) + MARGIN) for nonce, until in several])
             self._noted.update(nonce for nonce, _ in several)
-        except self.store.unavailable as error:
+        except Exception as error:  # such as a full memory: the messages are acknowledged nevertheless
             self._ended.extend(several)
             self._wait(error)
 

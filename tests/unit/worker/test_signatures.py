@@ -18,8 +18,6 @@ from tests.unit.base.test_signing import BODY, HEADERS, PROPERTIES, files, messa
 class Store:
     """Keys in memory. `away`: it answers nobody."""
 
-    unavailable: tuple[type[Exception], ...] = (ConnectionError,)
-
     def __init__(self) -> None:
         self.keys: dict[str, float] = {}
         self.calls, self.away = 0, False
