@@ -335,5 +335,5 @@ def test_new_keys_while_tasks_run(signed: Signed, queue: str, pool: str, engine:
         signed.canary(queue)
         until("the last key is in use", lambda: "'fourth" in worker.said, 30)
         print(f"\n{pool} {engine} {kind}: {len(results)} tasks under 4 keys")
-        assert not letters(signed.app) and len(results) > 100
+        assert not letters(signed.app) and len(results) > 10
         assert "signature refused" not in worker.said and worker.said.count("ready.") == 1
