@@ -41,7 +41,10 @@ status: env   ## broker, queues, workers and beat of the running stack
 certificates: env ## of stacks with SECURE=1; RENEW=1: new ones now, also on running servers; RENEW=ca: of a new authority
 	$(KIT) certificates
 
-urls: env     ## the servers' addresses for programs of this machine, with their passwords
+passwords: env ## of the running stack's servers: RENEW=1: new ones beside the former; RENEW=end: the former end
+	$(KIT) passwords
+
+urls: env     ## the servers' addresses for programs of this machine, with their passwords; ROLE=producer|worker|beat|monitor|operator|admin
 	$(KIT) urls
 
 top: env      ## the same, live; EVERY=2 seconds

@@ -6,13 +6,14 @@ import subprocess
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 import docker
 import requests
 from dotenv import dotenv_values
 
 from celery_kit.base.target import ROOT
-from celery_kit.operate.stacks import certificates
+from celery_kit.operate.stacks import certificates, passwords
 from celery_kit.operate.stacks.compose import of_python
 from testbed.servers import SERVERS
 from testbed.servers.contract import APP, PASSWORD, secured
@@ -92,6 +93,18 @@ class Stack:
     def results_url(self, database: int) -> str:
         """The URL of a database of its results server on this machine."""
         return secured(f"redis://{APP}:{PASSWORD}@127.0.0.1:{self.port(6379, self.results)}/{database}")
+
+    @cache  # noqa: B019  # the same
+    def account(self, service: str, role: str) -> str:
+        """The user of a role on a server, and the password, as a URL has them: `user:password`."""
+        output = self.container(service).exec_run([passwords.START, "account", role]).output.decode()
+        secret, _, user = output.strip().partition("\n")
+        return f"{user}:{quote(secret, safe='')}"
+
+    def url_for(self, role: str, url: str, service: str = "broker") -> str:
+        """The URL of a server of this stack for another role than its own."""
+        scheme, _, rest = url.partition("://")
+        return f"{scheme}://{self.account(service, role)}@{rest.rpartition('@')[2]}"
 
     def container(self, service: str) -> Any:
         """A service's container, as an object of the Docker client."""

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,18 +36,46 @@ REASONS = {"delivered ": "poison", "no such task": "unknown", "rejected ": "reje
 REPLAYED = "signature used before: a message with it was acknowledged"
 
 
-def password(environ: Environ, role: str) -> str:
-    """The password of the app's user on a stack's server: BROKER_PASSWORD, or what is in the file BROKER_PASSWORD_FILE.
+#: The files that accounts were read from, by the user and the password that were in them.
+_FILES: dict[tuple[str, str], Path] = {}
 
-    `role`: BROKER or RESULTS. Empty without both. Refuses a file that cannot be read (one line, exit code 2).
+
+def account(environ: Environ, role: str) -> tuple[str, str]:
+    """The user and the password on a stack's server. `role`: BROKER or RESULTS.
+
+    BROKER_PASSWORD, or what is in the file BROKER_PASSWORD_FILE: a password, and on a second line its user; without one, `kit`.
+    An empty password without both. Refuses a file that cannot be read (one line, exit code 2).
     """
     given, file = environ.get(f"{role}_PASSWORD"), environ.get(f"{role}_PASSWORD_FILE")
     if given or not file:
-        return given or ""
+        return _parts(given or "")
     try:
-        return Path(file).read_text().strip()
+        return _read(Path(file))
     except (OSError, ValueError) as error:
         refuse(f"{role}_PASSWORD_FILE={file} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _read(file: Path) -> tuple[str, str]:
+    found = _parts(file.read_text())
+    _FILES[found] = file
+    return found
+
+
+def _parts(text: str) -> tuple[str, str]:
+    secret, _, user = text.strip().partition("\n")
+    return user.strip() or "kit", secret.strip()
+
+
+def is_of_a_file(user: str, secret: str) -> bool:
+    """Whether this user and password were read from a file, which may have others later."""
+    return (user, secret) in _FILES
+
+
+def current(user: str, secret: str) -> tuple[str, str]:
+    """The account to connect with: what the file has now that this user and password were read from; without one, they."""
+    with suppress(KeyError, OSError, ValueError):  # of a file that is gone, the former account is tried
+        return _read(_FILES[user, secret])
+    return user, secret
 
 
 def tls(environ: Environ) -> str:

@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from amqp.exceptions import AccessRefused
 from celery import Celery
 from celery.utils.time import maybe_make_aware
 from kombu import Connection, Queue
@@ -50,7 +52,8 @@ class Delayed:
         with self.app.producer_or_acquire() as producer:
             to = producer.connection
             if (queue.name, to.hostname, to.port) not in self.bound:  # several brokers have a queue of this name each
-                producer.with_retries(lambda: self._bind(producer.connection, queue))
+                with suppress(AccessRefused):  # a producer need not have the right to it: workers bind what they consume
+                    producer.with_retries(lambda: self._bind(producer.connection, queue))
                 self.bound.add((queue.name, to.hostname, to.port))
 
     def _bind(self, producers: Connection, queue: Queue) -> None:

@@ -19,7 +19,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.operate.arguments import OF_DEAD
 from celery_kit.operate.options import backend_option, broker_option, codebase_options, pool_option, python_option
-from celery_kit.operate.stacks import certificates
+from celery_kit.operate.stacks import certificates, passwords
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks.compose import Compose, build, image, image_size, prepare
 from celery_kit.operate.stacks.docker import EngineSilentError, Facts, others
@@ -139,9 +139,9 @@ def up(
   make status    make logs    make urls    make down""")
 
 
-def _run(*argv: str) -> NoReturn:
-    """Run a module in the running stack, and exit with its exit code."""
-    sys.exit(running_stack().python(*argv).returncode)
+def _run(role: str, *argv: str) -> NoReturn:
+    """Run a module in the running stack, in a role, and exit with its exit code."""
+    sys.exit(running_stack().python(role, *argv).returncode)
 
 
 @cli.command()
@@ -177,13 +177,13 @@ def send(task: str | None, args: str, kwargs: str, countdown: float | None, wait
         refuse('TASK is missing; for example: make send TASK=mail.send_email ARGS=\'["a@b.c", "hi"]\'')
     options = [("--countdown", countdown), ("--wait", wait)]
     flags = [f"{flag}={value}" for flag, value in options if value is not None]
-    _run("celery_kit.operate.look.send", *flags, "--", task, args, kwargs)
+    _run("producer", "celery_kit.operate.look.send", *flags, "--", task, args, kwargs)
 
 
 @cli.command()
 def forward() -> None:
     """Send what waits in the spool of the running stack (SPOOL)."""
-    _run("celery_kit.operate.look.send", "forward")
+    _run("producer", "celery_kit.operate.look.send", "forward")
 
 
 @cli.command()
@@ -196,13 +196,13 @@ def result(task_id: str | None, wait: float | None, forget: bool, watch: bool) -
     if not task_id:
         refuse("ID is missing; for example: make result ID=the id that 'make send' printed")
     if watch:
-        _join(running_stack())
+        _join(running_stack(), "producer")
         from celery_kit.operate.look import watch as watching
 
         sys.argv[1:] = [task_id]
         watching.main()
     flags = [*([f"--wait={wait}"] if wait is not None else []), *(["--forget"] if forget else [])]
-    _run("celery_kit.operate.look.result", *flags, "--", task_id)
+    _run("producer", "celery_kit.operate.look.result", *flags, "--", task_id)
 
 
 @cli.command()
@@ -216,9 +216,12 @@ def status() -> None:
 
 
 @cli.command()
-def urls() -> None:
+@click.option(
+    "--role", type=click.Choice(passwords.ROLES), default="producer", envvar="ROLE", help="whose; default: a producer's"
+)
+def urls(role: str) -> None:
     """Print the addresses of the running stack's servers and of its mail catcher on this machine, with their passwords."""
-    inspected = _join(stack := running_stack())
+    inspected = _join(stack := running_stack(), role)
     servers = {name: os.environ[name] for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")}
     click.echo("\n".join(f"{name}={value}" for name, value in {**servers, **stack.passwords(inspected)}.items()))
 
@@ -230,6 +233,21 @@ def certify(renew: str | None) -> None:
     certificates.say(certificates.renew(renew == "ca") if renew else certificates.ensure())
     if isinstance(stack := next((one for one in meant() if one.running()), None), Compose):
         click.echo("".join(f"{name} uses its new certificate\n" for name in stack.reload()), nl=False)
+
+
+@cli.command("passwords")
+@click.option(
+    "--renew", type=click.Choice([*passwords.RENEWALS]), envvar="RENEW", help="1: new ones, beside the former; end: end those"
+)
+def renew_passwords(renew: str | None) -> None:
+    """Renew the passwords of the running stack's servers; nothing is restarted. Without RENEW, say who has which."""
+    if not isinstance(stack := running_stack(), Compose):
+        refuse("the embedded stack has no passwords: they are those of stacks of containers")
+    if renew:
+        click.echo("\n".join(passwords.renew(stack.inspected(), renew)))
+    else:
+        click.echo("\n".join(f"{role:<9} 'make urls ROLE={role}' shows them" for role in passwords.ROLES))
+        click.echo("RENEW=1 makes new ones beside these, RENEW=end ends the former")
 
 
 @cli.command()
@@ -279,23 +297,23 @@ def _look(stack: Stack, inspected: list[Facts], members: list[Member], patience:
         given = json.dumps([patience, [asdict(one) for one in members]])
         with suppress(subprocess.TimeoutExpired, LookupError, ValueError, TypeError):
             done = stack.python(
-                "celery_kit.operate.look.status", "--json", input=given, capture_output=True, timeout=LOOK_SECONDS
+                "operator", "celery_kit.operate.look.status", "--json", input=given, capture_output=True, timeout=LOOK_SECONDS
             )
             return status.seen(status.unpacked(done.stdout.strip().splitlines()[-1]), stack.seen(inspected))
     return status.snapshot(lambda: members, patience)
 
 
-def _join(stack: Stack) -> list[Facts]:
-    """Set this process' environment to that of a stack. Returns the descriptions of the stack's processes."""
+def _join(stack: Stack, role: str = "operator") -> list[Facts]:
+    """Set this process' environment to that of a stack, in a role. Returns the descriptions of the stack's processes."""
     inspected = stack.inspected()
-    os.environ.update(stack.environment(inspected))
+    os.environ.update(stack.environment(inspected, role))
     return inspected
 
 
 @cli.command(params=[click.Option([f"--{name}"], envvar=name.upper(), help=what) for name, what in OF_DEAD.items()])
 def dead(**given: str | None) -> None:
     """List failed tasks and dead letters, with their reasons; RETRY= sends them back, DROP= deletes them."""
-    _run("celery_kit.operate.look.dead", *(f"--{name}={value}" for name, value in given.items() if value))
+    _run("operator", "celery_kit.operate.look.dead", *(f"--{name}={value}" for name, value in given.items() if value))
 
 
 @cli.command()
@@ -326,7 +344,7 @@ def demo(pool: str, backend: str) -> None:
 def dev() -> None:
     """Run a worker of the running stack on this machine, and restart it when code changes. Ctrl-C stops it."""
     given, stack = {"POOL": os.environ.get("POOL"), "CELERY_WORKER_QUEUES": os.environ.get("QUEUES")}, running_stack()
-    inspected = _join(stack)
+    inspected = _join(stack, "worker")
     os.environ.update({name: value for name, value in given.items() if value})
     from celery_kit.operate.stacks.dev import main as develop
 

@@ -33,6 +33,7 @@ from celery_kit.base.conf import transport_options as own_options
 from celery_kit.base.messages import Part, RefusedError, UnroutedError
 from celery_kit.base.types import Callback, Channel, Headers, Options
 from celery_kit.brokers import Queues, room, transports
+from celery_kit.brokers.contract import current
 from celery_kit.engine.parts import on
 from celery_kit.fixes import broadcast, needed, patched
 
@@ -227,6 +228,11 @@ class Connection(KombusConnection):
 
     kombu's own table of schemes is not changed: the other apps of the process use it.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.userid and self.password:  # those of a file may have changed since the settings were read
+            self.userid, self.password = current(self.userid, self.password)
 
     def get_transport_cls(self) -> type[Transport]:
         """The kit's transport for the connection's scheme, or else kombu's."""

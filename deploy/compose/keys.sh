@@ -1,6 +1,12 @@
 #!/bin/sh
-# Sourced where a server starts: its passwords, which are made once, with its data.
+# Sourced where a server starts: its passwords, which are made once, with its data, in the folder $KEYS.
 umask 077
+
+# The roles whose passwords the containers of a stack have, in the volume `keys`; `operator` and `admin` are in no volume.
+# shellcheck disable=SC2034  # used by each start.sh
+ROLES='producer worker beat monitor'
+# The group that may read a role's password there: compose.*.yaml gives it to those containers.
+group() { case $1 in producer) echo 20001 ;; worker) echo 20002 ;; beat) echo 20003 ;; monitor) echo 20004 ;; esac; }
 
 # secret FILE [GIVEN]: put GIVEN into FILE; without it, keep what is there, or make a random one of 190 bits.
 secret() {
@@ -10,9 +16,11 @@ secret() {
     mv "$1.new" "$1"
 }
 
-# share FILE NAME: hand the app's password to the stack's other containers, in the volume that they can only read.
+# share ROLE FILE USER: hand a password and, on the second line, its user to the containers of a role. They can only read them.
 share() {
-    cp "$1" "/var/tmp/$2.new"
-    chmod 444 "/var/tmp/$2.new"
-    mv -f "/var/tmp/$2.new" "/var/tmp/$2"
+    shared=/var/tmp/$KEY.$1
+    { cat "$2"; echo; echo "$3"; } > "$shared.new"
+    # Without the groups of a stack there is nobody to share with.
+    ! chgrp "$(group "$1")" "$shared.new" 2>/dev/null || chmod 440 "$shared.new"
+    mv -f "$shared.new" "$shared"
 }

@@ -11,10 +11,15 @@ from testbed.servers.contract import ADMIN, APP, PASSWORD, SECURE, TRUSTED, Cont
 
 
 def virtual_host(api: str, name: str) -> str:
-    """Create a virtual host for the stacks' account, by RabbitMQ's management interface at the URL `api`. Returns its name."""
-    rights = {"configure": ".*", "write": ".*", "read": ".*"}
-    for path, body in ((f"vhosts/{name}", None), (f"permissions/{name}/{APP}", rights)):
-        requests.put(f"{api}/{path}", json=body, auth=(ADMIN, PASSWORD), timeout=30, verify=TRUSTED).raise_for_status()
+    """Create a virtual host, by RabbitMQ's management interface at the URL `api`. Each user of the stack has the same rights as
+    in the stack's own. Returns its name.
+    """
+    options: Any = {"auth": (ADMIN, PASSWORD), "timeout": 30, "verify": TRUSTED}
+    requests.put(f"{api}/vhosts/{name}", **options).raise_for_status()
+    (found := requests.get(f"{api}/vhosts/{APP}/permissions", **options)).raise_for_status()
+    for one in found.json():
+        rights = {kind: one[kind] for kind in ("configure", "write", "read")}
+        requests.put(f"{api}/permissions/{name}/{one['user']}", json=rights, **options).raise_for_status()
     return name
 
 
@@ -53,6 +58,7 @@ server = Server(
             str(ROOT / "deploy/brokers/rabbitmq/celery-kit.conf"): "/etc/rabbitmq/conf.d/20-celery-kit.conf",
             str(ROOT / f"deploy/brokers/rabbitmq/listeners{SECURE and '-tls'}.conf"): "/etc/rabbitmq/conf.d/21-listeners.conf",
             str(ROOT / "deploy/brokers/rabbitmq/start.sh"): "/usr/local/bin/start.sh",
+            str(ROOT / "deploy/brokers/rabbitmq/permissions"): "/usr/local/lib/celery-kit/permissions",
             str(ROOT / "deploy/compose/keys.sh"): "/usr/local/lib/celery-kit/keys.sh",
         },
         passwords=("RABBITMQ_DEFAULT_PASS", "ADMIN_PASSWORD"),

@@ -72,6 +72,7 @@ def of_protocol(name: str, image: str) -> Server:
             files={
                 str(ROOT / f"deploy/brokers/{name}/{name}.conf"): inside,
                 str(ROOT / f"deploy/brokers/{name}/start.sh"): "/usr/local/bin/start.sh",
+                str(ROOT / f"deploy/brokers/{name}/users.acl"): "/usr/local/lib/celery-kit/users.acl",
                 str(ROOT / "deploy/compose/keys.sh"): "/usr/local/lib/celery-kit/keys.sh",
             },
             passwords=(f"{name.upper()}_PASSWORD", "ADMIN_PASSWORD"),

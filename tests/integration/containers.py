@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import docker
 from celery import Celery
@@ -30,7 +31,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.compose import image
 from testbed import deployed
 from testbed.servers import SERVERS
-from testbed.servers.contract import APP, PASSWORD, SECURE, TLS_FOLDER, secured
+from testbed.servers.contract import SECURE, TLS_FOLDER, secured
 from testbed.stack import SESSION, Stack
 from tests.harness.certificates import certificate
 from tests.harness.combinations import COMBINATIONS, Combination
@@ -188,23 +189,38 @@ class Running:
         }
         if self.combination.backend.has_server:
             self.environ["CELERY_RESULT_BACKEND"] = self.stack.results_url(1)
+        #: The same for a producer; `environ` is an operator's.
+        self.producers = {
+            name: self.stack.url_for("producer", url, "broker" if "BROKER" in name else self.stack.results)
+            for name, url in self.environ.items()
+            if name.startswith("CELERY_")
+        }
 
     def start(self, role: str, **environ: str) -> Worker:
         """Start a worker container of a role (:data:`ROLES`); does not wait until it consumes."""
         url = secured(self.server.url.format(host="broker", port=self.server.port, namespace=self.namespace), "/tls")
+        url = self.stack.url_for("worker", url)
+        account = self.stack.account(self.stack.results, "worker")
+        user, secret = map(unquote, account.split(":"))
         beat = self.data / f"heartbeat.{role}"
         beat.unlink(missing_ok=True)
         given = {**signing(MOUNTED), **ROLES.get(role, {}), "HEARTBEAT_FILE": f"/data/{beat.name}", **environ}
         options = given.pop("OPTIONS", "").split()
         if not self.combination.backend.claims:  # @once needs a store then
-            given.setdefault("ONCE_URL", secured(f"redis://{APP}:{PASSWORD}@results:6379/1", "/tls"))
+            given.setdefault("ONCE_URL", secured(f"redis://{account}@results:6379/1", "/tls"))
         rights = deployed.rights()
         folders = rights.pop("tmpfs")  # which this client has an attribute for
         container = (
             DockerContainer(image(self.combination.pool.name))
             .with_envs(
                 **{"BROKER": self.combination.broker.name, "BACKEND": self.combination.backend.name},
-                **{"CELERY_BROKER_URL": url, "RESULTS_PASSWORD": PASSWORD, "ENGINE": ENGINE, "REPORT_MEGABYTES": "1", **given},
+                **{
+                    "CELERY_BROKER_URL": url,
+                    "RESULTS_PASSWORD": f"{secret}\n{user}",
+                    "ENGINE": ENGINE,
+                    "REPORT_MEGABYTES": "1",
+                    **given,
+                },
                 SECURE=SECURE,
             )
             .with_volume_mapping(str(self.data), "/data", "rw")
@@ -242,8 +258,30 @@ class Running:
             del self.workers[role]
 
     def app(self, **environ: str) -> Celery:
-        """A Celery app like that of another process: same code, this combination's settings, changed by `environ`."""
-        made: Celery = kit({**self.environ, **environ}, str(self.combination))
+        """A Celery app like that of another process: same code, this combination's settings, changed by `environ`.
+
+        It sends and reads results as a producer. What else a test does is an operator's: consume, read dead letters, control.
+        """
+        made: Celery = kit({**self.environ, **self.producers, **environ}, str(self.combination))
+        made.conf.update(broker_read_url=environ.get("CELERY_BROKER_URL") or self.environ["CELERY_BROKER_URL"])
+        operator = self.operator(**environ)
+        vars(made)["control"] = operator.control
+        kind: Any = type(made.amqp.queues)
+
+        class Declared(kind):  # type: ignore[misc]
+            """A test may send to a queue before a worker has declared it, which no producer may."""
+
+            def __setitem__(self, name: str, queue: Any) -> None:
+                super().__setitem__(name, queue)
+                with operator.connection_for_write() as connection:
+                    self[name](connection.default_channel).declare()
+
+        made.amqp.queues.__class__ = Declared
+        return made
+
+    def operator(self, **environ: str) -> Celery:
+        """An app that may do all that the app's processes may."""
+        made: Celery = kit({**self.environ, **environ}, f"{self.combination} operator")
         return made
 
     def python(self, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -122,7 +122,7 @@ MALFORMED: dict[str, tuple[bytes, str, dict[str, Any]]] = {
 def test_malformed_messages_are_set_aside(cell: Cell) -> None:
     """24 sorts of malformed messages, and items that are none, are dead-lettered, each with its reason; the worker goes on."""
     queue = f"malformed-{uuid()}"
-    with consumed(cell, queue), cell.app.producer_or_acquire() as producer:
+    with consumed(cell, queue), cell.running.operator().producer_or_acquire() as producer:
         for body, content_type, headers in MALFORMED.values():
             producer.publish(body, content_type=content_type, headers=headers, exchange="", routing_key=queue)
         expected = len(MALFORMED) + cell.running.server.put_raw(cell.app, queue)

@@ -1,7 +1,9 @@
 """Whom the servers of a stack let in, and what the app's own user cannot do there, and `admin` can."""
 
 import json
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +17,7 @@ from redis.exceptions import RedisError
 
 from tests.deploy.conftest import Checkout
 from tests.deploy.conftest import checkout as checkout
+from tests.harness.kit import kit
 from tests.harness.waiting import until
 from tests.security.conftest import place_of
 from tests.security.test_containers import Running, docker
@@ -22,6 +25,8 @@ from tests.security.test_containers import stack as stack
 
 #: Accounts that are tried first, and those of former versions of the kit.
 GUESSES = (("guest", "guest"), ("kit", "kit"), ("admin", "admin"), ("admin", "kit"), ("kit", ""), ("default", ""))
+#: The roles whose passwords a service's container can read. A worker may do all that a producer may.
+OF_A_SERVICE = {"worker": {"worker", "producer"}, "beat": {"beat"}, "flower": {"monitor"}, "exporter": {"monitor"}}
 REDIS: tuple[tuple[str, ...], ...] = (
     ("CONFIG", "GET", "*"), ("CONFIG", "SET", "maxmemory-samples", "5"), ("ACL", "LIST"), ("ACL", "USERS"), ("CLIENT", "LIST"),
     ("CLIENT", "KILL", "ID", "999999"), ("KEYS", "no-such*"), ("FLUSHDB",), ("MODULE", "LIST"), ("SLOWLOG", "GET"),
@@ -59,13 +64,18 @@ class Door:
         return self.url.startswith("redis")
 
 
+def urls(checkout: Checkout, role: str = "producer") -> dict[str, str]:
+    """The addresses that a program of this machine gets."""
+    return dict(line.split("=", 1) for line in checkout.make("urls", f"ROLE={role}").stdout.splitlines())
+
+
 @pytest.fixture(scope="module")
 def doors(stack: list[Running], checkout: Checkout) -> list[Door]:
-    shown = dict(line.split("=", 1) for line in checkout.make("urls").stdout.splitlines())
+    shown = urls(checkout, "operator")
     by_service, found = {one.service: one for one in stack}, []
     for name, service in (("CELERY_BROKER_URL", "broker"), ("CELERY_RESULT_BACKEND", "results")):
         server = by_service.get(service) or by_service["broker"]
-        app, admin = (server.sh(f'cat "$KEYS/{user}"') for user in ("app", "admin"))
+        app, admin = (server.sh(f"/usr/local/bin/start.sh account {role} | head -1") for role in ("operator", "admin"))
         assert f":{app}@" in shown[name] and len(app) > 25 and len(admin) > 25 and app != admin
         found.append(Door(server, shown[name], {"kit": app, "admin": admin}))
     assert found[0].passwords["admin"] == shown["ADMIN_PASSWORD"]
@@ -101,9 +111,11 @@ def test_no_password_is_in_what_the_engine_shows(stack: list[Running], doors: li
 def test_passwords_are_read_by_whom_they_are_for(stack: list[Running]) -> None:
     for one in stack:
         if one.service in ("broker", "results"):
-            assert one.sh('stat -c %a "$KEYS" "$KEYS/app" "$KEYS/admin"').split() == ["700", "600", "600"]
-        elif one.service in ("worker", "beat", "flower", "exporter"):
-            assert one.sh("cat /keys/broker") and not one.sh("touch /keys/x /keys/broker 2>/dev/null && echo written", "0")
+            assert one.sh('stat -c %a "$KEYS" "$KEYS/operator" "$KEYS/admin"').split() == ["700", "600", "600"]
+        elif mine := OF_A_SERVICE.get(one.service):
+            read = one.sh("for file in /keys/*; do cat $file >/dev/null 2>&1 && echo ${file#*.}; done").split()
+            assert {*read} == mine
+            assert not one.sh("touch /keys/x /keys/broker.worker 2>/dev/null && echo written", "0")
         else:
             assert not one.sh("ls /keys 2>/dev/null", "0")
 
@@ -161,3 +173,67 @@ def test_users_do_not_change_what_a_server_finds_when_it_starts_again(doors: lis
 
         assert until("Redis is up again", found) == [b"kept", b"kept"]
         client.delete(key, f"{key}-2")
+
+
+def disconnect(doors: list[Door], checkout: Checkout) -> None:
+    """Close the connections of all clients of the servers. They connect again."""
+    for door in {one.server.name: one for one in doors}.values():
+        if door.is_redis:
+            client: Any = Redis.from_url(door.of("admin", admin_of(door)), single_connection_client=True)
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(skipme=True, _type=kind)
+            continue
+        api = f"http://127.0.0.1:{checkout.environ['RABBITMQ_MANAGEMENT_PORT']}/api"
+        account = ("admin", admin_of(door))
+        for one in requests.get(f"{api}/connections", auth=account, timeout=20).json():
+            requests.delete(f"{api}/connections/{quote(one['name'])}", auth=account, timeout=20)
+
+
+def admin_of(door: Door) -> str:
+    return door.server.sh("/usr/local/bin/start.sh account admin").splitlines()[0]
+
+
+def started(stack: list[Running]) -> dict[str, Any]:
+    """When each container was started, and how often again."""
+    facts = {one.name: json.loads(docker("inspect", one.name))[0] for one in stack}
+    return {name: (one["State"]["StartedAt"], one["RestartCount"]) for name, one in facts.items()}
+
+
+def test_new_passwords_while_tasks_run(stack: list[Running], doors: list[Door], checkout: Checkout) -> None:
+    """What connects again is let in, each task runs, and no container is started again; in the end the former are refused."""
+    before, former, sent = started(stack), urls(checkout), list[Any]()
+    former_worker = urls(checkout, "worker")
+    servers = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+
+    @contextmanager
+    def sending(shown: dict[str, str]) -> Iterator[None]:
+        ended, app = threading.Event(), kit({name: shown[name] for name in servers}, "renewed")
+
+        def send() -> None:
+            while not ended.is_set():
+                sent.append(app.send_task("workflows.count", (["id"], "one")))
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    with sending(former):
+        assert "has new passwords" in checkout.make("passwords", "RENEW=1").stdout
+        assert all(lets_in(former[name]) and lets_in(urls(checkout)[name]) for name in servers)
+        disconnect(doors, checkout)
+        until("tasks run", lambda: sent[-1].ready())
+    latter = urls(checkout)
+    with sending(latter):
+        assert "has ended the former passwords" in checkout.make("passwords", "RENEW=end").stdout
+        disconnect(doors, checkout)
+        until("tasks run", lambda: sent[-1].ready())
+    reader = kit({name: latter[name] for name in servers}, "reader")  # the former senders are let in no longer
+    assert all(reader.AsyncResult(one.id).get(timeout=120) == {"picture": "one", "sent": 1} for one in sent)
+    assert len(sent) >= 20 and started(stack) == before
+    assert not any(lets_in(shown[name]) for shown in (former, former_worker) for name in servers)
+    assert all(lets_in(latter[name]) for name in servers)
+    assert checkout.make("doctor").returncode == 0

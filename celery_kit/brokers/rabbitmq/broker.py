@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from celery_kit.base.capabilities import DOCS, Limit
 from celery_kit.base.types import Connection, Options
-from celery_kit.brokers.contract import Broker, Environ, password, tls
+from celery_kit.brokers.contract import Broker, Environ, account, tls
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
 from celery_kit.brokers.rabbitmq.delayed import park
@@ -27,8 +27,10 @@ TRANSPORTS = {
 
 def url(environ: Environ) -> str:
     """The URL of the host `broker`, with the account and virtual host of RabbitMQ's own variables."""
-    secret = environ.get("RABBITMQ_DEFAULT_PASS") or password(environ, "BROKER") or "kit"
-    user, vhost = (environ.get(f"RABBITMQ_DEFAULT_{part}") or "kit" for part in ("USER", "VHOST"))
+    user, secret = account(environ, "BROKER")
+    if user == "kit":  # RabbitMQ's own variables may name it otherwise
+        user, secret = environ.get("RABBITMQ_DEFAULT_USER") or user, environ.get("RABBITMQ_DEFAULT_PASS") or secret or "kit"
+    vhost = environ.get("RABBITMQ_DEFAULT_VHOST") or "kit"
     user, secret, vhost = (quote(part, safe="") for part in (user, secret, vhost))
     secured = tls(environ)
     return f"amqp{secured and 's'}://{user}:{secret}@broker:5672/{vhost}{secured}"

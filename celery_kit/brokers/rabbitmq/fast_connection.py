@@ -99,7 +99,8 @@ class Channel(Publishing, KombusChannel):
         goes = options.get("auto_delete", True) or options.get("exclusive")
         if not (args or goes or options.get("passive")):
             self.window.lasting.add(queue)
-        return super().queue_declare(queue, *args, **options)
+        answer: queue_declare_ok_t = super().queue_declare(queue, *args, **options)
+        return answer
 
     def basic_consume(self, queue: str = "", consumer_tag: str = "", *args: object, **options: object) -> str:
         """Consume a queue, like py-amqp. Returns the consumer tag."""

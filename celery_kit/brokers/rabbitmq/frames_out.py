@@ -21,7 +21,7 @@ from amqp.serialization import dumps
 from celery_kit.base.correlation import SENT
 from celery_kit.base.messages import Part, Sample
 from celery_kit.brokers.rabbitmq.read_ahead import BODY, HEADER, METHOD, OVERHEAD, frame
-from celery_kit.brokers.rabbitmq.transport import Bounded
+from celery_kit.brokers.rabbitmq.transport import Declaring
 from celery_kit.engine.parts import on
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def frames(channel: int, part: Part) -> list[bytes]:
     return [*made, frame(BODY, channel, part.body)] if part.body else made
 
 
-class Publishing(Bounded, Channel):
+class Publishing(Declaring, Channel):
     """A channel of py-amqp whose transport reads ahead (`read_ahead.py`)."""
 
     def confirm_select(self, nowait: bool = False) -> object:

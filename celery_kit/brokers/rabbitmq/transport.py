@@ -22,17 +22,21 @@ tests/unit/brokers/rabbitmq pass with kombu's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import partialmethod
 from importlib import import_module
 from struct import unpack
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amqp import spec
-from amqp.exceptions import ConnectionForced, MessageNacked, RecoverableConnectionError
+from amqp.exceptions import AccessRefused, ConnectionForced, MessageNacked, NotFound, RecoverableConnectionError
+from amqp.protocol import queue_declare_ok_t
 from kombu.transport import pyamqp
 
 from celery_kit.base.messages import RefusedError, UnroutedError
+from celery_kit.brokers.contract import current
 from celery_kit.brokers.rabbitmq.frames_in import frame_handler
 from celery_kit.pools.lifeline import lifeline
 
@@ -56,6 +60,7 @@ else:
     KombusChannel, KombusConnection = pyamqp.Channel, pyamqp.Connection
     KombusTransport, KombusSecureTransport = pyamqp.Transport, pyamqp.SSLTransport
 
+log = logging.getLogger(__name__)
 #: Seconds that the broker has for an answer, and for its answer to a close.
 ANSWER, GOODBYE = 10.0, 2.0
 #: Seconds of silence after which the broker is asked, and seconds that it then has for its answer.
@@ -116,6 +121,10 @@ class Bounded(AbstractChannel):
             blocked = connection is not None and connection.blocked
             alarm = "; it blocks publishers: it has a memory or disk alarm" if blocked else ""
             raise RecoverableConnectionError(f"no answer from the broker within {seconds:g} s{alarm}") from error
+        except NotFound as error:
+            if not (connection and connection.refused):
+                raise
+            raise UnroutedError(f"no worker has declared where the message goes: {error}") from error
         except MessageNacked as error:
             raise RefusedError("the broker refused the message: its queue is full, or cannot write it") from error
         if self.returned:  # the broker returns a message before its confirm
@@ -130,7 +139,36 @@ class Bounded(AbstractChannel):
         return super().close(*args, **options)
 
 
-class Channel(Bounded, KombusChannel):
+class Declaring(Bounded):
+    """A mixin for channels: a producer may have no right to declare what it sends to, which a worker has declared.
+
+    The broker closes a channel on which it refuses something. So a producer's channel declares on another one, of the same
+    connection.
+    """
+
+    def _apart(self, method: str, *args: object, **options: object) -> Any:
+        declare: Callback = getattr(KombusChannel, method)
+        connection = self.connection
+        if self.patience is None or connection is None or options.get("passive"):
+            return declare(self, *args, **options)
+        if not (channel := connection.declaring) or not channel.is_open:
+            channel = connection.declaring = connection.Channel(connection)
+            channel.patience, channel.returned = self.patience, []
+            channel.open()
+        try:
+            return declare(channel, *args, **options | {"nowait": False})
+        except AccessRefused as error:
+            connection.refused = True
+            log.debug("this account may not declare it, and a worker has to: %s", error)
+            return queue_declare_ok_t(str(options.get("queue") or "".join(map(str, args[:1]))), 0, 0)
+
+    exchange_declare = partialmethod(_apart, "exchange_declare")
+    exchange_bind = partialmethod(_apart, "exchange_bind")
+    queue_declare = partialmethod(_apart, "queue_declare")
+    queue_bind = partialmethod(_apart, "queue_bind")
+
+
+class Channel(Declaring, KombusChannel):
     """A channel of ENGINE=plain."""
 
 
@@ -144,6 +182,9 @@ class Connection(Bounded, KombusConnection):
 
     #: The broker reads nothing from it, because of an alarm.
     blocked = False
+    #: The channel that producers' channels declare on, and whether the broker has refused that.
+    declaring: KombusChannel | None = None
+    refused = False
     #: When the broker was asked and has not answered yet, by the monotonic clock.
     asked: float | None = None
 
@@ -200,6 +241,12 @@ def _waits_to_be_read(transport: SocketTransport | None) -> bool:
 
 class Transport(KombusTransport):
     """kombu's transport. The transport option `engine` chooses the class of its connections."""
+
+    def establish_connection(self) -> KombusConnection:
+        """Connect, with the account that its file has now, if it was read from one."""
+        client = self.client
+        client.userid, client.password = current(client.userid, client.password)
+        return super().establish_connection()
 
     @property
     def Connection(self) -> type[KombusConnection]:

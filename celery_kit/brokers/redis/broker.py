@@ -9,7 +9,7 @@ from celery_kit.base.choices import MOST_CONCURRENCY
 from celery_kit.base.signals import celeryd_init
 from celery_kit.base.types import Connection, Options
 from celery_kit.base.versions import unmet
-from celery_kit.brokers.contract import Broker, Environ, password, tls
+from celery_kit.brokers.contract import Broker, Environ, account, tls
 from celery_kit.brokers.redis.bulk import Bulk, like
 from celery_kit.brokers.redis.dead import RedisDeadLetters
 from celery_kit.engine.parts import PARTS, engine, on
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 def url(environ: Environ) -> str:
     """The URL of the host `broker`, database 0."""
-    secret = quote(password(environ, "BROKER"), safe="")
+    user, secret = (quote(part, safe="") for part in account(environ, "BROKER"))
     secured = tls(environ)
-    return f"redis{secured and 's'}://{secret and f'kit:{secret}@'}broker:6379/0{secured}"
+    return f"redis{secured and 's'}://{secret and f'{user}:{secret}@'}broker:6379/0{secured}"
 
 
 def settings(profile: "Choices") -> Options:

@@ -21,7 +21,7 @@ else
     return due <= now and 1 or 0
   end
 end
-local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
+local earlier = redis.call('ZCOUNT', delayed, '-inf', due) -- a producer may count the messages of others, not read them
 redis.call('ZADD', delayed, due, list .. '\n' .. message)
-if not first or due < tonumber(first) then redis.call('SET', sign, 1, 'XX', 'KEEPTTL') end
+if earlier == 0 then redis.call('SET', sign, 1, 'XX', 'KEEPTTL') end
 return 1

@@ -15,10 +15,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from celery_kit.base.messages import QUEUE
 from celery_kit.brokers.redis import delayed, leases
+from celery_kit.brokers.redis.credentials import read_again
 from celery_kit.brokers.redis.fetch import Fetcher
 from celery_kit.brokers.redis.poller import Poller
 from celery_kit.engine.commit import commit
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from upstream.redis import Client, Connection
 
     from celery_kit.base.types import Connection as AnyConnection
-    from celery_kit.base.types import Headers
+    from celery_kit.base.types import Headers, Options
     from celery_kit.brokers.redis.fixes import Batch
     from celery_kit.brokers.redis.leases import Channel as ChannelBase
     from celery_kit.brokers.redis.leases import QoS as QoSBase
@@ -133,6 +134,9 @@ class Channel(ChannelBase):
             self._consumed = list(self._active_queues), set(self.active_fanout_queues), found
         return found
 
+    def _connparams(self, asynchronous: bool = False) -> Options:
+        return read_again(super()._connparams(asynchronous))
+
     def _get_message_priority(self, message: Headers, reverse: bool = False) -> int:
         """The step that a message is written to."""
         priority = super()._get_message_priority(message, reverse=reverse)
@@ -209,12 +213,24 @@ class Channel(ChannelBase):
             super()._flush_brpop_reauth()
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        """Bind a queue. A server that refuses to write for now counts as one that is away, which does not end a worker."""
+        """Bind a queue. A server that refuses to write for now counts as one that is away, which does not end a worker.
+
+        A producer need not have the right to it: workers bind the queues that they consume.
+        """
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)
+        except NoPermissionError as error:
+            log.debug("this account may not bind queue %s: %s", queue, error)
         except ResponseError as error:
             leases.refuse_for_now(error)
             raise
+
+    def sweep_bindings(self, limit: int = 100) -> int:
+        """Drop the bindings of queues that have expired. Who may not leaves it to the workers."""
+        try:
+            return super().sweep_bindings(limit)
+        except NoPermissionError:
+            return 0
 
     def close(self) -> None:
         """Close the channel, after fetched messages are requeued and acknowledgements sent.

@@ -24,7 +24,7 @@ from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.observe.beat import TIMETABLE, timetable_in
-from celery_kit.operate.stacks import certificates
+from celery_kit.operate.stacks import certificates, passwords
 from celery_kit.operate.stacks.codebase import ABOUT, NOTED, About, Codebase, Started, refuse_packages
 from celery_kit.operate.stacks.docker import (
     Container,
@@ -46,8 +46,6 @@ from celery_kit.profile import Profile
 from celery_kit.results import BACKENDS
 
 WAIT_SECONDS = "180"
-#: The volume with the app's passwords, which the servers write and the other containers read.
-KEYS = "keys"
 #: The name of every stack in former versions, when checkouts shared it.
 FORMER_NAME = "celery-kit"
 #: The variables that must be the same in all processes of a stack. Paths may differ.
@@ -282,13 +280,25 @@ class Compose:
             refuse(f"the data of the stack {self.project} could not be deleted; the reason stands above")
         return f"stack {self.project}: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
 
-    def python(self, *argv: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
-        """Run `python -m …` inside the stack, in a container of the task codebase; `options` are those of subprocess.run."""
-        mine = [c["Service"] for c in self._containers() if c["Service"] in ("worker", "beat") and c["State"] == "running"]
-        if not mine:
+    def python(self, role: str, *argv: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
+        """Run `python -m …` inside the stack, on the task codebase, with the accounts of a role.
+
+        A producer runs in a worker, which may do all that it may. `options` are those of subprocess.run.
+        """
+        inspected = self.inspected()
+        mine = {service_of(one): one for one in inspected if one["State"]["Running"]}
+        one = mine.get("worker") or mine.get("beat")
+        if not one:
             refuse("neither worker nor beat of the stack runs; 'make ps' shows what does, 'make up' starts it")
+        if role != "producer" or "worker" not in mine:
+            return passwords.beside(one, passwords.accounts(inspected, role), *argv, **options)
         terminal = [] if sys.stdin.isatty() and not options else ["-T"]
-        return self._compose("exec", *terminal, mine[0], "python", "-m", *argv, **options)
+        files = [
+            f"--env={name}={PurePosixPath(file).with_suffix('.producer')}"
+            for name, _, file in (line.partition("=") for line in one["Config"]["Env"])
+            if name in ("BROKER_PASSWORD_FILE", "RESULTS_PASSWORD_FILE")
+        ]
+        return self._compose("exec", *terminal, *files, "worker", "python", "-m", *argv, **options)
 
     def codebase(self, inspected: list[Facts]) -> Codebase | None:
         """The codebase that it runs, as given to `up`. None: this repository's own app."""
@@ -301,8 +311,8 @@ class Compose:
         ids = [one.id for one in self._mine()]
         return list(answered(ask("docker", "inspect", *ids))) if ids else []
 
-    def environment(self, inspected: list[Facts]) -> dict[str, str]:
-        """The environment of a process of this machine that takes part: a worker's settings, with the published ports."""
+    def environment(self, inspected: list[Facts], role: str) -> dict[str, str]:
+        """The environment of a process of this machine in a role: a worker's settings, with the published ports."""
         ours = next((one for one in inspected if service_of(one) in ("worker", "beat")), None)
         if ours is None:
             refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it again")
@@ -314,7 +324,7 @@ class Compose:
         environ |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp)} if smtp else {}
         environ["SMS_GATEWAY_URL"] = from_here(theirs.get("SMS_GATEWAY_URL", ""), ports)
         environ |= {"TLS_FOLDER": str(certificates.FOLDER / "client")} if environ.get("SECURE") else {}
-        profile = Profile.from_environ(environ | _passwords(inspected, theirs))
+        profile = Profile.from_environ(environ | passwords.accounts(inspected, role))
         environ["CELERY_BROKER_URL"] = from_here(profile.broker_url, ports)
         environ["CELERY_RESULT_BACKEND"] = from_here(profile.result_backend, ports)
         named = {name: ports.get(("broker", port)) for port, name in profile.broker.ports.items()}
@@ -323,8 +333,11 @@ class Compose:
     def passwords(self, inspected: list[Facts]) -> dict[str, str]:
         """What a person needs to log in: the servers' password of `admin`, the mail catcher's address. Empty if it is down."""
         up = {service_of(one): one["Id"] for one in inspected if one["State"]["Running"]}
-        admin, mail = content(up.get("broker"), "$KEYS/admin"), content(up.get("mail"), "/tmp/password")
-        return {"ADMIN_PASSWORD": admin, "MAIL_URL": mail and mail_url(published(inspected)["mail", 8025], mail)}
+        admin, mail = passwords.accounts(inspected, "admin"), content(up.get("mail"), "/tmp/password")
+        return {
+            "ADMIN_PASSWORD": admin.get("BROKER_PASSWORD", "").partition("\n")[0],
+            "MAIL_URL": mail and mail_url(published(inspected)["mail", 8025], mail),
+        }
 
     def reload(self) -> list[str]:
         """Have its servers read their certificates again, and return their names. Refuses if one does not."""
@@ -346,23 +359,6 @@ class Compose:
     def ps(self) -> None:
         """Print its containers."""
         self._compose("ps", "--all")
-
-
-def _passwords(inspected: list[Facts], environ: Mapping[str, str]) -> dict[str, str]:
-    """Those that the containers read from files of a volume. They are in no environment, which the engine would show."""
-    folders = [
-        (one["Id"], mount["Destination"])
-        for one in inspected
-        for mount in one["Mounts"]
-        if one["State"]["Running"] and mount.get("Name", "").endswith(f"_{KEYS}")
-    ]
-    found = {}
-    for role in ("BROKER", "RESULTS"):
-        if (file := environ.get(f"{role}_PASSWORD_FILE")) and folders:  # without any that runs, no server does
-            container, folder = folders[0]
-            done = ask("docker", "exec", container, "cat", f"{folder}/{PurePosixPath(file).name}")
-            found[f"{role}_PASSWORD"] = done.stdout.strip()
-    return found
 
 
 def _about(codebase: Codebase, service: Facts) -> About:

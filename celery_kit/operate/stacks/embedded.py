@@ -335,8 +335,8 @@ class Local:
                 shutil.rmtree(DATA)
         return f"embedded stack: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
 
-    def python(self, *argv: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
-        """Run `python -m …` inside the stack; `options` are those of subprocess.run."""
+    def python(self, _: str, *argv: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
+        """Run `python -m …` inside the stack, which has one user; `options` are those of subprocess.run."""
         about = state() or refuse("no embedded stack runs; start it with 'make up'")
         codebase = self.codebase([])
         environ = {**os.environ, **environment(about), **environ_of(codebase)}
@@ -357,7 +357,7 @@ class Local:
             if (about := pidfile.read(note))
         ]
 
-    def environment(self, _: list[Facts]) -> dict[str, str]:
+    def environment(self, _: list[Facts], __: str) -> dict[str, str]:
         """The environment of a process of this machine that takes part."""
         return environment(state() or refuse("no embedded stack runs; start it with 'make up'"))
 

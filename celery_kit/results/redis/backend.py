@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import quote
 
 from celery_kit.base.types import Options, ResultBackend
-from celery_kit.brokers.contract import Broker, Environ, password, tls
+from celery_kit.brokers.contract import Broker, Environ, account, tls
+from celery_kit.brokers.redis.credentials import read_again
 from celery_kit.fixes import needed
 from celery_kit.results.contract import Backend
 from celery_kit.results.waits import listen, listen_again
@@ -31,9 +32,9 @@ def url(environ: Environ, broker: Broker) -> str:
     """The URL of the results server that comes with the broker, or else of the host `results`."""
     if broker.results_url:
         return broker.results_url(environ)
-    secret = quote(password(environ, "RESULTS"), safe="")
+    user, secret = (quote(part, safe="") for part in account(environ, "RESULTS"))
     secured = tls(environ)
-    return f"redis{secured and 's'}://{secret and f'kit:{secret}@'}results:6379/1{secured}"
+    return f"redis{secured and 's'}://{secret and f'{user}:{secret}@'}results:6379/1{secured}"
 
 
 def settings(_: "Choices") -> Options:
@@ -69,7 +70,10 @@ def celerys(app: "Celery", url: str) -> RedisBackend:
 
 
 def fit(backend: RedisBackend) -> RedisBackend:
-    """Remove the option `socket_keepalive` from a backend that connects to a socket file, which does not take it."""
+    """Have it read its account again each time that it connects, if that is from a file. Remove the option `socket_keepalive`
+    from a backend that connects to a socket file, which does not take it.
+    """
+    backend.connparams = read_again(backend.connparams)
     if "path" in backend.connparams:
         backend.connparams.pop("socket_keepalive", None)
     return backend

@@ -1,0 +1,80 @@
+"""The roles of a stack's servers: their passwords, which each server makes itself (its start.sh), and processes with them.
+
+A container of the stack reads those of its own role from a volume. A person's commands ask the servers for theirs.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Unpack
+
+from celery_kit.base.refusals import refuse
+from celery_kit.operate.stacks.docker import Facts, RunOptions, ask, last_line, run
+from celery_kit.operate.stacks.ports import service_of
+
+#: Who a process is on the servers: deploy/brokers/ has what each may do.
+ROLES = ("producer", "worker", "beat", "monitor", "operator", "admin")
+#: By the value of RENEW, what a server's start.sh is asked to do, and what was done then.
+RENEWALS = {
+    "1": ("renew", "has new passwords; the former ones are valid until 'make passwords RENEW=end'"),
+    "end": ("end-former", "has ended the former passwords"),
+}
+START = "/usr/local/bin/start.sh"
+#: Seconds that a server may take for it: RabbitMQ starts a tool of its own.
+PATIENCE = 120
+#: What a container of the same image has of its own.
+OWN = ("PATH", "HOME", "HOSTNAME")
+
+
+def _servers(inspected: list[Facts]) -> dict[str, Facts]:
+    """The running servers of a stack with users by role, by the name of their service."""
+    return {
+        service_of(one): one
+        for one in inspected
+        if one["State"]["Running"] and any(mount["Destination"] == START for mount in one["Mounts"])
+    }
+
+
+def accounts(inspected: list[Facts], role: str) -> dict[str, str]:
+    """The variables with the accounts of a role: a password, and its user on a second line. None of a server that is down."""
+    servers = _servers(inspected)
+    found = {}
+    for name, server in (("BROKER", servers.get("broker")), ("RESULTS", servers.get("results") or servers.get("broker"))):
+        if server:
+            found[f"{name}_PASSWORD"] = ask("docker", "exec", server["Id"], START, "account", role).stdout.strip()
+    return found
+
+
+def renew(inspected: list[Facts], how: str) -> list[str]:
+    """Have the running servers make new passwords, or end the former ones. Returns a line for each. Refuses if one fails."""
+    asked, said = RENEWALS[how]
+    lines = []
+    for one in _servers(inspected).values():
+        done, name = (
+            run("docker", "exec", one["Id"], START, asked, capture_output=True, timeout=PATIENCE),
+            one["Name"].lstrip("/"),
+        )
+        if done.returncode:
+            refuse(f"{name} has not done it ({asked}): {last_line(done.stderr or done.stdout)}")
+        lines.append(f"{name} {said}")
+    return lines or refuse("no server of a stack runs here; 'make up' starts one, which makes its passwords itself")
+
+
+def beside(one: Facts, given: Mapping[str, str], *argv: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
+    """Run `python -m …` in a container like `one`, with its settings, files and networks, and with other accounts.
+
+    A process in `one` itself could be watched by the code of tasks that runs there.
+    """
+    theirs = dict(line.split("=", 1) for line in one["Config"]["Env"] if "=" in line)
+    environ = {name: value for name, value in theirs.items() if name not in OWN} | {**given}
+    words = ["docker", "run", "--rm", "-it" if sys.stdin.isatty() and not options else "-i", "--entrypoint", "python"]
+    words += ["--network", f"container:{one['Id']}", "--volumes-from", f"{one['Id']}:ro", "--read-only", "--tmpfs", "/tmp"]
+    words += [
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+        *(word for name in environ for word in ("--env", name)),
+    ]
+    return run(*words, one["Image"], "-m", *argv, env={**os.environ, **environ}, **options)
