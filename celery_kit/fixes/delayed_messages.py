@@ -1,22 +1,25 @@
 """Faults of native delayed delivery: with quorum queues, the broker holds a task that has a countdown or an ETA."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from amqp.exceptions import AccessRefused
+from amqp.exceptions import AccessRefused, NotFound
 from celery import Celery
 from celery.utils.time import maybe_make_aware
 from kombu import Connection, Queue
+from kombu.exceptions import OperationalError
 from kombu.transport import native_delayed_delivery as delivery
 
-from celery_kit.base.messages import DELAY
+from celery_kit.base.messages import DELAY, UnroutedError
 from celery_kit.base.types import Callback, Options, WorkerConsumer
 
+logger = logging.getLogger(__name__)
 #: The exchange that delayed messages are published to.
 EXCHANGE = "celery_delayed_delivery"
 KIND = "topic"
@@ -52,8 +55,7 @@ class Delayed:
         with self.app.producer_or_acquire() as producer:
             to = producer.connection
             if (queue.name, to.hostname, to.port) not in self.bound:  # several brokers have a queue of this name each
-                with suppress(AccessRefused):  # a producer need not have the right to it: workers bind what they consume
-                    producer.with_retries(lambda: self._bind(producer.connection, queue))
+                producer.with_retries(lambda: self._bind(producer.connection, queue))
                 self.bound.add((queue.name, to.hostname, to.port))
 
     def _bind(self, producers: Connection, queue: Queue) -> None:
@@ -61,13 +63,25 @@ class Delayed:
         with self.app.amqp.Connection(**producers.info()) as connection:
             channel: Any = connection.default_channel  # its stub has no methods
             try:
-                channel.exchange_declare(delivery.CELERY_DELAYED_DELIVERY_EXCHANGE, KIND, passive=True)
-            except connection.channel_errors:  # there is none; the error has closed the channel
-                delivery.declare_native_delayed_delivery_exchanges_and_queues(
-                    connection, self.app.conf.broker_native_delayed_delivery_queue_type
-                )
-            queue(connection.channel()).declare()
-            delivery.bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+                self._declare(connection, channel, queue)
+            except AccessRefused:  # a producer need not have the right to it: workers bind what they consume
+                another: Any = connection.channel()
+                try:
+                    another.queue_declare(queue.name, passive=True)
+                except NotFound as error:  # the task would be dropped at the end of its delay
+                    raise UnroutedError(f"no worker has declared queue {queue.name!r} yet") from error
+
+    def _declare(self, connection: Connection, channel: Any, queue: Queue) -> None:
+        try:
+            channel.exchange_declare(delivery.CELERY_DELAYED_DELIVERY_EXCHANGE, KIND, passive=True)
+        except AccessRefused:
+            raise
+        except connection.channel_errors:  # there is none; the error has closed the channel
+            delivery.declare_native_delayed_delivery_exchanges_and_queues(
+                connection, self.app.conf.broker_native_delayed_delivery_queue_type
+            )
+        queue(connection.channel()).declare()
+        delivery.bind_queue_to_native_delayed_delivery_exchange(connection, queue)
 
 
 def rounded_up(countdown: float | None, eta: datetime | str | None, now: datetime) -> tuple[float | None, datetime | None]:
@@ -137,11 +151,25 @@ def _of_this_moment(bind: Callback) -> Callback:
 
 
 def _start(self: _Step, consumer: WorkerConsumer) -> None:
-    """Start the thread. Raises ValueError, as Celery's own does, if the settings are wrong."""
+    """Start the thread. Raises ValueError, as Celery's own does, if the settings are wrong.
+
+    A queue that is added by remote control is bound at once: Celery leaves that to producers, who may have no right to it.
+    """
     self._validate_configuration(consumer.app)
+    if "add_task_queue" not in vars(consumer):
+        vars(consumer)["add_task_queue"] = partial(_added, consumer, getattr(consumer, "add_task_queue"))  # noqa: B009
     making = threading.Thread(target=self.celerys_start, args=(consumer,), name="delays", daemon=True)
     vars(consumer)["makes_delays"] = making.is_alive
     making.start()
+
+
+def _added(consumer: WorkerConsumer, add: Callback, queue: str, *more: object, **options: object) -> None:
+    add(queue, *more, **options)
+    try:
+        if (found := consumer.app.amqp.queues[queue]).exchange.type != "direct":
+            Delayed(consumer.app).reach(found)
+    except OperationalError as error:
+        logger.error("tasks with a countdown or an ETA do not reach queue %s until a worker starts with it: %s", queue, error)
 
 
 def makes(consumer: object) -> bool:

@@ -146,9 +146,10 @@ class Producer(KombuProducer):
             except Exception as error:
                 connection = self.connection
                 channel_errors = connection.recoverable_channel_errors
-                if not isinstance(error, (*connection.recoverable_connection_errors, *channel_errors, OperationalError)):
-                    if self.explain and (why := self.explain(error)):
-                        error.add_note(f"celery-kit: {why}")
+                why = self.explain(error) if self.explain else None
+                if why:
+                    error.add_note(f"celery-kit: {why}")
+                if why or not isinstance(error, (*connection.recoverable_connection_errors, *channel_errors, OperationalError)):
                     raise
                 self.reconnect(switch=not isinstance(error, (UnroutedError, *channel_errors)))
                 if time.monotonic() + pause > deadline:

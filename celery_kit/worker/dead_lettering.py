@@ -92,7 +92,7 @@ class DeadLettering(bootsteps.StartStopStep):
 
         def lost(error: Exception) -> None:
             why = explain(error)
-            passing = why and error.reply_code in PASSING  # type: ignore[attr-defined]
+            passing = why and getattr(error, "reply_code", None) in PASSING
             if why and (not passing or time.monotonic() - first.setdefault(why, time.monotonic()) > PASSING_SECONDS):
                 added = [name for name, queue in queues.consume_from.items() if name not in own and _names(error, queue)]
                 if not added:

@@ -142,7 +142,7 @@ def test_message_count(cell: Cell) -> None:
 
 def test_purge(cell: Cell) -> None:
     """A queue is purged: its tasks never run, whatever their priorities."""
-    app, queue = cell.running.app(), f"{cell.mark}.queue"
+    app, queue = cell.running.operator(), f"{cell.mark}.queue"  # a producer may not purge
     for priority in (None, 0, 9):
         app.send_task("queues_probes.note", (cell.mark, "purged"), queue=queue, priority=priority)
     until("three wait", lambda: waiting(app, queue) == 3, 10)
@@ -181,7 +181,8 @@ def test_delay_on_other_queue(cell: Cell) -> None:
 def test_delay_before_its_worker(cell: Cell) -> None:
     """A delayed task for a queue that no worker has consumed yet waits there for its first worker, once its time has come."""
     queue = f"delayed-{uuid()}"
-    result = cell.send("probes.add", 2, 3, queue=queue, countdown=1)
+    # No producer may: the queues that delay the task are bound by who declares the queue.
+    result = cell.running.operator().send_task("probes.add", (2, 3), queue=queue, countdown=1)
     sent = time.monotonic()
     until("its time has come", lambda: time.monotonic() > sent + 3)
     with consumed(cell, queue):

@@ -11,6 +11,7 @@ from typing import Any
 import amqp
 import pytest
 import requests
+from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -18,6 +19,7 @@ from testbed.servers import SERVERS
 from testbed.servers.contract import TRUSTED, secured
 from testbed.stack import Stack
 from tests.harness.containers import require_engine
+from tests.harness.kit import kit
 from tests.security.conftest import place_of
 
 #: Roles that a container or a program has. An operator may do all that the app can, an administrator everything.
@@ -73,7 +75,7 @@ TAKES = (
 READS = ("HGETALL celery.dead", "HGET celery.dead.failed id", "HVALS unacked", "ZRANGE _celery-kit.delayed 0 -1", "SCAN 0")
 WRITES = (
     "SET celery-task-meta-x other", "SETEX celery-task-meta-x 9 other", "PUBLISH celery-task-meta-x other", "SET other 1",
-    "HSET celery.dead id other", "HDEL celery.dead id", "HDEL celery.dead.failed id", "HDEL unacked tag", "DEL celery.dead",
+    "HSET celery.dead id other", "HDEL celery.dead id", "HDEL celery.dead.failed id", "DEL unacked", "DEL celery.dead",
     "ZREM _celery-kit.delayed x", "DEL _celery-kit.delayed", "SADD _kombu.binding.celery mine", "DEL _kombu.binding.celery",
 )  # fmt: skip
 CONTROLS = (
@@ -303,3 +305,19 @@ def test_each_of_these_attempts_can_be_made(door: Door, role: str) -> None:
     """By the operator, who was everybody's user before there were roles, or by an administrator."""
     tried = attempts(door, role, may=False)
     assert not [name for name, attempt in tried.items() if not (attempt("operator") or attempt("admin"))]
+
+
+@pytest.mark.parametrize("options", [{}, {"countdown": 5}], ids=["at once", "later"])
+def test_a_producer_is_told_of_a_queue_that_no_worker_has_declared(door: Door, options: dict[str, Any]) -> None:
+    """Where it would be lost, and is not once somebody has. On Redis a queue is there with its first message."""
+    urls = {role: door.url(role) for role in ("producer", "operator")}
+    sender, declarer = (
+        kit({"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0", "PUBLISH_TIMEOUT": "2"}, role)
+        for role, url in urls.items()
+    )
+    queue = f"later-{len(options)}"
+    if door.stack.name == "rabbitmq":
+        with pytest.raises(OperationalError, match="no worker has declared"):
+            sender.send_task("probes.add", (1, 2), queue=queue, **options)
+        declarer.send_task("probes.add", (1, 2), queue=queue, countdown=1)
+    assert sender.send_task("probes.add", (1, 2), queue=queue, **options).id

@@ -83,6 +83,15 @@ def close_inherited(connection: Connection) -> None:
                 own.disconnect()  # in a forked child redis-py only closes the socket
 
 
+def explain(error: BaseException) -> str | None:
+    """One line on a command that the account has no right to. None for any other error."""
+    from redis.exceptions import NoPermissionError  # only where something has failed
+
+    if not isinstance(error, NoPermissionError):
+        return None
+    return f"Redis refuses this account: {error}; give it the right, or use the account of another role (docs/security.md)"
+
+
 #: On ENGINE=plain workers hold them, and list them.
 WAITS = Limit(
     "differently", "the list is empty: the broker holds the task, no worker does", "celery_kit/brokers/redis/delayed.py"
@@ -100,6 +109,7 @@ broker = Broker(
     delays_tasks=DELAYS,
     bulk=Bulk,
     like=like,
+    explain=explain,
     close_inherited=close_inherited,
     limits={
         "quorum_queues": Limit("cannot", "a queue is a list, on one server; the argument is ignored", "seen by this test"),

@@ -90,6 +90,11 @@ class QoS(QoSBase):
         """How many messages' tasks wait or run."""
         return len(self._delivered or ()) - len(self._dirty or ()) - commit.done
 
+    def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
+        """Requeue the messages of dead workers, as kombu. Who may not, such as who waits for replies, leaves it to workers."""
+        with suppress(NoPermissionError):
+            super().restore_visible(start, num, interval)
+
     def restore_unacked_once(self, stderr: object = None) -> None:
         """Requeue what is unacknowledged when the process exits, after the acknowledgements are sent."""
         commit.try_flush()
