@@ -86,7 +86,8 @@ CONTROLS = (
 )
 SCRIPTS = ("EVAL return|redis.call('RPOP','tasks') 0", "EVAL return|redis.call('HGETALL','celery.dead') 0", "FUNCTION FLUSH")
 SENDS = (
-    "LPUSH tasks message", "LLEN tasks", "SMEMBERS _kombu.binding.celery", "PUBLISH /0.news message",
+    "LPUSH tasks message", "LLEN tasks", "SMEMBERS _kombu.binding.celery", "SMEMBERS _celery-kit.fanout",
+    "PUBLISH /0.news message",
     "PUBLISH /3.celery message", "ZCOUNT _celery-kit.delayed -inf 5", "EVAL return|redis.call('LPUSH','tasks','x') 1 tasks",
     "MULTI", "PING",
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.worker.consumer.delayed_delivery import DelayedDelivery
-from kombu import Queue
+from kombu import Exchange, Queue
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from celery_kit.fixes import delayed_messages
@@ -35,7 +36,7 @@ class Slow(DelayedDelivery):
 
 def consumer(queue_type: str = "quorum") -> Any:
     conf = SimpleNamespace(broker_url="amqp://", broker_native_delayed_delivery_queue_type=queue_type)
-    return SimpleNamespace(app=SimpleNamespace(conf=conf))
+    return SimpleNamespace(app=SimpleNamespace(conf=conf), add_task_queue=lambda *_: None)
 
 
 @pytest.fixture
@@ -77,6 +78,18 @@ def test_a_queue_that_a_task_names_meanwhile_does_not_disturb_it(monkeypatch: py
     app.amqp.queues.select(["two"])  # -Q: nobody may have made the other one
     make(Slow(), app, None)
     assert bound == ["two"]
+
+
+def test_a_queue_that_is_added_by_remote_control_gets_delayed_tasks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its producer may have no right to bind it, and the broker would drop them."""
+    app = Celery("some", set_as_current=False)
+    consumes, reached = SimpleNamespace(app=app), list[str]()
+    consumes.add_task_queue = lambda name, exchange, kind: app.amqp.queues.add(Queue(name, Exchange(exchange, kind)))
+    monkeypatch.setattr(delayed_messages.Delayed, "reach", lambda _, queue: reached.append(queue.name))
+    add = partial(delayed_messages._added, consumes, consumes.add_task_queue)
+    add("one", "one", "topic")
+    add("two", "two", "direct")  # it is not delayed there
+    assert reached == ["one"]
 
 
 def test_a_worker_whose_broker_delays_nothing_has_nothing_to_wait_for() -> None:
