@@ -123,11 +123,9 @@ def test_a_worker_of_this_machine_works_for_the_stack(checkout: Checkout, broker
         terminal.shows("ready.")
         sent = checkout.make("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "by hand"]', "WAIT=30")
         assert "state     SUCCESS" in sent.stdout
-        sent = checkout.run(
-            "docker", "compose", "-p", project, "exec", "-T", "beat",
-            "python", "-c", "from app import app; print(app.send_task('fresh.answer').get(timeout=30))",
-        )  # fmt: skip
-        assert sent.stdout == "42\n"
+        shown = dict(line.split("=", 1) for line in checkout.make("urls").stdout.splitlines())
+        ask = "from celery_kit import Kit; print(Kit('own').send_task('fresh.answer').get(timeout=30))"
+        assert checkout.run(sys.executable, "-c", ask, **shown).stdout == "42\n"
     finally:
         new.unlink(missing_ok=True)
         with suppress(ProcessLookupError):
