@@ -203,6 +203,18 @@ class SigningProducer:
         return publish(raw, content_type=kind, content_encoding=encoding, headers=signed, **options)
 
 
+class GivenProducer(KombuProducer):
+    """kombu's producer, on a connection that a caller has given. It goes on, too, where the broker refuses to declare."""
+
+    def _get_channel(self: Any) -> Any:
+        channel = KombuProducer._get_channel(self)
+        if hasattr(channel, "apart"):  # celery_kit/brokers/rabbitmq/transport.py
+            channel.apart = True
+        return channel
+
+    channel = property(_get_channel, KombuProducer._set_channel)
+
+
 class Producers(ProducerPool):
     """Producers that keep their connection and channel between messages."""
 
@@ -272,6 +284,7 @@ class AMQP(AMQPBase):  # type: ignore[misc]
     """Celery's, with these connections and producers, and the brokers' own arguments of queues."""
 
     queues_cls = Queues
+    Producer = GivenProducer
 
     def Connection(self, *args: object, transport_options: Options | None = None, **options: object) -> Connection:
         """A connection of this app, as kombu's. The given transport options win over the app's."""

@@ -11,6 +11,8 @@ from typing import Any
 import amqp
 import pytest
 import requests
+from celery.beat import ScheduleEntry, Scheduler
+from celery.schedules import schedule
 from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
@@ -322,3 +324,16 @@ def test_a_producer_is_told_of_a_queue_that_no_worker_has_declared(door: Door, o
             sender.send_task("probes.add", (1, 2), queue=queue, **options)
         declarer.send_task("probes.add", (1, 2), queue=queue, countdown=1)
     assert sender.send_task("probes.add", (1, 2), queue=queue, **options).id
+    with sender.connection_for_write() as connection:
+        assert sender.send_task("probes.add", (1, 2), queue=queue, connection=connection, **options).id
+
+
+def test_beat_sends_what_is_due(door: Door) -> None:
+    """By Celery's own producer, which declares what it sends to; a worker has done so."""
+    apps = {
+        role: kit({"CELERY_BROKER_URL": door.url(role), "CELERY_RESULT_BACKEND": ""}, role) for role in ("beat", "operator")
+    }
+    apps["operator"].send_task("probes.add", (1, 2))
+    scheduler = Scheduler(apps["beat"], lazy=True)
+    entry = ScheduleEntry(name="due", task="probes.add", args=(1, 2), schedule=schedule(60), app=apps["beat"])
+    assert scheduler.apply_async(entry, producer=scheduler.producer, advance=False).id

@@ -146,10 +146,13 @@ class Declaring(Bounded):
     connection.
     """
 
+    #: Of a producer without a time limit.
+    apart = False
+
     def _apart(self, method: str, *args: object, **options: object) -> Any:
         declare: Callback = getattr(KombusChannel, method)
         connection = self.connection
-        if self.patience is None or connection is None or options.get("passive"):
+        if not (self.apart or self.patience is not None) or connection is None or options.get("passive"):
             return declare(self, *args, **options)
         if not (channel := connection.declaring) or not channel.is_open:
             channel = connection.declaring = connection.Channel(connection)
