@@ -6,13 +6,20 @@ from contextlib import suppress
 from dataclasses import asdict
 
 from celery.exceptions import TimeoutError as ResultTimeout
+from kombu.exceptions import DecodeError
 
+from celery_kit.base.messages import plain
 from celery_kit.base.refusals import refuse
 from celery_kit.base.types import AnyResult
 from celery_kit.operate.arguments import Parser, next_look
 from celery_kit.operate.target import app
 from celery_kit.results import room
 from celery_kit.results.outcome import Outcome, forget, outcome
+
+#: Characters of an error that a refusal repeats.
+MOST_SHOWN = 100
+#: What reading a stored result raises that is none of Celery's.
+UNREADABLE = (DecodeError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 def show(result: AnyResult, wait: float | None = None, as_json: bool = False) -> None:
@@ -36,7 +43,8 @@ def show_outcome(found: Outcome) -> None:
         fields["progress"] = " ".join(f"{name}={value}" for name, value in found.progress.items())
     for name, text in (fields | {"error": found.error, "done": found.done, "traceback": found.traceback}).items():
         if text:
-            print(f"{name:<10}{text}")
+            shown = plain(text, kept="\n\t")
+            print(f"{name:<10}{shown}")
     if found.state == "PENDING":
         print("          waiting for a worker, or not known: never sent, expired, or forgotten")
 
@@ -68,6 +76,10 @@ def main() -> None:
         show(app.AsyncResult(given.id), given.wait, given.json)
     except (*getattr(app.backend, "connection_errors", ()), ConnectionError) as error:
         refuse(f"the results server cannot be reached ({error}); {next_look()}")
+    except UNREADABLE as error:
+        refuse(
+            f"what is stored for ID={plain(given.id)} is no result ({type(error).__name__}: {plain(str(error))[:MOST_SHOWN]})"
+        )
     sys.stdout.flush()
 
 
