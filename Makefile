@@ -89,7 +89,7 @@ test-cost:    ## what a task costs on each broker and pool: frames, round trips,
 test-compat:  ## the kit on either engine beside plain Celery, on each broker and pool: what Celery gives, the kit gives; BROKER= POOL=
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat --reruns 2
 
-test-security: ## hostile messages, on each broker, pool and engine: a worker works on, and none vanishes; FUZZED=1: those of test-fuzz
+test-security: ## what must not be possible, on running stacks; hostile messages, on each broker, pool and engine; FUZZED=1: those of test-fuzz
 	deploy/env.sh dev && deploy/env.sh audit && BROKER= POOL= $(KIT) images && $(PYTEST) tests/security -q --no-header
 
 test-fuzz:    ## what decides about a message, by a coverage-guided fuzzer, BROKER= SECONDS=600 each; writes docs/reports/fuzz.md
@@ -97,6 +97,9 @@ test-fuzz:    ## what decides about a message, by a coverage-guided fuzzer, BROK
 
 test-hostile: ## some hostile messages on the kit and on plain Celery; writes docs/reports/hostile.md
 	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m tests.security.beside
+
+test-checks:  ## what must not be possible, tried on the kit, on plain Celery in compose, and with weaknesses planted; writes docs/reports/checks.md (BROKER= ONLY= SIDES=kit|plain)
+	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m tests.security.checks
 
 test-packages: ## Sentry, OpenTelemetry, Django, celery-batches … on the kit, beside plain Celery (minutes)
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/packages
