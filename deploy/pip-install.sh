@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs a lock into /opt/venv, byte-compiled, without the packages' own tests, C sources and debug information.
+# Installs a lock into /opt/venv, byte-compiled, without the packages' own tests (Tornado's have a private key), C sources and debug
+# information.
 # wheels.txt notes which file of those that the lock allows each package came from. For deploy/Dockerfile.
 set -eu
 [ ! -s /run/secrets/ca ] || export PIP_CERT=/run/secrets/ca
@@ -12,7 +13,7 @@ from urllib.parse import unquote
 files = [one["download_info"] for one in json.load(open("/tmp/report.json"))["install"]]
 print(*sorted(f"{one['archive_info']['hashes']['sha256']}  {unquote(one['url']).rpartition('/')[2]}" for one in files), sep="\n")
 END
-find /opt/venv/lib -depth \( -type d \( -name tests -o -name testing -path '*/gevent/*' \) -o -name '*.c' -o -name '*.pyx' -o -name '*.h' -o -name '*.hpp' -o -name '*.cpp' \) -exec rm -rf {} +
+find /opt/venv/lib -depth \( -type d \( -name tests -o -name testing -path '*/gevent/*' -o -name test -path '*/tornado/*' \) -o -name '*.c' -o -name '*.pyx' -o -name '*.h' -o -name '*.hpp' -o -name '*.cpp' \) -exec rm -rf {} +
 find /opt/venv/lib -name '*.so*' -type f -exec strip --strip-unneeded {} +
 # One time for all files where it is given: it is part of the compiled ones.
 dated() { [ -z "${SOURCE_DATE_EPOCH:-}" ] || find /layer -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +; }
