@@ -1,6 +1,6 @@
 """The table on the kit, on plain Celery, and with each weakness planted: docs/reports/checks.md.
 
-`make test-checks`; BROKER= chooses one, ONLY= rows by a part of their id, SIDES=kit or plain a column. It asserts nothing:
+`make test-checks`; BROKER= chooses one, ONLY= rows by parts of their ids, SIDES=kit or plain a column. It asserts nothing:
 `make test-security` does, for the kit. What an earlier run has found stays in the report.
 """
 
@@ -19,11 +19,11 @@ from celery_kit.base.refusals import choose
 from celery_kit.base.target import ROOT
 from testbed.servers import SERVERS
 from tests.security.checks import TABLE
-from tests.security.checks.contract import AREAS, KIT, PLAIN, AbsentError, Check, Subject
+from tests.security.checks.contract import AREAS, KIT, PLAIN, REPORT, AbsentError, Check, Subject
 from tests.security.checks.stacks import of_kit, of_plain
 from tests.security.test_containers import docker
 
-REPORT, NOTES = ROOT / "docs/reports/checks.md", ROOT / "reports/checks.json"
+NOTES = ROOT / "reports/checks.json"
 PLANTED = "weakness planted"
 #: By row, column and broker: what was found.
 Notes = dict[str, dict[str, dict[str, str]]]
@@ -43,7 +43,7 @@ def tried(row: Check, subject: Subject) -> str:
 
 def _short(found: object) -> str:
     if isinstance(found, dict):
-        found = ", ".join(f"{key}" for key in found)
+        found = ", ".join(sorted(map(str, found)))
     elif isinstance(found, list | tuple | set):
         found = ", ".join(map(str, found))
     return "" if found is True else " ".join(str(found).split()).replace("|", " ")[:70]
@@ -112,7 +112,7 @@ Each row is an attempt on a running stack: `make test-checks`, {datetime.now(UTC
 - **celery-kit**: a stack of `make up POOL=prefork MONITOR=1`, on each broker, without a choice of any setting; the rows of
   encryption with `SECURE=mutual`.
 - **plain Celery**: the server's image as it is, with its default users; a worker by `celery -A proj worker`, beat and Flower,
-  as the documentation starts them: [tests/security/plain](../../tests/security/plain). The same base image, the same versions.
+  as the documentation starts them: `tests/security/plain/`. The same base image, the same versions.
 - **weakness planted**: the same attempt on a stack of the kit in which one thing was made as it should not be.
 
 `-`: there is nothing of the kind. Of {len(rows)} attempts, {len(kit)} are not possible on celery-kit; {len(plain)} are
@@ -135,7 +135,7 @@ def _engine() -> str:
 
 def main() -> None:
     """Try the table, and write the report."""
-    chosen, only = os.environ.get("BROKER"), os.environ.get("ONLY", "")
+    chosen, only = os.environ.get("BROKER"), os.environ.get("ONLY", "").split(",")
     brokers = [choose("BROKER", chosen, SERVERS)] if chosen else list(SERVERS)
     sides = os.environ.get("SIDES", "kit,plain").split(",")
     notes: Notes = json.loads(NOTES.read_text()) if NOTES.exists() else {}
@@ -143,7 +143,11 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         for broker in brokers:
-            rows: Any = [row for row in TABLE.values() if only in row.id and (not row.brokers or broker in row.brokers)]
+            rows: Any = [
+                row
+                for row in TABLE.values()
+                if any(part in row.id for part in only) and (not row.brokers or broker in row.brokers)
+            ]
             for kind in ("stack", "secure"):
                 those = [row for row in rows if row.kind == kind]
                 if "kit" in sides and those:

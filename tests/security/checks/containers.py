@@ -159,7 +159,9 @@ ROWS = (
     Check(
         "images",
         "anybody can read a private key in it",
-        in_image("grep -rlsIE '^-----BEGIN( [A-Z]+)? PRIVATE KEY-----' /srv /opt /etc /root /home 2>/dev/null | head -3"),
+        in_image(
+            "grep -rlsIE '^-----BEGIN( [A-Z]+)? PRIVATE KEY-----' /srv /opt /usr/local /etc /root /home 2>/dev/null | head -3"
+        ),
         Plant(
             "an image with a key",
             image_with(f"USER 0\nRUN {KEY} > /srv/key && chmod 644 /srv/key"),

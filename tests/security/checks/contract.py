@@ -13,6 +13,7 @@ from uuid import uuid4
 from celery import Celery
 
 from celery_kit import Kit
+from celery_kit.base.target import ROOT
 from testbed.stack import SESSION
 from tests.deploy.conftest import Checkout
 from tests.harness.containers import LABEL
@@ -26,6 +27,7 @@ AREAS = (
     "supply chain", "encryption",
 )  # fmt: skip
 KIT, PLAIN = "celery-kit", "plain Celery"
+REPORT = ROOT / "docs/reports/checks.md"
 
 
 class AbsentError(Exception):

@@ -192,18 +192,6 @@ def held_up(subject: Subject) -> str:
     return "all 40,000 states came first" if states == {"REVOKED"} else ""
 
 
-def odd_limit(subject: Subject) -> list[str]:
-    """An attempt: a time limit that is no number, by a command, ends the worker at its next task."""
-    app, one = fresh(subject), subject.service("worker")
-    before, said = _of(one), len(logs(one))
-    app.control.broadcast("time_limit", {"task_name": TASK, "hard": "x", "soft": "x"}, reply=True, timeout=2)
-    done = answered(subject, app)
-    app.control.broadcast("time_limit", {"task_name": TASK, "hard": None, "soft": None})
-    found = ["the worker ended"] if _of(one) != before else []
-    found += ["it lost its connection"] if "onnection to broker lost" in logs(one)[said:] else []
-    return found + ([] if done == CANARIES else [f"{CANARIES - done} of {CANARIES} tasks stuck"])
-
-
 def shows_passwords(subject: Subject) -> list[str]:
     """An attempt: `inspect conf` shows the app's password."""
     app = fresh(subject)
@@ -237,7 +225,9 @@ VANISHING: dict[str, Callable[[], Hostile]] = {
     "arguments that are no list": content(body(args={"a": 1}, kwargs=[])),
 }  # fmt: skip
 UNHIDDEN = "import celery.app.utils as utils\nutils.filter_hidden_settings = lambda conf: conf\n"
-LIMIT_OFF = "import celery_kit.base.gate as gate\ngate.is_limit = lambda given: True\n"
+#: Without the gate alone what Celery itself cannot use is dead-lettered all the same. Only the size has one guard.
+BOUND_OFF = "import celery_kit.base.sizes as sizes\nsizes.too_large = lambda *_, **__: None\n"
+NO_BOUND = Plant("a worker without a bound for sizes", worker(BOUND_OFF, MESSAGE_MOST="1000000000"))
 
 
 def _as_ours(make: Callable[[], Hostile]) -> Callable[[], Hostile]:
@@ -260,7 +250,7 @@ ROWS = (
             "messages",
             f"it ends a worker, takes its slots or fills its memory: {name}",
             hurts(_as_ours(MESSAGES[name])),
-            None,
+            NO_BOUND if "of zlib" in name or "bzip2" in name else None,
             brokers,
         )
         for name, brokers in HURTING.items()
@@ -277,22 +267,15 @@ ROWS = (
     ),
     Check("messages", "an id writes lines of its own into the log", in_log("\nforged: ")),
     Check("messages", "an id sends escapes to the terminal of who reads the log", in_log("\x1b[31m")),
-    Check("control", "bytes that are no message end a worker or make it deaf", raw_command("x", "", "\x00")),
     Check(
         "control",
-        "JSON of another shape ends a worker or makes it deaf",
-        raw_command("{}", "5", "null", "[[]]", '{"method": 5}'),
+        "what is no command ends a worker or makes it deaf",
+        raw_command("x", "", "{}", "5", "null", "[[]]", '{"method": 5}'),
     ),
-    Check("control", "JSON that is 100,000 deep ends a worker or makes it deaf", raw_command(deep(100_000))),
+    Check("control", "one that is nested 100,000 deep ends a worker or makes it deaf", raw_command(deep(100_000))),
     Check("control", "a command has workers consume dead letters", consumes("celery.dead")),
     Check("control", "a command has workers consume dead letters of failed tasks", consumes("celery.dead.failed")),
     Check("control", "revoking many ids holds up tasks", held_up),
-    Check(
-        "control",
-        "a time limit that is no number ends a worker",
-        odd_limit,
-        Plant("a worker that takes any limit", worker(LIMIT_OFF)),
-    ),
     Check(
         "control",
         "`inspect conf` shows the app's password",

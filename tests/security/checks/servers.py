@@ -108,7 +108,7 @@ def shown_by_engine(which: str) -> Attempt:
         text = f"{user}:{secret}@" if secret == user else secret
         if not secret:
             raise AbsentError("there is no password")
-        return [one.service for one in subject.containers if shows(one, text)]
+        return sorted(one.service for one in subject.containers if shows(one, text))
 
     return attempt
 
@@ -161,7 +161,7 @@ def way_out(subject: Subject) -> list[str]:
         for name in one.facts["NetworkSettings"]["Networks"]:
             options = json.loads(docker("network", "inspect", name))[0]["Options"] or {}
             leads = asked(name) if answers else options.get("com.docker.network.bridge.enable_ip_masquerade") != "false"
-            found += [f"{one.service} by {name}"] if leads else []
+            found += [f"{one.service} by {name.rpartition('_')[2]}"] if leads else []
     return found
 
 
