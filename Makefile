@@ -95,7 +95,7 @@ test-security: ## what must not be possible, on running stacks; hostile messages
 test-fuzz:    ## what decides about a message, by a coverage-guided fuzzer, BROKER= SECONDS=600 each; writes docs/reports/fuzz.md
 	deploy/env.sh dev && .venv/bin/python -m tests.fuzz.run
 
-test-hostile: ## some hostile messages on the kit and on plain Celery; writes docs/reports/hostile.md
+test-hostile: ## some hostile messages on the kit and on plain Celery, prefork and solo; writes docs/reports/hostile.md (BROKER= POOL=)
 	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m tests.security.beside
 
 test-checks:  ## what must not be possible, tried on the kit, on plain Celery in compose, and with weaknesses planted; writes docs/reports/checks.md (BROKER= ONLY= SIDES=kit|plain)

@@ -1,6 +1,6 @@
 """Hostile messages on the kit and on plain Celery, one kind at a time, each with a worker of its own: docs/reports/hostile.md.
 
-`make test-hostile`; it asserts nothing. BROKER= chooses one; what is known of the other stays in the report.
+`make test-hostile`; it asserts nothing. BROKER= and POOL= choose one; what is known of the others stays in the report.
 """
 
 import bz2
@@ -24,6 +24,7 @@ from celery_kit import Kit
 from celery_kit.base.refusals import choose
 from celery_kit.base.target import ROOT
 from celery_kit.operate.look.dead import each, letters
+from celery_kit.pools.table import POOLS
 from tests.harness.servers import Server, rabbitmq
 from tests.harness.workers import Process, wait_for_worker, worker_argv
 from tests.security.conftest import SENDERS, Target, place_of
@@ -75,7 +76,7 @@ MESSAGES: dict[str, Callable[[], Hostile]] = {
 }  # fmt: skip
 
 
-def trial(target: Target, side: str, make: Callable[[], Hostile]) -> str | None:
+def trial(target: Target, side: str, pool: str, make: Callable[[], Hostile]) -> str | None:
     """What becomes of a message; None if the broker has no form for it."""
     queue = f"beside-{uuid4().hex[:8]}"
     runs = target.folder / f"{queue}.runs"
@@ -85,7 +86,7 @@ def trial(target: Target, side: str, make: Callable[[], Hostile]) -> str | None:
     if side == "celery-kit":
         each(app, lambda _: "drop")
     about = {**target.urls, "RUNS": str(runs), "DATA_DIR": str(target.folder)}
-    worker = Process(worker_argv(APPS[side], "prefork", queue, concurrency=str(COPIES)), target.folder / f"{queue}.log", about)
+    worker = Process(worker_argv(APPS[side], pool, queue, concurrency=str(COPIES)), target.folder / f"{queue}.log", about)
     try:
         wait_for_worker(worker)
         before = peak(worker)
@@ -155,11 +156,11 @@ def targets(folder: Path, names: list[str]) -> Iterator[Target]:
             yield Target("rabbitmq", {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": str(results)}, folder)
 
 
-def rows(target: Target) -> list[str]:
-    """The lines of a broker's table, a message each."""
+def rows(target: Target, pool: str) -> list[str]:
+    """The lines of a table, a message each."""
     found = []
     for name, make in MESSAGES.items():
-        cells = [trial(target, side, make) for side in APPS]
+        cells = [trial(target, side, pool, make) for side in APPS]
         if any(cells):
             found.append(f"| {name} | {' | '.join(one or '-' for one in cells)} |")
             print(found[-1], flush=True)
@@ -167,25 +168,25 @@ def rows(target: Target) -> list[str]:
 
 
 def write(measured: dict[str, list[str]]) -> None:
-    """Write the report. What an earlier run has found of another broker stays in it."""
+    """Write the report. What an earlier run has found of another broker or pool stays in it."""
     earlier = REPORT.read_text().split("\n## ")[1:] if REPORT.exists() else []
     sections = {section.partition("\n")[0]: section.partition("\n")[2].strip() for section in earlier}
     head = [f"| {COPIES} times | {' | '.join(APPS)} |", f"| --- |{' --- |' * len(APPS)}"]
     versions = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "amqp", "redis"))
-    for broker, lines in measured.items():
-        sections[broker] = "\n".join([f"{datetime.now(UTC):%F}; {versions}.", "", *head, *lines])
+    for name, lines in measured.items():
+        sections[name] = "\n".join([f"{datetime.now(UTC):%F}; {versions}.", "", *head, *lines])
     REPORT.write_text(
         f"""# Hostile messages, beside plain Celery
 
-Each kind of message is sent {COPIES} times to a worker of its own: prefork with {COPIES} children, late acknowledgement. Then
-the worker gets {CANARIES} ordinary tasks, and has {SECONDS} s for these. Bold is what should not be. What "stays for the next
-worker" is what the broker has after the worker was stopped, ordinary tasks too. Memory is that of the worker's main process,
-more than before. "Dropped": it neither ran, nor is anything else known of it.
+Each kind of message is sent {COPIES} times to a worker of its own: prefork with {COPIES} children, or solo, both with late
+acknowledgement. Then the worker gets {CANARIES} ordinary tasks, and has {SECONDS} s for these. Bold is what should not be. What
+"stays for the next worker" is what the broker has after the worker was stopped, ordinary tasks too. Memory is that of the
+worker's main process, more than before. "Dropped": it neither ran, nor is anything else known of it.
 
 Written by `make test-hostile`. It asserts nothing; `make test-security` does, for the kit.
 
 """
-        + "\n".join(f"## {broker}\n\n{section}\n" for broker, section in sections.items())
+        + "\n".join(f"## {name}\n\n{section}\n" for name, section in sections.items())
     )
 
 
@@ -193,8 +194,10 @@ def main() -> None:
     """Run all trials, and write the report."""
     chosen = os.environ.get("BROKER")
     names = [choose("BROKER", chosen, SENDERS)] if chosen else list(SENDERS)
+    pools = [choose("POOL", one, POOLS)] if (one := os.environ.get("POOL")) else ["prefork", "solo"]
     with tempfile.TemporaryDirectory() as folder:
-        write({target.broker: rows(target) for target in targets(Path(folder), names)})
+        for target in targets(Path(folder), names):
+            write({f"{target.broker}, {pool}": rows(target, pool) for pool in pools})
 
 
 if __name__ == "__main__":
