@@ -59,7 +59,7 @@ dev: env      ## a worker on this machine, on the running stack, that restarts w
 doctor: env   ## what is wrong with this machine and the running stack, and how to fix it
 	$(KIT) doctor
 
-logs: env     ## the running stack's logs; FOLLOW=1 follows them
+logs: env     ## the running stack's logs; FOLLOW=1 follows them, GROUP= shows one worker group's
 	$(KIT) logs
 
 ps: env       ## the running stack's containers or processes

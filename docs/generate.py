@@ -20,6 +20,7 @@ from celery_kit.base.facts import BOUNDS, Queue, Server, vitals_of
 from celery_kit.brokers import BROKERS
 from celery_kit.engine import parts as engine
 from celery_kit.fixes import FIXES, PARTS
+from celery_kit.operate import groups as worker_groups
 from celery_kit.operate.look import exporter
 from celery_kit.operate.look.status import Snapshot
 from celery_kit.pools.table import POOLS
@@ -254,6 +255,14 @@ def messages() -> str:
     return table(("message", "plain Celery", "here"), *rows, *((f"Redis: {one.what}", one.celery, one.kit) for one in REDIS))
 
 
+def groups() -> str:
+    """What a worker group may say."""
+    return table(
+        ("field", "allowed", "what it is", "left out"),
+        *((f"`{one.name}`", one.kind.words, one.what, one.otherwise) for one in worker_groups.FIELDS.values()),
+    )
+
+
 def changes() -> str:
     """What taking the kit changes in each of examples/."""
     patches = sorted((ROOT / "examples").glob("*/kit.patch"))
@@ -329,7 +338,7 @@ def parts() -> str:
 
 
 _TABLES = (
-    alerts, metrics, pools, backends, brokers, broker_differences, pool_differences, faults, bench,
+    alerts, metrics, groups, pools, backends, brokers, broker_differences, pool_differences, faults, bench,
     benchmark, choices, packages, speed, messages, changes, fixes, parts, compatibility, earlier,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {
@@ -348,14 +357,19 @@ def renewed(text: str) -> str:
     )
 
 
+def schema() -> str:
+    """The JSON schema of the table of worker groups, as its file has it."""
+    return f"{json.dumps(worker_groups.schema(), indent=2)}\n"
+
+
 def main() -> None:
-    stale = [
-        path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if renewed(path.read_text()) != path.read_text()
-    ]
+    pages = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    made = {**{path: renewed(path.read_text()) for path in pages}, worker_groups.SCHEMA: schema()}
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
     if "--check" in sys.argv:
         sys.exit(f"stale, run 'make docs': {', '.join(path.name for path in stale)}" if stale else 0)
     for path in stale:
-        path.write_text(renewed(path.read_text()))
+        path.write_text(made[path])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dotenv import dotenv_values
 
 from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks import certificates, passwords
-from celery_kit.operate.stacks.compose import of_python
+from celery_kit.operate.stacks.images import of_python
 from testbed.servers import SERVERS
 from testbed.servers.contract import APP, PASSWORD, secured
 

@@ -82,7 +82,7 @@ class Member:
     """A process of the stack: a container, or a process of this machine.
 
     `role`: worker, beat, broker … `state`: in words. `node`: the worker's name; None for others.
-    `said`: what beat wrote about its timetable; empty for others.
+    `said`: what beat wrote about its timetable; empty for others. `group`: the worker's, by name; empty: it is in none.
     """
 
     role: str
@@ -90,6 +90,7 @@ class Member:
     running: bool
     node: str | None = None
     said: dict[str, TimetableEntry] = field(default_factory=dict)
+    group: str = ""
 
 
 #: The upper bounds of a histogram's buckets, in seconds. The last bucket has none.

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from click.core import ParameterSource
 from dotenv import dotenv_values, load_dotenv
 
 from celery_kit.base.choices import TASK_TIME_LIMIT
@@ -17,13 +18,17 @@ from celery_kit.base.facts import PATIENCE, Member
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
+from celery_kit.operate import groups
 from celery_kit.operate.arguments import OF_DEAD
+from celery_kit.operate.groups import Group
 from celery_kit.operate.options import backend_option, broker_option, codebase_options, pool_option, python_option
 from celery_kit.operate.stacks import certificates, passwords
 from celery_kit.operate.stacks import codebase as codebases
-from celery_kit.operate.stacks.compose import Compose, build, image, image_size, prepare
+from celery_kit.operate.stacks.compose import Compose
+from celery_kit.operate.stacks.current import IN_CONTAINERS, Stack, meant, running_stack, stack_of
 from celery_kit.operate.stacks.docker import EngineSilentError, Facts, others
-from celery_kit.operate.stacks.embedded import Local
+from celery_kit.operate.stacks.images import build, image, image_size, prepare
+from celery_kit.operate.stacks.local import Local
 from celery_kit.operate.stacks.ports import published_ports
 from celery_kit.operate.stacks.pythons import on_this_machine
 from celery_kit.pools.table import POOLS
@@ -33,38 +38,13 @@ from celery_kit.results import BACKENDS
 if TYPE_CHECKING:
     from celery_kit.operate.look.status import Snapshot
 
-Stack = Local | Compose
-#: The brokers whose stacks run in containers.
-IN_CONTAINERS = [broker.name for broker in BROKERS.values() if broker.compose_file]
 #: How many seconds a process of a stack may take to report its status, including the process' start.
 LOOK_SECONDS = 20.0
 
 
-def _stack_of(broker: str) -> Stack:
-    return Compose(broker) if BROKERS[broker].compose_file else Local()
-
-
-def meant() -> list[Stack]:
-    """The stacks that a command may refer to: that of BROKER if it is given now; otherwise all, that of .env first."""
-    given = os.environ.get("BROKER")
-    stack = _stack_of(choose("BROKER", given, BROKERS)) if given else Local()
-    if given and given != dotenv_values(ROOT / ".env").get("BROKER"):
-        return [stack]
-    return [Compose(), Local()] if isinstance(stack, Compose) else [Local(), Compose()]
-
-
-def running_stack() -> Stack:
-    """The running stack of this checkout, or that of BROKER if it is given. Refuses if none runs."""
-    found = next((stack for stack in meant() if stack.running()), None)
-    if not found:
-        start, theirs = f"'make up', or 'make up BROKER={IN_CONTAINERS[0]} POOL=gevent'", others()
-        refuse(f"no stack runs; start one with {start}{theirs and f'. Not of this checkout: {theirs}'}")
-    return found
-
-
-def _check(broker: str, pool: str, backend: str, limit: int) -> None:
-    """Refuse what the worker would refuse, before anything starts. `limit`: as in Choices.from_environ."""
-    axes = {"BROKER": broker, "POOL": pool, "BACKEND": backend}
+def _check(broker: str, group: Group, backend: str, limit: int) -> None:
+    """Refuse what a group's workers would refuse, before anything starts. `limit`: as in Choices.from_environ."""
+    axes = {"BROKER": broker, "BACKEND": backend, **group.environ()}
     servers = {  # their addresses do not matter here
         "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",
         "CELERY_RESULT_BACKEND": f"{BACKENDS[backend].schemes[0]}://",
@@ -111,25 +91,37 @@ def up(
     codebase: codebases.Codebase | None,
 ) -> None:
     """Start a stack and wait until it is healthy."""
-    os.environ |= {"CELERY_WORKER_QUEUES": queues} if queues else {}  # a worker's own variable for --queues
-    stack = _stack_of(broker)
-    _check(broker, pool, backend, 0 if codebase and isinstance(stack, Local) else TASK_TIME_LIMIT)
+    table = groups.read(codebases.code_of(codebase), pool, scale)
+    if queues and not table.groups:
+        os.environ["CELERY_WORKER_QUEUES"] = queues  # a worker's own variable for --queues
+    workers = table.groups or (Group(pool=pool, scale=(scale, scale)),)
+    stack = stack_of(broker)
+    for group in workers:
+        _check(broker, group, backend, 0 if codebase and isinstance(stack, Local) else TASK_TIME_LIMIT)
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
     contained = [f"{name.upper()}=1" for name in profiles] + ([f"SECURE={secure}"] if secure else [])
     if not isinstance(stack, Compose):
         if contained:
             refuse(f"{contained[-1]} needs a stack of containers: {' or '.join(f'BROKER={name}' for name in IN_CONTAINERS)}")
         _on_this_machine()
+    if line := table.overruled(_typed("pool", "scale", "queues")):
+        click.echo(line, err=True)
     options = (profiles,) if isinstance(stack, Compose) else ()
-    started = stack.up(pool, backend, scale, codebase, *options)
-    click.echo(f"\n{broker}, {pool}, results by {backend}{f', {codebase.app}' if codebase else ''}: running and healthy")
+    started = stack.up(workers, backend, codebase, *options)
+    pools = ", ".join(f"{one.name} on {one.pool}" if one.name else one.pool for one in workers)
+    click.echo(f"\n{broker}, {pools}, results by {backend}{f', {codebase.app}' if codebase else ''}: running and healthy")
     click.echo("\n".join(f"  {place}" for place in started.places))
     click.echo("".join(f"Settings: {line}\n" for line in started.about.contradictions), nl=False)
-    cannot = [name for name, limit in limits(BROKERS[broker], BACKENDS[backend], POOLS[pool]).items() if limit.kind == "cannot"]
-    if cannot:
-        click.echo(
-            f"Celery cannot do here: {', '.join(sorted(cannot)).replace('_', ' ')} (docs/matrix.md: what happens instead)"
-        )
+    if table.groups:
+        said = groups.notes(table, started.about.queues, started.about.limited, contained=isinstance(stack, Compose))
+        click.echo("".join(f"Groups: {line}\n" for line in said), nl=False)
+    for one in dict.fromkeys(one.pool for one in workers):
+        rows = limits(BROKERS[broker], BACKENDS[backend], POOLS[one])
+        if cannot := sorted(name for name, limit in rows.items() if limit.kind == "cannot"):
+            where = f"on {one}" if table.groups else "here"
+            click.echo(
+                f"Celery cannot do {where}: {', '.join(cannot).replace('_', ' ')} (docs/matrix.md: what happens instead)"
+            )
     result = "make result ID=…" if BACKENDS[backend].read_elsewhere else "(results: send with WAIT=10)"
     task = 'mail.send_email ARGS=\'["you@example.com", "hello"]\''
     if codebase:
@@ -137,6 +129,13 @@ def up(
     click.echo(f"""Next:
   make send TASK={task}    then  {result}
   make status    make logs    make urls    make down""")
+
+
+def _typed(*names: str) -> dict[str, str]:
+    """By variable, the values of options that were typed, or stand in .env."""
+    context = click.get_current_context()
+    given = {name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    return {name.upper(): str(context.params[name]) for name in names if name in given}
 
 
 def _run(role: str, *argv: str) -> NoReturn:
@@ -260,7 +259,8 @@ def doctor() -> None:
     except EngineSilentError:
         stack = None  # which is found below
     if stack is None:
-        sys.exit(show(Scene(stack=False, ports=published_ports())))
+        folder = ROOT / (os.environ.get("SOURCE") or "app")
+        sys.exit(show(Scene(stack=False, ports=published_ports(), folder=folder)))
     inspected = _join(stack)
     containers = inspected if isinstance(stack, Compose) else []
     codebase = stack.codebase(inspected)
@@ -269,7 +269,7 @@ def doctor() -> None:
     def look(members: list[Member], patience: float) -> "Snapshot":
         return _look(stack, inspected, members, patience)
 
-    sys.exit(show(Scene(stack.members(inspected), containers, look=look, code=code)))
+    sys.exit(show(Scene(stack.members(inspected), containers, look=look, code=code, folder=codebases.code_of(codebase))))
 
 
 @cli.command()
@@ -290,8 +290,12 @@ def top(every: float) -> None:
 
 
 def _look(stack: Stack, inspected: list[Facts], members: list[Member], patience: float) -> "Snapshot":
-    """A snapshot of a stack. For a codebase, a process of the stack takes it if one answers, because it has the packages."""
+    """A snapshot of a stack, with its groups. For a codebase, a process of the stack takes it if one answers, because it has
+    the packages.
+    """
     from celery_kit.operate.look import status
+
+    running = tuple(stack.groups(inspected))
 
     if stack.codebase(inspected) and any(one.running for one in members if one.role in ("worker", "beat")):
         given = json.dumps([patience, [asdict(one) for one in members]])
@@ -299,8 +303,9 @@ def _look(stack: Stack, inspected: list[Facts], members: list[Member], patience:
             done = stack.python(
                 "operator", "celery_kit.operate.look.status", "--json", input=given, capture_output=True, timeout=LOOK_SECONDS
             )
-            return status.seen(status.unpacked(done.stdout.strip().splitlines()[-1]), stack.seen(inspected))
-    return status.snapshot(lambda: members, patience)
+            found = status.unpacked(done.stdout.strip().splitlines()[-1])
+            return replace(status.seen(found, stack.seen(inspected)), groups=running)
+    return replace(status.snapshot(lambda: members, patience), groups=running)
 
 
 def _join(stack: Stack, role: str = "operator") -> list[Facts]:
@@ -318,9 +323,14 @@ def dead(**given: str | None) -> None:
 
 @cli.command()
 @click.option("--follow", is_flag=True, envvar="FOLLOW", help="follow until Ctrl-C")
-def logs(follow: bool) -> None:
+@click.option("--group", envvar="GROUP", help="of one worker group alone")
+def logs(follow: bool, group: str | None) -> None:
     """Show the running stack's logs."""
-    running_stack().logs(follow)
+    stack = running_stack()
+    known = {one.name: one for one in stack.groups(stack.inspected())} if group else {}
+    if group and not known:
+        refuse(f"GROUP={group}: the stack runs without worker groups (docs/groups.md)")
+    stack.logs(follow, known[choose("GROUP", group, known)] if group else None)
 
 
 @cli.command()

@@ -29,7 +29,7 @@ def _python(context: click.Context, option: click.Parameter, given: str | None) 
     chosen(os.environ)
 
 
-#: Its value is not passed on: image names depend on PYTHON in the environment (celery_kit/operate/stacks/compose.py).
+#: Its value is not passed on: image names depend on PYTHON in the environment (celery_kit/operate/stacks/images.py).
 python_option = click.option(
     "--python", envvar="PYTHON", callback=_python, expose_value=False, help=f"of images: {', '.join(PYTHONS)}; else {DEFAULT}"
 )

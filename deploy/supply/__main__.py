@@ -12,7 +12,7 @@ from dotenv import load_dotenv
 
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
-from celery_kit.operate.stacks.compose import image, python
+from celery_kit.operate.stacks.images import image, python
 from deploy.supply import audit as audits
 from deploy.supply import statement as statements
 from deploy.supply.archive import SERVICES, Image, base, load, there

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from celery_kit.base.refusals import refuse
-from celery_kit.operate.stacks.compose import python, settings
 from celery_kit.operate.stacks.docker import last_line
+from celery_kit.operate.stacks.images import python, settings
 from celery_kit.pools.table import POOLS
 
 #: The images of this repository, by their tag, and the service that has the build of each.

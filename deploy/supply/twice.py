@@ -17,7 +17,7 @@ from pathlib import Path
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
-from celery_kit.operate.stacks.compose import of_python, python
+from celery_kit.operate.stacks.images import of_python, python
 from deploy.supply.archive import SERVICES, File, Image, base, load
 from docs.reference import table
 

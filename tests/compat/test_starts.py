@@ -11,7 +11,7 @@ import docker
 import pytest
 
 from celery_kit.base.target import ROOT
-from celery_kit.operate.stacks.compose import image
+from celery_kit.operate.stacks.images import image
 from celery_kit.pools.table import POOLS
 from tests.compat.rig import APP, KIT, SIDES, Place, Side, workers
 from tests.harness.containers import LABELS

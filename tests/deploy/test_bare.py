@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_kit.operate.stacks.compose import settings
+from celery_kit.operate.stacks.images import settings
 from tests.deploy.conftest import Checkout
 from tests.harness.terminal import Terminal
 from tests.harness.waiting import until

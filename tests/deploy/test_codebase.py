@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from celery_kit.operate.stacks.codebase import Codebase
-from celery_kit.operate.stacks.compose import image
+from celery_kit.operate.stacks.images import image
 from tests.deploy.conftest import Checkout, clone, kill, of_its_own
 from tests.deploy.test_embedded import NO_DOCKER
 from tests.harness.combinations import COMBINATIONS

@@ -3,7 +3,7 @@
 import socket
 import subprocess
 
-from celery_kit.operate.look.doctor import memory_used
+from celery_kit.operate.stacks.docker import memory_used
 from tests.deploy.conftest import Checkout
 from tests.deploy.test_status import compose
 from tests.harness.waiting import until

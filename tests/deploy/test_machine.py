@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_kit.operate.stacks.compose import image, python, settings
+from celery_kit.operate.stacks.images import image, python, settings
 from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS
 from celery_kit.pools.table import POOLS
 from testbed.servers import SERVERS

@@ -19,7 +19,7 @@ from docker.types import Mount
 from kombu.utils.uuid import uuid
 from redis import Redis
 
-from celery_kit.operate.stacks.compose import image, of_python, settings
+from celery_kit.operate.stacks.images import image, of_python, settings
 from celery_kit.pools.table import Pool
 from celery_kit.produce.publishing import Connection
 from testbed import deployed

@@ -28,7 +28,7 @@ from testcontainers.core.container import DockerContainer
 from celery_kit.base.choices import ENGINES
 from celery_kit.base.refusals import choose
 from celery_kit.base.target import ROOT
-from celery_kit.operate.stacks.compose import image
+from celery_kit.operate.stacks.images import image
 from testbed import deployed
 from testbed.servers import SERVERS
 from testbed.servers.contract import SECURE, TLS_FOLDER, secured

@@ -8,7 +8,7 @@ from typing import Any
 import docker
 from kombu.utils.uuid import uuid
 
-from celery_kit.operate.stacks.compose import image
+from celery_kit.operate.stacks.images import image
 from testbed.servers.contract import secured
 from testbed.stack import SESSION
 from tests.harness.containers import LABEL

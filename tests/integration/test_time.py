@@ -13,7 +13,7 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.exceptions import TimeoutError as ResultTimeout
 from testcontainers.core.container import DockerContainer
 
-from celery_kit.operate.stacks.compose import image
+from celery_kit.operate.stacks.images import image
 from testbed.stack import SESSION
 from tests.harness.combinations import COMBINATIONS
 from tests.harness.containers import LABEL

@@ -11,7 +11,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from PIL import Image
 
 from celery_kit.base.login import header
-from celery_kit.operate.stacks.compose import image
+from celery_kit.operate.stacks.images import image
 from testbed.servers.contract import APP, PASSWORD
 from testbed.stack import SESSION
 from tests.harness.combinations import COMBINATIONS

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from celery_kit.base.target import ROOT
-from celery_kit.operate.stacks.compose import settings
+from celery_kit.operate.stacks.images import settings
 from testbed.servers import SERVERS
 from testbed.stack import SESSION
 from tests.deploy.conftest import Checkout

@@ -24,7 +24,7 @@ from tornado.routing import URLSpec
 from celery_kit.base.login import FREE
 from celery_kit.base.target import ROOT
 from celery_kit.operate.look.monitor import ROUNDS
-from celery_kit.operate.stacks.compose import settings
+from celery_kit.operate.stacks.images import settings
 from testbed.servers import SERVERS
 from testbed.stack import SESSION
 from tests.deploy.conftest import Checkout

@@ -13,7 +13,7 @@ import pytest
 from cyclonedx.validation.json import JsonStrictValidator
 
 from celery_kit.base.target import ROOT
-from celery_kit.operate.stacks.compose import image as name_of
+from celery_kit.operate.stacks.images import image as name_of
 from deploy.supply.archive import Image, load
 from deploy.supply.packages import UNNAMED, Package, packages
 from deploy.supply.sbom import SCHEMA, sbom

@@ -1,12 +1,14 @@
-"""Describe an app before a stack starts with it: its tasks, and conflicts in its settings.
+"""Describe an app before a stack starts with it: its tasks, its queues, and conflicts in its settings.
 
-`python -m celery_kit.operate.look.about` prints one line of JSON, or refuses the app.
+`python -m celery_kit.operate.look.about` prints one line of JSON, or refuses the app. With the argument `grouped` it does not
+say which queues nobody consumes: its caller knows, who has the worker groups.
 
 It opens no connection. The app's modules are imported as a worker would import them.
 """
 
 import json
 import os
+import sys
 
 from kombu.utils.url import maybe_sanitize_url
 
@@ -23,7 +25,7 @@ def load() -> list[str]:
     try:
         app.loader.import_default_modules()
         app.finalize()
-        return sorted(name for name in app.tasks if not name.startswith("celery."))
+        return _own_tasks()
     except Exception as error:  # a module may raise anything
         where = f" in {error.filename}" if isinstance(error, SyntaxError) else ""
         refuse(f"the tasks of {app.main or 'the app'} cannot be loaded: {type(error).__name__}: {_line(error)}{where}")
@@ -51,13 +53,32 @@ def unconsumed() -> list[str]:
     """The queues that tasks are routed to and that no worker of the stack consumes, in one line. Empty if there are none."""
     own = (os.environ.get("CELERY_WORKER_QUEUES") or "").split(",")
     consumed = {name for name in own if name} or set(app.amqp.queues.consume_from)
-    used = {queue for name in app.tasks if not name.startswith("celery.") and (queue := _queue(name))}
+    used = {queue for name in _own_tasks() if (queue := _queue(name))}
     if missing := sorted(used - consumed):
         every = ",".join(sorted(used | consumed))
         return [
             f"tasks are routed to {', '.join(missing)}, which no worker of this stack consumes: QUEUES={every} has them do so"
         ]
     return []
+
+
+def queues() -> list[str]:
+    """The queues that the app knows: those that its tasks are routed to, and those that a worker consumes by default."""
+    return sorted({queue for name in _own_tasks() if (queue := _queue(name))} | set(app.amqp.queues.consume_from))
+
+
+def limited() -> dict[str, list[str]]:
+    """By queue, the tasks that have a time limit of their own."""
+    found: dict[str, list[str]] = {}
+    for name in _own_tasks():
+        task = app.tasks[name]
+        if getattr(task, "time_limit", None) or getattr(task, "soft_time_limit", None):
+            found.setdefault(_queue(name), []).append(name)
+    return found
+
+
+def _own_tasks() -> list[str]:
+    return sorted(name for name in app.tasks if not name.startswith("celery."))
 
 
 def _queue(task: str) -> str:
@@ -72,8 +93,10 @@ def _queue(task: str) -> str:
 
 
 def main() -> None:
-    """Print the description as JSON: `tasks` and `contradictions`, lists of strings."""
-    print(json.dumps({"tasks": load(), "contradictions": contradictions() + unconsumed()}))
+    """Print the description as JSON: the fields of `About` (celery_kit/operate/stacks/codebase.py)."""
+    tasks, grouped = load(), sys.argv[1:] == ["grouped"]
+    found = contradictions() + ([] if grouped else unconsumed())
+    print(json.dumps({"tasks": tasks, "contradictions": found, "queues": queues(), "limited": limited()}))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from pathlib import Path
 from celery_kit.base.facts import Member, Server
 from celery_kit.base.files import private
 from celery_kit.base.target import ROOT
+from celery_kit.operate import groups
 from celery_kit.operate.arguments import Parser, advice, standalone
 from celery_kit.operate.look.status import Snapshot, snapshot
-from celery_kit.operate.stacks.docker import EngineSilentError, Facts, ask, last_line, port_holder
+from celery_kit.operate.stacks.docker import EngineSilentError, Facts, ask, last_line, memory_used, port_holder
+from celery_kit.operate.stacks.ports import service_of
 from celery_kit.produce.spool import OURS
 
 Found = Iterator[tuple[str, str]]  # what is wrong; what to do
@@ -83,7 +85,8 @@ class Scene:
     """What the checks look at. `ports`: the ports that a stack would publish, by variable; empty if a stack runs.
 
     `look(members, seconds)`: takes a snapshot of the servers and workers. `code`: the code in the workers' image.
-    `inspected`: the stack's containers as `docker inspect` describes them; empty without containers.
+    `inspected`: the stack's containers as `docker inspect` describes them; empty without containers. `folder`: that of the
+    table of worker groups.
     """
 
     members: list[Member] = field(default_factory=list)
@@ -92,6 +95,7 @@ class Scene:
     stack: bool = True
     look: Callable[[list[Member], float], Snapshot] = lambda members, patience: snapshot(lambda: members, patience)
     code: tuple[Code, ...] = CODE
+    folder: Path = ROOT / "app"
 
     @cached_property
     def now(self) -> Snapshot:
@@ -296,32 +300,25 @@ def memory(scene: Scene) -> Found:
             yield f"{name} uses {used / 1e6:.0f} MB of its {limit / 1e6:.0f} MB of memory", "give it a larger limit"
 
 
-#: The engine's units, in bytes.
-UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-def memory_used(container: str) -> int:
-    """A container's memory in bytes, without the cache of files; 0: unknown.
-
-    Asks the engine, because a command in the container might need more memory than there is.
-    """
-    usage = ask("docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", container).stdout
-    used = re.match(r"(\d+(?:\.\d+)?)(\w+)", usage)
-    return int(float(used[1]) * UNITS.get(used[2], 1)) if used else 0
-
-
 def images(scene: Scene) -> Found:
     """Workers whose image has other code than this machine. Compares content, because a clone gives its files new dates."""
     for one in scene.inspected:
-        if one["Config"]["Labels"].get("com.docker.compose.service") != "worker" or not one["State"]["Running"]:
+        if groups.role_of(service_of(one)) != "worker" or not one["State"]["Running"]:
             continue
         if differing := [str(code) for code in scene.code if code.differs(one["Id"])]:
             folders = f"{' and '.join(differing)} {'holds' if len(differing) == 1 else 'hold'}"
             yield f"{one['Name'].lstrip('/')} runs other code than {folders}", "make up builds the image and starts it again"
 
 
+def worker_groups(scene: Scene) -> Found:
+    """A table of worker groups that is wrong, or not what runs; groups with too few workers, or whose tasks wait too long."""
+    running = scene.now.groups if scene.stack else None
+    queues = scene.broker.queues if scene.stack and scene.broker else []
+    yield from () if standalone() else groups.faults(scene.folder, running, scene.members, queues)
+
+
 Check = Callable[[Scene], Found]
-MACHINE: tuple[Check, ...] = (engine, packages, ports, overcommit, disk, spool)
+MACHINE: tuple[Check, ...] = (engine, packages, ports, overcommit, disk, spool, worker_groups)
 STACK: tuple[Check, ...] = (
     broker_answers, results_answer, servers, workers_live, workers_consume, queues_are_consumed, orphans, redelivery, clocks,
     one_beat, memory, images,

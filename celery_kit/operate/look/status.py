@@ -18,9 +18,11 @@ from celery_kit import brokers, results
 from celery_kit.base import facts
 from celery_kit.base.facts import PATIENCE, Held, Member, Queue, Server, Vitals, address, readable, vitals_of
 from celery_kit.operate.arguments import Parser
+from celery_kit.operate.groups import Group
 from celery_kit.operate.target import app
 
 SHOWN_TASKS = 30
+GROUPS = ("group", "pool", "consuming", "queues", "target wait")
 #: Facts about a server, or why it did not answer.
 Found = TypeVar("Found", bound=Server | str | None)
 
@@ -29,7 +31,8 @@ Found = TypeVar("Found", bound=Server | str | None)
 class Snapshot:
     """What was found. `broker`, `results`: facts about the server, or why it did not answer; None: there is none.
 
-    `unasked`: why the workers could not be queried, as text; empty if they were.
+    `unasked`: why the workers could not be queried, as text; empty if they were. `groups`: those that the stack runs, by name;
+    None: not known.
     """
 
     broker: Server | str
@@ -39,6 +42,7 @@ class Snapshot:
     unasked: str = ""
     broker_url: str = ""  # for a server that did not answer
     results_url: str = ""
+    groups: tuple[Group, ...] | None = None
 
 
 def ask_broker() -> Server | str:
@@ -124,6 +128,7 @@ def unpacked(text: str) -> Snapshot:
     """The snapshot that :func:`packed` wrote. Raises ValueError, KeyError or TypeError for anything else."""
     given = json.loads(text)
     members = [Member(**one) for one in given.pop("members")]
+    given["groups"] = given.get("groups") and tuple(Group.from_note(json.dumps(one)) for one in given["groups"])
     servers = {name: _unpacked_server(given.pop(name)) for name in ("broker", "results")}
     return Snapshot(**servers, members=members, **given)
 
@@ -174,8 +179,18 @@ def lines(found: Snapshot) -> list[str]:
         shown += ["", *_columns(("unacknowledged", "held by", "queue", "task", "id"), held)] if held else []
     headings = ("worker", "pool", "at once", "state", "consumes", "active", "reserved", "processed", "memory")
     rows = [_worker(node, found) for node in sorted({*found.workers, *(m.node for m in found.members if m.node)})]
+    shown += ["", *_columns(GROUPS, [_group(one, found) for one in found.groups])] if found.groups else []
     shown += ["", *(_columns(headings, rows) if rows else ["worker    none answered"]), ""]
     return shown + (_beats(found.members) or ["beat      none in this stack"]) + _tasks(found)
+
+
+def _group(group: Group, found: Snapshot) -> tuple[str, ...]:
+    """A group's row: how many of its workers consume, and how long its target lets a task wait."""
+    nodes = [one.node for one in found.members if one.node and one.group == group.name]
+    consuming = sum(state_of(node, found) == "consuming" for node in nodes)
+    least, most = group.scale
+    bounds = f"{least}" if least == most else f"{least}-{most}"
+    return (group.name, group.pool, f"{consuming} of {bounds}", ",".join(group.queues), _age(group.target_wait))
 
 
 def state_of(node: str, found: Snapshot) -> str:

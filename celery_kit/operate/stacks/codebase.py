@@ -133,18 +133,25 @@ ABOUT = ("python", "-m", "celery_kit.operate.look.about")
 
 @dataclass(frozen=True)
 class About:
-    """An app's description. `tasks`: their names; `contradictions`: conflicts of its settings, a line each."""
+    """An app's description. `tasks`: their names; `contradictions`: conflicts of its settings, a line each.
+
+    `queues`: those that it knows. `limited`: by queue, the tasks with a time limit of their own.
+    """
 
     tasks: list[str] = field(default_factory=list)
     contradictions: list[str] = field(default_factory=list)
+    queues: list[str] = field(default_factory=list)
+    limited: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, codebase: Codebase, done: subprocess.CompletedProcess[str]) -> "About":
+    def of(cls, codebase: Codebase | None, done: subprocess.CompletedProcess[str]) -> "About":
         """Parse the output of :data:`ABOUT`. Refuses, in one line, an app that could not be loaded."""
         said = done.stderr.strip().splitlines()
         if done.returncode:
             why = next((line for line in reversed(said) if line.startswith("celery-kit: ")), said[-1] if said else "")
             why = why.removeprefix("celery-kit: ") or "it ended its process"
+            if not codebase:
+                refuse(f"app/: {why}")
             hint = "; REQUIREMENTS= names its packages" if "No module named" in why and not codebase.requirements else ""
             refuse(f"{codebase.app} in {codebase.source}: {why}{hint}")
         return cls(**json.loads(done.stdout.strip().splitlines()[-1]))  # lines above it: the output of the app's modules
@@ -158,12 +165,13 @@ class Started:
     about: About
 
 
-def about_here(codebase: Codebase, environ: Mapping[str, str]) -> About:
-    """Describe an app on this machine, before anything starts. Refuses one that cannot be loaded."""
-    codebase.check("local")
-    argv = [codebase.python(), *ABOUT[1:]]
-    environ = {**os.environ, **environ, **codebase.here()}
-    done = subprocess.run(argv, cwd=codebase.source, env=environ, capture_output=True, text=True, check=False)
+def about_here(codebase: Codebase | None, environ: Mapping[str, str], *words: str) -> About:
+    """Describe an app on this machine, before anything starts. `words`: of its command. Refuses one that cannot be loaded."""
+    if codebase:
+        codebase.check("local")
+    argv = [python_of(codebase), *ABOUT[1:], *words]
+    environ = {**os.environ, **environ, **environ_of(codebase)}
+    done = subprocess.run(argv, cwd=folder_of(codebase), env=environ, capture_output=True, text=True, check=False)
     return About.of(codebase, done)
 
 
@@ -175,6 +183,11 @@ def python_of(codebase: Codebase | None) -> str:
 def folder_of(codebase: Codebase | None) -> Path:
     """The working folder of a codebase's processes, or of those of app/."""
     return codebase.source if codebase else ROOT
+
+
+def code_of(codebase: Codebase | None) -> Path:
+    """The folder of a codebase's code, or app/: where its table of worker groups is (celery_kit/operate/groups.py)."""
+    return codebase.source if codebase else ROOT / "app"
 
 
 def environ_of(codebase: Codebase | None) -> dict[str, str]:

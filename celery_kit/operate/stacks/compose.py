@@ -19,13 +19,15 @@ from typing import Unpack
 import yaml
 
 from celery_kit.base import times
+from celery_kit.base.choices import TASK_TIME_LIMIT
 from celery_kit.base.facts import Member
 from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.observe.beat import TIMETABLE, timetable_in
+from celery_kit.operate.groups import Group, longest, queues_of, role_of
 from celery_kit.operate.stacks import certificates, passwords
-from celery_kit.operate.stacks.codebase import ABOUT, NOTED, About, Codebase, Started, refuse_packages
+from celery_kit.operate.stacks.codebase import ABOUT, NOTED, About, Codebase, Started
 from celery_kit.operate.stacks.docker import (
     Container,
     Facts,
@@ -39,13 +41,14 @@ from celery_kit.operate.stacks.docker import (
     run,
     volumes,
 )
+from celery_kit.operate.stacks.images import build_codebase, build_each, of_python, prepare, settings
 from celery_kit.operate.stacks.ports import check_ports, from_here, mail_url, published, service_of
-from celery_kit.operate.stacks.pythons import STANDINS, Python, chosen
-from celery_kit.pools.table import POOLS
 from celery_kit.profile import Profile
 from celery_kit.results import BACKENDS
 
 WAIT_SECONDS = "180"
+#: The label with a worker's group, as JSON.
+GROUP = "celery-kit.group"
 #: The name of every stack in former versions, when checkouts shared it.
 FORMER_NAME = "celery-kit"
 #: The variables that must be the same in all processes of a stack. Paths may differ.
@@ -54,23 +57,6 @@ SHARED = (
     "TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT", "MAX_DELIVERIES", "DELIVERY", "RESULT_EXPIRES", "TIMEZONE", "SMTP_HOST",
     "SMTP_PORT", "CELERY_WORKER_QUEUES", "SECURE",
 )  # fmt: skip
-
-
-def prepare() -> None:
-    """Make sure that an engine answers and that the base images exist. If not, exits with the exit code of the script."""
-    ask("docker", "info")  # an engine that hangs is not started again
-    row = python()
-    chooser = ("deploy/images/choose.sh", row.version, row.variable, row.debian, ", ".join(STANDINS))
-    for script in (("deploy/engine/start.sh",), chooser):
-        if code := run(*script).returncode:
-            raise SystemExit(code)
-
-
-def settings() -> dict[str, str]:
-    """The variables that Compose uses: those of .env and of the environment, which takes precedence."""
-    from dotenv import dotenv_values  # installed where `make` runs, not in the images
-
-    return {key: value for key, value in dotenv_values(ROOT / ".env").items() if value} | dict(os.environ)
 
 
 def project_name() -> str:
@@ -95,16 +81,6 @@ def _names() -> list[str]:
     return [own] if settings().get("COMPOSE_PROJECT_NAME") else [own, _folder_name(), FORMER_NAME]
 
 
-def python() -> Python:
-    """The version of Python in the images, chosen by PYTHON."""
-    return chosen(settings())
-
-
-def of_python() -> dict[str, str]:
-    """The variables of that version for Compose. Call it after the base images have been chosen."""
-    return python().environ(settings())
-
-
 def monitor_password() -> Path:
     """The file with the password of the user `kit` of the monitor's pages. It is created with a random one if it is missing."""
     file = ROOT / (os.environ.get("MONITOR_PASSWORD_FILE") or ".kit/monitor/password")
@@ -114,12 +90,15 @@ def monitor_password() -> Path:
     return file
 
 
-def _without_limit() -> dict[str, str]:
-    """A time that Compose can't derive: when a broker takes a message from its worker, if tasks have no limit."""
+def _consumer_timeout(groups: Sequence[Group] = ()) -> dict[str, str]:
+    """A time that Compose can't derive: when a broker takes a message from its worker, if tasks have no limit, or groups have
+    limits of their own.
+    """
     given, derived = settings(), times.CONSUMER_TIMEOUT
-    if given.get("TASK_TIME_LIMIT") != "0" or given.get(derived.name):
+    own = given.get("TASK_TIME_LIMIT") or str(TASK_TIME_LIMIT)
+    if given.get(derived.name) or (own != "0" and all(one.time_limit is None for one in groups)):
         return {}
-    return {derived.name: str(derived.of(0) * 1_000)}
+    return {derived.name: str(derived.of(longest(groups, int(own))) * 1_000)}
 
 
 def _make_secret(file: Path) -> None:
@@ -134,49 +113,6 @@ def _make_secret(file: Path) -> None:
         file.chmod(0o644)
     except OSError as error:
         refuse(f"MONITOR_PASSWORD_FILE={file} cannot be made: {error.strerror}")
-
-
-def build(pool: str, codebase: Codebase | None = None) -> None:
-    """Build the worker image of a pool: for a codebase, or for app/, with the mail catcher's image. Refuses if that fails."""
-    file = next(broker.compose_file for broker in BROKERS.values() if broker.compose_file)  # the build is the same in each
-    environ = {**os.environ, "POOL": pool, **of_python()}
-    if codebase:
-        _build_codebase(("-f", file), pool, codebase, environ | codebase.environ())
-    elif run("docker", "compose", "-f", file, "build", "--quiet", "worker", "mail", env=environ).returncode:
-        refuse(f"the image of pool {pool} could not be built; the reason stands above")
-
-
-def _build_codebase(
-    files: Sequence[str], pool: str, codebase: Codebase, environ: Mapping[str, str], monitored: bool = False
-) -> None:
-    """Build the image of a codebase for a pool. With `monitored`, also build Flower's.
-
-    Refuses, in one line, packages that conflict with the kit's.
-    """
-    codebase.check("worker", pool, *["monitor"] * monitored)
-    print(f"building {image(pool, codebase)} from {codebase.source}", file=sys.stderr, flush=True)
-    words = ("docker", "compose", "--progress", "plain", *files, "build", "worker", *["flower"] * monitored)
-    done = run(*words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode:
-        if codebase.requirements:
-            refuse_packages(codebase.requirements, done.stdout)
-        print("\n".join(done.stdout.splitlines()[-15:]), file=sys.stderr)
-        refuse(f"the image of {codebase.app} on pool {pool} could not be built; the reason stands above")
-
-
-def image(tag: str, codebase: Codebase | None = None) -> str:
-    """The name of an image of this project or of a codebase. `tag`: a pool, or `mail`. IMAGE is the name before the tag.
-
-    The tag also has the version of Python, unless it is the default, and CELERY for workers.
-    """
-    celery = os.environ.get("CELERY") if tag in POOLS else ""
-    name = codebase.image if codebase else os.environ.get("IMAGE") or "celery-kit"
-    return f"{name}:{tag}{python().tag}{(celery and f'-celery{celery}') or ''}"
-
-
-def image_size(image: str) -> int:
-    """The size of an image with its base, in bytes."""
-    return int(answered(ask("docker", "image", "inspect", "--format", "{{.Size}}", image)))
 
 
 class Compose:
@@ -224,21 +160,24 @@ class Compose:
         file = yaml.safe_load((ROOT / self.file).read_text())["volumes"] if self.file else {one.key: {} for one in mine}
         return [one.name for one in mine if one.key in file]
 
-    def up(self, pool: str, backend: str, scale: int, codebase: Codebase | None, profiles: Sequence[str] = ()) -> Started:
+    def up(self, groups: Sequence[Group], backend: str, codebase: Codebase | None, profiles: Sequence[str] = ()) -> Started:
         """Build missing images, start the stack and wait until every service is healthy. Refuses if that fails."""
         if profiles:
             os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
             monitor_password()
         os.environ |= certificates.variables()
         prepare()
+        _check_cores(groups)
         former = not self.data() and any(not one.owner for one in volumes(FORMER_NAME))
         own = _own()
         if theirs := [one for one in containers() if one.project == self.project and one not in own]:
             refuse(f"{theirs[0].owner} has the name {self.project}; give another COMPOSE_PROJECT_NAME")
-        environ = {**os.environ, "POOL": pool, "BACKEND": backend, **of_python(), **_without_limit()}
+        first, grouped = groups[0], bool(groups[0].name)
+        environ = {**os.environ, "POOL": first.pool, "BACKEND": backend, **of_python(), **_consumer_timeout(groups)}
         if codebase:
             environ |= codebase.environ()
-        files = ("--project-directory", str(ROOT), "-f", self.file or "")
+        files = ["--project-directory", str(ROOT), "-f", self.file or ""]
+        files += ["-f", str(self._write(groups))] if grouped else []
         shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
         if shown.returncode:
             refuse(f"the stack's settings cannot be used: {last_line(shown.stderr)}")
@@ -246,16 +185,19 @@ class Compose:
         services = config["services"]
         if not BACKENDS[backend].has_server and "results" in services:
             del services["results"]
-        about = About()
-        if codebase:
-            _build_codebase(("-p", self.project, *files), pool, codebase, environ, monitored=bool(profiles))
-            about = _about(codebase, services["worker"])
+        about, named = About(), ("-p", self.project, *files)
+        if grouped:
+            build_each(named, list(dict.fromkeys(one.pool for one in groups)), codebase, environ, monitored=bool(profiles))
+        elif codebase:
+            build_codebase(named, first.pool, codebase, environ, monitored=bool(profiles))
+        if grouped or codebase:
+            about = _about(codebase, services[first.service], *["grouped"] * grouped)
         check_ports(services, self._containers())
         make_volumes(self.project, config)
+        how = [] if grouped else ["--build", "--scale", f"{first.service}={first.scale[0]}"]
         started = self._compose(
-            *files, "up", "--detach", "--build", "--remove-orphans", "--wait", "--wait-timeout", WAIT_SECONDS,
-            "--scale", f"worker={scale}", *services, env=environ,
-        )  # fmt: skip
+            *files, "up", "--detach", *how, "--remove-orphans", "--wait", "--wait-timeout", WAIT_SECONDS, *services, env=environ
+        )
         if started.returncode:
             self._compose("logs", "--no-color", "--tail", "15")
             ended = self._compose("down", capture_output=True)
@@ -270,6 +212,14 @@ class Compose:
         if former:
             places.append(f"older data: of a stack {FORMER_NAME}; to go on with it, COMPOSE_PROJECT_NAME={FORMER_NAME} in .env")
         return Started(places, about)
+
+    def _write(self, groups: Sequence[Group]) -> Path:
+        """Write a Compose file with a service for each group, to use after the broker's."""
+        file = ROOT / ".kit/groups" / f"{self.project}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        services = {one.service: _service(one, str(ROOT / (self.file or ""))) for one in groups}
+        file.write_text(yaml.safe_dump({"services": {"worker": {"scale": 0}, **services}}, sort_keys=False))
+        return file
 
     def down(self, volumes: bool) -> str:
         """Take it down. Returns what was done, in words; refuses if it fails."""
@@ -286,11 +236,12 @@ class Compose:
         A producer runs in a worker, which may do all that it may. `options` are those of subprocess.run.
         """
         inspected = self.inspected()
-        mine = {service_of(one): one for one in inspected if one["State"]["Running"]}
-        one = mine.get("worker") or mine.get("beat")
-        if not one:
+        mine = {service_of(one): one for one in inspected if one["State"]["Running"] and _is_mine(one)}
+        if not mine:
             refuse("neither worker nor beat of the stack runs; 'make ps' shows what does, 'make up' starts it")
-        if role != "producer" or "worker" not in mine:
+        service = min(mine, key=lambda name: (role_of(name) != "worker", name))
+        one = mine[service]
+        if role != "producer" or role_of(service) != "worker":
             return passwords.beside(one, passwords.accounts(inspected, role), *argv, **options)
         terminal = [] if sys.stdin.isatty() and not options else ["-T"]
         files = [
@@ -298,13 +249,18 @@ class Compose:
             for name, _, file in (line.partition("=") for line in one["Config"]["Env"])
             if name in ("BROKER_PASSWORD_FILE", "RESULTS_PASSWORD_FILE")
         ]
-        return self._compose("exec", *terminal, *files, "worker", "python", "-m", *argv, **options)
+        return self._compose("exec", *terminal, *files, service, "python", "-m", *argv, **options)
 
     def codebase(self, inspected: list[Facts]) -> Codebase | None:
         """The codebase that it runs, as given to `up`. None: this repository's own app."""
-        labels: dict[str, str] = next((one["Config"]["Labels"] for one in inspected if service_of(one) == "worker"), {})
+        labels: dict[str, str] = next((one["Config"]["Labels"] for one in _workers(inspected)), {})
         note = {name: labels.get(f"celery-kit.{name}") or "" for name in NOTED}
         return Codebase.from_note(note) if note["source"] else None
+
+    def groups(self, inspected: list[Facts]) -> list[Group]:
+        """The worker groups that it runs, as given to `up`, by name. Empty without a table of groups."""
+        notes = {note for one in _workers(inspected) if (note := one["Config"]["Labels"].get(GROUP))}
+        return sorted(map(Group.from_note, notes), key=lambda one: one.name)
 
     def inspected(self) -> list[Facts]:
         """The engine's description of each container of the stack, including exited ones."""
@@ -313,12 +269,16 @@ class Compose:
 
     def environment(self, inspected: list[Facts], role: str) -> dict[str, str]:
         """The environment of a process of this machine in a role: a worker's settings, with the published ports."""
-        ours = next((one for one in inspected if service_of(one) in ("worker", "beat")), None)
+        ours = min(
+            filter(_is_mine, inspected), key=service_of, default=None
+        )  # beat, if it is there: it is of no group
         if ours is None:
             refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it again")
         theirs = dict(line.split("=", 1) for line in ours["Config"]["Env"] if "=" in line)
         own = tuple(room.variables for room in BROKERS.values() if room.variables)
         environ = {name: value for name, value in theirs.items() if value and (name in SHARED or name.startswith(own))}
+        if groups := self.groups(inspected):
+            environ["CELERY_WORKER_QUEUES"] = ",".join(queues_of(groups))
         ports = published(inspected)
         smtp = ports.get((theirs.get("SMTP_HOST", ""), int(theirs.get("SMTP_PORT") or 0)))
         environ |= {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(smtp)} if smtp else {}
@@ -352,22 +312,55 @@ class Compose:
         """Its containers."""
         return [_member(one) for one in inspected]
 
-    def logs(self, follow: bool) -> None:
-        """Print the last lines of all logs; with `follow`, go on until Ctrl-C."""
-        self._compose("logs", *(["--follow"] if follow else ["--tail", "100"]))
+    def logs(self, follow: bool, group: Group | None = None) -> None:
+        """Print the last lines of all logs, or of a group's workers; with `follow`, go on until Ctrl-C."""
+        self._compose("logs", *(["--follow"] if follow else ["--tail", "100"]), *([group.service] if group else []))
 
     def ps(self) -> None:
         """Print its containers."""
         self._compose("ps", "--all")
 
 
-def _about(codebase: Codebase, service: Facts) -> About:
-    """Load a codebase in its image. Passwords are passed by variables, so that no list of processes shows them."""
+def _is_mine(one: Facts) -> bool:
+    return role_of(service_of(one)) in ("worker", "beat")
+
+
+def _about(codebase: Codebase | None, service: Facts, *words: str) -> About:
+    """Describe an app in its image. `words`: of the command. Passwords are variables: no list of processes shows them."""
     environ = {name: str(value) for name, value in service["environment"].items() if value}
     environ |= dict.fromkeys(("BROKER_PASSWORD", "RESULTS_PASSWORD"), "unknown")  # nothing is connected
     names = [word for name in environ for word in ("--env", name)]
-    command = ("docker", "run", "--rm", "--network", "none", *names, service["image"], *ABOUT)
+    command = ("docker", "run", "--rm", "--network", "none", *names, service["image"], *ABOUT, *words)
     return About.of(codebase, run(*command, env={**os.environ, **environ}, capture_output=True))
+
+
+def _service(group: Group, file: str) -> Facts:
+    """A group's service in a Compose file: the one for all workers in `file`, with what the group says."""
+    common = yaml.safe_load((ROOT / "deploy/compose/app.yaml").read_text())["services"]["worker"]
+    own = {"mem_limit": group.memory, "cpus": group.cpus}
+    if group.time_limit is not None:
+        own["stop_grace_period"] = f"${{STOP_GRACE_PERIOD:-{group.time_limit}s30s}}"
+    return {
+        "extends": {"file": file, "service": "worker"},
+        "image": common["image"].replace("${POOL:-prefork}", group.pool),
+        "build": {"args": {"POOL": group.pool}},
+        "scale": group.scale[0],
+        "labels": {GROUP: group.noted()},
+        "environment": {**group.environ(), "CELERY_WORKER_HOSTNAME": f"{group.name}@%h"},
+        **{name: value for name, value in own.items() if value is not None},
+    }
+
+
+def _check_cores(groups: Sequence[Group]) -> None:
+    """Refuse a group whose workers have more cores than the engine's machine has, as the engine would."""
+    cores = float(ask("docker", "info", "--format", "{{.NCPU}}").stdout.strip() or "inf")
+    for one in groups:
+        if one.cpus and one.cpus > cores:
+            refuse(f"group {one.name}: cpus = {one.cpus:g} is more than this machine has; {cores:g} at most")
+
+
+def _workers(inspected: list[Facts]) -> list[Facts]:
+    return [one for one in inspected if role_of(service_of(one)) == "worker"]
 
 
 def _own() -> list[Container]:
@@ -386,5 +379,7 @@ def _member(one: Facts) -> Member:
         said = timetable_in(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)
     if not state["Running"]:
         words += f" ({state['ExitCode']})"
-    node = f"celery@{one['Config']['Hostname']}" if service == "worker" else None
-    return Member(service, words, state["Running"], node, said)
+    group = json.loads(one["Config"]["Labels"].get(GROUP, "{}")).get("name", "")
+    role = role_of(service)
+    node = f"{group or 'celery'}@{one['Config']['Hostname']}" if role == "worker" else None
+    return Member(role, words, state["Running"], node, said, group)

@@ -20,7 +20,9 @@ from rich.text import Text
 
 from celery_kit.base.login import header
 from celery_kit.base.refusals import refuse
-from celery_kit.operate.stacks.embedded import MAIL_PASSWORD, Local, environment, state
+from celery_kit.operate.groups import Group
+from celery_kit.operate.stacks.embedded import MAIL_PASSWORD, environment, state
+from celery_kit.operate.stacks.local import Local
 from celery_kit.results import BACKENDS
 
 PEOPLE = [f"person{number}@example.com" for number in range(1, 9)]
@@ -91,7 +93,7 @@ def show(pool: str, backend: str) -> None:
         if about is None:
             os.environ.setdefault("REPORT_MEGABYTES", "1")  # the worker records its runs, for the statistics below
             console.print(f"Starting a broker (Valkey), a worker on {pool}, beat and a mail catcher …")
-            stack.up(pool, backend, 1, owner="demo")
+            stack.up([Group(pool=pool)], backend, owner="demo")
         else:
             console.print(f"Joining the embedded stack that runs already (pool {about['pool']}).")
         running = state() or refuse("the embedded stack ended while the demo began; its log is .kit/embedded/stack.log")

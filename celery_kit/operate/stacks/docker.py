@@ -5,6 +5,7 @@ All checkouts of the machine share the engine: each container and volume has a l
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ Facts: TypeAlias = dict[str, Any]
 ENGINE_SECONDS = 20.0
 #: A volume's label with the path of its checkout. Containers have Compose's own label for that.
 OWNER = "celery-kit.checkout"
+#: The engine's units, in bytes.
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 class RunOptions(TypedDict, total=False):
@@ -156,6 +159,16 @@ def make_volumes(project: str, config: Facts) -> None:
         labels = {"com.docker.compose.project": project, "com.docker.compose.volume": key, OWNER: str(ROOT)}
         words = [word for name, value in labels.items() for word in ("--label", f"{name}={value}")]
         ask("docker", "volume", "create", *words, config["volumes"][key]["name"])
+
+
+def memory_used(container: str) -> int:
+    """A container's memory in bytes, without the cache of files; 0: unknown.
+
+    Asks the engine, because a command in the container might need more memory than there is.
+    """
+    usage = ask("docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", container).stdout
+    used = re.match(r"(\d+(?:\.\d+)?)(\w+)", usage)
+    return int(float(used[1]) * UNITS.get(used[2], 1)) if used else 0
 
 
 def port_holder(number: int) -> str:

@@ -1,36 +1,32 @@
 """The embedded stack: Valkey, mail catcher, worker and beat as processes of this machine, without Docker.
 
-`python -m celery_kit.operate.stacks.embedded` runs it in the foreground until SIGTERM or Ctrl-C; :class:`Local` starts and
-stops it for the command line. Only one can run at a time. It holds a lock, so that a killed stack does not look as if
-it were running. Each process has a pid file with its start time and folder. No other process is sent a signal.
+`python -m celery_kit.operate.stacks.embedded` runs it in the foreground until SIGTERM or Ctrl-C. For the command line,
+celery_kit/operate/stacks/local.py starts and stops it. Only one can run at a time. It holds a lock, so that a killed stack does
+not look as if it were running. Each process has a pid file with its start time and folder. No other process is sent a signal.
 """
 
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Unpack
 
-from celery_kit.base.choices import data_dir, stop_grace
-from celery_kit.base.facts import Member
+from celery_kit.base import times
+from celery_kit.base.choices import data_dir, task_time_limit
 from celery_kit.base.refusals import Absent, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
-from celery_kit.brokers.embedded import DATA, HOME, NOWHERE, PIDFILE, STATE, server
-from celery_kit.observe.beat import TIMETABLE, timetable_in
+from celery_kit.brokers.embedded import DATA, HOME, PIDFILE, STATE, server
+from celery_kit.operate.groups import Group, longest, queues_of
 from celery_kit.operate.stacks import pidfile
-from celery_kit.operate.stacks.codebase import About, Codebase, Started, about_here, environ_of, folder_of, python_of
-from celery_kit.operate.stacks.docker import Facts, RunOptions
-from celery_kit.operate.stacks.ports import mail_url
+from celery_kit.operate.stacks.codebase import Codebase, environ_of, folder_of, python_of
+from celery_kit.operate.stacks.docker import Facts
 from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
 
@@ -40,16 +36,12 @@ except ImportError:
     fcntl = Absent("the embedded stack")  # type: ignore[assignment]
 
 LOG, MAIL_PASSWORD = HOME / "stack.log", HOME / "mail.password"
-START_SECONDS = 60.0
 #: Seconds within which the holder of the lock must have written its pid file, which it does first.
 NOTE_SECONDS = 5.0
-TAIL_LINES = 100
-#: The addresses that an app gets if it is loaded before the broker starts.
-NOT_YET = {"BROKER": "embedded", "CELERY_BROKER_URL": NOWHERE, "CELERY_RESULT_BACKEND": NOWHERE}
 
 
 @contextmanager
-def _lock(kind: int, patience: float = 0.0) -> Iterator[bool]:
+def lock(kind: int, patience: float = 0.0) -> Iterator[bool]:
     """Hold the stack's lock: LOCK_EX, or LOCK_SH to test it. Yields False, without the lock, after `patience` seconds."""
     HOME.mkdir(parents=True, exist_ok=True)
     with open(HOME / "lock", "a") as file:
@@ -61,7 +53,7 @@ def _lock(kind: int, patience: float = 0.0) -> Iterator[bool]:
                 return False
             return True
 
-        yield _until(taken, patience)
+        yield until(taken, patience)
 
 
 def state() -> Facts | None:
@@ -72,12 +64,12 @@ def state() -> Facts | None:
     found: list[Facts | None] = []
 
     def looked() -> bool:
-        with _lock(fcntl.LOCK_SH) as free:
+        with lock(fcntl.LOCK_SH) as free:
             about = None if free else pidfile.running(STATE)
         found[:] = [about] if free or about else []
         return bool(found)
 
-    if not _until(looked, NOTE_SECONDS):
+    if not until(looked, NOTE_SECONDS):
         refuse(
             f"an embedded stack holds {HOME / 'lock'} and has written no pid file: it was started in another container, "
             "or by an older version of the kit; stop it there, or by the ids in 'ps -ef'"
@@ -91,7 +83,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _leftovers() -> list[int]:
+def leftovers() -> list[int]:
     """The processes that a killed stack left behind."""
     found = [about["pid"] for note in HOME.glob("*.pid") if (about := pidfile.running(note))]
     with suppress(OSError, ValueError):  # a server that was still starting: its own pid file, and its working folder
@@ -100,21 +92,22 @@ def _leftovers() -> list[int]:
     return found
 
 
-def _end_leftovers() -> None:
+def end_leftovers() -> None:
     """Kill those processes. Refuses if one does not exit, because it may still use the data."""
-    for pid in _leftovers():
+    for pid in leftovers():
         print(f"killing process {pid}, left over from a stack that was killed", flush=True)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    if not _until(lambda: not _leftovers(), NOTE_SECONDS):
+    if not until(lambda: not leftovers(), NOTE_SECONDS):
         refuse(
-            f"process {_leftovers()[0]}, left over from an embedded stack that was killed, does not exit; nothing was changed"
+            f"process {leftovers()[0]}, left over from an embedded stack that was killed, does not exit; nothing was changed"
         )
     for note in HOME.glob("*.pid"):
         note.unlink()
 
 
-def _until(condition: Callable[[], bool], seconds: float) -> bool:
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether a condition becomes true within some seconds. Polls it."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -166,7 +159,7 @@ class _Processes:
                 (HOME / f"{name}.pid").unlink(missing_ok=True)
 
 
-def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | None) -> None:
+def run(groups: Sequence[Group], backend: str, owner: str, codebase: Codebase | None) -> None:
     """Run the stack in the foreground until SIGTERM or SIGINT. `owner`: who will stop it, `up` or `demo`.
 
     A signal is only recorded, because it must not interrupt between a process' start and the writing of its pid file.
@@ -177,24 +170,26 @@ def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | No
     signal.set_wakeup_fd(there.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(number))
-    with _lock(fcntl.LOCK_EX, patience=2.0) as mine:
+    with lock(fcntl.LOCK_EX, patience=2.0) as mine:
         if not mine:
             refuse("an embedded stack runs already; 'make status' shows it, 'make down' stops it")
-        about: Facts = {"owner": owner, "pool": pool, "backend": backend, "ready": False}
-        about |= {"queues": os.environ.get("CELERY_WORKER_QUEUES", "")}
+        grace = times.seconds(times.STOP_GRACE_PERIOD, longest(groups, task_time_limit()), os.environ)
+        about: Facts = {"owner": owner, "pool": groups[0].pool, "backend": backend, "ready": False, "grace": grace}
+        about |= {"queues": ",".join(queues_of(groups)) or os.environ.get("CELERY_WORKER_QUEUES", "")}
+        about |= {"groups": [one.noted() for one in groups if one.name]}
         about |= {"codebase": codebase.noted()} if codebase else {}
         pidfile.write(STATE, os.getpid(), **about)
         broker, processes, beats = server(), _Processes(), list[Path]()
         try:
-            _end_leftovers()
+            end_leftovers()
             for file in HOME.glob("*.beat*"):
                 file.unlink()
             broker.start()
             pidfile.write(HOME / "valkey.pid", int(PIDFILE.read_text()))
             about |= {"address": broker.connection_url, "smtp": _free_port(), "http": _free_port()}
             pidfile.write(STATE, os.getpid(), **about)
-            for name, argv in _commands(pool, scale, codebase).items():
-                environ = environment(about) | ({"PYTHONPATH": str(ROOT)} if name == "mail" else environ_of(codebase))
+            for name, (argv, own) in _commands(groups, codebase).items():
+                environ = environment(about) | ({"PYTHONPATH": str(ROOT)} if name == "mail" else environ_of(codebase)) | own
                 beats += [] if asked else [processes.start(name, argv, environ, folder_of(codebase))]
             while not asked:
                 if died := processes.died():
@@ -204,26 +199,41 @@ def run(pool: str, backend: str, scale: int, owner: str, codebase: Codebase | No
                     pidfile.write(STATE, os.getpid(), **about)
                 select.select([here], [], [], 0.5 if about["ready"] else 0.05)
         finally:
-            processes.stop(grace=stop_grace())
+            processes.stop(grace)
             if broker.is_running():
                 broker.stop()
             (HOME / "valkey.pid").unlink(missing_ok=True)
             STATE.unlink(missing_ok=True)
 
 
-def _commands(pool: str, scale: int, codebase: Codebase | None) -> dict[str, list[str]]:
-    """Name and command line of each process except for the broker, in the order of their start."""
+def _commands(groups: Sequence[Group], codebase: Codebase | None) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Command line, and variables of its own, of each process except for the broker, by name, in the order of their start.
+
+    A worker is called `worker1`; in a group with a name, `worker-mail-1`.
+    """
     from celery_kit.worker.start import APP, command  # imported here, because it is slow: a tenth of a command's time
 
     log = ["--loglevel", os.environ.get("LOGLEVEL") or "INFO"]
     data_dir().mkdir(parents=True, exist_ok=True)
-    workers = [f"worker{number}" for number in range(1, scale + 1)]
     python, schedule = python_of(codebase), str(data_dir() / "celerybeat-schedule.json")
-    return {
-        "mail": [sys.executable, str(ROOT / "deploy/mail/catcher.py")],
-        "beat": [python, "-m", "celery", "-A", APP, "beat", *log, "--schedule", schedule],
-        **{name: command(POOLS[pool], [*log, "--hostname", f"{name}@%h"], python=python) for name in workers},
+    workers = {
+        f"{group.service}{'-' if group.name else ''}{number}": group
+        for group in groups
+        for number in range(1, group.scale[0] + 1)
     }
+    return {
+        "mail": ([sys.executable, str(ROOT / "deploy/mail/catcher.py")], {}),
+        "beat": ([python, "-m", "celery", "-A", APP, "beat", *log, "--schedule", schedule], {}),
+        **{
+            name: (command(POOLS[one.pool], [*log, "--hostname", f"{node_of(name)}@%h"], python=python), one.environ())
+            for name, one in workers.items()
+        },
+    }
+
+
+def node_of(name: str) -> str:
+    """The name of a worker, before the host's, by that of its process: `mail-1` of `worker-mail-1`."""
+    return name.removeprefix("worker-")
 
 
 def environment(about: Facts) -> dict[str, str]:
@@ -246,155 +256,13 @@ def environment(about: Facts) -> dict[str, str]:
     }
 
 
-def _member(one: Facts) -> Member:
-    name, running = one["name"], one["running"]
-    role = name.rstrip("0123456789")
-    said: Facts = {}
-    if role == "beat" and running:
-        with suppress(OSError, ValueError):
-            said = timetable_in((HOME / f"{name}.beat{TIMETABLE}").read_text())
-    node = f"{name}@{socket.gethostname()}" if role == "worker" else None
-    return Member(role, f"{'running' if running else 'exited'}, process {one['pid']}", running, node, said)
-
-
-class Local:
-    """The embedded stack, for the command line."""
-
-    def running(self) -> bool:
-        """Whether it is running, ready or not."""
-        return state() is not None
-
-    def up(self, pool: str, backend: str, scale: int, codebase: Codebase | None = None, owner: str = "up") -> Started:
-        """Start it, and wait until its worker consumes. Refuses if that fails, or if one is already running."""
-        if other := state():
-            where = f"pool {other['pool']}, process {other['pid']}"
-            refuse(f"an embedded stack runs already ({where}); use it, or stop it with 'make down'")
-        HOME.mkdir(parents=True, exist_ok=True)
-        said = about_here(codebase, {**NOT_YET, "BACKEND": backend, "POOL": pool}) if codebase else About()
-        note = [json.dumps(codebase.noted())] if codebase else []
-        with open(LOG, "wb") as log:
-            supervisor = subprocess.Popen(
-                [sys.executable, "-m", "celery_kit.operate.stacks.embedded", pool, backend, str(scale), owner, *note],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        try:
-            about = Facts()
-
-            def settled() -> bool:
-                about.update(found if (found := state()) and found["pid"] == supervisor.pid else {})
-                return about.get("ready", False) or supervisor.poll() is not None
-
-            if not _until(settled, START_SECONDS):
-                refuse(
-                    f"the embedded stack was not ready within {START_SECONDS:g} s; its logs are {HOME.relative_to(ROOT)}/*.log"
-                )
-            if supervisor.poll() is not None:
-                last = LOG.read_text(errors="replace").strip().splitlines() or ["the embedded stack was stopped as it started"]
-                refuse(last[-1].removeprefix("celery-kit: "))
-        except BaseException:
-            supervisor.terminate()
-            supervisor.wait()
-            raise
-        places = [
-            f"broker   {about['address']} (Valkey, data in {HOME.relative_to(ROOT)}/)",
-            f"mail     http://127.0.0.1:{about['http']}/ shows what was caught (user and password: make urls)",
-            f"logs     {HOME.relative_to(ROOT)}/*.log",
-        ]
-        if codebase:
-            places += [f"code     {codebase.source}, as it is there", f"python   {codebase.python()}"]
-        return Started(places, said)
-
-    def exists(self) -> bool:
-        """Whether there is anything to stop, including processes that a killed stack left behind."""
-        return self.running() or bool(_leftovers())
-
-    def data(self) -> list[str]:
-        """The folder of its data, if there is any."""
-        return [str(DATA.relative_to(ROOT))] if DATA.exists() else []
-
-    def down(self, volumes: bool) -> str:
-        """Stop it, and processes that a killed one left behind. Returns a description of what was done. Refuses if it fails.
-
-        The lock is held while its data is deleted, so that no server uses it.
-        """
-        there, patience = self.exists(), stop_grace() + 15
-        if about := state():
-            with suppress(ProcessLookupError):
-                os.kill(about["pid"], signal.SIGTERM)
-            if not _until(lambda: not pidfile.running(STATE), patience):
-                refuse(f"the embedded stack (process {about['pid']}) has not stopped within {patience} s: {LOG} says more")
-        with _lock(fcntl.LOCK_EX, NOTE_SECONDS) as mine:
-            if not mine:
-                refuse("an embedded stack has been started again meanwhile; its data stays")
-            _end_leftovers()
-            if volumes and DATA.exists():
-                shutil.rmtree(DATA)
-        return f"embedded stack: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
-
-    def python(self, _: str, *argv: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
-        """Run `python -m …` inside the stack, which has one user; `options` are those of subprocess.run."""
-        about = state() or refuse("no embedded stack runs; start it with 'make up'")
-        codebase = self.codebase([])
-        environ = {**os.environ, **environment(about), **environ_of(codebase)}
-        words = [python_of(codebase), "-m", *argv]
-        return subprocess.run(words, cwd=folder_of(codebase), env=environ, text=True, check=False, **options)
-
-    def codebase(self, _: list[Facts]) -> Codebase | None:
-        """The codebase that it runs, as given to `up`. None: this repository's own app."""
-        note = (state() or {}).get("codebase")
-        return Codebase.from_note(note) if note else None
-
-    def inspected(self) -> list[Facts]:
-        """A description of each of its processes: name, id, whether it runs."""
-        notes = sorted(HOME.glob("*.pid")) if self.running() else []
-        return [
-            {"name": note.stem, "pid": about["pid"], "running": bool(pidfile.running(note))}
-            for note in notes
-            if (about := pidfile.read(note))
-        ]
-
-    def environment(self, _: list[Facts], __: str) -> dict[str, str]:
-        """The environment of a process of this machine that takes part."""
-        return environment(state() or refuse("no embedded stack runs; start it with 'make up'"))
-
-    def passwords(self, _: list[Facts]) -> dict[str, str]:
-        """What a person needs to log in: the mail catcher's address, with its password."""
-        return {"MAIL_URL": mail_url((state() or {})["http"], MAIL_PASSWORD.read_text())}
-
-    def seen(self, _: list[Facts]) -> Callable[[str], str]:
-        """A function that translates a server's address in the stack into its address on this machine."""
-        return str
-
-    def members(self, inspected: list[Facts]) -> list[Member]:
-        """Its processes."""
-        return [_member(one) for one in inspected]
-
-    def logs(self, follow: bool) -> None:
-        """Print the last lines of all logs; with `follow`, go on until Ctrl-C."""
-        files = sorted(HOME.glob("*.log")) or refuse("the embedded stack has no logs yet")
-        ends = dict.fromkeys(files, 0)
-        while True:
-            for file in files:
-                with open(file, "rb") as log:
-                    log.seek(ends[file])
-                    lines = deque(log, TAIL_LINES if not ends[file] else None)
-                    ends[file] = log.tell()
-                if lines:
-                    print(f"==> {file.relative_to(ROOT)} <==\n{b''.join(lines).decode(errors='replace')}", flush=True)
-            if not follow:
-                return
-            time.sleep(0.5)
-
-    def ps(self) -> None:
-        """Print its processes."""
-        for one in self.inspected():
-            print(f"{one['name']:<10}process {one['pid']}{'' if one['running'] else ', exited'}")
-
-
 if __name__ == "__main__":
-    noted = Codebase.from_note(json.loads(sys.argv[5])) if sys.argv[5:] else None
-    run(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], noted)
+    chosen_pool, chosen_backend, workers, who, *notes = sys.argv[1:]
+    given = json.loads(notes[0]) if notes else {}
+    alone = Group(pool=chosen_pool, scale=(int(workers), int(workers)))
+    run(
+        list(map(Group.from_note, given.get("groups", ()))) or [alone],
+        chosen_backend,
+        who,
+        Codebase.from_note(given["codebase"]) if given.get("codebase") else None,
+    )

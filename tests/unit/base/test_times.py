@@ -76,4 +76,4 @@ def test_at_most_once_says_what_it_gives_up(caplog: pytest.LogCaptureFixture) ->
 def test_make_gives_the_broker_a_time_that_compose_cannot_derive(given: dict[str, str], found: str | None) -> None:
     """In milliseconds, a year."""
     with patch.object(compose, "settings", lambda: given):
-        assert compose._without_limit().get("CONSUMER_TIMEOUT") == found
+        assert compose._consumer_timeout().get("CONSUMER_TIMEOUT") == found

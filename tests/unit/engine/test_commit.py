@@ -120,9 +120,7 @@ def test_the_last_task_of_a_worker_does_not_wait(group: Commit, server: Server, 
     assert server.seen == ["a:SUCCESS+b:SUCCESS", "ack a", "ack b"]
 
 
-def test_who_ends_late_writes_for_who_has_ended_before(
-    group: Commit, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_ends_late_writes_for_who_has_ended_before(group: Commit, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has ended and waits runs again if the worker is killed."""
     end(group, server, "a")
     group.result(write("c", "STARTED"))

@@ -9,7 +9,7 @@ from celery_kit.base.facts import Member, Queue, Server, vitals_of
 from celery_kit.base.target import ROOT
 from celery_kit.operate.look.status import Snapshot, lines, packed, seen, unpacked
 from celery_kit.operate.stacks.codebase import INSTALLED, About, Codebase, about_here, chosen
-from celery_kit.operate.stacks.compose import image
+from celery_kit.operate.stacks.images import image
 from celery_kit.operate.stacks.requirements import conflicts, flattened, pins, reason
 
 

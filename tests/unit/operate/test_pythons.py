@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from celery_kit.base.target import ROOT
-from celery_kit.operate.stacks.compose import image
+from celery_kit.operate.stacks.images import image
 from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, STANDINS, Python, chosen, on_this_machine
 
 OTHERS = [one for one in PYTHONS.values() if one.version != DEFAULT]
