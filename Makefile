@@ -68,6 +68,9 @@ ps: env       ## the running stack's containers or processes
 images: env   ## build the worker images, one tag a pool: POOL= PYTHON=; of your own code: APP= SOURCE= REQUIREMENTS=
 	$(KIT) images
 
+push: env     ## build the images and push them: REGISTRY=host/name [TAG=1.4] [PLATFORMS=linux/amd64,linux/arm64]; writes pins.json
+	$(KIT) push
+
 engine:       ## a Docker engine, where none answers (root, Debian or Ubuntu)
 	deploy/engine/start.sh
 

@@ -1,12 +1,8 @@
 """The commands behind `make`: `python -m celery_kit.operate.cli COMMAND`. Options are given by name or by the environment."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
-from contextlib import suppress
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -20,12 +16,13 @@ from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.operate import groups
 from celery_kit.operate.arguments import OF_DEAD
+from celery_kit.operate.current import IN_CONTAINERS, Stack, look, meant, running_stack, stack_of
 from celery_kit.operate.groups import Group
 from celery_kit.operate.options import backend_option, broker_option, codebase_options, pool_option, python_option
 from celery_kit.operate.stacks import certificates, passwords
 from celery_kit.operate.stacks import codebase as codebases
+from celery_kit.operate.stacks import registry as registries
 from celery_kit.operate.stacks.compose import Compose
-from celery_kit.operate.stacks.current import IN_CONTAINERS, Stack, meant, running_stack, stack_of
 from celery_kit.operate.stacks.docker import EngineSilentError, Facts, others
 from celery_kit.operate.stacks.images import build, image, image_size, prepare
 from celery_kit.operate.stacks.local import Local
@@ -37,9 +34,6 @@ from celery_kit.results import BACKENDS
 
 if TYPE_CHECKING:
     from celery_kit.operate.look.status import Snapshot
-
-#: How many seconds a process of a stack may take to report its status, including the process' start.
-LOOK_SECONDS = 20.0
 
 
 def _check(broker: str, group: Group, backend: str, limit: int) -> None:
@@ -78,6 +72,7 @@ def cli() -> None:
     help="the queues that the workers consume, between commas; default: those of the app's settings",
 )
 @click.option("--secure", envvar="SECURE", help="1: TLS between all parts; mutual: with certificates on both sides")
+@click.option("--pins", envvar="PINS", default="", help="run the images that a file of 'make push' names; nothing is built")
 @codebase_options
 def up(
     broker: str,
@@ -87,6 +82,7 @@ def up(
     monitor: bool,
     grafana: bool,
     secure: str | None,
+    pins: str,
     queues: str | None,
     codebase: codebases.Codebase | None,
 ) -> None:
@@ -99,14 +95,15 @@ def up(
     for group in workers:
         _check(broker, group, backend, 0 if codebase and isinstance(stack, Local) else TASK_TIME_LIMIT)
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
-    contained = [f"{name.upper()}=1" for name in profiles] + ([f"SECURE={secure}"] if secure else [])
+    contained = [f"{name.upper()}=1" for name in profiles]
+    contained += [f"{name}={given}" for name, given in (("SECURE", secure), ("PINS", pins)) if given]
     if not isinstance(stack, Compose):
         if contained:
             refuse(f"{contained[-1]} needs a stack of containers: {' or '.join(f'BROKER={name}' for name in IN_CONTAINERS)}")
         _on_this_machine()
     if line := table.overruled(_typed("pool", "scale", "queues")):
         click.echo(line, err=True)
-    options = (profiles,) if isinstance(stack, Compose) else ()
+    options = (profiles, pins) if isinstance(stack, Compose) else ()
     started = stack.up(workers, backend, codebase, *options)
     pools = ", ".join(f"{one.name} on {one.pool}" if one.name else one.pool for one in workers)
     click.echo(f"\n{broker}, {pools}, results by {backend}{f', {codebase.app}' if codebase else ''}: running and healthy")
@@ -211,7 +208,7 @@ def status() -> None:
     inspected = _join(stack)
     from celery_kit.operate.look import status  # not before the environment names the stack
 
-    click.echo("\n".join(status.lines(_look(stack, inspected, stack.members(inspected), PATIENCE))))
+    click.echo("\n".join(status.lines(look(stack, inspected, stack.members(inspected), PATIENCE))))
 
 
 @cli.command()
@@ -266,10 +263,10 @@ def doctor() -> None:
     codebase = stack.codebase(inspected)
     code = (Code(codebase.source, "/srv/source"), KIT) if codebase else CODE
 
-    def look(members: list[Member], patience: float) -> "Snapshot":
-        return _look(stack, inspected, members, patience)
+    def taken(members: list[Member], patience: float) -> "Snapshot":
+        return look(stack, inspected, members, patience)
 
-    sys.exit(show(Scene(stack.members(inspected), containers, look=look, code=code, folder=codebases.code_of(codebase))))
+    sys.exit(show(Scene(stack.members(inspected), containers, look=taken, code=code, folder=codebases.code_of(codebase))))
 
 
 @cli.command()
@@ -284,28 +281,9 @@ def top(every: float) -> None:
 
     def take() -> "Snapshot":
         inspected = stack.inspected()
-        return _look(stack, inspected, stack.members(inspected), PATIENCE)
+        return look(stack, inspected, stack.members(inspected), PATIENCE)
 
     top.show(every, take)
-
-
-def _look(stack: Stack, inspected: list[Facts], members: list[Member], patience: float) -> "Snapshot":
-    """A snapshot of a stack, with its groups. For a codebase, a process of the stack takes it if one answers, because it has
-    the packages.
-    """
-    from celery_kit.operate.look import status
-
-    running = tuple(stack.groups(inspected))
-
-    if stack.codebase(inspected) and any(one.running for one in members if one.role in ("worker", "beat")):
-        given = json.dumps([patience, [asdict(one) for one in members]])
-        with suppress(subprocess.TimeoutExpired, LookupError, ValueError, TypeError):
-            done = stack.python(
-                "operator", "celery_kit.operate.look.status", "--json", input=given, capture_output=True, timeout=LOOK_SECONDS
-            )
-            found = status.unpacked(done.stdout.strip().splitlines()[-1])
-            return replace(status.seen(found, stack.seen(inspected)), groups=running)
-    return replace(status.snapshot(lambda: members, patience), groups=running)
 
 
 def _join(stack: Stack, role: str = "operator") -> list[Facts]:
@@ -371,6 +349,24 @@ def images(pools: tuple[str, ...], codebase: codebases.Codebase | None) -> None:
     for pool in pools or POOLS:
         build(pool, codebase)
         click.echo(f"{image(pool, codebase):<27}{image_size(image(pool, codebase)) / 1e6:4.0f} MB")
+
+
+@cli.command()
+@click.option("--registry", envvar="REGISTRY", help="host/name, such as registry.example.com/shop")
+@click.option("--tag", envvar="TAG", default="", help="a version, at the end of the images' tags: gevent-1.4")
+@click.option("--platforms", envvar="PLATFORMS", default="", help="linux/amd64,linux/arm64; default: this machine's")
+@click.option("--pool", "pools", type=click.Choice(list(POOLS)), multiple=True, envvar="POOL", help="default: all")
+@click.option("--pins", envvar="PINS", default=registries.PINS, show_default=True, help="the file to write: images by digest")
+@python_option
+@codebase_options
+def push(
+    registry: str | None, tag: str, platforms: str, pools: tuple[str, ...], pins: str, codebase: codebases.Codebase | None
+) -> None:
+    """Push the images to a registry, and write their digests to a file."""
+    if not registry:
+        refuse("REGISTRY is missing; for example: make push REGISTRY=registry.example.com/shop")
+    wanted = platforms.replace(",", " ").split()
+    registries.push(registry, tag, wanted, pools or tuple(POOLS), codebase, ROOT / pins)
 
 
 def _end(number: int, _: object) -> NoReturn:

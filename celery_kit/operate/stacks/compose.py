@@ -26,7 +26,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.observe.beat import TIMETABLE, timetable_in
 from celery_kit.operate.groups import Group, longest, queues_of, role_of
-from celery_kit.operate.stacks import certificates, passwords
+from celery_kit.operate.stacks import certificates, passwords, registry
 from celery_kit.operate.stacks.codebase import ABOUT, NOTED, About, Codebase, Started
 from celery_kit.operate.stacks.docker import (
     Container,
@@ -160,8 +160,14 @@ class Compose:
         file = yaml.safe_load((ROOT / self.file).read_text())["volumes"] if self.file else {one.key: {} for one in mine}
         return [one.name for one in mine if one.key in file]
 
-    def up(self, groups: Sequence[Group], backend: str, codebase: Codebase | None, profiles: Sequence[str] = ()) -> Started:
-        """Build missing images, start the stack and wait until every service is healthy. Refuses if that fails."""
+    def up(
+        self, groups: Sequence[Group], backend: str, codebase: Codebase | None, profiles: Sequence[str] = (), pins: str = ""
+    ) -> Started:
+        """Build missing images, start the stack and wait until every service is healthy. Refuses if that fails.
+
+        `pins`: a file of `make push`, whose images are used; nothing is built then.
+        """
+        images = registry.of_services(pins, groups, monitored=bool(profiles))
         if profiles:
             os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
             monitor_password()
@@ -177,7 +183,7 @@ class Compose:
         if codebase:
             environ |= codebase.environ()
         files = ["--project-directory", str(ROOT), "-f", self.file or ""]
-        files += ["-f", str(self._write(groups))] if grouped else []
+        files += ["-f", str(self._write(groups, images))] if grouped or images else []
         shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
         if shown.returncode:
             refuse(f"the stack's settings cannot be used: {last_line(shown.stderr)}")
@@ -186,7 +192,9 @@ class Compose:
         if not BACKENDS[backend].has_server and "results" in services:
             del services["results"]
         about, named = About(), ("-p", self.project, *files)
-        if grouped:
+        if images:
+            registry.pull(images.values())
+        elif grouped:
             build_each(named, list(dict.fromkeys(one.pool for one in groups)), codebase, environ, monitored=bool(profiles))
         elif codebase:
             build_codebase(named, first.pool, codebase, environ, monitored=bool(profiles))
@@ -194,7 +202,8 @@ class Compose:
             about = _about(codebase, services[first.service], *["grouped"] * grouped)
         check_ports(services, self._containers())
         make_volumes(self.project, config)
-        how = [] if grouped else ["--build", "--scale", f"{first.service}={first.scale[0]}"]
+        how = ["--no-build"] if grouped or images else ["--build"]
+        how += [] if grouped else ["--scale", f"{first.service}={first.scale[0]}"]
         started = self._compose(
             *files, "up", "--detach", *how, "--remove-orphans", "--wait", "--wait-timeout", WAIT_SECONDS, *services, env=environ
         )
@@ -213,12 +222,16 @@ class Compose:
             places.append(f"older data: of a stack {FORMER_NAME}; to go on with it, COMPOSE_PROJECT_NAME={FORMER_NAME} in .env")
         return Started(places, about)
 
-    def _write(self, groups: Sequence[Group]) -> Path:
-        """Write a Compose file with a service for each group, to use after the broker's."""
+    def _write(self, groups: Sequence[Group], images: Mapping[str, str]) -> Path:
+        """Write a Compose file to use after the broker's: a service for each group, and images that replace the stack's own."""
         file = ROOT / ".kit/groups" / f"{self.project}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
-        services = {one.service: _service(one, str(ROOT / (self.file or ""))) for one in groups}
-        file.write_text(yaml.safe_dump({"services": {"worker": {"scale": 0}, **services}}, sort_keys=False))
+        named = [one for one in groups if one.name]
+        services: Facts = {"worker": {"scale": 0}} if named else {}
+        services |= {one.service: _service(one, str(ROOT / (self.file or ""))) for one in named}
+        for service, image in images.items():
+            services.setdefault(service, {})["image"] = image
+        file.write_text(yaml.safe_dump({"services": services}, sort_keys=False))
         return file
 
     def down(self, volumes: bool) -> str:
@@ -269,9 +282,7 @@ class Compose:
 
     def environment(self, inspected: list[Facts], role: str) -> dict[str, str]:
         """The environment of a process of this machine in a role: a worker's settings, with the published ports."""
-        ours = min(
-            filter(_is_mine, inspected), key=service_of, default=None
-        )  # beat, if it is there: it is of no group
+        ours = min(filter(_is_mine, inspected), key=service_of, default=None)  # beat, if it is there: it is of no group
         if ours is None:
             refuse("the stack has neither worker nor beat; 'make ps' shows what it has, 'make up' starts it again")
         theirs = dict(line.split("=", 1) for line in ours["Config"]["Env"] if "=" in line)

@@ -63,14 +63,9 @@ def build_each(
         if codebase:
             build_codebase(files, pool, codebase, environ, monitored and pool == pools[-1])
         else:
-            _build(files, "worker", f"the image of pool {pool}", environ)
+            build_services(files, ["worker"], f"the image of pool {pool}", codebase, environ)
     for service in ["mail"] + ["flower"] * (monitored and not codebase):
-        _build(files, service, f"the image of {service}", environ)
-
-
-def _build(files: Sequence[str], service: str, what: str, environ: Mapping[str, str]) -> None:
-    if run("docker", "compose", *files, "build", "--quiet", service, env=environ).returncode:
-        refuse(f"{what} could not be built; the reason stands above")
+        build_services(files, [service], f"the image of {service}", codebase, environ)
 
 
 def build_codebase(
@@ -82,13 +77,21 @@ def build_codebase(
     """
     codebase.check("worker", pool, *["monitor"] * monitored)
     print(f"building {image(pool, codebase)} from {codebase.source}", file=sys.stderr, flush=True)
-    words = ("docker", "compose", "--progress", "plain", *files, "build", "worker", *["flower"] * monitored)
+    what = f"the image of {codebase.app} on pool {pool}"
+    build_services(files, ["worker", *["flower"] * monitored], what, codebase, environ)
+
+
+def build_services(
+    files: Sequence[str], services: Sequence[str], what: str, codebase: Codebase | None, environ: Mapping[str, str]
+) -> None:
+    """Build the images of services. Refuses, with the last lines of the build, if one cannot be built. `what`: in words."""
+    words = ("docker", "compose", "--progress", "plain", *files, "build", *services)
     done = run(*words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
-        if codebase.requirements:
+        if codebase and codebase.requirements:
             refuse_packages(codebase.requirements, done.stdout)
         print("\n".join(done.stdout.splitlines()[-15:]), file=sys.stderr)
-        refuse(f"the image of {codebase.app} on pool {pool} could not be built; the reason stands above")
+        refuse(f"{what} could not be built; the reason stands above")
 
 
 def image(tag: str, codebase: Codebase | None = None) -> str:
