@@ -205,3 +205,25 @@ def test_a_codebase_has_its_own_table(checkout: Checkout, tmp_path: Path) -> Non
         assert re.search(r"^pay +threads +1 of 1 +payments", checkout.make("status").stdout, re.MULTILINE)
     finally:
         checkout.make("down")
+
+
+def test_a_codebase_runs_in_groups_of_containers(checkout: Checkout, tmp_path: Path) -> None:
+    """An image of its code for each pool. What a task of a group's queue asks for and does not get there is said."""
+    shop = tmp_path / "shop"
+    checkout.run("cp", "-R", str(ROOT / "examples/shop"), str(shop))
+    (shop / "workers.toml").write_text(
+        '[groups.pay]\nqueues = ["payments"]\npool = "threads"\n[groups.rest]\nqueues = ["shop", "reports"]\npool = "solo"\n'
+    )
+    up = checkout.make("up", "BROKER=redis", "APP=shop.celery:app", f"SOURCE={shop}")
+    try:
+        assert "redis, pay on threads, rest on solo, results by redis, shop.celery:app: running and healthy" in up.stdout
+        said = re.findall(r"^Groups: (.*)$", up.stdout, re.MULTILINE)
+        assert len(said) == 1 and said[0].startswith(
+            "pay on threads, the time limit of payments.charge: the task is ended as soon"
+        )
+        shown = checkout.make("status").stdout
+        assert re.search(r"^pay +threads +1 of 1 +payments", shown, re.MULTILINE)
+        assert re.search(r"^rest +solo +1 of 1 +shop,reports", shown, re.MULTILINE)
+        assert "payments.charge" in shown
+    finally:
+        checkout.make("down")

@@ -110,3 +110,48 @@ def test_a_platform_that_the_engine_cannot_build_for_is_one_line(
     monkeypatch.setattr(registry, "run", lambda *_, **__: done)
     _, why = unless_refused(lambda: registry._check_platforms(wanted))
     assert why.startswith(said) and bool(why) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "file", "said"),
+    [
+        ("shop", "", "pins.json", "REGISTRY=shop is not allowed; a host and a name in small letters"),
+        ("127.0.0.1:1/Shop", "", "pins.json", "REGISTRY=127.0.0.1:1/Shop is not allowed"),
+        ("https://example.com/shop", "", "pins.json", "REGISTRY=https://example.com/shop is not allowed"),
+        ("example.com/shop:1", "", "pins.json", "REGISTRY=example.com/shop:1 is not allowed"),
+        ("example.com/shop", "a b", "pins.json", "TAG=a b is not allowed; letters, digits, _, . and -, 80 at most"),
+        ("example.com/shop", "1.4", "none/pins.json", "none/pins.json cannot be written: No such file or directory"),
+    ],
+)
+def test_a_push_that_cannot_be_is_one_line(tmp_path: Path, name: str, tag: str, file: str, said: str) -> None:
+    """Before the engine is asked for anything."""
+    _, why = unless_refused(lambda: registry.push(name, tag, (), ("solo",), None, tmp_path / file))
+    assert said in why
+
+
+@pytest.mark.parametrize(
+    ("output", "hint"),
+    [
+        ("unauthorized: authentication required", "; 'docker login example.com' first"),
+        (
+            "x509: certificate signed by unknown authority",
+            "; put the registry's authority into /etc/docker/certs.d/example.com/ca.crt",
+        ),
+        (
+            "http: server gave HTTP response to HTTPS client",
+            "; the registry has no TLS: give it some, or name it in insecure-registries",
+        ),
+        ("no space left on device", ""),
+    ],
+)
+def test_what_a_registry_refuses_is_one_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, output: str, hint: str
+) -> None:
+    done = subprocess.CompletedProcess((), 1, "", f"pushing\n{output}\n")
+    monkeypatch.setattr(registry, "run", lambda *_, **__: done)
+    ref = "example.com/shop:solo"
+    for act, what in ((lambda: registry._push(ref), "pushed"), (lambda: registry.pull([ref]), "pulled")):
+        _, why = unless_refused(act)
+        assert why.startswith(f"{ref} could not be {what}: {output}{hint}") and "\n" not in why
+    _, why = unless_refused(lambda: registry.index(ref, []))
+    assert why == f"{ref} could not be made of its platforms: {output}"
