@@ -174,9 +174,10 @@ def run(groups: Sequence[Group], backend: str, owner: str, codebase: Codebase | 
         if not mine:
             refuse("an embedded stack runs already; 'make status' shows it, 'make down' stops it")
         grace = times.seconds(times.STOP_GRACE_PERIOD, longest(groups, task_time_limit()), os.environ)
-        about: Facts = {"owner": owner, "pool": groups[0].pool, "backend": backend, "ready": False, "grace": grace}
+        about: Facts = {"owner": owner, "pool": groups[0].pool, "backend": backend, "ready": False}
         about |= {"queues": ",".join(queues_of(groups)) or os.environ.get("CELERY_WORKER_QUEUES", "")}
-        about |= {"groups": [one.noted() for one in groups if one.name]}
+        if groups[0].name:  # their time limits are not in the environment of who stops them
+            about |= {"groups": [one.noted() for one in groups], "grace": grace}
         about |= {"codebase": codebase.noted()} if codebase else {}
         pidfile.write(STATE, os.getpid(), **about)
         broker, processes, beats = server(), _Processes(), list[Path]()
