@@ -208,13 +208,16 @@ def test_a_codebase_has_its_own_table(checkout: Checkout, tmp_path: Path) -> Non
 
 
 def test_a_codebase_runs_in_groups_of_containers(checkout: Checkout, tmp_path: Path) -> None:
-    """An image of its code for each pool. What a task of a group's queue asks for and does not get there is said."""
+    """An image of its code for each pool. What a task of a group's queue asks for and does not get there is said.
+
+    With SECURE, also the container that describes the app needs the certificates.
+    """
     shop = tmp_path / "shop"
     checkout.run("cp", "-R", str(ROOT / "examples/shop"), str(shop))
     (shop / "workers.toml").write_text(
         '[groups.pay]\nqueues = ["payments"]\npool = "threads"\n[groups.rest]\nqueues = ["shop", "reports"]\npool = "solo"\n'
     )
-    up = checkout.make("up", "BROKER=redis", "APP=shop.celery:app", f"SOURCE={shop}")
+    up = checkout.make("up", "BROKER=redis", "SECURE=1", "APP=shop.celery:app", f"SOURCE={shop}")
     try:
         assert "redis, pay on threads, rest on solo, results by redis, shop.celery:app: running and healthy" in up.stdout
         said = re.findall(r"^Groups: (.*)$", up.stdout, re.MULTILINE)

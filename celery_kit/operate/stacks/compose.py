@@ -341,7 +341,9 @@ def _about(codebase: Codebase | None, service: Facts, *words: str) -> About:
     environ = {name: str(value) for name, value in service["environment"].items() if value}
     environ |= dict.fromkeys(("BROKER_PASSWORD", "RESULTS_PASSWORD"), "unknown")  # nothing is connected
     names = [word for name in environ for word in ("--env", name)]
-    command = ("docker", "run", "--rm", "--network", "none", *names, service["image"], *ABOUT, *words)
+    # With SECURE, an address names the folder of certificates.
+    mounts = [f"--volume={one['source']}:{one['target']}:ro" for one in service["volumes"] if one["type"] == "bind"]
+    command = ("docker", "run", "--rm", "--network", "none", *names, *mounts, service["image"], *ABOUT, *words)
     return About.of(codebase, run(*command, env={**os.environ, **environ}, capture_output=True))
 
 
