@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from celery_kit.base.target import ROOT
-from celery_kit.operate.stacks.compose import settings
+from celery_kit.operate.stacks.images import settings
 from tests.deploy.conftest import clone, kill, of_its_own
 from tests.harness.waiting import until
 from tests.security.checks.contract import KIT, PLAIN, Subject, logs
