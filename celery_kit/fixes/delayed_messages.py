@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Protocol
 
 from amqp.exceptions import AccessRefused, NotFound
 from celery import Celery
@@ -25,6 +25,13 @@ EXCHANGE = "celery_delayed_delivery"
 KIND = "topic"
 #: Seconds to an ETA within which sending may take until less than one is left.
 NEAR = 10
+
+
+class Declares(Protocol):
+    """A channel of kombu's, of which the stubs have no methods."""
+
+    def queue_declare(self, queue: str, passive: bool) -> object: ...
+    def exchange_declare(self, exchange: str, kind: str, passive: bool) -> object: ...
 
 
 class Delayed:
@@ -61,17 +68,17 @@ class Delayed:
     def _bind(self, producers: Connection, queue: Queue) -> None:
         # On the same broker, but not on the producer's channel, which an error would close.
         with self.app.amqp.Connection(**producers.info()) as connection:
-            channel: Any = connection.default_channel  # its stub has no methods
+            channel: Declares = connection.default_channel  # type: ignore[assignment]  # its stub has no methods
             try:
                 self._declare(connection, channel, queue)
             except AccessRefused:  # a producer need not have the right to it: workers bind what they consume
-                another: Any = connection.channel()
+                another: Declares = connection.channel()  # type: ignore[assignment]
                 try:
                     another.queue_declare(queue.name, passive=True)
                 except NotFound as error:  # the task would be dropped at the end of its delay
                     raise UnroutedError(f"no worker has declared queue {queue.name!r} yet") from error
 
-    def _declare(self, connection: Connection, channel: Any, queue: Queue) -> None:
+    def _declare(self, connection: Connection, channel: Declares, queue: Queue) -> None:
         try:
             channel.exchange_declare(delivery.CELERY_DELAYED_DELIVERY_EXCHANGE, KIND, passive=True)
         except AccessRefused:

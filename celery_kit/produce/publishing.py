@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
 from kombu.resource import Resource
 from kombu.serialization import dumps
-from kombu.transport.base import Transport
+from kombu.transport.base import StdChannel, Transport
 from kombu.utils.collections import HashedSeq
 from kombu.utils.imports import symbol_by_name
 
@@ -206,13 +206,13 @@ class SigningProducer:
 class GivenProducer(KombuProducer):
     """kombu's producer, on a connection that a caller has given. It goes on, too, where the broker refuses to declare."""
 
-    def _get_channel(self: Any) -> Any:
-        channel = KombuProducer._get_channel(self)
+    def _get_channel(self) -> StdChannel:
+        channel: StdChannel = vars(KombuProducer)["_get_channel"](self)
         if hasattr(channel, "apart"):  # celery_kit/brokers/rabbitmq/transport.py
             channel.apart = True
         return channel
 
-    channel = property(_get_channel, KombuProducer._set_channel)
+    channel = property(_get_channel, vars(KombuProducer)["_set_channel"])
 
 
 class Producers(ProducerPool):
@@ -242,8 +242,8 @@ class Connection(KombusConnection):
     kombu's own table of schemes is not changed: the other apps of the process use it.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]  # as given
         if self.userid and self.password:  # those of a file may have changed since the settings were read
             self.userid, self.password = current(self.userid, self.password)
 

@@ -23,12 +23,12 @@ tests/unit/brokers/rabbitmq pass with kombu's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partialmethod
 from importlib import import_module
 from struct import unpack
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqp import spec
 from amqp.exceptions import AccessRefused, ConnectionForced, MessageNacked, NotFound, RecoverableConnectionError
@@ -149,8 +149,8 @@ class Declaring(Bounded):
     #: Of a producer without a time limit.
     apart = False
 
-    def _apart(self, method: str, *args: object, **options: object) -> Any:
-        declare: Callback = getattr(KombusChannel, method)
+    def _apart(self, method: str, *args: object, **options: object) -> queue_declare_ok_t:
+        declare: Callable[..., queue_declare_ok_t] = getattr(KombusChannel, method)
         connection = self.connection
         if not (self.apart or self.patience is not None) or connection is None or options.get("passive"):
             return declare(self, *args, **options)
