@@ -10,7 +10,7 @@ logs and drops most of these, and some end its worker. The messages of tasks tha
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from celery import Celery, bootsteps
 from celery.exceptions import WorkerLostError
@@ -169,8 +169,14 @@ class DeadLettering(bootsteps.StartStopStep):
         """Whether a message with the same signature was acknowledged, where messages are signed."""
         if not self.signatures:
             return False
-        queue = message.delivery_info.get(QUEUE) or self.letters.queue_of(message, by_tag(parent))
-        return self.signatures.was_used(message, queue)
+        queues = by_tag(parent)
+        queue = message.delivery_info.get(QUEUE) or self.letters.queue_of(message, queues)
+        waiting: Callable[[int], Iterable[tuple[str, str]]] | None = getattr(message.channel, "signatures_ahead", None)
+
+        def ahead(most: int) -> Iterable[tuple[str, str]]:
+            return ((queues.get(place, place), line) for place, line in waiting(most)) if waiting else ()
+
+        return self.signatures.was_used(message, queue, ahead)
 
     def used(self, message: Message) -> str | None:
         """Why a message whose signature was used is a dead letter. None for one that the broker redelivers: it is acknowledged.

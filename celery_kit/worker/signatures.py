@@ -2,16 +2,16 @@
 
 A redelivered message has the signature of its first delivery, so a signature counts as used once its message is acknowledged.
 Used ones are noted in a store that all workers share, just before the acknowledgement, until they are too old anyway. With
-group commit all of a group are noted by one round trip. Without such a store, or while it is unavailable, the window alone
-limits how long a message can be sent again.
+group commit all of a group are noted by one round trip, and one question is about a message and those that wait behind it.
+Without such a store, or while it is unavailable, the window alone limits how long a message can be sent again.
 
 A message that its exchange has routed to several queues, or to each worker of a Broadcast, runs once for each of them.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from celery.exceptions import SecurityError
 from celery.utils.log import get_logger
@@ -28,13 +28,18 @@ PREFIX = "_celery-kit.signed."
 MARGIN = 60.0
 #: Seconds without a question after the store was unavailable, and how many notes wait for it at most.
 PAUSE, MOST = 2.0, 100_000
+#: Seconds for which the answer about a message that waits holds, and the number of such messages in one question.
+FRESH, AHEAD = 1.0, 128
+
+#: Messages that wait for a slot of the worker: their queues, and their signatures as in their headers.
+Ahead: TypeAlias = Callable[[int], Iterable[tuple[str, str]]]
 
 
 class Store(Protocol):
     """Keys that all workers share (celery_kit/results/redis/claims.py). Its methods raise its client's errors."""
 
-    def is_there(self, key: str) -> bool:
-        """Whether there is a key."""
+    def are_there(self, keys: Sequence[str]) -> Sequence[bool]:
+        """Whether there is each of these keys, by one round trip."""
 
     def note(self, keys: list[tuple[str, float]]) -> None:
         """Store keys, each for so many seconds, by one round trip."""
@@ -47,6 +52,7 @@ class Signatures:
         self.signer, self.store = signer, store
         self._ended: deque[tuple[str, float]] = deque(maxlen=MOST)
         self._noted: set[str] = set()
+        self._fresh: dict[str, float] = {}  # when those that wait were asked about, and had not been used
         self._ask_at = 0.0
 
     def refusal(self, message: Message) -> str | None:
@@ -67,20 +73,32 @@ class Signatures:
         vars(message)["signature"] = stamp.nonce, until
         return None
 
-    def was_used(self, message: Message, queue: str) -> bool:
-        """Whether a message of the queue with this signature was acknowledged. If not, it will be noted when this one is."""
+    def was_used(self, message: Message, queue: str, ahead: Ahead = lambda _: ()) -> bool:
+        """Whether a message of the queue with this signature was acknowledged. If not, it will be noted when this one is.
+
+        `ahead(most)`: that many of the messages that wait behind it.
+        """
         nonce, until = vars(message).get("signature") or ("", 0.0)
         if not self.store or not nonce:
             return False
         nonce = f"{nonce}.{queue}"
         if time.monotonic() >= self._ask_at:
             try:
-                if self.store.is_there(PREFIX + nonce):
+                if self._is_there(self.store, nonce, ahead):
                     return True
             except Exception as error:  # tasks run, as they do while results cannot be stored
                 self._wait(error)
         self._follow(message, nonce, until)
         return False
+
+    def _is_there(self, store: Store, nonce: str, ahead: Ahead) -> bool:
+        if self._fresh.pop(nonce, -FRESH) > time.monotonic() - FRESH:
+            return False
+        behind = [f"{words[1]}.{queue}" for queue, line in ahead(AHEAD) if len(words := line.split(" ")) > 1]
+        there, *others = store.are_there([PREFIX + one for one in (nonce, *behind)])
+        now = time.monotonic()  # a copy of a message is asked about again: its answer goes to the one that comes first
+        self._fresh = {one: now for one, used in zip(behind, others, strict=True) if not used and one != nonce}
+        return there
 
     def _follow(self, message: Message, nonce: str, until: float) -> None:
         celerys: Callback = message.ack_log_error

@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from struct import pack
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from amqp import spec
 from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
 
+from celery_kit.base.messages import SIGNATURE
 from celery_kit.brokers.rabbitmq import transport
 from celery_kit.brokers.rabbitmq.frames_in import amqps_frame_handler
 from celery_kit.brokers.rabbitmq.frames_out import Publishing
@@ -157,6 +159,13 @@ class Channel(Publishing, KombusChannel):
     def prefetched(self) -> Collection[object]:
         """Messages that were sent ahead, and wait for a free slot in the prefetch window."""
         return self.window.ready
+
+    def signatures_ahead(self, most: int) -> Iterator[tuple[str, str]]:
+        """The consumer tags and the signatures of the first of these messages, `most` of them, as far as they have one."""
+        for tag, *_, message in list(islice(self.window.ready, most)):
+            line = (message.properties.get("application_headers") or {}).get(SIGNATURE)
+            if isinstance(line, str):
+                yield tag, line
 
     def refill(self) -> None:
         """Wake the loop once half of the prefetch window is free: waking it for every free slot would cost more."""

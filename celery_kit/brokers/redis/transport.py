@@ -10,14 +10,16 @@ plain name. Source: kombu/transport/redis.py, Channel._brpop_start, _q_for_pri, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from celery_kit.base.messages import QUEUE
+from celery_kit.base.messages import QUEUE, SIGNATURE
 from celery_kit.brokers.redis import delayed, leases
 from celery_kit.brokers.redis.credentials import read_again
 from celery_kit.brokers.redis.fetch import Fetcher
@@ -26,6 +28,8 @@ from celery_kit.engine.commit import commit
 from celery_kit.fixes import patched
 
 log = logging.getLogger(__name__)
+#: The signature of a message that is not parsed yet.
+SIGNED = re.compile(rb'"%b": ?"([\w.= -]+)"' % SIGNATURE.encode())
 if TYPE_CHECKING:
     from upstream import kombu_redis as redis
     from upstream import kombu_virtual as virtual
@@ -185,6 +189,12 @@ class Channel(ChannelBase):
     def prefetched(self) -> Collection[object]:
         """Messages that were fetched, and wait for a free slot in the prefetch window."""
         return self.fetcher.ready if self.fetcher else ()
+
+    def signatures_ahead(self, most: int) -> Iterator[tuple[str, str]]:
+        """The queues and the signatures of the first of these messages, `most` of them, as far as they have one."""
+        for queue, raw in list(islice(self.fetcher.ready, most)) if self.fetcher else ():
+            if found := SIGNED.search(raw):
+                yield queue, found[1].decode()
 
     def refill(self) -> None:
         """Called when a slot is free and the loop was not notified."""

@@ -44,9 +44,9 @@ class Claims:
             answers = pipe.execute(raise_on_error=False)
         return [answer if isinstance(answer, Exception) else bool(answer) for answer in answers]
 
-    def is_there(self, key: str) -> bool:
-        """Whether somebody has stored the key."""
-        return bool(self._client.exists(self._prefix + key))
+    def are_there(self, keys: Sequence[str]) -> list[bool]:
+        """Whether somebody has stored each of the keys, by one round trip."""
+        return [value is not None for value in self._client.mget([self._prefix + key for key in keys])]
 
     def note(self, keys: Sequence[tuple[str, float]]) -> None:
         """Store keys, each for so many seconds, by one round trip."""

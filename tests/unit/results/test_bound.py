@@ -17,6 +17,7 @@ from tests.unit.base.test_signing import files
 def app(tmp_path: Path) -> Iterator[Any]:
     made: Any = Kit("bound", set_as_current=False, broker="memory://", backend="cache+memory://")
     made.conf.update(Signing(*files(tmp_path, kind="ed25519")).settings(["json"]))
+    made.backend.client.cache.clear()  # it is the process'
     yield made
     made.backend.client.cache.clear()
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import kombu
 import pytest
 
 from celery_kit.base.keys import Keys
+from celery_kit.base.messages import SIGNATURE
 from celery_kit.base.signing import Signer
 from celery_kit.worker import signatures as module
 from celery_kit.worker.signatures import PREFIX, Signatures
@@ -22,9 +24,9 @@ class Store:
         self.keys: dict[str, float] = {}
         self.calls, self.away = 0, False
 
-    def is_there(self, key: str) -> bool:
+    def are_there(self, keys: Sequence[str]) -> list[bool]:
         self._answer()
-        return key in self.keys
+        return [key in self.keys for key in keys]
 
     def note(self, keys: list[tuple[str, float]]) -> None:
         self._answer()
@@ -158,3 +160,26 @@ def test_in_a_time_of_transition_a_signed_body_does(signer: Signer, store: Store
     assert signatures.refusal(plain) is None and not signatures.was_used(plain, "celery")
     assert "it is not signed" in str(signatures.refusal(Acked(BODY, None, "application/json", "utf-8", {}, {}, HEADERS)))
     assert "Bad signature" in str(signatures.refusal(message(signer, task="other")))
+
+
+def test_one_question_is_about_those_that_wait_behind(signer: Signer, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is asked about once more if it comes twice, or comes late."""
+    found = Signatures(signer, store)
+    several = [signed(signer) for _ in range(4)]
+    lines = [one.headers[SIGNATURE] for one in several]
+    store.keys[f"{PREFIX}{lines[3].split(' ')[1]}.q"] = 60.0
+
+    def used(number: int) -> bool:
+        assert found.refusal(several[number]) is None
+        return found.was_used(several[number], "q", lambda most: [("q", line) for line in [*lines[number + 1 :], "x"][:most]])
+
+    assert [used(0), used(1), used(2)] == [False] * 3
+    assert store.calls == 1
+    assert used(3), "it was acknowledged"
+    assert store.calls == 2
+    assert not used(2), "a copy"
+    assert store.calls == 3
+    used(0)
+    monkeypatch.setattr(module, "FRESH", 0.0)
+    used(1)
+    assert store.calls == 5
