@@ -171,6 +171,8 @@ def worker(code: str = "", **environ: str) -> Callable[[Subject], AbstractContex
         networks = sorted(like.facts["NetworkSettings"]["Networks"])
         inside = next((name for name in networks if name.endswith("_inside")), networks[0])
         words += ["--network", inside, "--volumes-from", like.name, "--volume", f"{folder}:/planted:ro"]
+        for group in like.facts["HostConfig"]["GroupAdd"] or ():  # that of its role's password
+            words += ["--group-add", group]
         with container(*words, like.facts["Config"]["Image"]) as one:
             until("the planted worker consumes", lambda: "ready." in logs(one), 60, every=0.5)
             yield instead(subject, "worker", one, queue=queue)

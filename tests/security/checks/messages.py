@@ -196,7 +196,7 @@ def shows_passwords(subject: Subject) -> list[str]:
     """An attempt: `inspect conf` shows the app's password."""
     app = fresh(subject)
     said = str(app.control.inspect(timeout=3).conf(with_defaults=True))
-    return ["the app's password"] if f":{subject.accounts['app'][1]}@" in said else []
+    return [f"that of {name}" for name, (_, secret) in subject.accounts.items() if f":{secret}@" in said]
 
 
 REDIS, RABBITMQ = ("redis",), ("rabbitmq",)

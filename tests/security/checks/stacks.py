@@ -31,10 +31,12 @@ def of_kit(broker: str, folder: Path, kind: str = "stack") -> Iterator[Subject]:
     how = "MONITOR=1" if kind == "stack" else "SECURE=mutual"
     try:
         assert checkout.make("up", f"BROKER={broker}", "POOL=prefork", how).returncode == 0
-        shown = dict(line.split("=", 1) for line in checkout.make("urls").stdout.splitlines())
+        shown = dict(line.split("=", 1) for line in checkout.make("urls", "ROLE=operator").stdout.splitlines())
         found = _containers(project)
         server = next(one for one in found if one.service == "broker")
-        accounts = {name: (user, server.sh(f'cat "$KEYS/{name}"')) for name, user in (("app", "kit"), ("admin", "admin"))}
+        # What the operator cannot do, no other role can.
+        files = (("app", "kit", "operator"), ("worker", "worker", "worker"), ("admin", "admin", "admin"))
+        accounts = {name: (user, server.sh(f'cat "$KEYS/{file}"')) for name, user, file in files}
         pages = passwords(checkout) if kind == "stack" else {}
         urls = {name: shown[name] for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")}
         yield Subject(KIT, broker, found, urls, accounts, folder, checkout, pages=pages)
