@@ -6,6 +6,7 @@ checkout's path. Its containers have the path in Compose's own label, and its vo
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -366,7 +367,8 @@ def _service(group: Group, file: str) -> Facts:
 
 def _check_cores(groups: Sequence[Group]) -> None:
     """Refuse a group whose workers have more cores than the engine's machine has, as the engine would."""
-    cores = float(ask("docker", "info", "--format", "{{.NCPU}}").stdout.strip() or "inf")
+    said = ask("docker", "info", "--format", "{{.NCPU}}").stdout.strip() if any(one.cpus for one in groups) else ""
+    cores = int(said) if said.isdecimal() else math.inf
     for one in groups:
         if one.cpus and one.cpus > cores:
             refuse(f"group {one.name}: cpus = {one.cpus:g} is more than this machine has; {cores:g} at most")
