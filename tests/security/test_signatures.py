@@ -134,7 +134,7 @@ class Signed:
     def was_acknowledged(self, one: Hostile, queue: str) -> bool:
         store = self.app.signature_store
         assert store
-        return bool(store.is_there(PREFIX + f"{one.headers[SIGNATURE].split()[1]}.{queue}"))
+        return bool(store.are_there([PREFIX + f"{one.headers[SIGNATURE].split()[1]}.{queue}"])[0])
 
     def tell(self, place: Exchange, text: str, content_type: str, key: str = "") -> None:
         """Publish what a client without Celery would."""
