@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.contenders import Contender
 from bench.peers.work import FAILING
+from celery_kit.operate.stacks.compose import monitor_password
 from testbed.places import Place, Servers
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +131,7 @@ def in_containers(contender: Contender, place: Place, case: Case) -> Iterator[li
     stack.environ |= {"POOL": case.pool, **contender.environ(place)}
     try:
         if contender.monitored:
+            monitor_password()
             stack.run("--profile", "monitor", "up", "--build", "--detach", "--wait", *MONITOR)
         for number, name in enumerate(names):
             about = ("--name", name, "--volume", f"{ROOT / 'bench'}:/srv/bench:ro", *given)
