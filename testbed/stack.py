@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -96,10 +97,15 @@ class Stack:
 
     @cache  # noqa: B019  # the same
     def account(self, service: str, role: str) -> str:
-        """The user of a role on a server, and the password, as a URL has them: `user:password`."""
-        output = self.container(service).exec_run([passwords.START, "account", role]).output.decode()
-        secret, _, user = output.strip().partition("\n")
-        return f"{user}:{quote(secret, safe='')}"
+        """The user of a role on a server, and the password, as a URL has them: `user:password`. Raises RuntimeError."""
+        said = b""
+        for _ in range(5):  # a busy engine may answer nothing
+            status, said = self.container(service).exec_run([passwords.START, "account", role])
+            secret, _, user = said.decode().strip().partition("\n")
+            if status == 0 and secret and user:
+                return f"{user}:{quote(secret, safe='')}"
+            time.sleep(1)  # there is no event for that
+        raise RuntimeError(f"{service} does not tell the account of {role}: {said.decode()[-500:]}")
 
     def url_for(self, role: str, url: str, service: str = "broker") -> str:
         """The URL of a server of this stack for another role than its own."""
