@@ -104,7 +104,7 @@ class Stack:
             secret, _, user = said.decode().strip().partition("\n")
             if status == 0 and secret and user:
                 return f"{user}:{quote(secret, safe='')}"
-            time.sleep(1)  # there is no event for that
+            time.sleep(1)  # nothing tells when a busy engine will answer
         raise RuntimeError(f"{service} does not tell the account of {role}: {said.decode()[-500:]}")
 
     def url_for(self, role: str, url: str, service: str = "broker") -> str:
