@@ -23,6 +23,8 @@ RENEWALS = {
 START = "/usr/local/bin/start.sh"
 #: Seconds that a server may take for it: RabbitMQ starts a tool of its own.
 PATIENCE = 120
+#: How often a server is asked for an account: a busy engine may lose an answer.
+TRIES = 3
 #: What a container of the same image has of its own.
 OWN = ("PATH", "HOME", "HOSTNAME")
 
@@ -37,13 +39,26 @@ def _servers(inspected: list[Facts]) -> dict[str, Facts]:
 
 
 def accounts(inspected: list[Facts], role: str) -> dict[str, str]:
-    """The variables with the accounts of a role: a password, and its user on a second line. None of a server that is down."""
-    servers = _servers(inspected)
+    """The variables with the accounts of a role: a password, and its user on a second line.
+
+    None of a server that is down or frozen. Refuses if one does not tell: without a password, the server would refuse later.
+    """
+    servers = {name: one for name, one in _servers(inspected).items() if not one["State"].get("Paused")}
     found = {}
     for name, server in (("BROKER", servers.get("broker")), ("RESULTS", servers.get("results") or servers.get("broker"))):
         if server:
-            found[f"{name}_PASSWORD"] = ask("docker", "exec", server["Id"], START, "account", role).stdout.strip()
+            found[f"{name}_PASSWORD"] = _account(server, role)
     return found
+
+
+def _account(server: Facts, role: str) -> str:
+    for _ in range(TRIES):
+        said = ask("docker", "exec", server["Id"], START, "account", role)
+        password, _, user = said.stdout.strip().partition("\n")
+        if said.returncode == 0 and password and user:
+            return f"{password}\n{user}"
+    reason = last_line(said.stderr or said.stdout)
+    return refuse(f"{server['Name'].lstrip('/')} does not tell the account of {role}: {reason}; 'make ps' shows its state")
 
 
 def renew(inspected: list[Facts], how: str) -> list[str]:
