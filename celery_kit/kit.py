@@ -47,6 +47,7 @@ STEPS = [
         "brokers.rabbitmq.expired",
         "engine.commit_worker",
         "engine.fast_path",
+        "observe.events",
         "worker.failed",
     )
 ]
@@ -88,6 +89,7 @@ class Kit(Celery):
         """Celery's events of the app, combined with the kit's."""
         kits = "celery_kit.fixes.event_loop:Events" if fixes.needed("events_in_the_loop") else self.events_cls
         found: Events = combined(self.events_cls, kits)(app=self)
+        vars(found)["dispatcher_cls"] = combined(found.dispatcher_cls, "celery_kit.observe.events:Dispatcher")
         vars(found)["receiver_cls"] = combined(found.receiver_cls, "celery_kit.observe.control:Receiver")
         return found
 

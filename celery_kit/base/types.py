@@ -197,9 +197,6 @@ class EventDispatcher(Protocol):
 
     connection: Connection
     enabled: bool
-    #: Groups of events that are published together, and what is called where one of them has got an event.
-    buffer_group: set[str]
-    on_send_buffered: Callback | None
     #: Held while the connection is written or read.
     mutex: AbstractContextManager[Any]
     #: Groups of events that are sent; all if it is empty.
@@ -208,6 +205,8 @@ class EventDispatcher(Protocol):
     def send(self, type: str, **fields: object) -> object: ...
 
     def flush(self) -> None: ...
+
+    def collect(self, timer: Timer) -> None: ...
 
 
 class Prefetch(Protocol):

@@ -1,16 +1,13 @@
 """The consumer's loop on green pools (eventlet, gevent), in place of Celery's synloop.
 
 Celery 5.7.0's synloop waits up to 0.1 s for the event connection after every message. With events or heartbeats on, a worker on
-RabbitMQ does at most 10 tasks/s after the first prefetch window. It also publishes each event alone, where the other pools send
-events in groups. Source: celery/worker/loops.py, synloop; celery/worker/consumer/events.py ("should actually buffer").
+RabbitMQ does at most 10 tasks/s after the first prefetch window. Source: celery/worker/loops.py, synloop.
 
-This loop reads the event connection once a second, and sends task events in groups. What the broker's connection has to do
-between messages - refill the prefetch window, restore messages of dead workers - is the transport's part, for example in
-celery_kit/brokers/redis/poller.py. Can go when tests/engine/test_workers.py::test_events_of_a_green_pool_go_in_groups passes
-with Celery's own loop.
+This loop reads the event connection once a second. What the broker's connection has to do between messages - refill the
+prefetch window, restore messages of dead workers - is the transport's part, for example in celery_kit/brokers/redis/poller.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
@@ -22,8 +19,6 @@ from celery_kit.base.types import Connection, EventDispatcher, Prefetch, TaskCon
 RUN: int = vars(bootsteps)["RUN"]  # unknown to celery-types
 #: The longest wait for messages, in seconds. The loop notices a stop that much later at most.
 WAIT = 1.0
-#: Task events are collected for so many seconds, and sent together.
-GROUP_EVENTS = 0.05
 
 
 class GreenLoop(bootsteps.StartStopStep):
@@ -41,28 +36,6 @@ class GreenLoop(bootsteps.StartStopStep):
     def create(self, parent: WorkerConsumer) -> None:
         """Set the loop."""
         parent.loop = loop
-
-    def start(self, parent: WorkerConsumer) -> None:
-        """Have task events sent in groups, on each new connection."""
-        if dispatcher := parent.event_dispatcher:
-            dispatcher.buffer_group = {"task"}
-            dispatcher.on_send_buffered = _soon(parent.timer, dispatcher.flush)
-
-
-def _soon(timer: Timer, flush: Callable[[], None]) -> Callable[[], None]:
-    """A function whose first call has `flush` called once, GROUP_EVENTS seconds later."""
-    pending: list[bool] = []
-
-    def run() -> None:
-        pending.clear()
-        flush()
-
-    def ask() -> None:
-        if not pending:
-            pending.append(True)
-            timer.call_after(GROUP_EVENTS, run)
-
-    return ask
 
 
 def loop(

@@ -218,6 +218,15 @@ def test_a_short_tasks_result_does_not_wait_for_a_long_ones_end(fast: Fast) -> N
     assert long.get(timeout=60) == 8
 
 
+@pytest.mark.parametrize("fast", [pool.name for pool in POOLS.values() if pool.sockets_patched], indirect=True)
+def test_a_green_pool_waits_for_no_event(fast: Fast) -> None:
+    """Celery's loop waits for 0.1 s after each message: 1,000 tasks take it 100 s. celery_kit/fixes: green_loop"""
+    ids = fast.send_many(1_000)
+    worker = fast.worker("-E")
+    fast.until_stored(ids, len(ids), 60)
+    fast.ends_with_nothing_left(worker)
+
+
 def test_every_kind_of_task(fast: Fast) -> None:
     """Failures, retries, early acknowledgement, custom states, no result, a chord: all are acknowledged in the end."""
     worker = fast.worker()
