@@ -36,6 +36,8 @@ REASONS = {"delivered ": "poison", "no such task": "unknown", "rejected ": "reje
 REPLAYED = "signature used before: a message with it was acknowledged"
 
 
+#: Who a process is on the servers of a stack: deploy/brokers/ has what each may do.
+ROLES = ("producer", "worker", "beat", "monitor", "operator", "admin")
 #: The files that accounts were read from, by the user and the password that were in them.
 _FILES: dict[tuple[str, str], Path] = {}
 

@@ -14,6 +14,7 @@ from celery_kit.base.facts import PATIENCE, Member
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
+from celery_kit.brokers.contract import ROLES
 from celery_kit.operate import deploy, groups
 from celery_kit.operate.arguments import OF_DEAD
 from celery_kit.operate.current import IN_CONTAINERS, Stack, look, meant, running_stack, stack_of
@@ -210,9 +211,7 @@ def status() -> None:
 
 
 @cli.command()
-@click.option(
-    "--role", type=click.Choice(passwords.ROLES), default="producer", envvar="ROLE", help="whose; default: a producer's"
-)
+@click.option("--role", type=click.Choice(ROLES), default="producer", envvar="ROLE", help="whose; default: a producer's")
 def urls(role: str) -> None:
     """Print the addresses of the running stack's servers and of its mail catcher on this machine, with their passwords."""
     inspected = _join(stack := running_stack(), role)
@@ -240,7 +239,7 @@ def renew_passwords(renew: str | None) -> None:
     if renew:
         click.echo("\n".join(passwords.renew(stack.inspected(), renew)))
     else:
-        click.echo("\n".join(f"{role:<9} 'make urls ROLE={role}' shows them" for role in passwords.ROLES))
+        click.echo("\n".join(f"{role:<9} 'make urls ROLE={role}' shows them" for role in ROLES))
         click.echo("RENEW=1 makes new ones beside these, RENEW=end ends the former")
 
 

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from celery_kit.base.capabilities import DOCS, Limit
+from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Connection, Options
-from celery_kit.brokers.contract import Broker, Environ, account, tls
+from celery_kit.brokers.contract import ROLES, Broker, Environ, account, tls
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
 from celery_kit.brokers.rabbitmq.delayed import park
@@ -28,8 +29,10 @@ TRANSPORTS = {
 def url(environ: Environ) -> str:
     """The URL of the host `broker`, with the account and virtual host of RabbitMQ's own variables."""
     user, secret = account(environ, "BROKER")
+    if (chosen := environ.get("RABBITMQ_DEFAULT_USER") or "kit").removesuffix("-2") in ROLES:
+        refuse(f"RABBITMQ_DEFAULT_USER={chosen} is not allowed; any name but those of the roles: {', '.join(ROLES)}")
     if user == "kit":  # RabbitMQ's own variables may name it otherwise
-        user, secret = environ.get("RABBITMQ_DEFAULT_USER") or user, environ.get("RABBITMQ_DEFAULT_PASS") or secret or "kit"
+        user, secret = chosen, environ.get("RABBITMQ_DEFAULT_PASS") or secret or "kit"
     vhost = environ.get("RABBITMQ_DEFAULT_VHOST") or "kit"
     user, secret, vhost = (quote(part, safe="") for part in (user, secret, vhost))
     secured = tls(environ)

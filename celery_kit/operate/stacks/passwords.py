@@ -13,8 +13,6 @@ from celery_kit.base.refusals import refuse
 from celery_kit.operate.stacks.docker import Facts, RunOptions, ask, last_line, run
 from celery_kit.operate.stacks.ports import service_of
 
-#: Who a process is on the servers: deploy/brokers/ has what each may do.
-ROLES = ("producer", "worker", "beat", "monitor", "operator", "admin")
 #: By the value of RENEW, what a server's start.sh is asked to do, and what was done then.
 RENEWALS = {
     "1": ("renew", "has new passwords; the former ones are valid until 'make passwords RENEW=end'"),

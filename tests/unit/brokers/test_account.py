@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_kit.brokers.contract import account, current, is_of_a_file
+from celery_kit.brokers.contract import ROLES, account, current, is_of_a_file
 from celery_kit.profile import Profile
 
 
@@ -57,3 +57,12 @@ def test_a_url_has_the_account_of_its_file(broker: str, url: str, tmp_path: Path
     chosen = Profile.from_environ({"BROKER": broker, **files, "RABBITMQ_DEFAULT_USER": "other"})
     assert chosen.broker_url == url
     assert chosen.result_backend == "redis://kit:results@results:6379/1"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_operators_name_is_none_of_the_roles(role: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two users of one name, each with the rights of the other."""
+    with pytest.raises(SystemExit):
+        Profile.from_environ({"BROKER": "rabbitmq", "RABBITMQ_DEFAULT_USER": role})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"RABBITMQ_DEFAULT_USER={role} is not allowed; any name but those of the roles: producer, " in line
