@@ -93,7 +93,7 @@ test-compat:  ## the kit on either engine beside plain Celery, on each broker an
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat --reruns 2
 
 test-security: ## what must not be possible, on running stacks; hostile messages, on each broker, pool and engine; FUZZED=1: those of test-fuzz
-	deploy/env.sh dev && deploy/env.sh audit && BROKER= POOL= $(KIT) images && $(PYTEST) tests/security -q --no-header
+	deploy/env.sh dev && deploy/env.sh audit && BROKER= POOL= $(KIT) images && $(PYTEST) tests/security -n 3 --dist loadfile -q --no-header
 
 test-fuzz:    ## what decides about a message, by a coverage-guided fuzzer, BROKER= SECONDS=600 each; writes docs/reports/fuzz.md
 	deploy/env.sh dev && .venv/bin/python -m tests.fuzz.run
