@@ -35,7 +35,6 @@ class Dispatcher(EventDispatcher):
     clock: LamportClock
     mutex: AbstractContextManager[object]
     producer: object
-    _closed: bool
     _group_buffer: dict[str, list[dict[str, object]]]
     _publish: Callable[[object, object, str], object]
 
@@ -62,7 +61,7 @@ class Dispatcher(EventDispatcher):
         """Send what is collected. As Celery's since 5.7: before, events that a thread added meanwhile were lost."""
         super().flush(errors, groups=False)
         with self.mutex:
-            if groups and not self._closed and (group := self._group_buffer[GROUP]):
+            if groups and self.producer and (group := self._group_buffer[GROUP]):
                 batch = group[:]
                 self._publish(batch, self.producer, f"{GROUP}.multi")
                 del group[: len(batch)]
