@@ -76,6 +76,7 @@ def test_who_asks_for_more_gets_celerys_own(dispatcher: Any, sent: Sent) -> None
     dispatcher.send("task-received", blind=True, uuid="1")
     dispatcher.flush()
     assert [event.get("timestamp") == 5.0 for event in sent[-1][0]] == [True, False]
+    assert not any("blind" in event for event in sent[-1][0])
 
 
 def test_many_do_not_wait(dispatcher: Any, sent: Sent) -> None:
