@@ -71,6 +71,8 @@ def general(profile: Profile) -> Options:
         "worker_proc_alive_timeout": 30.0,  # seconds; on a busy machine a new child takes longer than Celery's 4
         "log_format": profile.log_format,  # the kit's own, celery_kit/observe/logs.py
         "engine": profile.engine,  # the kit's own, celery_kit/brokers/__init__.py
+        "app_version": profile.app_version,  # the kit's own: what a worker reports as the version of its code
+        "queue_version": profile.queue_version,  # the kit's own, celery_kit/produce/queues.py
     }
 
 

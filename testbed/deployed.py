@@ -11,8 +11,8 @@ import yaml
 
 from testbed.environments import ROOT
 
-#: What only a container has: its search path, its pool, and addresses of its network.
-ELSEWHERE = ("PATH", "POOL", "SMTP_HOST", "SMS_GATEWAY_URL")
+#: What only a container has: its search path, its pool, its version, and addresses of its network.
+ELSEWHERE = ("PATH", "POOL", "APP_VERSION", "SMTP_HOST", "SMS_GATEWAY_URL")
 #: What bounds a container, in a compose file and in the Docker client alike.
 RIGHTS = ("cap_drop", "security_opt", "read_only", "tmpfs", "pids_limit", "mem_limit")
 #: A variable in a compose file, with its default.

@@ -4,6 +4,7 @@ A variable has the name of Celery's setting in capitals (TIMEZONE, TASK_TIME_LIM
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ SECURE = ("1", "mutual")
 AUTO = "auto"
 #: The time limit of this project's own tasks, in seconds. An app of the user's own has none unless it is set.
 TASK_TIME_LIMIT = 300
+#: A version: the end of an image's tag, and of the name of a queue.
+VERSION = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}"
 #: The largest concurrency of a worker, in tasks at once.
 MOST_CONCURRENCY = 10_000
 
@@ -64,6 +67,8 @@ class Choices:
     publish_timeout: int
     spool: Path | None
     spool_most: int
+    app_version: str
+    queue_version: str
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ, limit: int = TASK_TIME_LIMIT) -> "Choices":
@@ -112,6 +117,8 @@ class Choices:
             publish_timeout=whole_number("PUBLISH_TIMEOUT", value("PUBLISH_TIMEOUT", "10"), 1, 3_600, "seconds"),
             spool=_spool(value("SPOOL", "")),
             spool_most=whole_number("SPOOL_MOST", value("SPOOL_MOST", "10000"), 1, 10_000_000, "tasks"),
+            app_version=_version("APP_VERSION", value("APP_VERSION", "")),
+            queue_version=_version("QUEUE_VERSION", value("QUEUE_VERSION", "")),
         )
 
 
@@ -178,6 +185,12 @@ def _spool(given: str) -> Path | None:
     if given and sys.platform == "win32":
         refuse("SPOOL cannot be had on Windows: it needs file locks of Linux or macOS (docs/pools.md); leave it out")
     return Path(given).resolve() if given else None
+
+
+def _version(name: str, given: str) -> str:
+    if given and not re.fullmatch(VERSION, given):
+        refuse(f"{name}={given} is not allowed; letters, digits, _, . and -, 80 at most")
+    return given
 
 
 def _timezone(name: str) -> str:

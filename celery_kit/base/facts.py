@@ -114,7 +114,7 @@ class Measured(TypedDict):
 
 #: The fields of a worker's report (celery_kit/observe/vitals.py), and the types that each may have.
 VITALS: dict[str, tuple[type, ...]] = {
-    "pool": (str,), "visibility_timeout": (int, float), "longest_task": (int, float), "clock": (int, float),
+    "pool": (str,), "version": (str,), "visibility_timeout": (int, float), "longest_task": (int, float), "clock": (int, float),
     **dict.fromkeys(("consuming", "tasks", "measures"), (list,)),
     **dict.fromkeys(("concurrency", "registered", "active", "reserved", "scheduled", "processed", "memory"), (int,)),
 }  # fmt: skip
@@ -124,6 +124,8 @@ class Vitals(TypedDict):
     """A worker's report; None for a field that it lacks. Times are in seconds, memory in bytes."""
 
     pool: str | None
+    #: Of its code: APP_VERSION.
+    version: str | None
     concurrency: int | None
     consuming: list[str] | None
     #: Names of its tasks, and their number, where the list is cut (celery_kit/observe/vitals.py).

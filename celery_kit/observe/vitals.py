@@ -55,6 +55,7 @@ def _register(**_: object) -> None:
         known = sorted(name for name in panel.app.tasks if not name.startswith("celery."))
         return {
             "pool": named(consumer.pool),
+            "version": panel.app.conf.get("app_version") or None,
             "concurrency": info.get("max-concurrency", 1),
             "consuming": consuming,
             "tasks": known[:MOST_TASKS],

@@ -96,6 +96,7 @@ def up(
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
     contained = [f"{name.upper()}=1" for name in profiles]
     contained += [f"{name}={given}" for name, given in (("SECURE", secure), ("PINS", pins)) if given]
+    contained += [f"version of group {one.name}" for one in workers if one.version]
     if not isinstance(stack, Compose):
         if contained:
             refuse(f"{contained[-1]} needs a stack of containers: {' or '.join(f'BROKER={name}' for name in IN_CONTAINERS)}")

@@ -1,5 +1,7 @@
 """The commands that bring workers to other machines: images, a registry."""
 
+import os
+
 import click
 
 from celery_kit.base.refusals import refuse
@@ -13,10 +15,12 @@ from celery_kit.pools.table import POOLS
 
 @click.command()
 @click.option("--pool", "pools", type=click.Choice(list(POOLS)), multiple=True, envvar="POOL", help="default: all")
+@click.option("--tag", envvar="TAG", help="a version, at the end of the images' tags, which their workers report: prefork-1.4")
 @python_option
 @codebase_options
-def images(pools: tuple[str, ...], codebase: codebases.Codebase | None) -> None:
+def images(pools: tuple[str, ...], tag: str | None, codebase: codebases.Codebase | None) -> None:
     """Build the worker images, one tag a pool."""
+    os.environ |= {"APP_VERSION": registries.checked(tag)} if tag else {}
     prepare()
     for pool in pools or POOLS:
         build(pool, codebase)
@@ -38,7 +42,7 @@ def push(
     if not registry:
         refuse("REGISTRY is missing; for example: make push REGISTRY=registry.example.com/shop")
     wanted = platforms.replace(",", " ").split()
-    registries.push(registry, tag, wanted, pools or tuple(POOLS), codebase, ROOT / pins)
+    registries.push(registry, tag or os.environ.get("APP_VERSION", ""), wanted, pools or tuple(POOLS), codebase, ROOT / pins)
 
 
 COMMANDS = (images, push)

@@ -7,6 +7,7 @@ FIELDS is the table of what a group may say. `workers.schema.json`, the page doc
 """
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,12 +15,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from celery_kit.base.choices import MOST_CONCURRENCY
+from celery_kit.base.choices import MOST_CONCURRENCY, VERSION
 from celery_kit.base.facts import Member, Queue
 from celery_kit.base.files import read_regular
 from celery_kit.base.refusals import refuse, unless_refused
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS, WISHES
+from celery_kit.produce.queues import of_version
 
 FILE = "workers.toml"
 #: The JSON schema of the table, made by `make docs`.
@@ -110,6 +112,7 @@ class Field:
     variable: str = ""
 
 
+_VERSION = _text(VERSION, "a text of letters, digits, _, . and -, 80 at most")
 _QUEUE = _text(r"[^\s,$]{1,200}", "a name without spaces, commas and $")
 FIELDS = {
     one.name: one
@@ -150,6 +153,14 @@ FIELDS = {
             "a child process is replaced after a task with which it has come to more memory, in KiB, as Celery counts it",
             "never", "CELERY_WORKER_MAX_MEMORY_PER_CHILD",
         ),
+        Field(
+            "version", _VERSION, "the version that its workers run: the end of their image's tag, of `make images TAG=`",
+            "the code of this checkout",
+        ),
+        Field(
+            "queue_version", _VERSION, "the version of its queues, and of those that it sends to: `mail` is `mail@1.4`",
+            "`QUEUE_VERSION`", "QUEUE_VERSION",
+        ),
     )
 }  # fmt: skip
 #: The features of the support matrix that a time limit takes: the rows of a pool's `limits` say what it does instead.
@@ -174,6 +185,8 @@ class Group:
     cpus: float | None = None
     max_tasks_per_child: int | None = None
     max_memory_per_child: int | None = None
+    version: str | None = None
+    queue_version: str | None = None
 
     @property
     def service(self) -> str:
@@ -263,9 +276,9 @@ def _group(where: str, name: str, given: object, pool: str, scale: int) -> Group
     least, most = bounds["min"], bounds.get("max", bounds["min"])
     if least > most:
         _wrong(f"{where}.{name}.scale", bounds, f"a max of at least min, {least}")
-    found = Group(
-        **{**given, "name": name, "pool": given.get("pool", pool), "queues": tuple(given["queues"]), "scale": (least, most)}
-    )
+    version = given.get("queue_version") or os.environ.get("QUEUE_VERSION", "")
+    queues = tuple(of_version(queue, version) for queue in given["queues"])
+    found = Group(**{**given, "name": name, "pool": given.get("pool", pool), "queues": queues, "scale": (least, most)})
     row, mine = POOLS[found.pool], f"{where}.{name}"
     if (found.concurrency or 1) > 1 and (limit := row.limits.get("tasks_overlap")):
         refuse(f"{mine}.concurrency = {found.concurrency} cannot be had on pool {row.name}: {limit.what}; scale adds workers")

@@ -32,10 +32,11 @@ from celery_kit.base import correlation, security
 from celery_kit.base.conf import transport_options as own_options
 from celery_kit.base.messages import Part, RefusedError, UnroutedError
 from celery_kit.base.types import Callback, Channel, Headers, Options
-from celery_kit.brokers import Queues, room, transports
+from celery_kit.brokers import room, transports
 from celery_kit.brokers.contract import current
 from celery_kit.engine.parts import on
 from celery_kit.fixes import broadcast, needed, patched
+from celery_kit.produce.queues import Queues, Router
 
 if TYPE_CHECKING:
     from celery_kit.base.signing import Signer
@@ -292,6 +293,20 @@ class AMQP(AMQPBase):  # type: ignore[misc]
         return make(*args, transport_options={**own_options(self.app.conf), **(transport_options or {})}, **options)
 
     BrokerConnection = Connection
+
+    def Queues(self, *args: object, **options: object) -> Queues:
+        """The app's table of queues, as Celery's; of one version's with the setting queue_version."""
+        found: Queues = super().Queues(*args, **options)
+        if version := self.app.conf.get("queue_version"):
+            found.name_after(version)
+        return found
+
+    def Router(self, queues: object = None, create_missing: bool | None = None) -> object:
+        """The app's router, as Celery's."""
+        if not self.app.conf.get("queue_version"):
+            return super().Router(queues, create_missing)
+        missing = self.app.either("task_create_missing_queues", create_missing)
+        return Router(self.routes, queues or self.queues, missing, app=self.app)
 
     @cached_property
     def send_task_message(self) -> Callback:

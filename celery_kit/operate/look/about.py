@@ -15,6 +15,7 @@ from kombu.utils.url import maybe_sanitize_url
 from celery_kit.base.refusals import refuse
 from celery_kit.defaults import contradictions as of_settings
 from celery_kit.operate.target import app
+from celery_kit.produce.queues import of_version
 
 #: By Celery setting: the variable with the address of the stack's own server. The variable takes precedence in Celery.
 SERVERS = {"broker_url": "CELERY_BROKER_URL", "result_backend": "CELERY_RESULT_BACKEND"}
@@ -52,7 +53,7 @@ def _line(error: Exception) -> str:
 def unconsumed() -> list[str]:
     """The queues that tasks are routed to and that no worker of the stack consumes, in one line. Empty if there are none."""
     own = (os.environ.get("CELERY_WORKER_QUEUES") or "").split(",")
-    consumed = {name for name in own if name} or set(app.amqp.queues.consume_from)
+    consumed = {of_version(name, app.conf.queue_version) for name in own if name} or set(app.amqp.queues.consume_from)
     used = {queue for name in _own_tasks() if (queue := _queue(name))}
     if missing := sorted(used - consumed):
         every = ",".join(sorted(used | consumed))

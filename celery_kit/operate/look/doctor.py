@@ -5,6 +5,7 @@ from that product's module (`Server.faults`), so that no check names a product.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from celery_kit.operate.arguments import Parser, advice, standalone
 from celery_kit.operate.look.status import Snapshot, snapshot
 from celery_kit.operate.stacks.docker import EngineSilentError, Facts, ask, last_line, memory_used, port_holder
 from celery_kit.operate.stacks.ports import service_of
+from celery_kit.operate.stacks.services import GROUP
 from celery_kit.produce.spool import OURS
 
 Found = Iterator[tuple[str, str]]  # what is wrong; what to do
@@ -303,7 +305,8 @@ def memory(scene: Scene) -> Found:
 def images(scene: Scene) -> Found:
     """Workers whose image has other code than this machine. Compares content, because a clone gives its files new dates."""
     for one in scene.inspected:
-        if groups.role_of(service_of(one)) != "worker" or not one["State"]["Running"]:
+        versioned = json.loads(one["Config"]["Labels"].get(GROUP, "{}")).get("version")
+        if groups.role_of(service_of(one)) != "worker" or not one["State"]["Running"] or versioned:
             continue
         if differing := [str(code) for code in scene.code if code.differs(one["Id"])]:
             folders = f"{' and '.join(differing)} {'holds' if len(differing) == 1 else 'hold'}"

@@ -93,6 +93,11 @@ def metrics(found: Snapshot) -> Iterator[Metric]:
     for field, what in OF_A_WORKER:
         answers = [({"worker": node, "pool": answer["pool"] or ""}, answer[field]) for node, answer in found.workers.items()]
         yield gauge(f"worker_{field}", what, answers)
+    versions = [
+        ({"worker": node, "pool": answer["pool"] or "", "version": answer["version"] or ""}, 1.0)
+        for node, answer in found.workers.items()
+    ]
+    yield gauge("worker_version", "Always 1; the version of a worker's code is a label", versions)
     yield from of_tasks(found)
     if file := os.environ.get("BEAT_HEARTBEAT_FILE"):
         path = Path(file)

@@ -177,8 +177,11 @@ def lines(found: Snapshot) -> list[str]:
         shown += ["", *_columns(("queue", "waiting", "unacknowledged", "consumers", "oldest"), queues)]
         held = [(str(one.number), _holder(one), one.queue, one.task, one.id) for one in found.broker.held]
         shown += ["", *_columns(("unacknowledged", "held by", "queue", "task", "id"), held)] if held else []
-    headings = ("worker", "pool", "at once", "state", "consumes", "active", "reserved", "processed", "memory")
+    headings: tuple[str, ...] = ("worker", "pool", "at once", "state", "consumes", "active", "reserved", "processed", "memory")
     rows = [_worker(node, found) for node in sorted({*found.workers, *(m.node for m in found.members if m.node)})]
+    if any(answer["version"] for answer in found.workers.values()):
+        headings = (*headings, "version")
+        rows = [(*row, _version(row[0], found)) for row in rows]
     shown += ["", *_columns(GROUPS, [_group(one, found) for one in found.groups])] if found.groups else []
     shown += ["", *(_columns(headings, rows) if rows else ["worker    none answered"]), ""]
     return shown + (_beats(found.members) or ["beat      none in this stack"]) + _tasks(found)
@@ -221,6 +224,11 @@ def _worker(node: str, found: Snapshot) -> tuple[str, ...]:
     memory = "-" if answer["memory"] is None else _bytes(answer["memory"])
     queues, at_once = ",".join(answer["consuming"] or ()), _number(answer["concurrency"])
     return (node, answer["pool"] or "-", at_once, state_of(node, found), queues, *numbers, memory)
+
+
+def _version(node: str, found: Snapshot) -> str:
+    answer = found.workers.get(node)
+    return (answer["version"] or "-") if answer else ""
 
 
 def _tasks(found: Snapshot) -> list[str]:

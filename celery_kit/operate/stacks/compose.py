@@ -44,19 +44,18 @@ from celery_kit.operate.stacks.docker import (
 )
 from celery_kit.operate.stacks.images import build_codebase, build_each, of_python, prepare, settings
 from celery_kit.operate.stacks.ports import check_ports, from_here, mail_url, published, service_of
+from celery_kit.operate.stacks.services import GROUP, written
 from celery_kit.profile import Profile
 from celery_kit.results import BACKENDS
 
 WAIT_SECONDS = "180"
-#: The label with a worker's group, as JSON.
-GROUP = "celery-kit.group"
 #: The name of every stack in former versions, when checkouts shared it.
 FORMER_NAME = "celery-kit"
 #: The variables that must be the same in all processes of a stack. Paths may differ.
 SHARED = (
     "BROKER", "BACKEND", "POOL", "ENGINE", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "TASK_SERIALIZER", "ACCEPT_CONTENT",
     "TASK_TIME_LIMIT", "VISIBILITY_TIMEOUT", "MAX_DELIVERIES", "DELIVERY", "RESULT_EXPIRES", "TIMEZONE", "SMTP_HOST",
-    "SMTP_PORT", "CELERY_WORKER_QUEUES", "SECURE",
+    "SMTP_PORT", "CELERY_WORKER_QUEUES", "QUEUE_VERSION", "SECURE",
 )  # fmt: skip
 
 
@@ -184,7 +183,7 @@ class Compose:
         if codebase:
             environ |= codebase.environ()
         files = ["--project-directory", str(ROOT), "-f", self.file or ""]
-        files += ["-f", str(self._write(groups, images))] if grouped or images else []
+        files += ["-f", str(written(self.project, self.file or "", groups, images))] if grouped or images else []
         shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
         if shown.returncode:
             refuse(f"the stack's settings cannot be used: {last_line(shown.stderr)}")
@@ -196,7 +195,9 @@ class Compose:
         if images:
             registry.pull(images.values())
         elif grouped:
-            build_each(named, list(dict.fromkeys(one.pool for one in groups)), codebase, environ, monitored=bool(profiles))
+            registry.of_versions(groups, {name: str(service.get("image")) for name, service in services.items()})
+            pools = list(dict.fromkeys(one.pool for one in groups if not one.version))
+            build_each(named, pools, codebase, environ, monitored=bool(profiles))
         elif codebase:
             build_codebase(named, first.pool, codebase, environ, monitored=bool(profiles))
         if grouped or codebase:
@@ -222,18 +223,6 @@ class Compose:
         if former:
             places.append(f"older data: of a stack {FORMER_NAME}; to go on with it, COMPOSE_PROJECT_NAME={FORMER_NAME} in .env")
         return Started(places, about)
-
-    def _write(self, groups: Sequence[Group], images: Mapping[str, str]) -> Path:
-        """Write a Compose file to use after the broker's: a service for each group, and images that replace the stack's own."""
-        file = ROOT / ".kit/groups" / f"{self.project}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        named = [one for one in groups if one.name]
-        services: Facts = {"worker": {"scale": 0}} if named else {}
-        services |= {one.service: _service(one, str(ROOT / (self.file or ""))) for one in named}
-        for service, image in images.items():
-            services.setdefault(service, {})["image"] = image
-        file.write_text(yaml.safe_dump({"services": services}, sort_keys=False))
-        return file
 
     def down(self, volumes: bool) -> str:
         """Take it down. Returns what was done, in words; refuses if it fails."""
@@ -346,23 +335,6 @@ def _about(codebase: Codebase | None, service: Facts, *words: str) -> About:
     mounts = [f"--volume={one['source']}:{one['target']}:ro" for one in service["volumes"] if one["type"] == "bind"]
     command = ("docker", "run", "--rm", "--network", "none", *names, *mounts, service["image"], *ABOUT, *words)
     return About.of(codebase, run(*command, env={**os.environ, **environ}, capture_output=True))
-
-
-def _service(group: Group, file: str) -> Facts:
-    """A group's service in a Compose file: the one for all workers in `file`, with what the group says."""
-    common = yaml.safe_load((ROOT / "deploy/compose/app.yaml").read_text())["services"]["worker"]
-    own = {"mem_limit": group.memory, "cpus": group.cpus}
-    if group.time_limit is not None:
-        own["stop_grace_period"] = f"${{STOP_GRACE_PERIOD:-{group.time_limit}s30s}}"
-    return {
-        "extends": {"file": file, "service": "worker"},
-        "image": common["image"].replace("${POOL:-prefork}", group.pool),
-        "build": {"args": {"POOL": group.pool}},
-        "scale": group.scale[0],
-        "labels": {GROUP: group.noted()},
-        "environment": {**group.environ(), "CELERY_WORKER_HOSTNAME": f"{group.name}@%h"},
-        **{name: value for name, value in own.items() if value is not None},
-    }
 
 
 def _check_cores(groups: Sequence[Group]) -> None:

@@ -179,6 +179,7 @@ def run(groups: Sequence[Group], backend: str, owner: str, codebase: Codebase | 
         if groups[0].name:  # their time limits are not in the environment of who stops them
             about |= {"groups": [one.noted() for one in groups], "grace": grace}
         about |= {"codebase": codebase.noted()} if codebase else {}
+        about |= {"queue_version": version} if (version := os.environ.get("QUEUE_VERSION")) else {}
         pidfile.write(STATE, os.getpid(), **about)
         broker, processes, beats = server(), _Processes(), list[Path]()
         try:
@@ -222,9 +223,10 @@ def _commands(groups: Sequence[Group], codebase: Codebase | None) -> dict[str, t
         for group in groups
         for number in range(1, group.scale[0] + 1)
     }
+    of_beat = {name: value for name, value in groups[0].environ().items() if name == "QUEUE_VERSION"}
     return {
         "mail": ([sys.executable, str(ROOT / "deploy/mail/catcher.py")], {}),
-        "beat": ([python, "-m", "celery", "-A", APP, "beat", *log, "--schedule", schedule], {}),
+        "beat": ([python, "-m", "celery", "-A", APP, "beat", *log, "--schedule", schedule], of_beat),
         **{
             name: (command(POOLS[one.pool], [*log, "--hostname", f"{node_of(name)}@%h"], python=python), one.environ())
             for name, one in workers.items()
@@ -241,7 +243,8 @@ def environment(about: Facts) -> dict[str, str]:
     """The environment of a process of the embedded stack."""
     if "address" not in about:
         refuse(f"the embedded stack is just starting (process {about['pid']}); try again in a moment")
-    return {
+    versioned = {"QUEUE_VERSION": version} if (version := about.get("queue_version")) else {}
+    return versioned | {
         "BROKER": "embedded",
         "CELERY_BROKER_URL": f"{about['address']}/0",
         "CELERY_RESULT_BACKEND": BACKENDS[about["backend"]].url({}, BROKERS["embedded"]),

@@ -64,7 +64,7 @@ def build_each(
             build_codebase(files, pool, codebase, environ, monitored and pool == pools[-1])
         else:
             build_services(files, ["worker"], f"the image of pool {pool}", codebase, environ)
-    for service in ["mail"] + ["flower"] * (monitored and not codebase):
+    for service in ["mail"] + ["flower"] * (monitored and not (codebase and pools)):
         build_services(files, [service], f"the image of {service}", codebase, environ)
 
 
@@ -97,11 +97,17 @@ def build_services(
 def image(tag: str, codebase: Codebase | None = None) -> str:
     """The name of an image of this project or of a codebase. `tag`: a pool, or `mail`. IMAGE is the name before the tag.
 
-    The tag also has the version of Python, unless it is the default, and CELERY for workers.
+    The tag also has the version of Python, unless it is the default, and CELERY and APP_VERSION for workers.
     """
-    celery = os.environ.get("CELERY") if tag in POOLS else ""
+    version = os.environ.get("APP_VERSION") if tag in POOLS else ""
     name = codebase.image if codebase else os.environ.get("IMAGE") or "celery-kit"
-    return f"{name}:{tag}{python().tag}{(celery and f'-celery{celery}') or ''}"
+    return f"{name}:{unversioned(tag)}{(version and f'-{version}') or ''}"
+
+
+def unversioned(tag: str) -> str:
+    """The tag of an image without APP_VERSION. `tag`: a pool, or `mail`."""
+    celery = os.environ.get("CELERY") if tag in POOLS else ""
+    return f"{tag}{python().tag}{(celery and f'-celery{celery}') or ''}"
 
 
 def image_size(image: str) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
+from celery_kit.base.choices import VERSION
 from celery_kit.base.files import read_regular
 from celery_kit.base.refusals import refuse, why_not_writable
 from celery_kit.base.target import ROOT
@@ -17,15 +18,16 @@ from celery_kit.brokers import BROKERS
 from celery_kit.operate.groups import Group
 from celery_kit.operate.stacks.codebase import Codebase
 from celery_kit.operate.stacks.docker import answered, last_line, run
-from celery_kit.operate.stacks.images import build_services, image, of_python, prepare
+from celery_kit.operate.stacks.images import build_services, of_python, prepare, unversioned
 
 #: The file that deployments pin, and the most bytes of it.
 PINS, MOST = "pins.json", 1024 * 1024
+#: How the labels of an image begin that OCI has named.
+OCI = "org.opencontainers.image."
 #: The images beside those of pools, and the service that has the build of each.
 OTHERS = {"mail": "mail", "monitor": "flower"}
 #: A registry's host, with its port, and a name below it.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+")
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 _PLATFORM = re.compile(r"linux/[a-z0-9]+(/v[0-9])?")
 _PINNED = re.compile(r"[^\s$@]+@sha256:[0-9a-f]{64}")
 #: What a registry's refusal means, by a word of it, and what to do.
@@ -47,21 +49,28 @@ def push(
     """
     if not _NAME.fullmatch(registry):
         refuse(f"REGISTRY={registry} is not allowed; a host and a name in small letters, such as registry.example.com/shop")
-    if tag and not _TAG.fullmatch(tag):
-        refuse(f"TAG={tag} is not allowed; letters, digits, _, . and -, 80 at most")
+    checked(tag)
     if why := why_not_writable(file):
         refuse(f"PINS={file} cannot be written: {why}")
+    os.environ.pop("APP_VERSION", None)  # the tag is a version, and the images have names of their own here
     wanted = list(dict.fromkeys(platforms))
     prepare()
     _check_platforms(wanted)
     about = labels(codebase.source if codebase else ROOT, tag)
     images = {}
     for name in (*pools, *OTHERS):
-        place = image(name, codebase).rpartition(":")[2]
+        place = unversioned(name)
         images[place] = _pushed(f"{registry}:{place}{tag and f'-{tag}'}", name, wanted, about, codebase)
         print(images[place], flush=True)
     found = {"version": about.get("version", ""), "revision": about.get("revision", ""), "platforms": wanted, "images": images}
     file.write_text(f"{json.dumps(found, indent=2)}\n")
+
+
+def checked(tag: str) -> str:
+    """The version that TAG names. Refuses one that cannot be a part of an image's tag."""
+    if tag and not re.fullmatch(VERSION, tag):
+        refuse(f"TAG={tag} is not allowed; letters, digits, _, . and -, 80 at most")
+    return tag
 
 
 def labels(folder: Path, tag: str) -> dict[str, str]:
@@ -87,10 +96,14 @@ def labels(folder: Path, tag: str) -> dict[str, str]:
 
 def pins(given: str) -> dict[str, str]:
     """The images that a file pins, by tag, as :func:`push` has written it. Empty without a file. Refuses one that is wrong."""
-    if not given:
-        return {}
+    return _read(given)[1] if given else {}
+
+
+def _read(given: str) -> tuple[str, dict[str, str]]:
+    """The version of the images that a file pins, and the images by tag. Refuses a file that is wrong."""
     try:
-        found = json.loads(read_regular(ROOT / given, MOST))["images"]
+        about = json.loads(read_regular(ROOT / given, MOST))
+        found = about["images"]
         wrong = next((str(one) for one in found.values() if not _PINNED.fullmatch(str(one))), None)
     except OSError as error:
         refuse(f"PINS={given} cannot be read: {error.strerror}")
@@ -100,24 +113,48 @@ def pins(given: str) -> dict[str, str]:
         refuse(
             f"PINS={given} has {wrong[:200]!r}, which is no image with a digest (name@sha256:…); 'make push' writes the file"
         )
-    return {str(tag): str(one) for tag, one in found.items()}
+    return str(about.get("version")), {str(tag): str(one) for tag, one in found.items()}
 
 
 def pinned(images: Mapping[str, str], name: str, given: str) -> str:
     """The image that a file pins for a pool, `mail` or `monitor`. Refuses if there is none. `given`: the file as typed."""
-    tag = image(name).rpartition(":")[2]
+    tag = unversioned(name)
     if tag not in images:
         refuse(f"PINS={given} has no image {tag}; it has {', '.join(images)}: 'make push' without POOL= pushes all")
     return images[tag]
 
 
 def of_services(given: str, groups: Sequence[Group], monitored: bool) -> dict[str, str]:
-    """The image of each service of a stack that a file pins, by the service's name. Empty without a file."""
-    if not (images := pins(given)):
+    """The image of each service of a stack that files pin, by the service's name. Empty without a file.
+
+    `given`: the files as typed, between commas. A group with a version has the images of the file of this version, all else
+    those of the first file. Refuses a version that no file has.
+    """
+    files = [_read(one) for one in filter(None, given.split(","))]
+    if not files or not files[0][1]:
         return {}
-    tags = {"worker": groups[0].pool, "beat": groups[0].pool, "mail": "mail"} | {one.service: one.pool for one in groups}
-    tags |= {"flower": "monitor", "exporter": "monitor"} if monitored else {}
-    return {service: pinned(images, tag, given) for service, tag in tags.items()}
+
+    def of(group: Group) -> Mapping[str, str]:
+        found = next((images for version, images in files if version == (group.version or files[0][0])), None)
+        if found is None:
+            has = f"it has {', '.join(version for version, _ in files)}; name a file of each, as pins.json,new.json"
+            refuse(f"group {group.name}: PINS={given} has no version {group.version}; {has}")
+        return found
+
+    workers = {"worker": groups[0], "beat": groups[0]} | {one.service: one for one in groups}
+    others = {"mail": "mail"} | ({"flower": "monitor", "exporter": "monitor"} if monitored else {})
+    found = {service: pinned(of(group), group.pool, given) for service, group in workers.items()}
+    return found | {service: pinned(files[0][1], tag, given) for service, tag in others.items()}
+
+
+def of_versions(groups: Iterable[Group], images: Mapping[str, str]) -> None:
+    """Pull the images of groups with a version that the engine does not have. `images`: by service. Refuses if that fails."""
+    for group in groups:
+        if group.version and run("docker", "image", "inspect", (ref := images[group.service]), capture_output=True).returncode:
+            print(f"pulling {ref}", file=sys.stderr, flush=True)
+            if (done := run("docker", "pull", "--quiet", ref, capture_output=True)).returncode:
+                how = f"'make images TAG={group.version} POOL={group.pool}' in a checkout of this version makes it"
+                refuse(f"group {group.name}: there is no image {ref} ({last_line(done.stderr)}); {how}")
 
 
 def pull(images: Iterable[str]) -> None:
@@ -171,8 +208,10 @@ def _pushed(ref: str, name: str, platforms: list[str], about: Mapping[str, str],
 def _build(ref: str, name: str, platforms: list[str], about: Mapping[str, str], codebase: Codebase | None) -> None:
     print(f"building {ref}", file=sys.stderr, flush=True)
     service = OTHERS.get(name, "worker")
-    names = {f"org.opencontainers.image.{word}": value.replace("$", "$$") for word, value in about.items()}
-    own = {"image": ref, "build": {"labels": names, **({"platforms": platforms} if platforms else {})}}
+    names = {f"{OCI}{word}": value.replace("$", "$$") for word, value in about.items()}
+    version = re.sub(r"[^A-Za-z0-9_.-]", "-", about.get("version", "")).lstrip("_.-")[:80]  # a tag of git's may have a slash
+    build = {"labels": names, "args": {"APP_VERSION": version}}
+    own = {"image": ref, "build": {**build, **({"platforms": platforms} if platforms else {})}}
     file = ROOT / ".kit/push.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"services": {service: own}}))

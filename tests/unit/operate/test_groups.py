@@ -19,8 +19,8 @@ from celery_kit.base.target import ROOT
 from celery_kit.operate import groups
 from celery_kit.operate.groups import FIELDS, SCHEMA, Group, Table, faults, notes, read, schema
 from celery_kit.operate.look.status import Snapshot, lines, packed, unpacked
-from celery_kit.operate.stacks import compose, local
-from celery_kit.operate.stacks.embedded import _commands
+from celery_kit.operate.stacks import compose, local, services
+from celery_kit.operate.stacks.embedded import _commands, environment
 from celery_kit.pools.table import POOLS
 
 (EXAMPLE,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs/groups.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -93,6 +93,7 @@ WRONG = {
     "cpus": ["0", "1025", '"1"', "true"],
     "max_tasks_per_child": ["0", "1.5", '"9"', "true"],
     "max_memory_per_child": ["0", '"200m"', "true"],
+    **{one: ['""', "1.4", '"a b"', '"a/b"', '"-1"', f'"{"a" * 81}"', "true"] for one in ("version", "queue_version")},
 }
 #: Values that are allowed.
 RIGHT = {
@@ -106,6 +107,7 @@ RIGHT = {
     "cpus": ["0.01", "2", "1.5"],
     "max_tasks_per_child": ["1", "1000"],
     "max_memory_per_child": ["1", "200000"],
+    **{one: ['"1.4"', '"v2-rc.1_a"', f'"{"a" * 80}"'] for one in ("version", "queue_version")},
 }
 
 
@@ -195,17 +197,50 @@ def test_queues_without_a_group_and_limits_that_hold_in_part_are_said() -> None:
 
 
 def test_a_service_is_the_stacks_worker_with_what_its_group_says() -> None:
-    made = compose._service(IMAGES, "/compose.redis.yaml")
+    made = services.service(IMAGES, "/compose.redis.yaml")
     assert made["extends"] == {"file": "/compose.redis.yaml", "service": "worker"}
-    assert made["image"].endswith(":prefork${PYTHON_TAG:-}${CELERY:+-celery${CELERY:-}}") and "POOL" not in made["image"]
+    versioned = "${APP_VERSION:+-${APP_VERSION:-}}"
+    assert made["image"].endswith(f":prefork${{PYTHON_TAG:-}}${{CELERY:+-celery${{CELERY:-}}}}{versioned}")
+    assert "POOL" not in made["image"]
     assert made["build"] == {"args": {"POOL": "prefork"}}
     assert (made["scale"], made["mem_limit"], made["cpus"]) == (1, "2g", 2)
     assert made["stop_grace_period"] == "${STOP_GRACE_PERIOD:-900s30s}"
     assert made["environment"] == {**IMAGES.environ(), "CELERY_WORKER_HOSTNAME": "images@%h"}
     assert Group.from_note(made["labels"]["celery-kit.group"]) == IMAGES
-    assert not {"mem_limit", "cpus", "stop_grace_period"} & compose._service(Group("a"), "").keys()
+    assert not {"mem_limit", "cpus", "stop_grace_period"} & services.service(Group("a"), "").keys()
     service = yaml.safe_load((ROOT / "deploy/compose/app.yaml").read_text())["services"]["worker"]
     assert "${POOL:-prefork}" in service["image"], "what a group's pool takes the place of"
+
+
+def test_a_group_of_a_version_runs_its_image_beside_those_of_this_checkout() -> None:
+    """beat is of the first group's version, and so are the queues that it sends to."""
+    old, new = Group("old", queues=("mail",), version="1.4", queue_version="1.4"), Group("new", queues=("mail",))
+    for table, beat in (([new, old], None), ([old, new], "1.4")):
+        made = services.services("compose.yaml", table, {})
+        assert made["worker-old"]["image"].endswith("${CELERY:+-celery${CELERY:-}}-1.4")
+        assert made["worker-new"]["image"].endswith("${APP_VERSION:+-${APP_VERSION:-}}")
+        assert made["worker-old"]["environment"]["QUEUE_VERSION"] == "1.4"
+        assert "beat" not in made if beat is None else made["beat"]["image"] == made["worker-old"]["image"]
+        assert beat is None or made["beat"]["environment"] == {"QUEUE_VERSION": "1.4"}
+
+
+def test_beat_and_tools_without_docker_send_to_the_queues_of_the_version() -> None:
+    """beat to those of the first group, everybody to those of a whole stack."""
+    groups_of = [Group("a", queues=("x@1.4",), queue_version="1.4"), Group("b", queues=("y",))]
+    own = {name: environ.get("QUEUE_VERSION") for name, (_, environ) in _commands(groups_of, None).items()}
+    assert own == {"mail": None, "beat": "1.4", "worker-a-1": "1.4", "worker-b-1": None}
+    about = {"address": "redis://a", "backend": "redis", "pool": "solo", "queues": "", "smtp": 1, "http": 2, "pid": 3}
+    assert "QUEUE_VERSION" not in environment(about)
+    assert environment(about | {"queue_version": "1.5"})["QUEUE_VERSION"] == "1.5"
+
+
+def test_the_queues_of_a_group_are_those_of_its_version(folder: Path) -> None:
+    """That of the group, or else that of the stack."""
+    text = '[groups.a]\nqueues = ["x"]\nqueue_version = "1.4"\n[groups.b]\nqueues = ["x", "y@1"]\n'
+    (folder / "workers.toml").write_text(text)
+    assert [one.queues for one in read(folder, "prefork", 1).groups] == [("x@1.4",), ("x", "y@1")]
+    with patch.dict(os.environ, QUEUE_VERSION="1.5"):
+        assert [one.queues for one in read(folder, "prefork", 1).groups] == [("x@1.4",), ("x@1.5", "y@1")]
 
 
 @pytest.mark.parametrize(

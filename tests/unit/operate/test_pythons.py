@@ -126,5 +126,5 @@ def test_the_default_stands_in_every_file_that_names_one() -> None:
 @pytest.mark.parametrize("file", COMPOSE, ids=lambda file: str(file.name))
 def test_every_image_that_is_built_carries_the_tag_of_its_python(file: Path) -> None:
     ours = re.findall(r"image: \S*\$\{IMAGE:-celery-kit\}\}?:(\S+)", file.read_text())
-    tags = [tag.removesuffix("${CELERY:+-celery${CELERY:-}}") for tag in ours]
+    tags = [tag.removesuffix("${CELERY:+-celery${CELERY:-}}${APP_VERSION:+-${APP_VERSION:-}}") for tag in ours]
     assert len(tags) == 2 and all(tag.endswith("${PYTHON_TAG:-}") for tag in tags)

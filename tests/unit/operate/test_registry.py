@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from celery_kit.base.refusals import unless_refused
+from celery_kit.operate.groups import Group
 from celery_kit.operate.stacks import registry
 from celery_kit.operate.stacks.registry import labels, pinned, pins
 
@@ -127,6 +128,20 @@ def test_a_push_that_cannot_be_is_one_line(tmp_path: Path, name: str, tag: str, 
     """Before the engine is asked for anything."""
     _, why = unless_refused(lambda: registry.push(name, tag, (), ("solo",), None, tmp_path / file))
     assert said in why
+
+
+def test_a_group_with_a_version_has_the_images_of_the_file_of_that_version(tmp_path: Path) -> None:
+    """All else has those of the first file."""
+    for version in ("1.4", "1.5"):
+        images = {tag: f"127.0.0.1:1/shop:{tag}-{version}@{DIGEST}" for tag in ("solo", "mail")}
+        (tmp_path / f"{version}.json").write_text(json.dumps({"version": version, "images": images}))
+    groups = [Group("a", pool="solo"), Group("b", pool="solo", version="1.5")]
+    given = f"{tmp_path}/1.4.json,{tmp_path}/1.5.json"
+    found = registry.of_services(given, groups, monitored=False)
+    of = {service: image.partition("@")[0].rpartition("-")[2] for service, image in found.items()}
+    assert of == {"worker": "1.4", "beat": "1.4", "worker-a": "1.4", "worker-b": "1.5", "mail": "1.4"}
+    _, why = unless_refused(lambda: registry.of_services(f"{tmp_path}/1.4.json", groups, monitored=False))
+    assert why.startswith(f"group b: PINS={tmp_path}/1.4.json has no version 1.5; it has 1.4; name a file of each")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Whatever a worker answers, the tools go on: it may be of an older version, or not be the kit's at all."""
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -76,6 +77,20 @@ def test_the_exporter_serves_what_became_of_tasks() -> None:
     assert (samples["celery_kit_tasks_total", "succeeded"], samples["celery_kit_tasks_total", "failed"]) == (5, 1)
     assert samples["celery_kit_task_early_total", None] == 2
     assert not [metric.samples for metric in exporter.of_tasks(Snapshot("away", None, {}, [])) if metric.samples]
+
+
+def test_the_version_of_each_worker_is_shown_where_one_tells_it() -> None:
+    """And it is a label of a metric. A worker of another version of the kit may tell none."""
+    answers: dict[str, Any] = {"a@x": {"version": "1.4"}, "b@x": {"version": "1.5-rc"}, "c@x": {}, "d@x": {"version": 1.6}}
+    workers = {node: vitals_of(answer) for node, answer in answers.items()}
+    found = Snapshot(Server("Broker", "1"), None, workers, [Member("worker", "exited", False, "e@x")])
+    shown = [line for line in lines(found) if "@x" in line or line.startswith("worker ")]
+    assert [line.split()[-1] for line in shown] == ["version", "1.4", "1.5-rc", "-", "-", "EXITED"]
+    assert "version" not in "".join(lines(replace(found, workers={"c@x": workers["c@x"]})))
+    samples = [sample for metric in metrics(found) for sample in metric.samples if sample.name == "celery_kit_worker_version"]
+    assert [(one.labels["worker"], one.labels["version"]) for one in samples] == [
+        ("a@x", "1.4"), ("b@x", "1.5-rc"), ("c@x", ""), ("d@x", ""),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("delayed", "values"), [(3, [3.0]), (0, [0.0]), (None, [])])
