@@ -71,6 +71,9 @@ images: env   ## build the worker images, one tag a pool: POOL= PYTHON=; of your
 push: env     ## build the images and push them: REGISTRY=host/name [TAG=1.4] [PLATFORMS=linux/amd64,linux/arm64]; writes pins.json
 	$(KIT) push
 
+contract: env ## can workers of this code and of a git ref run each other's messages? BASE=origin/main [WORKERS_FIRST=1]; APP= SOURCE=
+	$(KIT) contract
+
 engine:       ## a Docker engine, where none answers (root, Debian or Ubuntu)
 	deploy/engine/start.sh
 

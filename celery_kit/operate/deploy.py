@@ -1,11 +1,13 @@
-"""The commands that bring workers to other machines: images, a registry."""
+"""The commands that bring workers to other machines: images, a registry, one version beside another."""
 
 import os
+import sys
 
 import click
 
 from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
+from celery_kit.operate import contract as contracts
 from celery_kit.operate.options import codebase_options, python_option
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks import registry as registries
@@ -45,4 +47,15 @@ def push(
     registries.push(registry, tag or os.environ.get("APP_VERSION", ""), wanted, pools or tuple(POOLS), codebase, ROOT / pins)
 
 
-COMMANDS = (images, push)
+@click.command()
+@click.option("--base", envvar="BASE", help="a git ref: the code to compare with, such as origin/main")
+@click.option("--workers-first", is_flag=True, envvar="WORKERS_FIRST", help="what sends tasks is updated after all workers")
+@codebase_options
+def contract(base: str | None, workers_first: bool, codebase: codebases.Codebase | None) -> None:
+    """Check that workers of this code and those of a git ref can run each other's messages. Exits with 1 if not."""
+    if not base:
+        refuse("BASE is missing; for example: make contract BASE=origin/main")
+    sys.exit(contracts.check(base, codebase, workers_first))
+
+
+COMMANDS = (images, push, contract)

@@ -146,15 +146,23 @@ class About:
     @classmethod
     def of(cls, codebase: Codebase | None, done: subprocess.CompletedProcess[str]) -> "About":
         """Parse the output of :data:`ABOUT`. Refuses, in one line, an app that could not be loaded."""
-        said = done.stderr.strip().splitlines()
-        if done.returncode:
-            why = next((line for line in reversed(said) if line.startswith("celery-kit: ")), said[-1] if said else "")
-            why = why.removeprefix("celery-kit: ") or "it ended its process"
-            if not codebase:
-                refuse(f"app/: {why}")
-            hint = "; REQUIREMENTS= names its packages" if "No module named" in why and not codebase.requirements else ""
-            refuse(f"{codebase.app} in {codebase.source}: {why}{hint}")
-        return cls(**json.loads(done.stdout.strip().splitlines()[-1]))  # lines above it: the output of the app's modules
+        return cls(**json.loads(answer(codebase, done)))
+
+
+def answer(codebase: Codebase | None, done: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a process has printed about an app; those above are the output of the app's modules.
+
+    Refuses, in one line, an app that could not be loaded.
+    """
+    said = done.stderr.strip().splitlines()
+    if done.returncode:
+        why = next((line for line in reversed(said) if line.startswith("celery-kit: ")), said[-1] if said else "")
+        why = why.removeprefix("celery-kit: ") or "it ended its process"
+        if not codebase:
+            refuse(f"app/: {why}")
+        hint = "; REQUIREMENTS= names its packages" if "No module named" in why and not codebase.requirements else ""
+        refuse(f"{codebase.app} in {codebase.source}: {why}{hint}")
+    return done.stdout.strip().splitlines()[-1]
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ RUN_BY = {
     "make ps": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
     "make top": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
     "make dev": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
+    "make contract": "tests/deploy/test_versions.py::test_a_break_is_found_before_anything_runs",
     "docker compose": "tests/deploy/test_stacks.py::test_a_compose_file_works_alone",
     "celery -A app worker": "tests/deploy/test_embedded.py::test_a_worker_needs_no_make",
     "python -m app.worker": "tests/deploy/test_embedded.py::test_a_worker_needs_no_make",
