@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.contenders import Contender
 from bench.peers.work import FAILING
-from celery_kit.operate.stacks.compose import monitor_password
+from celery_kit.operate.stacks.passwords import monitor_password
 from testbed.places import Place, Servers
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import click
-from click.core import ParameterSource
 from dotenv import dotenv_values, load_dotenv
 
 from celery_kit.base.choices import TASK_TIME_LIMIT
@@ -19,7 +18,15 @@ from celery_kit.operate import deploy, groups
 from celery_kit.operate.arguments import OF_DEAD
 from celery_kit.operate.current import IN_CONTAINERS, Stack, look, meant, running_stack, stack_of
 from celery_kit.operate.groups import Group
-from celery_kit.operate.options import backend_option, broker_option, codebase_options, pool_option, python_option
+from celery_kit.operate.options import (
+    backend_option,
+    broker_option,
+    check,
+    codebase_options,
+    pool_option,
+    python_option,
+    typed,
+)
 from celery_kit.operate.stacks import certificates, passwords
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks.compose import Compose
@@ -28,21 +35,11 @@ from celery_kit.operate.stacks.local import Local
 from celery_kit.operate.stacks.ports import published_ports
 from celery_kit.operate.stacks.pythons import on_this_machine
 from celery_kit.pools.table import POOLS
-from celery_kit.profile import Profile, limits
+from celery_kit.profile import limits
 from celery_kit.results import BACKENDS
 
 if TYPE_CHECKING:
     from celery_kit.operate.look.status import Snapshot
-
-
-def _check(broker: str, group: Group, backend: str, limit: int) -> None:
-    """Refuse what a group's workers would refuse, before anything starts. `limit`: as in Choices.from_environ."""
-    axes = {"BROKER": broker, "BACKEND": backend, **group.environ()}
-    servers = {  # their addresses do not matter here
-        "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",
-        "CELERY_RESULT_BACKEND": f"{BACKENDS[backend].schemes[0]}://",
-    }
-    Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **axes}, limit)
 
 
 def _on_this_machine() -> None:
@@ -92,7 +89,7 @@ def up(
     workers = table.groups or (Group(pool=pool, scale=(scale, scale)),)
     stack = stack_of(broker)
     for group in workers:
-        _check(broker, group, backend, 0 if codebase and isinstance(stack, Local) else TASK_TIME_LIMIT)
+        check(broker, group, backend, 0 if codebase and isinstance(stack, Local) else TASK_TIME_LIMIT)
     profiles = ["monitor"] * (monitor or grafana) + ["grafana"] * grafana
     contained = [f"{name.upper()}=1" for name in profiles]
     contained += [f"{name}={given}" for name, given in (("SECURE", secure), ("PINS", pins)) if given]
@@ -101,7 +98,7 @@ def up(
         if contained:
             refuse(f"{contained[-1]} needs a stack of containers: {' or '.join(f'BROKER={name}' for name in IN_CONTAINERS)}")
         _on_this_machine()
-    if line := table.overruled(_typed("pool", "scale", "queues")):
+    if line := table.overruled(typed("pool", "scale", "queues")):
         click.echo(line, err=True)
     options = (profiles, pins) if isinstance(stack, Compose) else ()
     started = stack.up(workers, backend, codebase, *options)
@@ -126,13 +123,6 @@ def up(
     click.echo(f"""Next:
   make send TASK={task}    then  {result}
   make status    make logs    make urls    make down""")
-
-
-def _typed(*names: str) -> dict[str, str]:
-    """By variable, the values of options that were typed, or stand in .env."""
-    context = click.get_current_context()
-    given = {name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
-    return {name.upper(): str(context.params[name]) for name in names if name in given}
 
 
 def _run(role: str, *argv: str) -> NoReturn:

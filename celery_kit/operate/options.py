@@ -1,14 +1,17 @@
-"""The options that several commands of `make` share. Each is given by name or by the environment."""
+"""What several commands of `make` share: options, each given by name or by the environment, and the check of what was given."""
 
 import os
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from celery_kit.brokers import BROKERS
+from celery_kit.operate.groups import Group
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, chosen
 from celery_kit.pools.table import POOLS
+from celery_kit.profile import Profile
 from celery_kit.results import BACKENDS
 
 
@@ -51,3 +54,20 @@ def codebase_options(command: Any) -> Any:
         command = click.option(f"--{name.replace('_', '-')}", envvar=name.upper(), is_eager=True, help=what)(command)
     app = click.option("--app", "codebase", envvar="APP", callback=_codebase, help="your own Celery app, as module:app")
     return app(command)
+
+
+def check(broker: str, group: Group, backend: str, limit: int) -> None:
+    """Refuse what a group's workers would refuse, before anything starts. `limit`: as in Choices.from_environ."""
+    axes = {"BROKER": broker, "BACKEND": backend, **group.environ()}
+    servers = {  # their addresses do not matter here
+        "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",
+        "CELERY_RESULT_BACKEND": f"{BACKENDS[backend].schemes[0]}://",
+    }
+    Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **axes}, limit)
+
+
+def typed(*names: str) -> dict[str, str]:
+    """By variable, the values of options that were typed, or stand in .env."""
+    context = click.get_current_context()
+    given = {name for name in names if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    return {name.upper(): str(context.params[name]) for name in names if name in given}

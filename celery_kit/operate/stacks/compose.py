@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -81,15 +80,6 @@ def _names() -> list[str]:
     return [own] if settings().get("COMPOSE_PROJECT_NAME") else [own, _folder_name(), FORMER_NAME]
 
 
-def monitor_password() -> Path:
-    """The file with the password of the user `kit` of the monitor's pages. It is created with a random one if it is missing."""
-    file = ROOT / (os.environ.get("MONITOR_PASSWORD_FILE") or ".kit/monitor/password")
-    if not file.exists():
-        _make_secret(file)
-    print(f"Flower and Prometheus (and Grafana) ask for user kit and the password in {file}", file=sys.stderr)
-    return file
-
-
 def _consumer_timeout(groups: Sequence[Group] = ()) -> dict[str, str]:
     """A time that Compose can't derive: when a broker takes a message from its worker, if tasks have no limit, or groups have
     limits of their own.
@@ -99,20 +89,6 @@ def _consumer_timeout(groups: Sequence[Group] = ()) -> dict[str, str]:
     if given.get(derived.name) or (own != "0" and all(one.time_limit is None for one in groups)):
         return {}
     return {derived.name: str(derived.of(longest(groups, int(own))) * 1_000)}
-
-
-def _make_secret(file: Path) -> None:
-    """Write a password into a folder that no other user can enter. The file itself must be readable by the images' users."""
-    folder = file.parent
-    try:
-        if folder.is_dir() and folder.stat().st_mode & 0o077:
-            instead = "write a password into it, or name a file in a folder that is not there yet"
-            refuse(f"MONITOR_PASSWORD_FILE={file} is not there, and others can enter its folder: {instead}")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file.write_text(secrets.token_urlsafe(18))
-        file.chmod(0o644)
-    except OSError as error:
-        refuse(f"MONITOR_PASSWORD_FILE={file} cannot be made: {error.strerror}")
 
 
 class Compose:
@@ -168,10 +144,7 @@ class Compose:
         `pins`: a file of `make push`, whose images are used; nothing is built then.
         """
         images = registry.of_services(pins, groups, monitored=bool(profiles))
-        if profiles:
-            os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
-            monitor_password()
-        os.environ |= certificates.variables()
+        os.environ |= {"COMPOSE_PROFILES": ",".join(profiles)} if profiles else {}
         prepare()
         _check_cores(groups)
         former = not self.data() and any(not one.owner for one in volumes(FORMER_NAME))
@@ -179,18 +152,8 @@ class Compose:
         if theirs := [one for one in containers() if one.project == self.project and one not in own]:
             refuse(f"{theirs[0].owner} has the name {self.project}; give another COMPOSE_PROJECT_NAME")
         first, grouped = groups[0], bool(groups[0].name)
-        environ = {**os.environ, "POOL": first.pool, "BACKEND": backend, **of_python(), **_consumer_timeout(groups)}
-        if codebase:
-            environ |= codebase.environ()
-        files = ["--project-directory", str(ROOT), "-f", self.file or ""]
-        files += ["-f", str(written(self.project, self.file or "", groups, images))] if grouped or images else []
-        shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
-        if shown.returncode:
-            refuse(f"the stack's settings cannot be used: {last_line(shown.stderr)}")
-        config = answered(shown)
+        config, files, environ = self.config(groups, backend, codebase, profiles, images)
         services = config["services"]
-        if not BACKENDS[backend].has_server and "results" in services:
-            del services["results"]
         about, named = About(), ("-p", self.project, *files)
         if images:
             registry.pull(images.values())
@@ -223,6 +186,34 @@ class Compose:
         if former:
             places.append(f"older data: of a stack {FORMER_NAME}; to go on with it, COMPOSE_PROJECT_NAME={FORMER_NAME} in .env")
         return Started(places, about)
+
+    def config(
+        self,
+        groups: Sequence[Group],
+        backend: str,
+        codebase: Codebase | None,
+        profiles: Sequence[str],
+        images: Mapping[str, str],
+    ) -> tuple[Facts, list[str], dict[str, str]]:
+        """The stack as Compose reads it from its files, with the options and the environment that name these files.
+
+        Makes the certificates and the password that are missing. Refuses settings that Compose refuses.
+        """
+        if profiles:
+            os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
+            passwords.monitor_password()
+        os.environ |= certificates.variables()
+        environ = {**os.environ, "POOL": groups[0].pool, "BACKEND": backend, **of_python(), **_consumer_timeout(groups)}
+        environ |= codebase.environ() if codebase else {}
+        files = ["--project-directory", str(ROOT), "-f", self.file or ""]
+        files += ["-f", str(written(self.project, self.file or "", groups, images))] if groups[0].name or images else []
+        shown = ask("docker", "compose", "-p", self.project, *files, "config", "--format", "json", env=environ)
+        if shown.returncode:
+            refuse(f"the stack's settings cannot be used: {last_line(shown.stderr)}")
+        config: Facts = answered(shown)
+        if not BACKENDS[backend].has_server and "results" in config["services"]:
+            del config["services"]["results"]
+        return config, files, environ
 
     def down(self, volumes: bool) -> str:
         """Take it down. Returns what was done, in words; refuses if it fails."""

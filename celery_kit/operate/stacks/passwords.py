@@ -4,12 +4,15 @@ A container of the stack reads those of its own role from a volume. A person's c
 """
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Unpack
 
 from celery_kit.base.refusals import refuse
+from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.docker import Facts, RunOptions, ask, last_line, run
 from celery_kit.operate.stacks.ports import service_of
 
@@ -91,3 +94,26 @@ def beside(one: Facts, given: Mapping[str, str], *argv: str, **options: Unpack[R
         *(word for name in environ for word in ("--env", name)),
     ]
     return run(*words, one["Image"], "-m", *argv, env={**os.environ, **environ}, **options)
+
+
+def monitor_password() -> Path:
+    """The file with the password of the user `kit` of the monitor's pages. It is created with a random one if it is missing."""
+    file = ROOT / (os.environ.get("MONITOR_PASSWORD_FILE") or ".kit/monitor/password")
+    if not file.exists():
+        _make_secret(file)
+    print(f"Flower and Prometheus (and Grafana) ask for user kit and the password in {file}", file=sys.stderr)
+    return file
+
+
+def _make_secret(file: Path) -> None:
+    """Write a password into a folder that no other user can enter. The file itself must be readable by the images' users."""
+    folder = file.parent
+    try:
+        if folder.is_dir() and folder.stat().st_mode & 0o077:
+            instead = "write a password into it, or name a file in a folder that is not there yet"
+            refuse(f"MONITOR_PASSWORD_FILE={file} is not there, and others can enter its folder: {instead}")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file.write_text(secrets.token_urlsafe(18))
+        file.chmod(0o644)
+    except OSError as error:
+        refuse(f"MONITOR_PASSWORD_FILE={file} cannot be made: {error.strerror}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from celery_kit.brokers import embedded as broker
-from celery_kit.operate.stacks import compose, embedded, pidfile
+from celery_kit.operate.stacks import embedded, passwords, pidfile
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def test_a_password_is_made_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: 
     """Nobody else can enter it; the user of an image, whom the file alone is handed to, can read the file."""
     file = tmp_path / "own" / "password"
     monkeypatch.setenv("MONITOR_PASSWORD_FILE", str(file))
-    assert compose.monitor_password() == file
+    assert passwords.monitor_password() == file
     assert (mode(file.parent), mode(file)) == (0o700, 0o644)
     assert len(file.read_text()) > 20
     made = file.read_text()
-    assert compose.monitor_password().read_text() == made
+    assert passwords.monitor_password().read_text() == made
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["with the file", "without it"])
@@ -46,11 +46,11 @@ def test_a_folder_of_the_users_keeps_its_mode(
         file.chmod(0o640)
     monkeypatch.setenv("MONITOR_PASSWORD_FILE", str(file))
     if there:
-        assert compose.monitor_password().read_text() == "mine"
+        assert passwords.monitor_password().read_text() == "mine"
         assert mode(file) == 0o640
     else:
         with pytest.raises(SystemExit):
-            compose.monitor_password()
+            passwords.monitor_password()
         (line,) = capsys.readouterr().err.splitlines()
         assert f"MONITOR_PASSWORD_FILE={file} is not there, and others can enter its folder" in line
         assert not file.exists()
@@ -63,7 +63,7 @@ def test_a_password_file_that_cannot_be_made_is_one_line(
     (tmp_path / "file").touch()
     monkeypatch.setenv("MONITOR_PASSWORD_FILE", str(tmp_path / "file" / "folder" / "password"))
     with pytest.raises(SystemExit):
-        compose.monitor_password()
+        passwords.monitor_password()
     assert "cannot be made: Not a directory" in capsys.readouterr().err
 
 
