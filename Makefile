@@ -74,6 +74,9 @@ push: env     ## build the images and push them: REGISTRY=host/name [TAG=1.4] [P
 contract: env ## can workers of this code and of a git ref run each other's messages? BASE=origin/main [WORKERS_FIRST=1]; APP= SOURCE=
 	$(KIT) contract
 
+stack: env    ## start or update a stack on this engine's Docker Swarm: BROKER= PINS=pins.json POOL= BACKEND= SCALE= MONITOR=1 SECURE=1 STACK=name; RENEW=1: new passwords; LOOK=1 shows what runs; DOWN=1 takes it down
+	$(KIT) stack
+
 engine:       ## a Docker engine, where none answers (root, Debian or Ubuntu)
 	deploy/engine/start.sh
 
@@ -151,6 +154,9 @@ test-browser: ## the pages that the kit makes, in a real browser
 
 test-deploy:  ## the commands of this file, as a user types them
 	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --dist loadfile --reruns 2 --ignore tests/deploy/test_monitor.py
+
+test-swarm:   ## make stack on three nodes, engines in containers: a node is killed, images are replaced under load, one is broken (minutes)
+	deploy/env.sh dev && POOL= $(KIT) images && $(PYTEST) tests/swarm -q --no-header
 
 bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 minutes; ONLY= ROUNDS= COMPARE=reports/bench.json
 	deploy/env.sh dev && BROKER= POOL= COMPOSE_PROFILES=monitor $(KIT) images && .venv/bin/python -m bench

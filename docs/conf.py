@@ -25,7 +25,7 @@ PAGES = {
     ],
     "Run": [
         *("docs/delivery", "docs/groups", "docs/versions", "docs/monitoring", "docs/shutdown", "docs/failures"),
-        *("docs/security", "docs/supply"),
+        *("docs/security", "docs/supply", "docs/swarm"),
         *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe", "docs/reports/layers"),
         *("docs/reports/checks", "docs/reports/fuzz", "docs/reports/hostile"),
     ],

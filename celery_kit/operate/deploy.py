@@ -1,16 +1,29 @@
-"""The commands that bring workers to other machines: images, a registry, one version beside another."""
+"""The commands that bring workers to other machines: images, a registry, one version beside another, a Docker Swarm."""
 
 import os
 import sys
 
 import click
 
+from celery_kit.base.choices import TASK_TIME_LIMIT
 from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
+from celery_kit.brokers import BROKERS
 from celery_kit.operate import contract as contracts
-from celery_kit.operate.options import codebase_options, python_option
+from celery_kit.operate import groups
+from celery_kit.operate.groups import Group
+from celery_kit.operate.options import (
+    backend_option,
+    broker_option,
+    check,
+    codebase_options,
+    pool_option,
+    python_option,
+    typed,
+)
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks import registry as registries
+from celery_kit.operate.stacks import swarm
 from celery_kit.operate.stacks.images import build, image, image_size, prepare
 from celery_kit.pools.table import POOLS
 
@@ -58,4 +71,59 @@ def contract(base: str | None, workers_first: bool, codebase: codebases.Codebase
     sys.exit(contracts.check(base, codebase, workers_first))
 
 
-COMMANDS = (images, push, contract)
+@click.command()
+@broker_option
+@pool_option
+@backend_option
+@python_option
+@click.option("--scale", type=click.IntRange(1, 1000), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
+@click.option("--monitor", is_flag=True, envvar="MONITOR", help="start Flower, metrics and alerts too")
+@click.option("--queues", envvar="QUEUES", help="the queues that the workers consume, between commas")
+@click.option("--secure", envvar="SECURE", expose_value=False, help="1: TLS between all parts; mutual: on both sides")
+@click.option("--pins", envvar="PINS", default="", help="the file of 'make push' with the images")
+@click.option("--stack", "name", envvar="STACK", default="celery-kit", show_default=True, help="the stack's name in the swarm")
+@click.option("--renew", is_flag=True, envvar="RENEW", help="with new passwords of the servers")
+@click.option("--look", is_flag=True, envvar="LOOK", help="print what runs, and change nothing")
+@click.option("--down", is_flag=True, envvar="DOWN", help="take it down; its data stays")
+@codebase_options
+def stack(
+    broker: str,
+    pool: str,
+    backend: str,
+    scale: int,
+    monitor: bool,
+    queues: str | None,
+    pins: str,
+    name: str,
+    renew: bool,
+    look: bool,
+    down: bool,
+    codebase: codebases.Codebase | None,
+) -> None:
+    """Start a stack on the Docker Swarm that this engine manages, or replace what has changed of it."""
+    contained = [f"BROKER={one.name}" for one in BROKERS.values() if one.compose_file]
+    if not (down or look) and f"BROKER={broker}" not in contained:
+        refuse(f"a swarm runs containers; give {' or '.join(contained)}")
+    if not (down or look or pins):
+        refuse("PINS is missing: the nodes get their images from a registry. 'make push REGISTRY=…' writes PINS=pins.json")
+    swarm.check(name)
+    if down or look:
+        click.echo(swarm.remove(name) if down else "\n".join(swarm.look(name)))
+        return
+    table = groups.read(codebases.code_of(codebase), pool, scale)
+    if queues and not table.groups:
+        os.environ["CELERY_WORKER_QUEUES"] = queues  # a worker's own variable for --queues
+    workers = table.groups or (Group(pool=pool, scale=(scale, scale)),)
+    for group in workers:
+        check(broker, group, backend, TASK_TIME_LIMIT)
+    if line := table.overruled(typed("pool", "scale", "queues")):
+        click.echo(line, err=True)
+    lines = swarm.deploy(name, broker, workers, backend, codebase, ["monitor"] * monitor, pins, renew)
+    click.echo(f"\n{broker}, results by {backend}{f', {codebase.app}' if codebase else ''}: the stack {name} is healthy")
+    click.echo("\n".join(f"  {line}" for line in lines))
+    click.echo("".join(f"Groups: {line}\n" for line in groups.notes(table, (), {}, contained=True)), nl=False)
+    click.echo(f"""Next:
+  make stack LOOK=1 STACK={name}    docker service logs {name}_{workers[0].service}    make stack DOWN=1 STACK={name}""")
+
+
+COMMANDS = (images, push, contract, stack)

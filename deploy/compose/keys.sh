@@ -16,8 +16,15 @@ secret() {
     mv "$1.new" "$1"
 }
 
+# given ROLE: the password that this server is given, where a swarm has made it as a secret; else nothing.
+given() { [ ! -r "/run/secrets/$KEY.$1" ] || head -n 1 "/run/secrets/$KEY.$1"; }
+case ${1:-} in renew | end-former)
+    [ -z "$(given worker)" ] || { echo 'its passwords are secrets of a swarm: make stack RENEW=1' >&2; exit 1; } ;;
+esac
+
 # share ROLE FILE USER: hand a password and, on the second line, its user to the containers of a role. They can only read them.
 share() {
+    [ -w /var/tmp ] || return 0  # in a swarm there is no volume to share
     shared=/var/tmp/$KEY.$1
     { cat "$2"; echo; echo "$3"; } > "$shared.new"
     # Without the groups of a stack there is nobody to share with.

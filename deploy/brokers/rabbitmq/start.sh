@@ -75,15 +75,16 @@ case ${1:-} in
 esac
 
 mkdir -p "$own"
-secret "$own/operator" "${RABBITMQ_DEFAULT_PASS:-}"
-secret "$own/admin" "${ADMIN_PASSWORD:-}"
-for role in $ROLES; do secret "$own/$role" && share "$role" "$own/$(now "$role")" "$(now "$role")"; done
+secret "$own/operator" "${RABBITMQ_DEFAULT_PASS:-$(given operator)}"
+secret "$own/admin" "${ADMIN_PASSWORD:-$(given admin)}"
+for role in $ROLES; do secret "$own/$role" "$(given "$role")" && share "$role" "$own/$(now "$role")" "$(now "$role")"; done
 definitions > "$own/definitions.json"
 # Read by listeners-tls.conf.
 export TLS_VERIFY=verify_none TLS_ASKED=false
 [ "${SECURE:-}" != mutual ] || export TLS_VERIFY=verify_peer TLS_ASKED=true
 # Its metrics: on its address in the network that only Prometheus is on too. Without that network, on 127.0.0.1.
-METRICS_ADDRESS=$(getent hosts broker-metrics | cut -d ' ' -f 1 || true)
+# In a swarm that address has no name before the server is healthy, so METRICS_ADDRESS is given.
+METRICS_ADDRESS=${METRICS_ADDRESS:-$(getent hosts broker-metrics | cut -d ' ' -f 1 || true)}
 export METRICS_ADDRESS=${METRICS_ADDRESS:-127.0.0.1}
 unset RABBITMQ_DEFAULT_USER RABBITMQ_DEFAULT_PASS RABBITMQ_DEFAULT_VHOST ADMIN_PASSWORD
 exec docker-entrypoint.sh rabbitmq-server

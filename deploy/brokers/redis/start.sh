@@ -40,9 +40,9 @@ case ${1:-} in
 esac
 
 mkdir -p "$own"
-for role in $ROLES; do secret "$own/$role" && share "$role" "$own/$role" "$role"; done
-secret "$own/operator" "${REDIS_PASSWORD:-}"
-secret "$own/admin" "${ADMIN_PASSWORD:-}"
+for role in $ROLES; do secret "$own/$role" "$(given "$role")" && share "$role" "$own/$role" "$role"; done
+secret "$own/operator" "${REDIS_PASSWORD:-$(given operator)}"
+secret "$own/admin" "${ADMIN_PASSWORD:-$(given admin)}"
 # The pattern of a UUID.
 four='[0-9a-f][0-9a-f][0-9a-f][0-9a-f]'
 replies="$four$four-$four-$four-$four-$four$four$four"

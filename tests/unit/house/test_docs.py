@@ -47,6 +47,7 @@ RUN_BY_TOO = {
     "make certificates": "tests/security/test_tls.py::test_new_certificates_while_tasks_run",
     "make passwords": "tests/security/test_passwords.py::test_new_passwords_while_tasks_run",
     "make push": "tests/deploy/test_registry.py::test_what_is_pushed_is_pinned",
+    "make stack": "tests/swarm/test_swarm.py::test_images_are_replaced_under_load",
     "make wheel": "tests/examples/conftest.py::python",
     **{
         f"make {command}": "tests/security/test_supply.py::test_what_a_user_types_about_an_image"
