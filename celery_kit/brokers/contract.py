@@ -238,6 +238,8 @@ class Broker:
     like: Callable[..., None] | None = None
     #: explain(error): one line on an error that a declaration would get again and again, and what to do; None for other errors.
     explain: Callable[[BaseException], str | None] | None = None
+    #: Its users and rights as Kubernetes' objects, for an operator of its own; None: its server makes them.
+    manifests: Callable[[], list[Options]] | None = None
     #: The prefix of its own variables; by port of its container, the variable for the port where that is published.
     variables: str | None = None
     ports: Mapping[int, str] = field(default_factory=dict)

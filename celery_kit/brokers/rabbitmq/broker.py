@@ -10,6 +10,7 @@ from celery_kit.brokers.contract import ROLES, Broker, Environ, account, tls
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
 from celery_kit.brokers.rabbitmq.delayed import park
+from celery_kit.brokers.rabbitmq.manifests import manifests
 from celery_kit.engine.parts import engine, on
 from celery_kit.fixes import needed
 
@@ -94,6 +95,7 @@ broker = Broker(
     bulk=Bulk,
     like=like,
     close_inherited=close_inherited,
+    manifests=manifests,
     variables="RABBITMQ_",
     ports={15672: "RABBITMQ_MANAGEMENT_PORT"},
     limits={

@@ -47,9 +47,7 @@ def push(
 
     Refuses a name that is none, a platform that the engine cannot build for, and what the registry refuses.
     """
-    if not _NAME.fullmatch(registry):
-        refuse(f"REGISTRY={registry} is not allowed; a host and a name in small letters, such as registry.example.com/shop")
-    checked(tag)
+    check_name(registry, tag)
     if why := why_not_writable(file):
         refuse(f"PINS={file} cannot be written: {why}")
     os.environ.pop("APP_VERSION", None)  # the tag is a version, and the images have names of their own here
@@ -71,6 +69,13 @@ def checked(tag: str) -> str:
     if tag and not re.fullmatch(VERSION, tag):
         refuse(f"TAG={tag} is not allowed; letters, digits, _, . and -, 80 at most")
     return tag
+
+
+def check_name(registry: str, tag: str) -> None:
+    """Refuse a registry or a version that cannot be a part of an image's name."""
+    if not _NAME.fullmatch(registry):
+        refuse(f"REGISTRY={registry} is not allowed; a host and a name in small letters, such as registry.example.com/shop")
+    checked(tag)
 
 
 def labels(folder: Path, tag: str) -> dict[str, str]:

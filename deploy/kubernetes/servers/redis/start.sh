@@ -1,0 +1,1 @@
+../../../brokers/redis/start.sh
