@@ -77,6 +77,15 @@ contract: env ## can workers of this code and of a git ref run each other's mess
 stack: env    ## start or update a stack on this engine's Docker Swarm: BROKER= PINS=pins.json POOL= BACKEND= SCALE= MONITOR=1 SECURE=1 STACK=name; RENEW=1: new passwords; LOOK=1 shows what runs; DOWN=1 takes it down
 	$(KIT) stack
 
+k8s: env      ## a folder for kubectl apply -k: BROKER= POOL= BACKEND= MONITOR=1 SECURE=1 AUTOSCALE=1 NAMESPACE= REGISTRY= TAG= PINS= OUT=
+	$(KIT) k8s
+
+k8s-secrets: env ## the Secrets that it names, with new passwords: make k8s-secrets NAMESPACE= SECURE=1 | kubectl create -f -
+	$(KIT) k8s-secrets
+
+k8s-check:    ## what the folder renders, without a cluster: schemas of Kubernetes and the operators, named rules; OUT=
+	deploy/env.sh dev && deploy/kubectl.sh && $(KIT) k8s-check
+
 engine:       ## a Docker engine, where none answers (root, Debian or Ubuntu)
 	deploy/engine/start.sh
 
@@ -90,7 +99,7 @@ lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
 
 test-unit:    ## tests that need no container
-	deploy/env.sh dev && $(PYTEST) tests/unit -n 2 --dist loadfile --no-loadscope-reorder
+	deploy/env.sh dev && deploy/kubectl.sh && $(PYTEST) tests/unit -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cost:    ## what a task costs on each broker and pool: frames, round trips, calls of sockets and files, bytes of log
 	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine/rabbitmq/test_cost.py tests/unit/brokers/redis/test_round_trips.py

@@ -21,6 +21,7 @@ from celery_kit.brokers import BROKERS
 from celery_kit.engine import parts as engine
 from celery_kit.fixes import FIXES, PARTS
 from celery_kit.operate import groups as worker_groups
+from celery_kit.operate.kubernetes.rules import RULES
 from celery_kit.operate.look import exporter
 from celery_kit.operate.look.status import Snapshot
 from celery_kit.pools.table import POOLS
@@ -263,6 +264,23 @@ def groups() -> str:
     )
 
 
+def kubernetes_components() -> str:
+    """The components of deploy/kubernetes/, as each says itself in its first lines."""
+    home = ROOT / "deploy/kubernetes/components"
+    rows = []
+    for file in sorted(home.rglob("kustomization.yaml")):
+        lines = re.match(r"(?:# .*\n)*", file.read_text())
+        what = " ".join(line.removeprefix("# ") for line in lines[0].splitlines()) if lines else ""
+        if "kind: Component" in file.read_text():
+            rows.append((f"`{file.parent.relative_to(home)}`", what))
+    return table(("component", "what it is"), *rows)
+
+
+def kubernetes_rules() -> str:
+    """What must be true of what is rendered for Kubernetes."""
+    return table(("rule", "it demands"), *((f"`{name}`", one.__doc__ or "") for name, one in RULES.items()))
+
+
 def changes() -> str:
     """What taking the kit changes in each of examples/."""
     patches = sorted((ROOT / "examples").glob("*/kit.patch"))
@@ -338,7 +356,8 @@ def parts() -> str:
 
 
 _TABLES = (
-    alerts, metrics, groups, pools, backends, brokers, broker_differences, pool_differences, faults, bench,
+    alerts, metrics, groups, kubernetes_components, kubernetes_rules,
+    pools, backends, brokers, broker_differences, pool_differences, faults, bench,
     benchmark, choices, packages, speed, messages, changes, fixes, parts, compatibility, earlier,
 )  # fmt: skip
 TABLES: dict[str, Callable[[], str]] = {

@@ -1,4 +1,4 @@
-"""The commands that bring workers to other machines: images, a registry, one version beside another, a Docker Swarm."""
+"""The commands that bring workers to other machines: images, a registry, versions, a Docker Swarm, Kubernetes."""
 
 import os
 import sys
@@ -12,6 +12,7 @@ from celery_kit.brokers import BROKERS
 from celery_kit.operate import contract as contracts
 from celery_kit.operate import groups
 from celery_kit.operate.groups import Group
+from celery_kit.operate.kubernetes import commands as kubernetes
 from celery_kit.operate.options import (
     backend_option,
     broker_option,
@@ -126,4 +127,4 @@ def stack(
   make stack LOOK=1 STACK={name}    docker service logs {name}_{workers[0].service}    make stack DOWN=1 STACK={name}""")
 
 
-COMMANDS = (images, push, contract, stack)
+COMMANDS = (images, push, contract, stack, *kubernetes.COMMANDS)

@@ -22,6 +22,8 @@ from playwright.sync_api import Browser, Error, Page
 
 from celery_kit.base.login import header
 from celery_kit.base.target import ROOT
+from celery_kit.operate.groups import Group
+from celery_kit.operate.kubernetes.render import triggers
 from celery_kit.pools.table import POOLS
 from testbed.servers import SERVERS
 from tests.browser.conftest import browser  # noqa: F401  # a fixture
@@ -208,15 +210,49 @@ def test_a_strangers_task_runs_everywhere_and_is_found_in_flower(
     assert brokers == set(SERVERS)
 
 
+#: A group with a target wait.
+MAIL = Group("mail", "gevent", ("mail.high", "mail-low"), (1, 4), target_wait=5)
+#: Series of two queues of a group, of another queue whose name a careless pattern takes for one of them, and of another stack.
+OF_QUEUES = """
+celery_kit_queue_waiting{namespace="shop",queue="mail.high"} 30x20
+celery_kit_queue_waiting{namespace="shop",queue="mail-low"} 5x20
+celery_kit_queue_waiting{namespace="shop",queue="mailxhigh"} 1000x20
+celery_kit_queue_waiting{namespace="other",queue="mail-low"} 1000x20
+celery_kit_queue_unacknowledged{namespace="shop",queue="mail.high"} 10x20
+celery_kit_queue_oldest_seconds{namespace="shop",queue="mail.high"} 7x20
+celery_kit_task_wait_seconds_bucket{namespace="shop",queue="mail.high",le="0.1"} 0x20
+celery_kit_task_wait_seconds_bucket{namespace="shop",queue="mail.high",le="20.1"} 0+10x5 50x14
+celery_kit_task_wait_seconds_bucket{namespace="shop",queue="mail.high",le="+Inf"} 0+10x5 50x14
+"""
+
+
+def test_what_the_autoscaler_asks_is_answered(checkout: Checkout) -> None:
+    """Its questions of Kubernetes' folder, by promtool; without any start of a task there is no wait, instead of NaN."""
+    asked = {one["name"]: one["metadata"]["query"] for one in triggers(MAIL, "shop", "http://prometheus:9090", 100)}
+    answers = [(asked["backlog"], "1m", 45), (asked["oldest"], "1m", 7), (f"round({asked['wait']}, 0.5)", "1m", 19)]
+    expected: list[dict[str, Any]] = [
+        {"expr": query, "eval_time": at, "exp_samples": [{"labels": "{}", "value": value}]} for query, at, value in answers
+    ]
+    expected.append({"expr": asked["wait"], "eval_time": "4m", "exp_samples": []})
+    series = [dict(zip(("series", "values"), line.split(" ", 1), strict=True)) for line in OF_QUEUES.strip().splitlines()]
+    test = {"interval": "15s", "input_series": series, "promql_expr_test": expected}
+    (checkout.folder / "deploy/observability/autoscaler.test.yml").write_text(yaml.safe_dump({"tests": [test]}))
+    done = checkout.run(*promtool(checkout), "test", "rules", "/rules/autoscaler.test.yml")
+    assert done.returncode == 0 and "SUCCESS" in done.stdout
+
+
 def test_each_rule_fires_when_it_must_and_not_else(checkout: Checkout) -> None:
-    """promtool, from the image that runs them."""
+    done = checkout.run(*promtool(checkout), "test", "rules", "/rules/alerts.test.yml")
+    assert done.returncode == 0 and "SUCCESS" in done.stdout
+
+
+def promtool(checkout: Checkout) -> tuple[str, ...]:
+    """promtool, from the image that runs the rules."""
     assert checkout.run("deploy/images/choose.sh", COMPOSE_PROFILES="monitor").returncode == 0
     chosen = dict(line.split("=", 1) for line in (checkout.folder / ".env").read_text().splitlines() if "=" in line)
     image = os.environ.get("PROMETHEUS_IMAGE") or chosen["PROMETHEUS_IMAGE"]
     folder = f"{checkout.folder}/deploy/observability:/rules:ro"
-    promtool = ("docker", "run", "--rm", "--volume", folder, "--entrypoint", "promtool", image)
-    done = checkout.run(*promtool, "test", "rules", "/rules/alerts.test.yml")
-    assert done.returncode == 0 and "SUCCESS" in done.stdout
+    return ("docker", "run", "--rm", "--volume", folder, "--entrypoint", "promtool", image)
 
 
 def test_the_dashboard_is_one_of_grafanas() -> None:

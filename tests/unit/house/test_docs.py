@@ -18,7 +18,7 @@ WRITTEN = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md
 WRITTEN.remove(ROOT / "docs/matrix.md")
 ALL = [*WRITTEN, ROOT / "CHANGELOG.md", ROOT / "docs/matrix.md", *sorted((ROOT / "docs/reports").glob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z][a-z0-9-]*):", MAKEFILE, re.MULTILINE))
 #: In capitals, and neither a variable nor a name of the code's: what other programs say.
 SAID_BY_OTHERS = {"COMPOSE_PARALLEL_LIMIT", "PRECONDITION_FAILED"}
 
@@ -38,6 +38,7 @@ RUN_BY = {
     "make top": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
     "make dev": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
     "make contract": "tests/deploy/test_versions.py::test_a_break_is_found_before_anything_runs",
+    "make k8s": "tests/deploy/test_kubernetes.py::test_what_a_user_types",
     "docker compose": "tests/deploy/test_stacks.py::test_a_compose_file_works_alone",
     "celery -A app worker": "tests/deploy/test_embedded.py::test_a_worker_needs_no_make",
     "python -m app.worker": "tests/deploy/test_embedded.py::test_a_worker_needs_no_make",
@@ -48,6 +49,9 @@ RUN_BY_TOO = {
     "make passwords": "tests/security/test_passwords.py::test_new_passwords_while_tasks_run",
     "make push": "tests/deploy/test_registry.py::test_what_is_pushed_is_pinned",
     "make stack": "tests/swarm/test_swarm.py::test_images_are_replaced_under_load",
+    **{
+        f"make {command}": "tests/deploy/test_kubernetes.py::test_what_a_user_types" for command in ("k8s-secrets", "k8s-check")
+    },
     "make wheel": "tests/examples/conftest.py::python",
     **{
         f"make {command}": "tests/security/test_supply.py::test_what_a_user_types_about_an_image"
@@ -90,7 +94,7 @@ def commands(text: str) -> set[str]:
     found = set()
     for part in code(text):
         part = re.sub(r"#.*", "", part)
-        found |= {f"make {target}" for target in re.findall(r"\bmake ([a-z][a-z…-]*)", part)}
+        found |= {f"make {target}" for target in re.findall(r"\bmake ([a-z][a-z0-9…-]*)", part)}
         found |= set(re.findall(r"docker compose(?= )|celery -A app worker|python -m app\.worker", part))
     return found
 
@@ -150,6 +154,8 @@ def test_every_variable_that_the_code_reads_is_on_the_page_of_settings() -> None
         "PROMETHEUS_WEB_FILE",
         "MONITOR_USER",
         "BEAT_HEARTBEAT_FILE",
+        "KUBERNETES_SERVICE_HOST",  # Kubernetes' own, in each pod
+        "KUBERNETES_SERVICE_PORT",
     }
     read = re.compile(r"""environ(?:\.get\(|\[|\.setdefault\()"([A-Z_]+)"|\b(?:value|choose|whole_number)\("([A-Z_]+)\"""")
     found = {
