@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -83,12 +83,11 @@ def k8s(
         options.check(broker, one, backend, TASK_TIME_LIMIT)
     if line := table.overruled(options.typed("pool", "scale")):
         click.echo(line, err=True)
-    names = [*dict.fromkeys(one.pool for one in workers), *["monitor"] * monitor]
     wanted = Wanted(
         broker,
         backend,
         workers,
-        _images(names, pins, registry, tag, codebase),
+        _images(workers, monitor, pins, registry, tag, codebase),
         secured({"SECURE": secure or ""}),
         monitor,
         autoscale,
@@ -112,15 +111,18 @@ def k8s(
     click.echo("Next:\n" + "\n".join(f"  {line}" for line in [f"make k8s-check OUT={out}", *lines]))
 
 
-def _images(names: list[str], pins: str, registry: str, tag: str, codebase: codebases.Codebase | None) -> Mapping[str, str]:
-    """The image of each pool, and of the monitor, by name."""
+def _images(
+    workers: Sequence[Group], monitor: bool, pins: str, registry: str, tag: str, codebase: codebases.Codebase | None
+) -> Mapping[str, str]:
+    """The image of each service, by its name."""
     if pins:
-        given = registries.pins(pins)
-        return {name: registries.pinned(given, name, pins) for name in names}
-    own = {name: image(name, codebase) for name in names}
+        return registries.of_services(pins, workers, monitor)
+    names = {"beat": workers[0].pool} | {one.service: one.pool for one in workers}
+    names |= {"flower": "monitor", "exporter": "monitor"} if monitor else {}
+    own = {service: image(name, codebase) for service, name in names.items()}
     if registry:
         registries.check_name(registry, tag)
-        return {name: f"{registry}:{one.rpartition(':')[2]}{tag and f'-{tag}'}" for name, one in own.items()}
+        return {service: f"{registry}:{one.rpartition(':')[2]}{tag and f'-{tag}'}" for service, one in own.items()}
     return own
 
 

@@ -39,7 +39,7 @@ UNITS = {"": "", "b": "", "k": "Ki", "m": "Mi", "g": "Gi"}
 
 @dataclass(frozen=True)
 class Wanted:
-    """A combination. `images`: by pool, and by `monitor`, the image. `prometheus`: its URL, which the autoscaler asks.
+    """A combination. `images`: by service, as Compose names it. `prometheus`: its URL, which the autoscaler asks.
 
     `own`: those of :data:`URLS` that are set: these servers are not rendered. `egress`: workers reach more than the servers.
     """
@@ -149,9 +149,11 @@ def _merged(name: str, values: Mapping[str, str]) -> Facts:
 
 def _patches(wanted: Wanted) -> Facts:
     """By file: the namespace, with the rules that its pods must keep, and the images that are not a group's."""
-    images = {"beat": wanted.images[wanted.groups[0].pool]}
+    images = {"beat": wanted.images["beat"]}
     if wanted.monitor:
-        images |= dict.fromkeys(("exporter", "flower", *["idle-first"] * wanted.autoscale), wanted.images["monitor"])
+        images |= {name: wanted.images[name] for name in ("exporter", "flower")}
+    if wanted.autoscale:
+        images["idle-first"] = wanted.images["exporter"]
     found = {f"stack/{name}.yaml": _workload(name, {"image": image}) for name, image in images.items()}
     if wanted.namespace:
         rules = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
@@ -178,7 +180,7 @@ def _group(group: Group, wanted: Wanted, environ: Mapping[str, str]) -> dict[str
     if not group.name and (queues := environ.get("QUEUES")):
         variables["CELERY_WORKER_QUEUES"] = queues
     container = {
-        "image": wanted.images[group.pool],
+        "image": wanted.images[group.service],
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         "resources": _resources(group, environ),
     }

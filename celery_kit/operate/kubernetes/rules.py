@@ -292,13 +292,13 @@ def own_account(stack: Rendered) -> Iterator[str]:
 
 @rule
 def queues(stack: Rendered) -> Iterator[str]:
-    """a queue is consumed by one group of workers"""
+    """a queue is consumed by one group of workers, or by groups of the same queues, as versions side by side"""
     workers = [pod for pod in stack.ours if pod.role == "worker"]
     named = {pod.owner: stack.variable(pod.containers[0], "CELERY_WORKER_QUEUES") for pod in workers}
     if not workers:
         yield "there are no workers"
     yield from (f"{name} names no queues, beside other groups" for name, given in named.items() if not given and len(named) > 1)
-    numbers = Counter(queue for given in named.values() for queue in filter(None, given.split(",")))
+    numbers = Counter(queue for given in {*named.values()} for queue in filter(None, given.split(",")))
     yield from (f"{queue} is consumed by {number} groups" for queue, number in numbers.items() if number > 1)
 
 

@@ -32,7 +32,7 @@ from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
 
 STACKS = [name for name, one in BROKERS.items() if one.compose_file]
-IMAGES = {name: f"registry.example.com/shop:{name}-1.4" for name in (*POOLS, "monitor")}
+MONITOR = dict.fromkeys(("exporter", "flower"), "registry.example.com/shop:monitor-1.4")
 TABLE = """
 [groups.default]
 queues = ["celery"]
@@ -61,7 +61,13 @@ def wanted(folder: Path, text: str = TABLE, **given: Any) -> Wanted:
     (folder / "workers.toml").write_text(text)
     table = groups.read(folder, "prefork", 1)
     axes = {"broker": STACKS[0], "backend": "redis", "namespace": "shop", "prometheus": "http://prometheus:9090"}
-    return Wanted(**{**axes, "groups": table.groups, "images": IMAGES, **given})
+    workers = given.get("groups", table.groups)
+    images = {"beat": image(workers[0].pool), **{one.service: image(one.pool) for one in workers}, **MONITOR}
+    return Wanted(**{**axes, "groups": workers, "images": images, **given})
+
+
+def image(pool: str) -> str:
+    return f"registry.example.com/shop:{pool}-1.4"
 
 
 def of(objects: Objects, kind: str, name: str) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def test_every_combination_renders_and_keeps_the_rules(tmp_path: Path, broker: s
     assert not list(check(tmp_path / "out"))
     stack = Rendered(rendered(tmp_path / "out"))
     workers = {one.labels["celery-kit.group"]: one for one in stack.ours if one.role == "worker"}
-    assert {name: one.containers[0]["image"] for name, one in workers.items()} == {pool: IMAGES[pool] for pool in POOLS}
+    assert {name: one.containers[0]["image"] for name, one in workers.items()} == {pool: image(pool) for pool in POOLS}
     for one in workers.values():
         assert stack.variable(one.containers[0], "BROKER") == broker
         assert stack.variable(one.containers[0], "BACKEND") == backend
@@ -113,7 +119,7 @@ def test_without_a_table_there_is_one_group(tmp_path: Path, pool: str) -> None:
     assert not list(check(tmp_path / "out"))
     objects = rendered(tmp_path / "out")
     assert of(objects, "Deployment", "worker")["spec"]["replicas"] == 3
-    assert main(objects, "worker")["image"] == IMAGES[pool]
+    assert main(objects, "worker")["image"] == image(pool)
     assert {"name": "CELERY_WORKER_QUEUES", "value": "a,b"} in main(objects, "worker")["env"]
     assert "namespace" not in of(objects, "Deployment", "worker")["metadata"]
 
@@ -125,7 +131,7 @@ def test_three_groups_of_three_pools_are_as_the_table_says(tmp_path: Path) -> No
         deployment, container = of(objects, "Deployment", one.service), main(objects, one.service)
         variables = {each["name"]: each.get("value") for each in container["env"]}
         assert deployment["spec"]["replicas"] == one.scale[0]
-        assert container["image"] == IMAGES[one.pool]
+        assert container["image"] == image(one.pool)
         assert one.environ().items() <= variables.items()
         assert variables["CELERY_WORKER_QUEUES"] == ",".join(one.queues)
         assert variables["CELERY_WORKER_HOSTNAME"] == f"{one.name}@%h"
@@ -329,6 +335,12 @@ def test_a_planted_error_is_found_by_its_rule(whole: Objects, name: str, said: s
     assert any(by == name and said in what for by, what in found), found
 
 
+def test_versions_side_by_side_may_have_the_same_queues(whole: Objects) -> None:
+    objects = deepcopy(whole)
+    env("CELERY_WORKER_QUEUES", "celery")(objects)
+    assert not list(findings(objects))
+
+
 def test_each_rule_has_a_planted_error() -> None:
     assert {name for name, *_ in PLANTED} == RULES.keys()
 
@@ -399,7 +411,7 @@ def test_what_is_typed_is_rendered_and_checked(typed: Callable[..., Any], tmp_pa
 
 def test_pinned_images_are_taken(typed: Callable[..., Any], tmp_path: Path) -> None:
     digest = f"registry.example.com/shop:solo@sha256:{'a' * 64}"
-    (tmp_path / "pins.json").write_text(json.dumps({"images": {"solo": digest}}))
+    (tmp_path / "pins.json").write_text(json.dumps({"images": {"solo": digest, "mail": digest}}))
     pins = str(tmp_path / "pins.json")
     done = typed("k8s", BROKER=STACKS[0], POOL="solo", PINS=pins, OUT=str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
