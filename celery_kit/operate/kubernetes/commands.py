@@ -21,7 +21,7 @@ from celery_kit.operate.kubernetes.secrets import manifest
 from celery_kit.operate.options import backend_option, broker_option, codebase_options, pool_option, python_option
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks import registry as registries
-from celery_kit.operate.stacks.images import image, settings
+from celery_kit.operate.stacks.images import image, settings, unversioned
 
 #: Where Prometheus' operator has it by itself.
 PROMETHEUS = "http://prometheus-operated.monitoring:9090"
@@ -117,13 +117,19 @@ def _images(
     """The image of each service, by its name."""
     if pins:
         return registries.of_services(pins, workers, monitor)
-    names = {"beat": workers[0].pool} | {one.service: one.pool for one in workers}
-    names |= {"flower": "monitor", "exporter": "monitor"} if monitor else {}
-    own = {service: image(name, codebase) for service, name in names.items()}
     if registry:
         registries.check_name(registry, tag)
-        return {service: f"{registry}:{one.rpartition(':')[2]}{tag and f'-{tag}'}" for service, one in own.items()}
-    return own
+    names = {"beat": workers[0]} | {one.service: one for one in workers}
+    found = {service: _image(one.pool, one.version or tag, registry, codebase) for service, one in names.items()}
+    return found | {name: _image("monitor", tag, registry, codebase) for name in ("flower", "exporter") if monitor}
+
+
+def _image(name: str, version: str, registry: str, codebase: codebases.Codebase | None) -> str:
+    """The image of a pool or of the monitor: in a registry, or of this machine."""
+    own = image(name, codebase)
+    if not (registry or version):
+        return own
+    return f"{registry or own.rpartition(':')[0]}:{unversioned(name)}{version and f'-{version}'}"
 
 
 def _shown(folder: Path) -> str:

@@ -419,6 +419,18 @@ def test_pinned_images_are_taken(typed: Callable[..., Any], tmp_path: Path) -> N
     assert "cluster can pull" not in done.output
 
 
+def test_a_group_with_a_version_has_its_image(typed: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "shop.py").touch()
+    canary = "[groups.canary]\nqueues = ['celery']\npool = 'solo'\nversion = '2'\n"
+    (tmp_path / "workers.toml").write_text(canary + canary.replace("canary", "stable").replace("version = '2'", ""))
+    given = {"APP": "shop", "SOURCE": str(tmp_path), "BROKER": STACKS[0], "OUT": str(tmp_path / "out")}
+    assert typed("k8s", **given, REGISTRY="registry.example.com/shop", TAG="1").exit_code == 0
+    objects = rendered(tmp_path / "out")
+    assert main(objects, "worker-canary")["image"] == "registry.example.com/shop:solo-2"
+    assert main(objects, "worker-stable")["image"] == "registry.example.com/shop:solo-1"
+    assert not list(check(tmp_path / "out"))
+
+
 def test_findings_are_a_line_each_and_exit_with_1(typed: Callable[..., Any], tmp_path: Path) -> None:
     write(folder := tmp_path / "out", wanted(tmp_path), {})
     file = folder / "worker/deployment.yaml"
