@@ -26,7 +26,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.observe.beat import TIMETABLE, timetable_in
 from celery_kit.operate.groups import Group, longest, queues_of, role_of
-from celery_kit.operate.stacks import certificates, passwords, registry
+from celery_kit.operate.stacks import certificates, passwords, registry, scaling
 from celery_kit.operate.stacks.codebase import ABOUT, NOTED, About, Codebase, Started
 from celery_kit.operate.stacks.docker import (
     Container,
@@ -154,6 +154,7 @@ class Compose:
         first, grouped = groups[0], bool(groups[0].name)
         config, files, environ = self.config(groups, backend, codebase, profiles, images)
         services = config["services"]
+        scaling.forget(self.project)
         about, named = About(), ("-p", self.project, *files)
         if images:
             registry.pull(images.values())
@@ -177,6 +178,7 @@ class Compose:
             ended = self._compose("down", capture_output=True)
             end = f"could not be taken down: {last_line(ended.stderr)}" if ended.returncode else "was taken down again"
             refuse(f"the stack did not become healthy; its last words stand above, and it {end}")
+        scaling.note(self.project, self.file or "", config)
         places = [
             f"{name:<11}127.0.0.1:{port['published']} (port {port['target']} in the stack)"
             for name, service in services.items()
