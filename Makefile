@@ -50,6 +50,9 @@ urls: env     ## the servers' addresses for programs of this machine, with their
 top: env      ## the same, live; EVERY=2 seconds
 	$(KIT) top
 
+balance: env  ## keep each worker group between its min and max workers, by how long its tasks wait; EVERY=5 COOLDOWN=60 seconds
+	$(KIT) balance
+
 dead: env     ## failed tasks and dead letters: RETRY=ID|all sends back, DROP=ID|all deletes; TASK= KIND= SINCE= REASON= ID=
 	$(KIT) dead
 

@@ -34,6 +34,7 @@ from celery_kit.operate.stacks.docker import EngineSilentError, Facts, others
 from celery_kit.operate.stacks.local import Local
 from celery_kit.operate.stacks.ports import published_ports
 from celery_kit.operate.stacks.pythons import on_this_machine
+from celery_kit.operate.stacks.scaling import Containers
 from celery_kit.pools.table import POOLS
 from celery_kit.profile import limits
 from celery_kit.results import BACKENDS
@@ -267,11 +268,31 @@ def top(every: float) -> None:
     _join(stack)
     from celery_kit.operate.look import top  # not before the environment names the stack
 
-    def take() -> "Snapshot":
-        inspected = stack.inspected()
-        return look(stack, inspected, stack.members(inspected), PATIENCE)
+    top.show(every, lambda: _now(stack))
 
-    top.show(every, take)
+
+@cli.command()
+@click.option(
+    "--every", type=click.FloatRange(0.2, 60), default=5, envvar="EVERY", show_envvar=True, help="seconds between two looks"
+)
+@click.option(
+    "--cooldown", type=click.FloatRange(1, 86_400), default=60, envvar="COOLDOWN", show_envvar=True,
+    help="seconds for which fewer workers must have been enough, before one is stopped",
+)  # fmt: skip
+def balance(every: float, cooldown: float) -> None:
+    """Keep each worker group between its min and max workers, by how long tasks wait, until Ctrl-C."""
+    if not isinstance(stack := running_stack(), Compose):
+        refuse("the embedded stack has as many workers as it was started with: 'make balance' is for stacks of containers")
+    _join(stack)
+    from celery_kit.operate import balance as balancing
+
+    balancing.run(stack, Containers(stack.project, stack.inspected), lambda: _now(stack), every, cooldown)
+
+
+def _now(stack: Stack) -> "Snapshot":
+    """A snapshot of a stack, with the processes that it has now."""
+    inspected = stack.inspected()
+    return look(stack, inspected, stack.members(inspected), PATIENCE)
 
 
 def _join(stack: Stack, role: str = "operator") -> list[Facts]:
