@@ -132,7 +132,8 @@ FIELDS = {
         ),
         Field(
             "target_wait", _number(0.1, 86_400, "seconds"),
-            "how long a task may wait for a worker, in seconds; `make doctor` reports a queue that waits longer", "no target",
+            "how long a task may wait for a worker, in seconds: `make balance` adds workers, `make doctor` reports it",
+            "no target; 10 for `make balance`",
         ),
         Field(
             "time_limit", _whole(0, 86_400, "seconds; 0: no limit"),
@@ -391,5 +392,5 @@ def faults(
         for queue in late:
             yield (
                 f"a task has waited in queue {queue.name} for {queue.oldest:.0f} s; group {one.name} has {one.target_wait:g} s",
-                f"more workers (scale) or more tasks at once (concurrency) in {table}, then 'make up'",
+                f"'make balance', or more workers (scale) or more tasks at once (concurrency) in {table}, then 'make up'",
             )

@@ -36,6 +36,7 @@ RUN_BY = {
     "make logs": "tests/deploy/test_stacks.py::test_beat_sends_by_its_timetable",
     "make ps": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
     "make top": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
+    "make balance": "tests/deploy/test_balance.py::test_what_cannot_be_balanced_is_said",
     "make dev": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
     "make contract": "tests/deploy/test_versions.py::test_a_break_is_found_before_anything_runs",
     "make k8s": "tests/deploy/test_kubernetes.py::test_what_a_user_types",
