@@ -5,11 +5,14 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
 from celery_kit.base.facts import BOUNDS, Member, Queue, Server, Vitals, vitals_of
+from celery_kit.base.refusals import unless_refused
+from celery_kit.operate import balance
 from celery_kit.operate.balance import Balancer, Load, idle_ones, needed, percentile, wish
 from celery_kit.operate.groups import Group
 from celery_kit.operate.look import idle
@@ -265,6 +268,36 @@ def test_a_fault_is_said_once_until_it_is_another() -> None:
         [],
         ["mail has 1 of 2 to 4 workers; a task may wait 10 s"],  # it looks at the group from the start
     ]
+
+
+class Stack:
+    """A running stack, with its groups."""
+
+    def __init__(self, *groups: Group) -> None:
+        self.given = [*groups]
+
+    def inspected(self) -> list[object]:
+        return []
+
+    def groups(self, _: object) -> list[Group]:
+        return self.given
+
+    def codebase(self, _: object) -> None:
+        return None
+
+
+def test_what_cannot_be_balanced_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack in which no group may have more workers, or that another process balances."""
+
+    def refusal(*groups: Group) -> str:
+        stack: Any = Stack(*groups)
+        return unless_refused(lambda: balance.run(stack, Fixed(1), lambda: Snapshot("", None, {}, []), 5, 60))[1]
+
+    monkeypatch.setattr(balance, "ROOT", tmp_path)
+    assert refusal().startswith("no group of the running stack has a max above its min; such as scale = {min = 1, max = 4}")
+    assert refusal(Group("mail", scale=(2, 2))).startswith("no group of the running stack has a max above its min")
+    with balance._lock():
+        assert refusal(Group("mail", scale=(1, 2))) == "'make balance' runs already for this checkout"
 
 
 def test_a_worker_that_does_not_stop_consuming_is_not_stopped() -> None:
