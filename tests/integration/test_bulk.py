@@ -5,6 +5,7 @@ from typing import Any
 from kombu.utils.uuid import uuid
 
 from celery_kit.base.correlation import SENT
+from celery_kit.base.signing import SIGNATURE
 from celery_kit.produce.alike import SILENT, Call
 from celery_kit.produce.bulk import Sender, calls
 from tests.integration.conftest import WAIT, Cell
@@ -32,7 +33,7 @@ def taken(cell: Cell, queue: str) -> dict[str, Any]:
             task_id = message.headers["id"]
             own = {"delivery_tag": None, "application_headers": None, "delivery_info": None}
             parts = (
-                {**SILENT, **message.headers, SENT: None},
+                {**SILENT, **message.headers, SENT: None, SIGNATURE: None},
                 {**message.properties, **own},
                 message.content_type,
                 message.content_encoding,

@@ -58,7 +58,8 @@ def test_every_state(cell: Cell) -> None:
     app = cell.running.app()
     gate = f"gate-{uuid()}"
     with app.connection_for_write():
-        result = app.send_task("flow_probes.pass_the_gate", (gate,), countdown=1)
+        assert app.AsyncResult("of no task").state == "PENDING"  # the next answer does not wait for a connection
+        result = app.send_task("flow_probes.pass_the_gate", (gate,), countdown=2)
         assert result.state == "PENDING"
         until("the task is STARTED", lambda: result.state == "STARTED")
         (cell.running.data / gate).touch()
