@@ -5,7 +5,7 @@ from typing import Any
 from kombu.utils.uuid import uuid
 
 from celery_kit.base.correlation import SENT
-from celery_kit.base.signing import SIGNATURE
+from celery_kit.base.messages import SIGNATURE
 from celery_kit.produce.alike import SILENT, Call
 from celery_kit.produce.bulk import Sender, calls
 from tests.integration.conftest import WAIT, Cell
