@@ -81,14 +81,18 @@ def test_a_queue_of_a_version_has_the_arguments_of_the_one_it_is_named_after() -
 
 
 def test_messages_of_two_versions_are_apart() -> None:
-    """On a real transport of kombu's, in this process."""
+    """On a real transport of kombu's, in this process, whose queues other tests have used."""
     plain, new = app(""), app("1.4")
-    for one, number in ((plain, 1), (new, 2)):
-        for _ in range(number):
-            one.send_task("other")
+    names = ("celery", "celery@1.4")
     with plain.connection_for_read() as connection:
         channel = connection.channel()
-        sizes = [channel.queue_declare(name, passive=True).message_count for name in ("celery", "celery@1.4")]
-        for name in ("celery", "celery@1.4"):
+        for queue in (plain.amqp.queues["celery"], new.amqp.queues["celery@1.4"]):
+            queue(channel).declare()
+            channel.queue_purge(queue.name)
+        for one, number in ((plain, 1), (new, 2)):
+            for _ in range(number):
+                one.send_task("other")
+        sizes = [channel.queue_declare(name, passive=True).message_count for name in names]
+        for name in names:
             channel.queue_purge(name)
     assert sizes == [1, 2]
