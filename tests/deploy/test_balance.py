@@ -178,8 +178,8 @@ def test_a_load_step_is_followed_up_and_down(grouped: Checkout, tmp_path: Path, 
         print(f"{broker}, {pool}: one worker again {time.time() - fell:.0f} s after the load fell")
         loaded.stops(few)
     finally:
-        os.killpg(balance.pid, signal.SIGINT)
-        balance.wait(30)
+        os.killpg(balance.pid, signal.SIGTERM)  # who runs the tests in the background has Ctrl-C ignored
+        balance.wait(60)
         print(log.read_text())
     until("all have run", lambda: loaded.sent <= {one.id for one in loaded.notes() if one.event == "end"}, 30, every=0.5)
     begun, ended = (Counter((one.id, one.worker) for one in loaded.notes() if one.event == event) for event in ("begin", "end"))
