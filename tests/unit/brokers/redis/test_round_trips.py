@@ -19,14 +19,14 @@ TASKS = 1_000
 #: Requests a task that a worker stays below, with all that its start and end ask; plain Celery makes more than four. One that
 #: takes nothing ahead (celery_kit/engine/prefetch.py) makes 0.36 on threads, and twice as many on solo and prefork.
 MOST, PLAIN = 0.3, 4.0
-#: On solo the slower the machine, the fewer tasks end between two writes: up to 0.31 where other work runs.
-MOST_OF = {"solo": 0.45}
+#: In one thread, the slower the machine, the fewer tasks end between two writes: up to 0.35 where other work runs.
+MOST_OF = {"solo": 0.45, "eventlet": 0.45, "gevent": 0.45}
 #: Other work on the machine only adds to what a worker asks for: the least of so many runs counts.
 TRIES = 3
-#: A task's calls of the worker's sockets, at most (eventlet makes up to 1.1 on a busy machine); files opened or renamed for it;
+#: A task's calls of the worker's sockets, at most (eventlet makes up to 1.9 on a busy machine); files opened or renamed for it;
 #: writes to files and pipes, of which prefork's to and from its children are 5; bytes of its log. Its two lines are 820 bytes.
 #: A heartbeat file and a log line that are written for each task would be 2 files and 3 writes.
-CALLS, FILES, WRITES, LOGGED = 1.5, 0.5, {"prefork": 7.0}, 900
+CALLS, FILES, WRITES, LOGGED = 2.0, 0.5, {"prefork": 7.0}, 900
 
 
 def cost(server: Server, pool: str, engine: str, *options: str, **environ: str) -> tuple[float, float]:
