@@ -17,7 +17,6 @@ from celery_kit.brokers.contract import ROLES
 from celery_kit.operate import deploy, groups
 from celery_kit.operate.arguments import OF_DEAD
 from celery_kit.operate.current import IN_CONTAINERS, Stack, look, meant, running_stack, stack_of
-from celery_kit.operate.groups import Group
 from celery_kit.operate.options import (
     backend_option,
     broker_option,
@@ -26,6 +25,7 @@ from celery_kit.operate.options import (
     pool_option,
     python_option,
     typed,
+    wanted,
 )
 from celery_kit.operate.stacks import certificates, passwords
 from celery_kit.operate.stacks import codebase as codebases
@@ -84,10 +84,7 @@ def up(
     codebase: codebases.Codebase | None,
 ) -> None:
     """Start a stack and wait until it is healthy."""
-    table = groups.read(codebases.code_of(codebase), pool, scale)
-    if queues and not table.groups:
-        os.environ["CELERY_WORKER_QUEUES"] = queues  # a worker's own variable for --queues
-    workers = table.groups or (Group(pool=pool, scale=(scale, scale)),)
+    table, workers = wanted(pool, scale, queues, codebase)
     stack = stack_of(broker)
     for group in workers:
         check(broker, group, backend, 0 if codebase and isinstance(stack, Local) else TASK_TIME_LIMIT)

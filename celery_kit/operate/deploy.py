@@ -11,7 +11,6 @@ from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.operate import contract as contracts
 from celery_kit.operate import groups
-from celery_kit.operate.groups import Group
 from celery_kit.operate.kubernetes import commands as kubernetes
 from celery_kit.operate.options import (
     backend_option,
@@ -21,6 +20,7 @@ from celery_kit.operate.options import (
     pool_option,
     python_option,
     typed,
+    wanted,
 )
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks import registry as registries
@@ -111,10 +111,7 @@ def stack(
     if down or look:
         click.echo(swarm.remove(name) if down else "\n".join(swarm.look(name)))
         return
-    table = groups.read(codebases.code_of(codebase), pool, scale)
-    if queues and not table.groups:
-        os.environ["CELERY_WORKER_QUEUES"] = queues  # a worker's own variable for --queues
-    workers = table.groups or (Group(pool=pool, scale=(scale, scale)),)
+    table, workers = wanted(pool, scale, queues, codebase)
     for group in workers:
         check(broker, group, backend, TASK_TIME_LIMIT)
     if line := table.overruled(typed("pool", "scale", "queues")):

@@ -7,6 +7,7 @@ import click
 from click.core import ParameterSource
 
 from celery_kit.brokers import BROKERS
+from celery_kit.operate import groups
 from celery_kit.operate.groups import Group
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks.pythons import DEFAULT, PYTHONS, chosen
@@ -64,6 +65,16 @@ def check(broker: str, group: Group, backend: str, limit: int) -> None:
         "CELERY_RESULT_BACKEND": f"{BACKENDS[backend].schemes[0]}://",
     }
     Profile.from_environ({**servers, **{name: value for name, value in os.environ.items() if value}, **axes}, limit)
+
+
+def wanted(
+    pool: str, scale: int, queues: str | None, codebase: codebases.Codebase | None
+) -> tuple[groups.Table, tuple[Group, ...]]:
+    """The table of groups, and the groups that a stack gets: the table's, or one as POOL, SCALE and QUEUES describe it."""
+    table = groups.read(codebases.code_of(codebase), pool, scale)
+    if queues and not table.groups:
+        os.environ["CELERY_WORKER_QUEUES"] = queues  # a worker's own variable for --queues
+    return table, table.groups or (Group(pool=pool, scale=(scale, scale)),)
 
 
 def typed(*names: str) -> dict[str, str]:

@@ -57,7 +57,7 @@ def note(*words):
 @shared_task(bind=True)
 def work(self, sent, seconds):
     note("begin", self.request.id, self.request.hostname, time.time(), time.time() - sent)
-    time.sleep(seconds)
+    time.sleep(seconds)  # the work of this task: as long as the test asks for
     note("end", self.request.id, self.request.hostname, time.time(), 0)
 """
 ROUTE = '\ntask_routes = {"load.work": {"queue": "load"}}\n'
@@ -73,7 +73,7 @@ begun, number = time.monotonic(), 0
 while not ended.is_set():
     print(work.delay(time.time(), seconds).id, flush=True)
     number += 1
-    time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+    time.sleep(max(0.0, begun + number / rate - time.monotonic()))  # the rate: until the next task is due
 """
 
 
