@@ -167,6 +167,9 @@ test-browser: ## the pages that the kit makes, in a real browser
 test-deploy:  ## the commands of this file, as a user types them
 	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --dist loadfile --reruns 2 --ignore tests/deploy/test_monitor.py
 
+test-autoscale: ## a load step on what make k8s AUTOSCALE=1 renders: its questions, asked of a real Prometheus, and the autoscaler's arithmetic (minutes)
+	deploy/env.sh dev && deploy/kubectl.sh && POOL= COMPOSE_PROFILES=monitor $(KIT) images && $(PYTEST) tests/autoscale -q --no-header -s
+
 test-swarm:   ## make stack on three nodes, engines in containers: a node is killed, images are replaced under load, one is broken (minutes)
 	deploy/env.sh dev && POOL= $(KIT) images && $(PYTEST) tests/swarm -q --no-header
 
