@@ -217,6 +217,8 @@ class Broker:
     facts: str | None
     #: Its compose file; None if it runs without containers.
     compose_file: str | None = None
+    #: The services of that file that its URLs name: one, or the nodes of a cluster.
+    hosts: tuple[str, ...] = ("broker",)
     #: The URL of the results server that comes with it, if one does.
     results_url: Callable[[Environ], str] | None = None
     #: Its limits by feature; those that only appear with a pool or a result backend, by its name and feature.

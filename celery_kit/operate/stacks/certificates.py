@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from celery_kit.base.choices import secure
 from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
+from celery_kit.brokers import BROKERS
 from celery_kit.operate.stacks.docker import Facts, ask, last_line
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 FOLDER = ROOT / ".kit/tls"
 #: What a server's certificate is for: its names in the stack, and those of this machine, where its ports are published.
-NAMES = ("broker", "results", "localhost", "127.0.0.1", "::1")
+NAMES = (*{host: 1 for row in BROKERS.values() for host in row.hosts}, "results", "localhost", "127.0.0.1", "::1")
+#: The names of a stack with one broker.
+USUAL = ("broker", "results")
 #: Days that the authority's certificate is valid, and the others; and days before its end when `make up` makes a new one.
 AUTHORITY, OTHERS, EARLY = 3_650, 397, 30
 #: By folder, the file with a certificate and its key. In each folder `ca.pem` has the authorities.
@@ -44,13 +47,16 @@ class Made:
     own: bool
 
 
-def ensure(environ: Mapping[str, str] = os.environ) -> Made:
-    """Make what is missing, or ends soon; take the user's own files if they are named. Refuses files that cannot serve."""
+def ensure(environ: Mapping[str, str] = os.environ, servers: Iterable[str] = USUAL) -> Made:
+    """Make what is missing, or ends soon; take the user's own files if they are named. Refuses files that cannot serve.
+
+    `servers`: the names of those that will show the certificate.
+    """
     given = {name: environ.get(name) or "" for name in OWN}
     if any(given.values()):
-        return _own(given)
+        return _own(given, servers)
     soon = datetime.now(UTC) + timedelta(days=EARLY)
-    if (FOLDER / "ca.key").exists() and all(_end(file) > soon for file in _files()):
+    if (FOLDER / "ca.key").exists() and all(_end(file) > soon for file in _files()) and {*servers} <= _names(_files()[0]):
         return _made(own=False)
     return renew()
 
@@ -77,11 +83,14 @@ def renew(authority: bool = False, environ: Mapping[str, str] = os.environ) -> M
     return _made(own=False)
 
 
-def variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What Compose needs for a stack with SECURE set; makes the certificates that are missing. Empty without it."""
+def variables(environ: Mapping[str, str] = os.environ, servers: Iterable[str] = USUAL) -> dict[str, str]:
+    """What Compose needs for a stack with SECURE set; makes the certificates that are missing. Empty without it.
+
+    `servers`: as of :func:`ensure`.
+    """
     if not (kind := secure(environ)):
         return {}
-    say(made := ensure(environ))
+    say(made := ensure(environ, servers))
     if kind == "mutual" and made.own and not environ.get("TLS_CLIENT"):
         refuse("SECURE=mutual with certificates of your own needs TLS_CLIENT, a file with a certificate and its key")
     return {"CERTIFICATES": str(FOLDER)}
@@ -140,6 +149,14 @@ def _end(file: Path) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
 
 
+def _names(file: Path) -> set[str]:
+    """The host names that a certificate is for."""
+    from cryptography import x509
+
+    made = x509.load_pem_x509_certificate(file.read_bytes())
+    return {*made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)}
+
+
 def _certificate(name: str, days: int) -> tuple[bytes, "Certificate"]:
     """A key, in PEM, and a certificate for it: of the development authority, or with the name `ca`, that authority's own."""
     from cryptography import x509
@@ -194,7 +211,7 @@ def _signed(name: str, file: Path) -> None:
     _write(file, made.public_bytes(Encoding.PEM) + private)
 
 
-def _own(given: Mapping[str, str]) -> Made:
+def _own(given: Mapping[str, str], servers: Iterable[str]) -> Made:
     """Take the user's own files, once it is clear that clients will accept them. Refuses others."""
     if missing := [name for name in OWN[:3] if not given[name]]:
         refuse(f"{' and '.join(missing)} missing: certificates of your own need all of {', '.join(OWN[:3])}")
@@ -204,7 +221,7 @@ def _own(given: Mapping[str, str]) -> Made:
             found[name] = Path(path).read_bytes() if path else b""
         except OSError as error:
             refuse(f"{name}={path} cannot be read: {error.strerror}")
-    for name in NAMES[:2]:
+    for name in servers:
         try:
             _shake_hands(given["TLS_CA"], given["TLS_CERT"], given["TLS_KEY"], name)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError

@@ -95,8 +95,8 @@ class Compose:
     """This checkout's stack of one broker. Without a broker, it is whichever stack the checkout has."""
 
     def __init__(self, broker: str | None = None) -> None:
-        self.broker = broker
         self.file = BROKERS[broker].compose_file if broker else None
+        self.hosts = BROKERS[broker].hosts if broker else ()
 
     def _compose(
         self, *argv: str, env: Mapping[str, str] | None = None, **options: Unpack[RunOptions]
@@ -204,7 +204,7 @@ class Compose:
         if profiles:
             os.environ |= {"COMPOSE_PROFILES": ",".join(profiles), "WORKER_SEND_TASK_EVENTS": "1"}
             passwords.monitor_password()
-        os.environ |= certificates.variables()
+        os.environ |= certificates.variables(servers=(*self.hosts, "results"))
         environ = {**os.environ, "POOL": groups[0].pool, "BACKEND": backend, **of_python(), **_consumer_timeout(groups)}
         environ |= codebase.environ() if codebase else {}
         files = ["--project-directory", str(ROOT), "-f", self.file or ""]
@@ -281,8 +281,8 @@ class Compose:
         profile = Profile.from_environ(environ | passwords.accounts(inspected, role))
         environ["CELERY_BROKER_URL"] = from_here(profile.broker_url, ports)
         environ["CELERY_RESULT_BACKEND"] = from_here(profile.result_backend, ports)
-        named = {name: ports.get(("broker", port)) for port, name in profile.broker.ports.items()}
-        return environ | {name: str(published) for name, published in named.items() if published}
+        named = {name: [ports.get((host, port)) for host in profile.broker.hosts] for port, name in profile.broker.ports.items()}
+        return environ | {name: ",".join(map(str, filter(None, found))) for name, found in named.items() if any(found)}
 
     def passwords(self, inspected: list[Facts]) -> dict[str, str]:
         """What a person needs to log in: the servers' password of `admin`, the mail catcher's address. Empty if it is down."""

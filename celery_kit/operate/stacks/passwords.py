@@ -31,12 +31,16 @@ OWN = ("PATH", "HOME", "HOSTNAME")
 
 
 def _servers(inspected: list[Facts]) -> dict[str, Facts]:
-    """The running servers of a stack with users by role, by the name of their service."""
-    return {
-        service_of(one): one
-        for one in inspected
-        if one["State"]["Running"] and any(mount["Destination"] == START for mount in one["Mounts"])
-    }
+    """The running servers of a stack with users by role, by their KEY: nodes of one server have the same accounts."""
+    running = [
+        one for one in inspected if one["State"]["Running"] and any(mount["Destination"] == START for mount in one["Mounts"])
+    ]
+    running.sort(key=lambda one: (not one["State"].get("Paused"), service_of(one)))  # the last of a KEY is asked
+    return {_key(one): one for one in running}
+
+
+def _key(server: Facts) -> str:
+    return next(value for name, _, value in (line.partition("=") for line in server["Config"]["Env"]) if name == "KEY")
 
 
 def accounts(inspected: list[Facts], role: str) -> dict[str, str]:
