@@ -10,12 +10,13 @@ from celery_kit.base.types import Connection
 from celery_kit.brokers.contract import Broker, schemes_of
 from celery_kit.brokers.embedded import broker as embedded_row
 from celery_kit.brokers.rabbitmq.broker import broker as rabbitmq_row
+from celery_kit.brokers.rabbitmq.cluster import broker as rabbitmq_cluster_row
 from celery_kit.brokers.rabbitmq.dead import Queues
 from celery_kit.brokers.redis.broker import broker as redis_row
 
 __all__ = ["BROKERS", "Broker", "Queues", "close_inherited", "explained", "other_broker", "room", "schemes_of", "transports"]
 
-BROKERS: dict[str, Broker] = {row.name: row for row in (rabbitmq_row, redis_row, embedded_row)}
+BROKERS: dict[str, Broker] = {row.name: row for row in (rabbitmq_row, rabbitmq_cluster_row, redis_row, embedded_row)}
 
 
 @cache

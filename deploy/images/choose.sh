@@ -97,6 +97,7 @@ fi
 for folder in deploy/brokers/*; do
     name=${folder##*/}
     image=$(sed -n 's/^ *image: ${\([A-Z_]*\):-\([^}]*\)}$/\1 \2/p' "$folder/compose.yaml")
+    [ -n "$image" ] || continue  # a cluster has the image of its product
     tag=${image##*:}
     choose "${image% *}" "${image#* }" "$name" "celery-kit/$name:${tag%%-*}"
 done

@@ -1,5 +1,6 @@
 """RabbitMQ as the broker: quorum queues on a topic exchange, confirmed publishes, a virtual host of its own."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -27,8 +28,8 @@ TRANSPORTS = {
 }
 
 
-def url(environ: Environ) -> str:
-    """The URL of the host `broker`, with the account and virtual host of RabbitMQ's own variables."""
+def url(environ: Environ, hosts: Sequence[str] = ("broker",)) -> str:
+    """The URLs of the hosts, with a semicolon between them, and the account and virtual host of RabbitMQ's own variables."""
     user, secret = account(environ, "BROKER")
     if (chosen := environ.get("RABBITMQ_DEFAULT_USER") or "kit").removesuffix("-2") in ROLES:
         refuse(f"RABBITMQ_DEFAULT_USER={chosen} is not allowed; any name but those of the roles: {', '.join(ROLES)}")
@@ -37,7 +38,7 @@ def url(environ: Environ) -> str:
     vhost = environ.get("RABBITMQ_DEFAULT_VHOST") or "kit"
     user, secret, vhost = (quote(part, safe="") for part in (user, secret, vhost))
     secured = tls(environ)
-    return f"amqp{secured and 's'}://{user}:{secret}@broker:5672/{vhost}{secured}"
+    return ";".join(f"amqp{secured and 's'}://{user}:{secret}@{host}:5672/{vhost}{secured}" for host in hosts)
 
 
 def settings(profile: "Choices") -> Options:

@@ -12,7 +12,7 @@ set -eu
 [ "${1:-}" != reload ] || exec rabbitmqctl --quiet eval 'ssl:clear_pem_cache().'
 # shellcheck source=/dev/null
 . /usr/local/lib/celery-kit/keys.sh
-own=$KEYS all="$ROLES operator"
+own=$KEYS all="$ROLES operator" loaded=/var/lib/rabbitmq/celery-kit/definitions.json
 vhost=${RABBITMQ_DEFAULT_VHOST:-kit}
 
 json() { printf %s "$1" | sed 's/[\\"]/\\&/g'; }
@@ -48,8 +48,8 @@ definitions() {
     printf '{"users": [%s], "vhosts": [{"name": "%s"}], "permissions": [%s]}\n' "$accounts" "$(json "$vhost")" "$rights"
 }
 take() {
-    definitions > "$own/definitions.json"
-    rabbitmqctl --quiet import_definitions "$own/definitions.json"
+    definitions > "$loaded"
+    rabbitmqctl --quiet import_definitions "$loaded"
 }
 case ${1:-} in
     account) cat "$own/$(now "$2")"; echo; user "$(now "$2")"; exit ;;
@@ -74,11 +74,14 @@ case ${1:-} in
         exit ;;
 esac
 
-mkdir -p "$own"
+mkdir -p "$own" "$(dirname "$loaded")"
+exec 9> "$own/lock"
+flock 9  # nodes of a cluster share the folder: the first makes them
 secret "$own/operator" "${RABBITMQ_DEFAULT_PASS:-$(given operator)}"
 secret "$own/admin" "${ADMIN_PASSWORD:-$(given admin)}"
 for role in $ROLES; do secret "$own/$role" "$(given "$role")" && share "$role" "$own/$(now "$role")" "$(now "$role")"; done
-definitions > "$own/definitions.json"
+definitions > "$loaded"
+exec 9>&-
 # Read by listeners-tls.conf.
 export TLS_VERIFY=verify_none TLS_ASKED=false
 [ "${SECURE:-}" != mutual ] || export TLS_VERIFY=verify_peer TLS_ASKED=true
