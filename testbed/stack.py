@@ -16,8 +16,8 @@ from dotenv import dotenv_values
 from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks import certificates, passwords
 from celery_kit.operate.stacks.images import of_python
-from testbed.servers import SERVERS
-from testbed.servers.contract import APP, PASSWORD, secured
+from testbed.servers import EVERY
+from testbed.servers.contract import APP, PASSWORD, TLS_FOLDER, secured
 
 #: The name of the session, the same in all of its processes. Everything that it starts is labelled with it.
 SESSION = os.environ.setdefault("CELERY_KIT_TEST_SESSION", f"celery-kit-test-{os.getpid()}")
@@ -28,8 +28,8 @@ HEALTHY = 180
 PORTS = tuple(
     sorted(
         variable
-        for file in (ROOT / "deploy").rglob("*.yaml")
-        for variable in re.findall(r"^ +celery-kit\.port\.\d+: (\w+)$", file.read_text(), re.MULTILINE)
+        for file in (*ROOT.glob("compose.*.yaml"), *(ROOT / "deploy").rglob("*.yaml"))
+        for variable in re.findall(r"celery-kit\.port\.\d+: (\w+)", file.read_text())
     )
 )
 
@@ -43,20 +43,21 @@ class Stack:
 
     def __init__(self, name: str, which: str = "", services: Sequence[str] = ()) -> None:
         self.name = name
+        self.server = EVERY[name]
         self.project = f"{SESSION}-{name}{which}"
         self.file = f"compose.{name}.yaml"
         self.environ = {
             **{key: value for key, value in dotenv_values(ROOT / ".env").items() if value},
             **of_python(),
             "COMPOSE_PROJECT_NAME": self.project,
-            **{name: PASSWORD for server in SERVERS.values() for name in server.container.passwords},
+            **{name: PASSWORD for server in EVERY.values() for name in server.container.passwords},
             "MAIL_PASSWORD": PASSWORD,
             **dict.fromkeys(PORTS, "0"),
-            **certificates.variables(),
+            **certificates.variables(servers=(*self.server.hosts, "results")),
         }
         # The results server is a separate service, or the broker with that name as an alias.
         self.results = "results" if "results" in self.run("config", "--services").split() else "broker"
-        self.services = sorted(set(services) or {"broker", "mail", self.results})
+        self.services = sorted(set(services) or {*self.server.hosts, "mail", self.results})
 
     @property
     def network(self) -> str:
@@ -87,9 +88,17 @@ class Stack:
         self.run("down", "--volumes", "--remove-orphans", "--timeout", "1")
 
     @cache  # noqa: B019  # a handful of stacks, each as long as the session
-    def port(self, number: int, service: str = "broker") -> int:
-        """The host's port for a port of a service."""
-        return int(self.run("port", service, str(number)).rpartition(":")[2])
+    def port(self, number: int, service: str = "") -> int:
+        """The host's port for a port of a service; by default of the broker, or of its first node."""
+        return int(self.run("port", service or self.server.hosts[0], str(number)).rpartition(":")[2])
+
+    def urls(self, namespace: str, inside: bool = False) -> str:
+        """The broker's URL, or those of its nodes with a semicolon between them, on this machine or `inside` its network."""
+        number, folder = self.server.port, "/tls" if inside else TLS_FOLDER
+        places = [(one, number) if inside else ("127.0.0.1", self.port(number, one)) for one in self.server.hosts]
+        return ";".join(
+            secured(self.server.url.format(host=host, port=port, namespace=namespace), folder) for host, port in places
+        )
 
     def results_url(self, database: int) -> str:
         """The URL of a database of its results server on this machine."""
@@ -107,10 +116,11 @@ class Stack:
             time.sleep(1)  # nothing tells when a busy engine will answer
         raise RuntimeError(f"{service} does not tell the account of {role}: {said.decode()[-500:]}")
 
-    def url_for(self, role: str, url: str, service: str = "broker") -> str:
-        """The URL of a server of this stack for another role than its own."""
-        scheme, _, rest = url.partition("://")
-        return f"{scheme}://{self.account(service, role)}@{rest.rpartition('@')[2]}"
+    def url_for(self, role: str, url: str, service: str = "") -> str:
+        """The URL of a server of this stack, or those of its nodes, for another role than its own; by default of the broker."""
+        account = self.account(service or self.server.hosts[0], role)
+        each = [one.partition("://") for one in url.split(";")]
+        return ";".join(f"{scheme}://{account}@{rest.rpartition('@')[2]}" for scheme, _, rest in each)
 
     def container(self, service: str) -> Any:
         """A service's container, as an object of the Docker client."""

@@ -1,12 +1,14 @@
 """RabbitMQ, with its management interface."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 import requests
 
 from celery_kit.base.target import ROOT
+from celery_kit.brokers.rabbitmq.cluster import HOSTS
 from testbed.servers.contract import ADMIN, APP, PASSWORD, SECURE, TRUSTED, Container, Faults, Port, Server
 
 
@@ -76,3 +78,5 @@ server = Server(
         quiet=30.0,
     ),
 )
+
+cluster = replace(server, hosts=HOSTS)

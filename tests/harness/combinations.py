@@ -13,7 +13,7 @@ from celery_kit.brokers import BROKERS, Broker
 from celery_kit.pools.table import POOLS, Pool
 from celery_kit.profile import limits
 from celery_kit.results import BACKENDS, Backend
-from testbed.servers import SERVERS
+from testbed.servers import EVERY, SERVERS
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ class Combination:
 
 
 def _chosen(axis: str, rows: dict[str, Any]) -> list[Any]:
-    """The rows of an axis that BROKER=, BACKEND= or POOL= names; all, if it is not set."""
+    """The rows of an axis that BROKER=, BACKEND= or POOL= names; if it is not set, all but the further forms of a broker."""
     given = os.environ.get(axis)
-    return [rows[choose(axis, name, rows)] for name in given.split(",")] if given else list(rows.values())
+    usual = [row for name, row in rows.items() if axis != "BROKER" or name in SERVERS]
+    return [rows[choose(axis, name, rows)] for name in given.split(",")] if given else usual
 
 
 COMBINATIONS: list[Combination] = [
     Combination(*rows)
     for rows in product(
-        _chosen("BROKER", {name: BROKERS[name] for name in SERVERS}), _chosen("BACKEND", BACKENDS), _chosen("POOL", POOLS)
+        _chosen("BROKER", {name: BROKERS[name] for name in EVERY}), _chosen("BACKEND", BACKENDS), _chosen("POOL", POOLS)
     )
 ]
 

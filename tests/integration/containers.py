@@ -30,7 +30,6 @@ from celery_kit.base.refusals import choose
 from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.images import image
 from testbed import deployed
-from testbed.servers import SERVERS
 from testbed.servers.contract import SECURE, TLS_FOLDER, secured
 from testbed.stack import SESSION, Stack
 from tests.harness.certificates import certificate
@@ -93,9 +92,9 @@ def servers() -> None:
         with ThreadPoolExecutor() as at_once:
             list(at_once.map(Stack.start, stacks))
         for number, combination in enumerate(COMBINATIONS):
-            server, its_stack = SERVERS[combination.broker.name], stack(combination.broker.name)
-            (FOLDER / f"{combination}.namespace").write_text(server.namespace(number % 10, its_stack.port))
-        done.write_text(json.dumps([*(SERVERS[one.name].version(one.port) for one in stacks), _python()]))
+            its_stack = stack(combination.broker.name)
+            (FOLDER / f"{combination}.namespace").write_text(its_stack.server.namespace(number % 10, its_stack.port))
+        done.write_text(json.dumps([*(one.server.version(one.port) for one in stacks), _python()]))
 
 
 def signing(folder: Path) -> dict[str, str]:
@@ -172,18 +171,16 @@ class Running:
 
     def __post_init__(self) -> None:
         self.stack = stack(self.combination.broker.name)
-        self.server = SERVERS[self.combination.broker.name]
         self.namespace = (FOLDER / f"{self.combination}.namespace").read_text()
         self.data = FOLDER / str(self.combination)
         self.data.mkdir()
         self.data.chmod(0o777)  # the image's user is not this one
-        port = self.stack.port(self.server.port)
         self.environ = {
             "BROKER": self.combination.broker.name,
             "BACKEND": self.combination.backend.name,
             "POOL": self.combination.pool.name,
             "ENGINE": ENGINE,
-            "CELERY_BROKER_URL": secured(self.server.url.format(host="127.0.0.1", port=port, namespace=self.namespace)),
+            "CELERY_BROKER_URL": self.stack.urls(self.namespace),
             "ACCEPT_CONTENT": "json",
             **signing(KEYS),
         }
@@ -191,15 +188,14 @@ class Running:
             self.environ["CELERY_RESULT_BACKEND"] = self.stack.results_url(1)
         #: The same for a producer; `environ` is an operator's.
         self.producers = {
-            name: self.stack.url_for("producer", url, "broker" if "BROKER" in name else self.stack.results)
+            name: self.stack.url_for("producer", url, "" if "BROKER" in name else self.stack.results)
             for name, url in self.environ.items()
             if name.startswith("CELERY_")
         }
 
     def start(self, role: str, **environ: str) -> Worker:
         """Start a worker container of a role (:data:`ROLES`); does not wait until it consumes."""
-        url = secured(self.server.url.format(host="broker", port=self.server.port, namespace=self.namespace), "/tls")
-        url = self.stack.url_for("worker", url)
+        url = self.stack.url_for("worker", self.stack.urls(self.namespace, inside=True))
         account = self.stack.account(self.stack.results, "worker")
         user, secret = map(unquote, account.split(":"))
         beat = self.data / f"heartbeat.{role}"

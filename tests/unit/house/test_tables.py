@@ -13,7 +13,7 @@ from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.pools.table import POOLS
 from celery_kit.pools.time_limits import TimeLimits
-from testbed.servers import SERVERS
+from testbed.servers import EVERY
 from tests.packages.table import TABLE, versions
 
 
@@ -33,7 +33,7 @@ def test_every_pool_has_its_image() -> None:
 
 def test_every_broker_with_a_stack_has_its_file_and_its_row_in_the_tests() -> None:
     stacks = {name: broker.compose_file for name, broker in BROKERS.items() if broker.compose_file}
-    assert stacks == {name: f"compose.{name}.yaml" for name in SERVERS}
+    assert stacks == {name: f"compose.{name}.yaml" for name in EVERY}
     assert all((ROOT / file).exists() for file in stacks.values())
 
 
@@ -60,9 +60,15 @@ def test_brokers_that_share_a_scheme_share_their_limits() -> None:
             assert (one.limits, one.backend_limits) == (other.limits, other.backend_limits)
 
 
+def test_every_host_of_a_broker_is_a_service_of_its_stack() -> None:
+    for name, server in EVERY.items():
+        services = yaml.safe_load((ROOT / f"compose.{name}.yaml").read_text())["services"]
+        assert set(BROKERS[name].hosts) == set(server.hosts) <= services.keys()
+
+
 def test_products_are_named_in_their_own_rooms_only() -> None:
     """The rooms, the tables that name them, and sentences for people; no branch anywhere."""
-    products = "|".join(SERVERS)
+    products = "|".join(EVERY)
     branch = re.compile(rf"""(==|!=|\bin\b)\s*[("'\[]*({products})["']""")
     rooms = {ROOT / "celery_kit/brokers", ROOT / "celery_kit/results"}
     code = [path for path in (ROOT / "celery_kit").rglob("*.py") if not rooms & {*path.parents}]
