@@ -15,6 +15,9 @@ counts as received, and a silent broker is asked: by `channel.flow` with its cur
 once. It is not asked while it blocks the connection, because it reads nothing then. Nor is it asked on a connection that only
 sends, like that of events: nobody waits there, and TCP closes it within seconds of an unanswered write. A broker that did not
 answer is not asked to close.
+Several URLs. Celery begins with the first one for each connection, also with that of a node that is frozen, and waits there for
+its timeout. Here a process remembers which nodes have failed, and goes to another one. A frozen node is given up sooner than a
+single broker: there is another one.
 Sources: amqp 5.4.2, channel.py, basic_publish_confirm, connection.py, heartbeat_tick; celery 5.7.0, worker/loops.py, asynloop;
 https://www.rabbitmq.com/docs/connection-blocked. Can go when test_silence.py and test_dead_connection.py in
 tests/unit/brokers/rabbitmq pass with kombu's.
@@ -23,17 +26,18 @@ tests/unit/brokers/rabbitmq pass with kombu's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partialmethod
 from importlib import import_module
 from struct import unpack
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amqp import spec
 from amqp.exceptions import AccessRefused, ConnectionForced, MessageNacked, NotFound, RecoverableConnectionError
 from amqp.protocol import queue_declare_ok_t
 from kombu.transport import pyamqp
+from kombu.utils.url import parse_url
 
 from celery_kit.base.messages import RefusedError, UnroutedError
 from celery_kit.brokers.contract import current
@@ -63,8 +67,12 @@ else:
 log = logging.getLogger(__name__)
 #: Seconds that the broker has for an answer, and for its answer to a close.
 ANSWER, GOODBYE = 10.0, 2.0
-#: Seconds of silence after which the broker is asked, and seconds that it then has for its answer.
+#: Seconds of silence after which the broker is asked, and seconds that it then has for its answer; both, for one of several.
 SILENCE, ASKED = 4.0, 5.0
+SOONER = 3.0, 2.5
+#: Seconds for which a node that has failed is tried after the others; by address, when it did, by the monotonic clock.
+AVOIDED = 60.0
+_failed: dict[str, float] = {}
 #: Heartbeats that are sent in an interval, however often `heartbeat_tick` is called; py-amqp's own number.
 BEATS = 2.0
 
@@ -109,6 +117,7 @@ class Bounded(AbstractChannel):
         try:
             return wait(method, callback, GOODBYE if self.is_closing else ANSWER, returns_tuple)
         except TimeoutError as error:
+            connection.failed()
             connection.collect()
             raise RecoverableConnectionError("the broker has not answered in time") from error
 
@@ -118,6 +127,8 @@ class Bounded(AbstractChannel):
         try:
             answer = wait(*args)
         except TimeoutError as error:
+            if connection:
+                connection.failed()
             blocked = connection is not None and connection.blocked
             alarm = "; it blocks publishers: it has a memory or disk alarm" if blocked else ""
             raise RecoverableConnectionError(f"no answer from the broker within {seconds:g} s{alarm}") from error
@@ -134,7 +145,7 @@ class Bounded(AbstractChannel):
     def close(self, *args: object, **options: object) -> object:
         """Close it like py-amqp, or without asking the broker if that does not answer."""
         connection = self.connection  # a connection is its own channel 0
-        if connection and connection.asked is not None and monotonic() - connection.asked > ASKED / 2:
+        if connection and connection.asked is not None and monotonic() - connection.asked > connection.silence[1] / 2:
             return connection.collect()
         return super().close(*args, **options)
 
@@ -190,6 +201,9 @@ class Connection(Bounded, KombusConnection):
     refused = False
     #: When the broker was asked and has not answered yet, by the monotonic clock.
     asked: float | None = None
+    #: Its address, as _failed has it, and its SILENCE and ASKED.
+    address = ""
+    silence = SILENCE, ASKED
 
     def connect(self, callback: Callback | None = None) -> object:
         """Connect like py-amqp. Heartbeats are sent even while a task blocks the loop (`celery_kit/pools/lifeline.py`)."""
@@ -197,6 +211,10 @@ class Connection(Bounded, KombusConnection):
         if self.heartbeat:
             lifeline.add(self)
         return answer
+
+    def failed(self) -> None:
+        """Have this process avoid the node, if there are others."""
+        _failed[self.address] = monotonic()
 
     def collect(self) -> None:
         """Close the socket without asking the broker, like py-amqp."""
@@ -223,15 +241,17 @@ class Connection(Bounded, KombusConnection):
 
     def _ask(self, now: float) -> None:
         """Ask a silent broker for an answer. Raises ConnectionForced if none comes."""
-        if self.blocked or now - self.last_heartbeat_received < SILENCE:
+        silence, patience = self.silence
+        if self.blocked or now - self.last_heartbeat_received < silence:
             self.asked = None
         elif self.asked is None:
             consuming = (one for number, one in (self.channels or {}).items() if number and one.is_open and one.callbacks)
             if channel := next(consuming, None):
                 self.asked = now
                 channel.send_method(spec.Channel.Flow, "b", (True,))
-        elif now - self.asked > ASKED:
-            raise ConnectionForced(f"no answer for {ASKED:g} s: the connection is dead")
+        elif now - self.asked > patience:
+            self.failed()
+            raise ConnectionForced(f"no answer for {patience:g} s: the connection is dead")
 
 
 def _waits_to_be_read(transport: SocketTransport | None) -> bool:
@@ -246,10 +266,43 @@ class Transport(KombusTransport):
     """kombu's transport. The transport option `engine` chooses the class of its connections."""
 
     def establish_connection(self) -> KombusConnection:
-        """Connect, with the account that its file has now, if it was read from one."""
+        """Connect, to another of several URLs if that node has failed lately, with the account that its file has now, if it was
+        read from one.
+        """
         client = self.client
+        if several := len(client.alt) > 1:
+            self._avoid_the_failed()
         client.userid, client.password = current(client.userid, client.password)
-        return super().establish_connection()
+        address = self._address(client.hostname, client.port)
+        try:
+            connection: Connection = super().establish_connection()
+        except BaseException:
+            _failed[address] = monotonic()
+            raise
+        connection.address, connection.silence = address, SOONER if several else connection.silence
+        return connection
+
+    def _address(self, host: str | None, port: int | None) -> str:
+        return f"{host}:{port or (self.default_ssl_port if self.client.ssl else self.default_port)}"
+
+    def _avoid_the_failed(self) -> None:
+        """Choose the first URL whose node has not failed lately, or else the one that did so first, if that of now has."""
+        client, since = self.client, monotonic() - AVOIDED
+        if _failed.get(self._address(client.hostname, client.port), 0.0) < since:
+            return
+        urls = [parse_url(url) if "://" in url else {"hostname": url} for url in client.alt]
+        if any(url.get("transport", client.transport_cls) != client.transport_cls for url in urls):
+            return  # brokers of different kinds
+
+        def last(url: Mapping[str, Any]) -> float:
+            failed = _failed.get(self._address(url["hostname"], url.get("port")), 0.0)
+            return failed if failed >= since else 0.0
+
+        chosen = min(urls, key=last)
+        for name in ("hostname", "port", "userid", "password", "virtual_host", "ssl"):
+            if name in chosen:
+                setattr(client, name, chosen[name])
+        client.declared_entities.clear()
 
     @property
     def Connection(self) -> type[KombusConnection]:
