@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from threading import Event, Lock
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from celery._state import task_join_will_block  # type: ignore[attr-defined]  # its stubs lack it
@@ -83,8 +84,9 @@ class ResultConsumer(CelerysConsumer):
 class RPCBackend(ResultBackend, Protocol):
     """celery.backends.rpc.RPCBackend."""
 
-    #: The queue for replies, as a function of a channel.
+    #: The queue for replies, as a function of a channel, and what makes it.
     binding: Callable[[object], Queue]
+    Queue: Callable[..., Queue]
     _slurp_from_queue: Callable[..., Iterator[Message]]
 
     def _after_fork(self) -> None: ...
@@ -96,8 +98,20 @@ def adapt(backend: RPCBackend) -> None:
     if needed("waiting for results of rpc"):
         listen(backend, ResultConsumer)
     backend.on_task_call = lambda producer, task_id: _bind(backend, producer)
+    if len(backend.app.connection_for_read().alt) > 1:
+        backend.Queue = partial(_copied, backend.Queue)
     if needed("polled_results"):
         backend._slurp_from_queue = final_last(backend._slurp_from_queue)
+
+
+def _copied(
+    kind: Callable[..., Queue], name: str, exchange: object, key: str, *, expires: float, **_: object
+) -> Queue:
+    """The queue for replies where there are several brokers: with a copy on each node of a cluster.
+
+    Celery's is on one node alone. While that is down, the queue can neither be used nor declared on another.
+    """
+    return kind(name, exchange, key, durable=True, expires=expires, queue_arguments={"x-queue-type": "quorum"})
 
 
 def final_last(slurp: Callable[..., Iterator[Message]]) -> Callable[..., Iterator[Message]]:
