@@ -1,7 +1,7 @@
 """Facts about RabbitMQ. AMQP gives the number of waiting messages, the management interface the queues and what workers hold.
 
 The counts of the management interface are up to 5 s old. Quorum queues do not report the age of their next message. Without the
-interface (RABBITMQ_MANAGEMENT_URL, or port RABBITMQ_MANAGEMENT_PORT of the broker's host), only the default queue is reported.
+interface (RABBITMQ_MANAGEMENT_URL, or a port of RABBITMQ_MANAGEMENT_PORT on the broker's host), only the default queue is reported.
 Source: RabbitMQ's HTTP API reference, GET /api/queues/{vhost}.
 """
 
@@ -33,17 +33,25 @@ OLDEST = 4
 def management(connection: Connection, environ: Environ, path: str) -> list[Headers]:
     """The objects at /api/`path`, read with the broker's own account. Raises OSError if the interface does not answer.
 
-    Over TLS if the connection is, with the same certificates.
+    Over TLS if the connection is, with the same certificates. Of several ports of a machine, those of a cluster's nodes, the
+    first that answers is asked: each knows all of the cluster.
     """
     secured, host = vars(connection)["ssl"], connection.hostname or ""
     host = f"[{host}]" if ":" in host else host
-    port = environ.get("RABBITMQ_MANAGEMENT_PORT") or ("15671" if secured else "15672")
-    url = environ.get("RABBITMQ_MANAGEMENT_URL") or f"http{'s' if secured else ''}://{host}:{port}"
+    ports = environ.get("RABBITMQ_MANAGEMENT_PORT") or ("15671" if secured else "15672")
+    urls = [f"http{'s' if secured else ''}://{host}:{port}" for port in ports.split(",")]
+    if given := environ.get("RABBITMQ_MANAGEMENT_URL"):
+        urls = [given]
     account = b64encode(f"{connection.userid}:{connection.password}".encode()).decode()
-    request = Request(f"{url}/api/{path}", headers={"Authorization": f"Basic {account}"})
-    context = _context(secured if isinstance(secured, Mapping) else {}) if url.startswith("https:") else None
-    with urlopen(request, timeout=PATIENCE, context=context) as answer:
-        return cast(list[Headers], json.load(answer))
+    context = _context(secured if isinstance(secured, Mapping) else {}) if urls[0].startswith("https:") else None
+    while True:
+        request = Request(f"{urls.pop(0)}/api/{path}", headers={"Authorization": f"Basic {account}"})
+        try:
+            with urlopen(request, timeout=PATIENCE, context=context) as answer:
+                return cast(list[Headers], json.load(answer))
+        except OSError:
+            if not urls:
+                raise
 
 
 def _context(options: Mapping[str, object]) -> SSLContext:
@@ -81,7 +89,10 @@ def facts(app: Celery, connection: Connection, environ: Environ) -> Server:
     delayed = sum(queue.get("messages", 0) for queue in reported if queue["name"].startswith(DELAYED))
     if delayed:
         notes.append(f"{delayed} messages wait for their ETA")
-    faults = [*too_old(version), *(_alarms(connection, environ) if reported else [])]
+    faults = too_old(version)
+    if reported:
+        members, found = _nodes(connection, environ)
+        notes[:0], faults = members, [*faults, *found, *_without_majority(reported)]
     return Server("RabbitMQ", version, queues, notes=notes, faults=faults, delayed=delayed if reported else None)
 
 
@@ -92,11 +103,36 @@ def too_old(version: str) -> list[tuple[str, str]]:
     return [(f"the broker is RabbitMQ {version}: its queues have no priorities", f"RabbitMQ {OLDEST} or later")]
 
 
-def _alarms(connection: Connection, environ: Environ) -> list[tuple[str, str]]:
-    """The alarms that are on, with their remedies. RabbitMQ accepts no message while one is."""
-    found = []
-    for node in management(connection, environ, "nodes?columns=name,mem_alarm,disk_free_alarm"):
+def _nodes(connection: Connection, environ: Environ) -> tuple[list[str], list[tuple[str, str]]]:
+    """A note on the nodes of a cluster, if it is one, and what is wrong with them, with the remedies.
+
+    RabbitMQ accepts no message while an alarm is on.
+    """
+    nodes = management(connection, environ, "nodes?columns=name,running,partitions,mem_alarm,disk_free_alarm")
+    faults = []
+    for node in nodes:
         for alarm, what in (("mem_alarm", "memory"), ("disk_free_alarm", "disk space")):
             if node.get(alarm):
-                found.append((f"the broker is out of {what} and accepts no task ({node['name']})", f"give it more {what}"))
-    return found
+                faults.append((f"the broker is out of {what} and accepts no task ({node['name']})", f"give it more {what}"))
+        if node.get("partitions"):
+            others = ", ".join(map(str, node["partitions"]))
+            faults.append(
+                (f"{node['name']} has been cut from {others}: its data may be older", "restart the node that fewer others see")
+            )
+    wanted, running = max(len(nodes), len(connection.alt)), sorted(node["name"] for node in nodes if node.get("running"))
+    if wanted == 1:
+        return [], faults
+    if len(running) < wanted:
+        away = ", ".join(sorted(node["name"] for node in nodes if not node.get("running"))) or "some have never joined"
+        more = "one more, and its queues stop" if len(running) * 2 > wanted else "its queues have stopped"
+        faults.append((f"only {len(running)} of {wanted} nodes of the broker run ({away}): {more}", "make ps; make up"))
+    return [f"{len(running)} of {wanted} nodes run: {', '.join(running)}"], faults
+
+
+def _without_majority(queues: list[Headers]) -> list[tuple[str, str]]:
+    """The fault of quorum queues of which too few copies are online to accept or deliver a message."""
+    stopped = [one["name"] for one in queues if one.get("members") and 2 * len(one.get("online", ())) <= len(one["members"])]
+    if not stopped:
+        return []
+    named = f"{', '.join(sorted(stopped)[:3])}{', …' if len(stopped) > 3 else ''}"
+    return [(f"{len(stopped)} queues have no majority of their copies, and stand still: {named}", "start the nodes that are down")]
