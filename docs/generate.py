@@ -96,7 +96,7 @@ def broker_differences() -> str:
     """What is different on each broker, with each backend where it matters: the rooms' own rows."""
     titles = {name: about["title"] for name, about in _matrix()["features"].items()}
     rows = []
-    for broker in (one for one in BROKERS.values() if one.compose_file):  # the embedded one has Redis' rows
+    for broker in (BROKERS[name] for name in SERVERS):  # the others have rows of these
         together = [(f"`{broker.name}`", broker.limits)]
         together += [(f"`{broker.name}` and `{name}`", limits) for name, limits in broker.backend_limits.items()]
         rows += [

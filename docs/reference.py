@@ -33,7 +33,8 @@ from celery_kit.results import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLE = re.compile(r"#([A-Z][A-Z0-9_]*)=(.*)")
-STACKS = [broker for broker in BROKERS.values() if broker.compose_file]
+#: A cluster has the settings of its product.
+STACKS = [broker for broker in BROKERS.values() if broker.compose_file and len(broker.hosts) == 1]
 
 
 def table(*rows: Iterable[str]) -> str:

@@ -102,9 +102,9 @@ def stack(
     codebase: codebases.Codebase | None,
 ) -> None:
     """Start a stack on the Docker Swarm that this engine manages, or replace what has changed of it."""
-    contained = [f"BROKER={one.name}" for one in BROKERS.values() if one.compose_file]
+    contained = [f"BROKER={one.name}" for one in BROKERS.values() if one.compose_file and len(one.hosts) == 1]
     if not (down or look) and f"BROKER={broker}" not in contained:
-        refuse(f"a swarm runs containers; give {' or '.join(contained)}")
+        refuse(f"a swarm runs containers, and of a broker one; give {' or '.join(contained)}")
     if not (down or look or pins):
         refuse("PINS is missing: the nodes get their images from a registry. 'make push REGISTRY=…' writes PINS=pins.json")
     swarm.check(name)

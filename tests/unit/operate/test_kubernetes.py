@@ -31,7 +31,7 @@ from celery_kit.operate.stacks import certificates
 from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
 
-STACKS = [name for name, one in BROKERS.items() if one.compose_file]
+STACKS = [name for name in BROKERS if (HOME / "components/broker" / name).is_dir()]
 MONITOR = dict.fromkeys(("exporter", "flower"), "registry.example.com/shop:monitor-1.4")
 TABLE = """
 [groups.default]
