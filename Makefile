@@ -1,5 +1,5 @@
 # What a user types. Every recipe is one line; logic stands in app/ and deploy/, with tests.
-# Knobs: BROKER=embedded|rabbitmq|redis  POOL=prefork|eventlet|gevent|threads|solo  BACKEND=redis|rpc  SCALE=1
+# Knobs: BROKER=embedded|rabbitmq|rabbitmq-cluster|redis  POOL=prefork|eventlet|gevent|threads|solo  BACKEND=redis|rpc  SCALE=1
 # A codebase of your own: APP=shop.celery:app  SOURCE=../shop  REQUIREMENTS=../shop/requirements.txt  QUEUES=shop,payments
 # CELERY=5.6|5.5 takes another Celery than the locked one, with an environment and images of its own.
 VENV = .venv$(if $(filter 5.5 5.6,$(CELERY)),-$(CELERY))
@@ -142,6 +142,9 @@ test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose s
 
 test-faults:  ## each fault on every broker and pool, and on plain Celery; writes docs/reports/faults.* (hours; QUICK=1: minutes)
 	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.faults.run
+
+test-clusters: ## lose the node that leads the queues, killed, frozen or cut off, under load, on every pool, and on plain Celery; writes docs/reports/clusters.md (BROKER= POOL= FAULT= SIDES=kit|plain)
+	deploy/env.sh dev && POOL= $(KIT) images && .venv/bin/python -m tests.clusters.run
 
 test-crash:   ## workers that are killed during quick tasks, beside plain Celery; writes docs/reports/crash.md (long; PART= BROKER= POOL= ENGINE=)
 	deploy/env.sh dev && .venv/bin/python -m tests.crash.run

@@ -1,0 +1,156 @@
+"""One trial: the node that leads the queues is lost under load, and comes back; what became of each task, by its ledger."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.clusters.setup import Cluster, settled
+
+#: Tasks that are sent to each worker in a second; seconds before the fault, while it lasts, and once the cluster is whole again.
+STEADY, BEFORE, LASTS, AFTER = 20.0, 15.0, 25.0, 15.0
+#: The seconds at the end of the trial, and as many before the fault, over which rates are taken.
+RATED = 10.0
+#: Seconds without any progress after which a task counts as lost.
+QUIET = 30.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`begin(cluster, host)`: makes it, and returns what ends it."""
+
+    what: str
+    begin: Callable[[Cluster, str], Callable[[], Any]]
+
+
+def _killed(cluster: Cluster, host: str) -> Callable[[], Any]:
+    node = cluster.stack.container(host)
+    node.kill()
+    return lambda: node.start()  # noqa: PLW0108  # its attributes are of this moment
+
+
+def _frozen(cluster: Cluster, host: str) -> Callable[[], Any]:
+    node = cluster.stack.container(host)
+    node.pause()
+    return lambda: node.unpause()  # noqa: PLW0108
+
+
+def _without(*names: str) -> Callable[[Cluster, str], Callable[[], Any]]:
+    def begin(cluster: Cluster, host: str) -> Callable[[], Any]:
+        node, cut = cluster.stack.container(host), []
+        for name in names:
+            network = cluster.network(name)
+            aliases = [one for one in node.attrs["NetworkSettings"]["Networks"][network.name]["Aliases"] or [] if one != node.id[:12]]
+            network.disconnect(node, force=True)
+            cut.append((network, aliases))
+
+        def end() -> None:
+            for network, aliases in cut:
+                network.connect(node, aliases=aliases)
+
+        return end
+
+    return begin
+
+
+FAULTS: dict[str, Fault] = {
+    "killed": Fault("SIGKILL of its container, which starts again afterwards", _killed),
+    "frozen": Fault("its container is paused: connections stay open, and nothing answers", _frozen),
+    "nodes_cut": Fault("cut from the other nodes; clients reach all three, so some are on the smaller side", _without("cluster")),
+    "clients_cut": Fault("cut from its clients; it goes on as a member, and leads", _without("inside")),
+    "cut": Fault("cut from the other nodes and from its clients", _without("cluster", "inside")),
+}
+
+
+@dataclass
+class OfPool:
+    """`accepted`, `lost`, `twice`: numbers of tasks. `paused`: the longest time from the fault on in which its worker began no
+    task, in seconds. `ratio`: tasks/s at the end, divided by those before the fault.
+    """
+
+    accepted: int = 0
+    lost: int = 0
+    twice: int = 0
+    paused: float = 0.0
+    ratio: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """`connected`: workers whose connection was to the lost node. `ended`: workers that exited. `refused`: sends that raised.
+    `slowest`: the longest that a send took, in seconds. `whole`: seconds from the fault's end until the cluster was whole.
+    """
+
+    fault: str
+    engine: str
+    host: str = ""
+    connected: list[str] = field(default_factory=list)
+    pools: dict[str, OfPool] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+    refused: int = 0
+    slowest: float = 0.0
+    whole: float | None = None
+    error: str = ""
+    words: dict[str, str] = field(default_factory=dict)
+
+
+def trial(cluster: Cluster, name: str) -> Outcome:
+    """Run a trial. An exception is recorded in the outcome's `error`, never raised."""
+    outcome = Outcome(name, cluster.engine)
+    try:
+        _run(cluster, FAULTS[name], outcome)
+    except Exception as error:
+        outcome.error = f"{type(error).__name__}: {error}"[:2000]
+    return outcome
+
+
+def _run(cluster: Cluster, fault: Fault, outcome: Outcome) -> None:
+    cluster.whole()
+    connected = cluster.connected()
+    outcome.host = max(connected, key=lambda host: len(connected[host]))
+    outcome.connected = connected[outcome.host]
+    cluster.lead(outcome.host)
+    with cluster.load(STEADY):
+        time.sleep(BEFORE)  # what the fault's effect is compared with
+        began = time.monotonic()
+        end = fault.begin(cluster, outcome.host)
+        try:
+            time.sleep(LASTS)  # how long it lasts
+        finally:
+            end()
+        healed = time.monotonic()
+        with suppress(AssertionError):
+            cluster.whole()
+            outcome.whole = round(time.monotonic() - healed, 1)
+        time.sleep(AFTER)  # what is compared
+        ended = time.monotonic()
+    settled(cluster.ledger, QUIET)
+    _account(cluster, outcome, began, ended)
+
+
+def _account(cluster: Cluster, outcome: Outcome, began: float, ended: float) -> None:
+    ledger = cluster.ledger
+    missing, again = ledger.missing(), set(ledger.repeated())
+    outcome.refused, outcome.slowest = len(cluster.errors), round(cluster.slowest, 1)
+    outcome.words = cluster.ended()
+    outcome.ended = sorted(outcome.words)
+    lines = ledger.lines()
+    for pool in cluster.pools:
+        sent = cluster.sent[pool]
+        begins = [line.time for line in lines if line.event == "begin" and line.task in sent and began <= line.time <= ended]
+        ends = [line.time for line in lines if line.event == "end" and line.task in sent]
+        moments = [began, *begins, ended]
+        before = sum(began - RATED <= moment < began for moment in ends)
+        outcome.pools[pool] = OfPool(
+            accepted=len(sent),
+            lost=len(missing & sent.keys()),
+            twice=len(again & sent.keys()),
+            paused=round(max(b - a for a, b in zip(moments, moments[1:], strict=False)), 1),
+            ratio=round(sum(ended - RATED <= moment < ended for moment in ends) / max(1, before), 2),
+        )
+    if outcome.refused:
+        outcome.words["producer"] = "\n".join(cluster.errors[:5])
+    for pool in cluster.pools:
+        if outcome.pools[pool].lost:
+            outcome.words[pool] = cluster.workers[pool].logs(tail=60).decode(errors="replace")[-6000:]
