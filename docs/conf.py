@@ -18,7 +18,7 @@ html_show_copyright = html_use_index = False
 
 #: The pages, in the order of the sidebar. One that is missing here is an error: Sphinx warns of pages in no table of contents.
 PAGES = {
-    "Choose": ["docs/brokers", "docs/pools", "docs/matrix", "docs/benchmark", "The soak <docs/reports/soak>"],
+    "Choose": ["docs/brokers", "docs/clusters", "docs/pools", "docs/matrix", "docs/benchmark", "The soak <docs/reports/soak>"],
     "Use": [
         *("docs/adopt", "docs/your-codebase", "docs/tasks", "docs/settings", "docs/apps", "docs/migration"),
         *("docs/packages", "docs/once", "docs/spool"),
