@@ -1,8 +1,8 @@
 """Results as messages to the process that sent the task, without a results server. Only that process can read them."""
 
 from collections.abc import Callable, Iterator
-from threading import Event, Lock
 from functools import partial
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Protocol, cast
 
 from celery._state import task_join_will_block  # type: ignore[attr-defined]  # its stubs lack it
@@ -104,9 +104,7 @@ def adapt(backend: RPCBackend) -> None:
         backend._slurp_from_queue = final_last(backend._slurp_from_queue)
 
 
-def _copied(
-    kind: Callable[..., Queue], name: str, exchange: object, key: str, *, expires: float, **_: object
-) -> Queue:
+def _copied(kind: Callable[..., Queue], name: str, exchange: object, key: str, *, expires: float, **_: object) -> Queue:
     """The queue for replies where there are several brokers: with a copy on each node of a cluster.
 
     Celery's is on one node alone. While that is down, the queue can neither be used nor declared on another.

@@ -81,7 +81,9 @@ def said(one: dict[str, Any]) -> str:
         f"{pool} {its['accepted']} accepted, {its['lost']} lost, {its['twice']} twice, {its['paused']:g} s, {its['ratio']:g}"
         for pool, its in one["pools"].items()
     )
-    return f"{one['host']} with {','.join(one['connected']) or 'no worker'}: {pools}; {one['refused']} refused, slowest send {one['slowest']:g} s, whole after {one['whole']} s; {', '.join(broken(one)) or 'as it should be'}"
+    sends = f"{one['refused']} refused, slowest send {one['slowest']:g} s, whole after {one['whole']} s"
+    verdict = ", ".join(broken(one)) or "as it should be"
+    return f"{one['host']} with {','.join(one['connected']) or 'no worker'}: {pools}; {sends}; {verdict}"
 
 
 def _cell(its: dict[str, Any] | None, pool: str, one: dict[str, Any]) -> str:
@@ -123,18 +125,21 @@ def report() -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("celery", "kombu", "amqp", "eventlet", "gevent"))
     servers = ", ".join(dict.fromkeys(one["version"] for one in found.values()))
     dates = sorted(one["date"][:10] for one in found.values())
+    until = f" to {dates[-1]}" if dates[-1] != dates[0] else ""
     what = "\n".join(f"| `{name}` | {fault.what} |" for name, fault in FAULTS.items())
     return f"""# Clusters that lose a node
 
-The node that leads the queues of all workers, and has most of their connections, is lost for {LASTS:g} s, under load: {STEADY:g}
-tasks a second to a worker of each pool, from {BEFORE:g} s before until {AFTER:g} s after the cluster is whole again. A ledger that no part of Celery knows
-counts what was accepted and what was done; a task is lost that was accepted and not done when nothing has been done for
-{QUIET:g} s. A cell has the tasks that were lost, and those that were done twice; the longest time from the fault on in which the
-worker began no task; tasks/s in the last {RATED:g} s, divided by those before the fault. Bold is what should not be: more than
+The node that leads the queues of all workers, and has most of their connections, is lost for {LASTS:g} s, under load:
+{STEADY:g} tasks a second to a worker of each pool, from {BEFORE:g} s before until {AFTER:g} s after the cluster is whole again.
+A ledger that no part of Celery knows counts what was accepted and what was done; a task is lost that was accepted and not done
+when nothing has been done for {QUIET:g} s.
+
+A cell has the tasks that were lost, and those that were done twice; the longest time from the fault on in which the worker
+began no task; and tasks/s in the last {RATED:g} s, divided by those before the fault. Bold is what should not be: more than
 {SOON:g} s, less than {RATE:g}. celery-kit has its default settings. Plain Celery has the same addresses, late acknowledgement,
 quorum queues, and no other settings.
 
-Written by `make test-clusters`, {dates[0]}{f" to {dates[-1]}" if dates[-1] != dates[0] else ""}; {servers}, Python 3.13, {versions}.
+Written by `make test-clusters`, {dates[0]}{until}; {servers}, Python 3.13, {versions}.
 {os.environ.get("ABOUT") or "Two cores."}
 {chr(10).join(parts)}
 

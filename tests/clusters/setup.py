@@ -6,11 +6,10 @@ Everything has the label of the run, and is removed by that label, also on Ctrl-
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import docker
 import requests
@@ -21,7 +20,7 @@ from kombu.utils.uuid import uuid
 from celery_kit.operate.stacks.images import image
 from celery_kit.pools.table import POOLS
 from testbed import deployed
-from testbed.servers.contract import ADMIN, APP, PASSWORD
+from testbed.servers.contract import ADMIN, PASSWORD
 from testbed.stack import SESSION, Stack
 from tests.faults.ledger import Ledger
 from tests.harness.containers import LABELS
@@ -95,10 +94,13 @@ class Cluster:
 
     def connected(self) -> dict[str, list[str]]:
         """By host, the workers that are connected to it."""
-        address = {str(one.attrs["NetworkSettings"]["Networks"][self.stack.network]["IPAddress"]): pool for pool, one in self.workers.items()}
+        addresses = {
+            str(one.attrs["NetworkSettings"]["Networks"][self.stack.network]["IPAddress"]): pool
+            for pool, one in self.workers.items()
+        }
         found: dict[str, set[str]] = {host: set() for host in self.stack.server.hosts}
         for one in self.ask("connections"):
-            if pool := address.get(one["peer_host"]):
+            if pool := addresses.get(one["peer_host"]):
                 found[self.host(one["node"])].add(pool)
         return {host: sorted(pools) for host, pools in found.items()}
 
@@ -150,10 +152,12 @@ class Cluster:
             command = ["python", "-m", "app.worker"]
             if engine == "plain":
                 command = ["celery", "-A", "plain", "worker", "--pool", pool, "--loglevel", "INFO"]
+            command += ["--hostname", f"{self.queue(pool)}@worker", "-Q", self.queue(pool)]
+            command += ["-c", "1" if pool == "solo" else str(AT_ONCE)]
             rights = deployed.rights()
             container = self.client.containers.create(
                 image(pool),
-                [*command, "--hostname", f"{self.queue(pool)}@worker", "-Q", self.queue(pool), "-c", str(1 if pool == "solo" else AT_ONCE)],
+                command,
                 name=f"{self.stack.project}-{self.queue(pool)}",
                 labels=LABELS,
                 healthcheck={"test": ["NONE"]},
@@ -193,9 +197,7 @@ class Cluster:
         for one in self.workers.values():
             one.reload()
         return {
-            pool: one.logs(tail=30).decode(errors="replace")
-            for pool, one in self.workers.items()
-            if one.status != "running"
+            pool: one.logs(tail=30).decode(errors="replace") for pool, one in self.workers.items() if one.status != "running"
         }
 
     # The producer
@@ -207,7 +209,8 @@ class Cluster:
             made = Celery("plain", broker=url, backend=results, set_as_current=False)
             made.conf.update(task_acks_late=True, task_default_queue_type="quorum", task_create_missing_queue_type="quorum")
             return made
-        own: Celery = kit({"BROKER": self.stack.name, "CELERY_BROKER_URL": self.stack.url_for("producer", url), "CELERY_RESULT_BACKEND": results})
+        environ = {"BROKER": self.stack.name, "CELERY_RESULT_BACKEND": results}
+        own: Celery = kit({**environ, "CELERY_BROKER_URL": self.stack.url_for("producer", url)})
         return own
 
     @contextmanager

@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import Any
 
 from tests.clusters.setup import Cluster, settled
+from tests.harness.waiting import until
 
-#: Tasks that are sent to each worker in a second; seconds before the fault, while it lasts, and once the cluster is whole again.
+#: Tasks that are sent to each worker in a second; seconds before the fault, while it lasts, and once the cluster is whole.
 STEADY, BEFORE, LASTS, AFTER = 20.0, 15.0, 25.0, 15.0
 #: The seconds at the end of the trial, and as many before the fault, over which rates are taken.
 RATED = 10.0
@@ -27,13 +29,13 @@ class Fault:
 def _killed(cluster: Cluster, host: str) -> Callable[[], Any]:
     node = cluster.stack.container(host)
     node.kill()
-    return lambda: node.start()  # noqa: PLW0108  # its attributes are of this moment
+    return lambda: node.start()  # its attributes are of this moment
 
 
 def _frozen(cluster: Cluster, host: str) -> Callable[[], Any]:
     node = cluster.stack.container(host)
     node.pause()
-    return lambda: node.unpause()  # noqa: PLW0108
+    return lambda: node.unpause()
 
 
 def _without(*names: str) -> Callable[[Cluster, str], Callable[[], Any]]:
@@ -41,7 +43,7 @@ def _without(*names: str) -> Callable[[Cluster, str], Callable[[], Any]]:
         node, cut = cluster.stack.container(host), []
         for name in names:
             network = cluster.network(name)
-            aliases = [one for one in node.attrs["NetworkSettings"]["Networks"][network.name]["Aliases"] or [] if one != node.id[:12]]
+            aliases = node.attrs["NetworkSettings"]["Networks"][network.name]["Aliases"]
             network.disconnect(node, force=True)
             cut.append((network, aliases))
 
@@ -57,7 +59,7 @@ def _without(*names: str) -> Callable[[Cluster, str], Callable[[], Any]]:
 FAULTS: dict[str, Fault] = {
     "killed": Fault("SIGKILL of its container, which starts again afterwards", _killed),
     "frozen": Fault("its container is paused: connections stay open, and nothing answers", _frozen),
-    "nodes_cut": Fault("cut from the other nodes; clients reach all three, so some are on the smaller side", _without("cluster")),
+    "nodes_cut": Fault("cut from the other nodes; its clients are on the smaller side with it", _without("cluster")),
     "clients_cut": Fault("cut from its clients; it goes on as a member, and leads", _without("inside")),
     "cut": Fault("cut from the other nodes and from its clients", _without("cluster", "inside")),
 }
@@ -107,6 +109,7 @@ def trial(cluster: Cluster, name: str) -> Outcome:
 
 def _run(cluster: Cluster, fault: Fault, outcome: Outcome) -> None:
     cluster.whole()
+    until("all connections are counted", lambda: {*chain(*cluster.connected().values())} == {*cluster.pools}, 60)
     connected = cluster.connected()
     outcome.host = max(connected, key=lambda host: len(connected[host]))
     outcome.connected = connected[outcome.host]
@@ -146,7 +149,7 @@ def _account(cluster: Cluster, outcome: Outcome, began: float, ended: float) -> 
             accepted=len(sent),
             lost=len(missing & sent.keys()),
             twice=len(again & sent.keys()),
-            paused=round(max(b - a for a, b in zip(moments, moments[1:], strict=False)), 1),
+            paused=round(max(after - one for one, after in pairwise(moments)), 1),
             ratio=round(sum(ended - RATED <= moment < ended for moment in ends) / max(1, before), 2),
         )
     if outcome.refused:

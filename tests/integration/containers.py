@@ -171,6 +171,7 @@ class Running:
 
     def __post_init__(self) -> None:
         self.stack = stack(self.combination.broker.name)
+        self.server = self.stack.server
         self.namespace = (FOLDER / f"{self.combination}.namespace").read_text()
         self.data = FOLDER / str(self.combination)
         self.data.mkdir()

@@ -28,7 +28,7 @@ async def copy(source, target):
         await target.drain()
     target.close()
 async def forward(reader, writer):
-    there = await asyncio.open_connection("broker", int(sys.argv[1]))
+    there = await asyncio.open_connection(sys.argv[2], int(sys.argv[1]))
     await asyncio.gather(copy(reader, there[1]), copy(there[0], writer), return_exceptions=True)
 async def main():
     async with await asyncio.start_server(forward, "0.0.0.0", int(sys.argv[1])) as server:
@@ -88,10 +88,10 @@ def probed(cell: Cell, **environ: str) -> Iterator[tuple[Worker, str, Probe]]:
 @contextmanager
 def link(cell: Cell, name: str) -> Iterator[Any]:
     """A container of that name in the stack's network, which forwards to the broker."""
-    port = str(cell.running.server.port)
+    to = [str(cell.running.server.port), cell.running.server.hosts[0]]
     network = cell.running.stack.network
     container: Any = docker.from_env().containers.run(
-        image(cell.combination.pool.name), ["python", "-c", LINK, port], detach=True, labels={LABEL: SESSION},
+        image(cell.combination.pool.name), ["python", "-c", LINK, *to], detach=True, labels={LABEL: SESSION},
         name=name, hostname=name, network=network, healthcheck={"test": ["NONE"]}, init=True,
     )  # fmt: skip
     try:

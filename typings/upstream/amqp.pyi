@@ -159,6 +159,8 @@ class Transport:
     """kombu.transport.pyamqp.Transport."""
 
     client: Any
+    default_port: int
+    default_ssl_port: int
     connection_errors: tuple[type[Exception], ...]
 
     def establish_connection(self) -> Connection: ...

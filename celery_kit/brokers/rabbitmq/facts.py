@@ -1,7 +1,8 @@
 """Facts about RabbitMQ. AMQP gives the number of waiting messages, the management interface the queues and what workers hold.
 
 The counts of the management interface are up to 5 s old. Quorum queues do not report the age of their next message. Without the
-interface (RABBITMQ_MANAGEMENT_URL, or a port of RABBITMQ_MANAGEMENT_PORT on the broker's host), only the default queue is reported.
+interface (RABBITMQ_MANAGEMENT_URL, or a port of RABBITMQ_MANAGEMENT_PORT on the broker's host), only the default queue is
+reported.
 Source: RabbitMQ's HTTP API reference, GET /api/queues/{vhost}.
 """
 
@@ -119,11 +120,11 @@ def _nodes(connection: Connection, environ: Environ) -> tuple[list[str], list[tu
             faults.append(
                 (f"{node['name']} has been cut from {others}: its data may be older", "restart the node that fewer others see")
             )
-    wanted, running = max(len(nodes), len(connection.alt)), sorted(node["name"] for node in nodes if node.get("running"))
+    wanted, running = len(nodes), sorted(node["name"] for node in nodes if node.get("running"))
     if wanted == 1:
         return [], faults
     if len(running) < wanted:
-        away = ", ".join(sorted(node["name"] for node in nodes if not node.get("running"))) or "some have never joined"
+        away = ", ".join(sorted(node["name"] for node in nodes if not node.get("running")))
         more = "one more, and its queues stop" if len(running) * 2 > wanted else "its queues have stopped"
         faults.append((f"only {len(running)} of {wanted} nodes of the broker run ({away}): {more}", "make ps; make up"))
     return [f"{len(running)} of {wanted} nodes run: {', '.join(running)}"], faults
@@ -135,4 +136,4 @@ def _without_majority(queues: list[Headers]) -> list[tuple[str, str]]:
     if not stopped:
         return []
     named = f"{', '.join(sorted(stopped)[:3])}{', …' if len(stopped) > 3 else ''}"
-    return [(f"{len(stopped)} queues have no majority of their copies, and stand still: {named}", "start the nodes that are down")]
+    return [(f"{len(stopped)} queues have no majority of their copies, and stand still: {named}", "start the other nodes")]

@@ -275,12 +275,12 @@ class Transport(KombusTransport):
         client.userid, client.password = current(client.userid, client.password)
         address = self._address(client.hostname, client.port)
         try:
-            connection: Connection = super().establish_connection()
+            made = super().establish_connection()
         except BaseException:
             _failed[address] = monotonic()
             raise
-        connection.address, connection.silence = address, SOONER if several else connection.silence
-        return connection
+        vars(made).update(address=address, **{"silence": SOONER} if several else {})
+        return made
 
     def _address(self, host: str | None, port: int | None) -> str:
         return f"{host}:{port or (self.default_ssl_port if self.client.ssl else self.default_port)}"

@@ -281,8 +281,11 @@ class Compose:
         profile = Profile.from_environ(environ | passwords.accounts(inspected, role))
         environ["CELERY_BROKER_URL"] = from_here(profile.broker_url, ports)
         environ["CELERY_RESULT_BACKEND"] = from_here(profile.result_backend, ports)
-        named = {name: [ports.get((host, port)) for host in profile.broker.hosts] for port, name in profile.broker.ports.items()}
-        return environ | {name: ",".join(map(str, filter(None, found))) for name, found in named.items() if any(found)}
+        broker = profile.broker
+        named = {
+            name: [ports[host, port] for host in broker.hosts if (host, port) in ports] for port, name in broker.ports.items()
+        }
+        return environ | {name: ",".join(map(str, found)) for name, found in named.items() if found}
 
     def passwords(self, inspected: list[Facts]) -> dict[str, str]:
         """What a person needs to log in: the servers' password of `admin`, the mail catcher's address. Empty if it is down."""

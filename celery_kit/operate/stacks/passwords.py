@@ -40,7 +40,8 @@ def _servers(inspected: list[Facts]) -> dict[str, Facts]:
 
 
 def _key(server: Facts) -> str:
-    return next(value for name, _, value in (line.partition("=") for line in server["Config"]["Env"]) if name == "KEY")
+    environ: list[str] = server["Config"]["Env"]
+    return next(line.removeprefix("KEY=") for line in environ if line.startswith("KEY="))
 
 
 def accounts(inspected: list[Facts], role: str) -> dict[str, str]:

@@ -194,7 +194,7 @@ def test_what_a_swarm_has_nothing_for_is_one_line() -> None:
     ("words", "said"),
     [
         ([], "a swarm runs containers, and of a broker one; give BROKER=rabbitmq or BROKER=redis"),
-        (["--broker", "rabbitmq-cluster"], "a swarm runs containers, and of a broker one; give BROKER=rabbitmq or BROKER=redis"),
+        (["--broker=rabbitmq-cluster"], "a swarm runs containers, and of a broker one; give BROKER=rabbitmq or BROKER=redis"),
         (["--broker=redis"], "PINS is missing: the nodes get their images from a registry"),
         (["--broker=redis", "--pins=pins.json", "--stack=A b"], "STACK=A b is not allowed; small letters, digits and -"),
         (["--broker=redis", "--pins=pins.json"], "this engine manages no swarm; 'docker swarm init' makes one"),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from amqp.exceptions import ConnectionForced
 from kombu.exceptions import OperationalError
 
 from celery_kit.brokers.rabbitmq import transport
@@ -88,7 +89,7 @@ def test_a_silent_node_of_several_is_given_up_sooner_and_avoided() -> None:
     link.silent_for(silence + 0.5)
     link.look()
     link.silent_for(asked + 0.5)
-    with pytest.raises(transport.ConnectionForced):
+    with pytest.raises(ConnectionForced):
         link.look()
     assert list(transport._failed) == ["broker-1:5672"]
 
