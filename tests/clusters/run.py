@@ -19,13 +19,13 @@ from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from testbed.servers import EVERY, SERVERS
 from tests.clusters.setup import Cluster
-from tests.clusters.trials import AFTER, BEFORE, FAULTS, LASTS, QUIET, RATED, STEADY, trial
+from tests.clusters.trials import AFTER, BEFORE, FAULTS, LASTS, QUIET, RATED, SOON, STEADY, trial
 from tests.harness.containers import clean
 
 NOTES, REPORT = ROOT / "reports/clusters.jsonl", ROOT / "docs/reports/clusters.md"
 ENGINES = {"kit": "celery-kit", "plain": "plain Celery"}
-#: Seconds within which each worker takes tasks again, and the least share of the former rate.
-SOON, RATE = 10.0, 0.95
+#: The least share of the former rate.
+RATE = 0.95
 
 
 def _chosen(variable: str, allowed: Iterable[str]) -> list[str]:

@@ -222,9 +222,7 @@ class Cluster:
         enough, app = threading.Event(), self.producer()
 
         def run(pool: str) -> None:
-            due = time.monotonic()
-            while not enough.wait(max(0.0, due - time.monotonic())):
-                due += 1 / a_second
+            while not enough.wait(1 / a_second):
                 task, began = uuid(), time.monotonic()
                 try:
                     app.send_task("faults.effect", (SECONDS,), task_id=task, queue=self.queue(pool))

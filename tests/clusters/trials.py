@@ -11,9 +11,11 @@ from tests.clusters.setup import Cluster, settled
 from tests.harness.waiting import until
 
 #: Tasks that are sent to each worker in a second; seconds before the fault, while it lasts, and once the cluster is whole.
-STEADY, BEFORE, LASTS, AFTER = 20.0, 15.0, 25.0, 15.0
+STEADY, BEFORE, LASTS, AFTER = 10.0, 20.0, 25.0, 20.0
 #: The seconds at the end of the trial, and as many before the fault, over which rates are taken.
 RATED = 10.0
+#: Seconds within which each worker is to take tasks again.
+SOON = 10.0
 #: Seconds without any progress after which a task counts as lost.
 QUIET = 30.0
 
@@ -155,5 +157,6 @@ def _account(cluster: Cluster, outcome: Outcome, began: float, ended: float) -> 
     if outcome.refused:
         outcome.words["producer"] = "\n".join(cluster.errors[:5])
     for pool in cluster.pools:
-        if outcome.pools[pool].lost:
-            outcome.words[pool] = cluster.workers[pool].logs(tail=60).decode(errors="replace")[-6000:]
+        if outcome.pools[pool].lost or outcome.pools[pool].paused > SOON:
+            said = cluster.workers[pool].logs(timestamps=True).decode(errors="replace").splitlines()
+            outcome.words[pool] = "\n".join(line[:400] for line in said if "faults.effect" not in line)[-20_000:]
