@@ -145,7 +145,7 @@ class Bounded(AbstractChannel):
     def close(self, *args: object, **options: object) -> object:
         """Close it like py-amqp, or without asking the broker if that does not answer."""
         connection = self.connection  # a connection is its own channel 0
-        if connection and connection.asked is not None and monotonic() - connection.asked > connection.silence[1] / 2:
+        if connection and connection.is_silent():
             return connection.collect()
         return super().close(*args, **options)
 
@@ -201,8 +201,9 @@ class Connection(Bounded, KombusConnection):
     refused = False
     #: When the broker was asked and has not answered yet, by the monotonic clock.
     asked: float | None = None
-    #: Its address, as _failed has it, and its SILENCE and ASKED.
+    #: Its address, as _failed has it; when it was made, by the monotonic clock; its SILENCE and ASKED.
     address = ""
+    made = 0.0
     silence = SILENCE, ASKED
 
     def connect(self, callback: Callback | None = None) -> object:
@@ -215,6 +216,11 @@ class Connection(Bounded, KombusConnection):
     def failed(self) -> None:
         """Have this process avoid the node, if there are others."""
         _failed[self.address] = monotonic()
+
+    def is_silent(self) -> bool:
+        """Whether the broker is late with its answer, or has failed this process since the connection was made."""
+        late = self.asked is not None and monotonic() - self.asked > self.silence[1] / 2
+        return late or (bool(self.address) and _failed.get(self.address, 0.0) > self.made)
 
     def collect(self) -> None:
         """Close the socket without asking the broker, like py-amqp."""
@@ -279,7 +285,7 @@ class Transport(KombusTransport):
         except BaseException:
             _failed[address] = monotonic()
             raise
-        vars(made).update(address=address, **{"silence": SOONER} if several else {})
+        vars(made).update(address=address, made=monotonic(), **{"silence": SOONER} if several else {})
         return made
 
     def _address(self, host: str | None, port: int | None) -> str:

@@ -102,3 +102,15 @@ def test_a_connection_to_one_of_several_is_of_the_sooner_kind() -> None:
         kinds.append(several.connection.silence)
         several.collect()
     assert kinds == [transport.SOONER, (transport.SILENCE, transport.ASKED)]
+
+
+def test_a_node_that_has_failed_is_asked_to_close_no_other_connection() -> None:
+    """A worker has several: each would wait for the answer."""
+    first, second = Broker(), Broker()
+    several = connection(first, second)
+    several.connect()
+    lost = several.connection
+    lost.failed()
+    lost.close()
+    assert not lost.connected
+    lost.collect()
