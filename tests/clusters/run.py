@@ -43,11 +43,12 @@ def main() -> None:
     try:
         for broker in brokers:
             with Cluster(broker, tuple(pools)) as cluster:
+                product = cluster.stack.server.version(cluster.stack.port)
                 for engine in engines:
                     for fault in faults:
                         cluster.start_workers(engine)
                         outcome = trial(cluster, fault)
-                        one = {**asdict(outcome), "broker": broker, "version": cluster.stack.server.version(cluster.stack.port)}
+                        one = {**asdict(outcome), "broker": broker, "version": product}
                         note(one)
                         print(f"{broker} {engine} {fault}: {said(one)}", flush=True)
                         kept = kept and (engine != "kit" or not broken(one))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ class Cluster:
         """The queue of a pool's worker."""
         return f"{self.engine}-{pool}"
 
+    def node(self, pool: str) -> str:
+        """The name of a pool's worker."""
+        return f"{self.queue(pool)}@worker"
+
+    def _started(self, pool: str, before: int) -> bool:
+        return self.ledger.ready(self.node(pool)) > before
+
     def leaders(self) -> dict[str, str]:
         """By queue of this trial, the host of its leader."""
         found = {one["name"]: one.get("leader") or one["node"] for one in self.ask(f"queues/{SPACE}")}
@@ -144,6 +152,7 @@ class Cluster:
         """Start a worker of each pool, with the settings of a stack, or of plain Celery; wait until all consume."""
         self.stop_workers()
         self.engine = engine
+        before = {pool: self.ledger.ready(self.node(pool)) for pool in self.pools}
         url = self.stack.urls(SPACE, inside=True)
         if engine == "kit":
             url = self.stack.url_for("worker", url)
@@ -152,7 +161,7 @@ class Cluster:
             command = ["python", "-m", "app.worker"]
             if engine == "plain":
                 command = ["celery", "-A", "plain", "worker", "--pool", pool, "--loglevel", "INFO"]
-            command += ["--hostname", f"{self.queue(pool)}@worker", "-Q", self.queue(pool)]
+            command += ["--hostname", self.node(pool), "-Q", self.queue(pool)]
             command += ["-c", "1" if pool == "solo" else str(AT_ONCE)]
             rights = deployed.rights()
             container = self.client.containers.create(
@@ -180,8 +189,7 @@ class Cluster:
             container.reload()
             self.workers[pool] = container
         for pool in self.pools:
-            node = f"{self.queue(pool)}@worker"
-            until(f"the worker on {pool} consumes", lambda node=node: self.ledger.ready(node) > 0, 120)  # type: ignore[misc]
+            until(f"the worker on {pool} consumes", partial(self._started, pool, before[pool]), 120)
         for one in self.workers.values():
             one.reload()
 
