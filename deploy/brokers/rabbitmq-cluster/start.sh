@@ -33,12 +33,11 @@ exec 8>&-
 rm -f "$HOME/.erlang.cookie"
 install -m 400 "$KEYS/cookie" "$HOME/.erlang.cookie"
 
-# Erlang's own ports, 4369 and 25672, are open in the nodes' network alone. A node that has answered nothing for about these seconds
-# is taken for dead; Erlang's own are 60.
+# Erlang's own ports, 4369 and 25672, are open in the nodes' network alone.
 address=$(at "${RABBITMQ_NODENAME#*@}")
 export ERL_EPMD_ADDRESS=$address
 args=${RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS/127,0,0,1/${address//./,}}
-export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="$args -kernel net_ticktime 5 -eval file:eval(\"/usr/local/lib/celery-kit/watch.erl\")."
+export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="$args -eval file:eval(\"/usr/local/lib/celery-kit/watch.erl\")."
 METRICS_ADDRESS=$(at "$HOSTNAME-metrics" || true)
 export METRICS_ADDRESS
 exec bash /usr/local/lib/celery-kit/server.sh
