@@ -33,8 +33,8 @@ exec 8>&-
 rm -f "$HOME/.erlang.cookie"
 install -m 400 "$KEYS/cookie" "$HOME/.erlang.cookie"
 
-# Erlang's own ports, 4369 and 25672, are open in the nodes' network alone.
-address=$(at "${RABBITMQ_NODENAME#*@}")
+# Erlang's own ports, 4369 and 25672, are open in the nodes' network alone. A node that is cut from it waits.
+until address=$(at "${RABBITMQ_NODENAME#*@}") && [ -n "$address" ]; do sleep 1; done
 export ERL_EPMD_ADDRESS=$address
 args=${RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS/127,0,0,1/${address//./,}}
 export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="$args -eval file:eval(\"/usr/local/lib/celery-kit/watch.erl\")."
