@@ -32,7 +32,7 @@ def test_a_stack_loses_a_node_and_gets_it_back(checkout: Checkout) -> None:
     assert len(cookies) == 1 and len(cookies.pop()) > 40
     assert node(checkout, HOSTS[0], "exec", "stat", "-c", "%a", "/var/lib/rabbitmq/.erlang.cookie") == "400\n"
     (url,) = re.findall(r"^CELERY_BROKER_URL=(.*)$", checkout.make("urls").stdout, re.MULTILINE)
-    ports = [checkout.environ[name] for name in ("RABBITMQ_PORT", "RABBITMQ_PORT_2", "RABBITMQ_PORT_3")]
+    ports = [checkout.environ[name] for name in ("RABBITMQ_PORT", "RABBITMQ_SECOND_PORT", "RABBITMQ_THIRD_PORT")]
     assert sorted(re.findall(r"@127\.0\.0\.1:(\d+)/kit", url)) == sorted(ports)
 
     checkout.make("passwords", "RENEW=1")

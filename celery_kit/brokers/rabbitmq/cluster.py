@@ -5,6 +5,7 @@ that fails (`transport.py`).
 """
 
 from dataclasses import replace
+from socket import gethostname
 from zlib import crc32
 
 from celery_kit.brokers.contract import Environ
@@ -17,7 +18,7 @@ HOSTS = ("broker-1", "broker-2", "broker-3")
 
 def url(environ: Environ) -> str:
     """The URLs of the nodes, with a semicolon between them."""
-    first = crc32(environ.get("HOSTNAME", "").encode()) % len(HOSTS)
+    first = crc32(gethostname().encode()) % len(HOSTS)
     return url_of(environ, HOSTS[first:] + HOSTS[:first])
 
 

@@ -26,12 +26,12 @@ tests/unit/brokers/rabbitmq pass with kombu's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partialmethod
 from importlib import import_module
 from struct import unpack
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amqp import spec
 from amqp.exceptions import AccessRefused, ConnectionForced, MessageNacked, NotFound, RecoverableConnectionError
@@ -300,11 +300,9 @@ class Transport(KombusTransport):
         if any(url.get("transport", client.transport_cls) != client.transport_cls for url in urls):
             return  # brokers of different kinds
 
-        def last(url: Mapping[str, Any]) -> float:
-            failed = _failed.get(self._address(url["hostname"], url.get("port")), 0.0)
-            return failed if failed >= since else 0.0
-
-        chosen = min(urls, key=last)
+        places = [self._address(url["hostname"], url.get("port")) for url in urls]
+        lately = [one if (one := _failed.get(place, 0.0)) >= since else 0.0 for place in places]
+        chosen = urls[lately.index(min(lately))]
         for name in ("hostname", "port", "userid", "password", "virtual_host", "ssl"):
             if name in chosen:
                 setattr(client, name, chosen[name])

@@ -1,5 +1,6 @@
 """Several URLs: a process goes to a node that has not failed. Sockets play the nodes."""
 
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from amqp.exceptions import ConnectionForced
 from kombu.exceptions import OperationalError
 
-from celery_kit.brokers.rabbitmq import transport
+from celery_kit.brokers.rabbitmq import cluster, transport
 from celery_kit.produce.publishing import Connection
 from tests.unit.brokers.rabbitmq.test_dead_connection import Link
 from tests.unit.brokers.rabbitmq.test_silence import Broker
@@ -114,3 +115,13 @@ def test_a_node_that_has_failed_is_asked_to_close_no_other_connection() -> None:
     lost.close()
     assert not lost.connected
     lost.collect()
+
+
+def test_hosts_begin_with_different_nodes_and_know_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = set()
+    for number in range(30):
+        monkeypatch.setattr(cluster, "gethostname", lambda number=number: f"worker-{number}")
+        hosts = re.findall(r"@(broker-\d):5672/kit", cluster.url({"BROKER_PASSWORD": "x"}))
+        assert sorted(hosts) == sorted(cluster.HOSTS)
+        first.add(hosts[0])
+    assert first == set(cluster.HOSTS)
