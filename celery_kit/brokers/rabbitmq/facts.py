@@ -136,4 +136,4 @@ def _without_majority(queues: list[Headers]) -> list[tuple[str, str]]:
     if not stopped:
         return []
     named = f"{', '.join(sorted(stopped)[:3])}{', …' if len(stopped) > 3 else ''}"
-    return [(f"{len(stopped)} queues have no majority of their copies, and stand still: {named}", "start the other nodes")]
+    return [(f"queues without a majority of their copies stand still: {named}", "start the other nodes")]
