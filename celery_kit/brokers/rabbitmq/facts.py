@@ -92,8 +92,12 @@ def facts(app: Celery, connection: Connection, environ: Environ) -> Server:
         notes.append(f"{delayed} messages wait for their ETA")
     faults = too_old(version)
     if reported:
-        members, found = _nodes(connection, environ)
-        notes[:0], faults = members, [*faults, *found, *_without_majority(reported)]
+        faults += _without_majority(reported)
+        try:
+            members, found = _nodes(connection, environ)
+            notes[:0], faults = members, [*found, *faults]
+        except OSError as error:  # it waits for each node
+            faults.append((f"the broker does not say how its nodes are ({error})", "make ps; one of them may be frozen"))
     return Server("RabbitMQ", version, queues, notes=notes, faults=faults, delayed=delayed if reported else None)
 
 
