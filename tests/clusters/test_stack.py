@@ -54,8 +54,10 @@ def test_a_stack_loses_a_node_and_gets_it_back(checkout: Checkout) -> None:
 
 
 def test_a_frozen_node_holds_up_no_command(checkout: Checkout) -> None:
-    """`make send` meets it first, or not: it has a time limit for each node."""
-    assert checkout.make("up", "BROKER=rabbitmq-cluster", "POOL=threads", "BACKEND=rpc").returncode == 0
+    """`make send` meets it first, or not: it has a time limit for each node. All of it over TLS."""
+    assert checkout.make("down", "VOLUMES=1").returncode == 0
+    assert checkout.make("up", "BROKER=rabbitmq-cluster", "POOL=threads", "BACKEND=rpc", "SECURE=1").returncode == 0
+    assert "at amqps://" in checkout.make("status").stdout
     for host in HOSTS:
         node(checkout, host, "pause")
         try:
