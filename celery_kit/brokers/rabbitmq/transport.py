@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 ANSWER, GOODBYE = 10.0, 2.0
 #: Seconds of silence after which the broker is asked, and seconds that it then has for its answer; both, for one of several.
 SILENCE, ASKED = 4.0, 5.0
-SOONER = 3.0, 2.5
+SOONER = 2.0, 2.5
 #: Seconds for which a node that has failed is tried after the others; by address, when it did, by the monotonic clock.
 AVOIDED = 60.0
 _failed: dict[str, float] = {}
