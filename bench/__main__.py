@@ -29,12 +29,11 @@ from bench.publish import WAYS
 from bench.rounds import ROOT, Case, NothingDoneError, consume, environment
 from bench.soak import soak
 from celery_kit.base.refusals import choose, refuse, whole_number
-from celery_kit.brokers import BROKERS
 from celery_kit.engine.parts import WORKER, Part
 from celery_kit.pools.table import POOLS
 from testbed.environments import NEWER_PEERS, PEERS, WORKERS
 from testbed.places import Place, Servers
-from testbed.servers import SERVERS
+from testbed.servers import EVERY, SERVERS
 
 REPORTS = Path("reports")
 #: For an idle stack, in a full and a quick run: tasks, of which ten are beyond the 99th percentile, and idle seconds.
@@ -319,7 +318,7 @@ def main() -> None:
 
     quick = bool(os.environ.get("QUICK"))
     plan = Plan(
-        brokers=chosen("BROKER", [name for name in SERVERS if name in BROKERS]),
+        brokers=chosen("BROKER", EVERY if os.environ.get("BROKER") else SERVERS),
         pools=chosen("POOL", POOLS),
         rounds=whole_number("ROUNDS", os.environ.get("ROUNDS") or ("1" if quick else "3"), 1, 100),
         seconds=whole_number("SECONDS", os.environ.get("SECONDS") or ("2" if quick else "4"), 1, 3_600, "seconds"),

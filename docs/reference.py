@@ -33,8 +33,8 @@ from celery_kit.results import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLE = re.compile(r"#([A-Z][A-Z0-9_]*)=(.*)")
-#: A cluster has the settings of its product.
-STACKS = [broker for broker in BROKERS.values() if broker.compose_file and len(broker.hosts) == 1]
+#: Those with containers; a row that is another's but for its server has the settings of that.
+STACKS = list({broker.settings: broker for broker in reversed(BROKERS.values()) if broker.compose_file}.values())[::-1]
 
 
 def table(*rows: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import requests
 from redis import Redis
 
-from testbed.servers import SERVERS
+from testbed.servers import EVERY
 from testbed.servers.contract import ADMIN, APP, PASSWORD
 from testbed.servers.rabbitmq import virtual_host
 from testbed.stack import Stack
@@ -59,7 +59,7 @@ class Servers:
 
     def __init__(self, broker: str) -> None:
         self.stack = Stack(broker)
-        self.server = SERVERS[broker]
+        self.server = EVERY[broker]
         self.has_results = self.stack.results != "broker"
 
     def __enter__(self) -> "Servers":

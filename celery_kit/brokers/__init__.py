@@ -1,6 +1,7 @@
 """The brokers: one product, one module. The contract is :class:`Broker`, the table is :data:`BROKERS`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 from celery import Celery
@@ -16,7 +17,10 @@ from celery_kit.brokers.redis.broker import broker as redis_row
 
 __all__ = ["BROKERS", "Broker", "Queues", "close_inherited", "explained", "other_broker", "room", "schemes_of", "transports"]
 
-BROKERS: dict[str, Broker] = {row.name: row for row in (rabbitmq_row, rabbitmq_cluster_row, redis_row, embedded_row)}
+valkey_row = replace(redis_row, name="valkey", compose_file="compose.valkey.yaml")
+BROKERS: dict[str, Broker] = {
+    row.name: row for row in (rabbitmq_row, rabbitmq_cluster_row, redis_row, valkey_row, embedded_row)
+}
 
 
 @cache

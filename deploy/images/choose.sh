@@ -98,6 +98,9 @@ for folder in deploy/brokers/*; do
     name=${folder##*/}
     image=$(sed -n 's/^ *image: ${\([A-Z_]*\):-\([^}]*\)}$/\1 \2/p' "$folder/compose.yaml")
     [ -n "$image" ] || continue  # a cluster has the image of its product
+    if grep -q 'extends: {file: \.\./[a-z]' "$folder/compose.yaml"; then  # a further product is for its own stack alone
+        case ",${BROKER:-}," in *",$name,"*) ;; *) continue ;; esac
+    fi
     tag=${image##*:}
     choose "${image% *}" "${image#* }" "$name" "celery-kit/$name:${tag%%-*}"
 done

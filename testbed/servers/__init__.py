@@ -3,6 +3,7 @@
 from testbed.servers.contract import Server
 from testbed.servers.rabbitmq import cluster as rabbitmq_cluster
 from testbed.servers.rabbitmq import server as rabbitmq
+from testbed.servers.redis import of_protocol
 from testbed.servers.redis import server as redis
 
 __all__ = ["EVERY", "SERVERS", "Server"]
@@ -10,4 +11,8 @@ __all__ = ["EVERY", "SERVERS", "Server"]
 #: What every test meets.
 SERVERS: dict[str, Server] = {"rabbitmq": rabbitmq, "redis": redis}
 #: These too: the same products in other forms, which the matrix takes where BROKER names one.
-EVERY: dict[str, Server] = {**SERVERS, "rabbitmq-cluster": rabbitmq_cluster}
+EVERY: dict[str, Server] = {
+    **SERVERS,
+    "rabbitmq-cluster": rabbitmq_cluster,
+    "valkey": of_protocol("valkey", "valkey/valkey:8"),
+}

@@ -54,8 +54,7 @@ def _no_connections(port: Port) -> Callable[[], Any]:
 
 
 def of_protocol(name: str, image: str) -> Server:
-    """The row of a server with Redis's protocol. `name`: the prefix of its programs and files, and the name of its user."""
-    inside = f"/usr/local/etc/{name}/{name}.conf"
+    """The row of a server with Redis's protocol, and its configuration. `name`: the prefix of its programs and its variable."""
     as_admin = ("--user", ADMIN, "--pass", PASSWORD, "--no-auth-warning")
     by = ("-s", "/tmp/redis.sock") if SECURE else ()  # deploy/brokers/redis/start.sh
     set_memory = (f"{name}-cli", *by, *as_admin, "config", "set", "maxmemory")
@@ -70,14 +69,14 @@ def of_protocol(name: str, image: str) -> Server:
             data="/data",
             uid=999,
             files={
-                str(ROOT / f"deploy/brokers/{name}/{name}.conf"): inside,
-                str(ROOT / f"deploy/brokers/{name}/start.sh"): "/usr/local/bin/start.sh",
-                str(ROOT / f"deploy/brokers/{name}/users.acl"): "/usr/local/lib/celery-kit/users.acl",
+                str(ROOT / "deploy/brokers/redis/redis.conf"): "/usr/local/etc/redis/redis.conf",
+                str(ROOT / "deploy/brokers/redis/start.sh"): "/usr/local/bin/start.sh",
+                str(ROOT / "deploy/brokers/redis/users.acl"): "/usr/local/lib/celery-kit/users.acl",
                 str(ROOT / "deploy/compose/keys.sh"): "/usr/local/lib/celery-kit/keys.sh",
             },
-            passwords=(f"{name.upper()}_PASSWORD", "ADMIN_PASSWORD"),
+            passwords=("REDIS_PASSWORD", "ADMIN_PASSWORD"),
             command=("sh", "/usr/local/bin/start.sh"),
-            environment={"KEYS": "/data/celery-kit"},
+            environment={"KEYS": "/data/celery-kit", "SERVER": name},
         ),
         faults=Faults(
             memory=((*set_memory, "1mb"), (*set_memory, "0")),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from celery_kit.brokers import BROKERS
+from testbed.servers import SERVERS
 from tests.examples.rig import Example
 
 
@@ -53,8 +53,7 @@ EXAMPLES = {
         "thumbs.jobs.convert", lines("thumbs.log"),
     ),
 }  # fmt: skip
-BROKERS_IN_CONTAINERS = [name for name, broker in BROKERS.items() if broker.compose_file]
-EVERY = [(name, broker, pool) for name, one in EXAMPLES.items() for broker in BROKERS_IN_CONTAINERS for pool in one.pools]
+EVERY = [(name, broker, pool) for name, one in EXAMPLES.items() for broker in SERVERS for pool in one.pools]
 #: Each example, each broker and each of the pools once.
 QUICK = [("shop", "rabbitmq", "gevent"), ("django_site", "redis", "prefork"), ("fastapi_site", "redis", "threads")]
 CHOSEN = [

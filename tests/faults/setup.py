@@ -23,7 +23,7 @@ from celery_kit.operate.stacks.images import image, of_python, settings
 from celery_kit.pools.table import Pool
 from celery_kit.produce.publishing import Connection
 from testbed import deployed
-from testbed.servers import SERVERS
+from testbed.servers import EVERY
 from testbed.servers.contract import APP, PASSWORD, SECURE, TLS_FOLDER, secured
 from testbed.stack import SESSION
 from tests.faults.ledger import Ledger
@@ -67,7 +67,7 @@ class Setup:
     """The containers of a pair. `engine`: kit or plain. The workers are named `one` and `two`."""
 
     def __init__(self, pair: Pair, engine: str = "kit") -> None:
-        self.pair, self.engine, self.server = pair, engine, SERVERS[pair.broker]
+        self.pair, self.engine, self.server = pair, engine, EVERY[pair.broker]
         self.name = f"{SESSION}-{engine}-{pair}-{uuid()[:4]}"
         self.folder = Path("/tmp") / self.name
         self.folder.mkdir()
@@ -105,7 +105,7 @@ class Setup:
         )
 
     def _server(self, role: str, name: str, network: Any, mounts: list[Mount]) -> Any:
-        server, port = SERVERS[name].container, SERVERS[name].port
+        server, port = EVERY[name].container, EVERY[name].port
         ports = (port, *server.ports) if role == "broker" else (port,)
         published = {f"{number}/tcp": ("127.0.0.1", free_port()) for number in ports}
         if role == "broker":

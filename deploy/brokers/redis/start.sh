@@ -7,16 +7,19 @@
 set -eu
 # shellcheck source=/dev/null
 . /usr/local/lib/celery-kit/keys.sh
-own=$KEYS all="$ROLES operator"
+own=$KEYS all="$ROLES operator" server=${SERVER:-redis} acl=${ACL_FILE:-$KEYS/users.acl}
 hash() { tr -d '\n' < "$1" | sha256sum | cut -d ' ' -f 1; }
 as_admin() {
     by=
     [ -z "${SECURE:-}" ] || by='-s /tmp/redis.sock'
     # shellcheck disable=SC2086
-    said=$(REDISCLI_AUTH=$(cat "$own/admin") redis-cli $by --no-auth-warning --user admin "$@")
+    said=$(REDISCLI_AUTH=$(cat "$own/admin") "$server-cli" $by --no-auth-warning --user admin "$@")
     [ "$said" = OK ] || { echo "$said"; exit 1; }
 }
 user() { case $1 in operator) echo kit ;; *) echo "$1" ;; esac; }
+case ${1:-} in renew | end-former)
+    [ -z "${ACL_FILE:-}" ] || { echo 'several servers share its passwords: they are made once' >&2; exit 1; } ;;
+esac
 case ${1:-} in
     reload) as_admin config set tls-cert-file /tls/server.pem tls-key-file /tls/server.pem tls-ca-cert-file /tls/ca.pem; exit ;;
     account) cat "$own/$2"; echo; user "$2"; exit ;;
@@ -53,13 +56,14 @@ while [ -n "$rest" ]; do
     for base in '*/[0-9].' '*/[0-9][0-9].'; do events="$events \\&$base${begun}[^$next]*${begun:+ \\&$base$begun}"; done
     begun=$begun$next
 done
-lines=$(sed -e '/^#/d' -e '/^$/d' -e "s|@REPLIES@|$replies|g" -e "s|@EVENTS@|${events# }|g" /usr/local/lib/celery-kit/users.acl |
+lines=$(sed -e '/^#/d' -e '/^$/d' -e "s|@REPLIES@|$replies|g" -e "s|@EVENTS@|${events# }|g" /usr/local/lib/celery-kit/*.acl |
     tr '\n' ' ' | sed 's/ user /\nuser /g')
-: > "$own/users.acl"
-for role in default $all admin; do
+# A cluster's servers have further users, for each other: MORE_ROLES.
+: > "$acl"
+for role in default $all ${MORE_ROLES:-} admin; do
     line=$(printf '%s\n' "$lines" | grep "^user $(user "$role") ")
     [ "$role" = default ] || line=$(printf %s "$line" | sed "s/@PASSWORD@/$(hash "$own/$role")/")
-    printf '%s\n' "$line" >> "$own/users.acl"
+    printf '%s\n' "$line" >> "$acl"
 done
 if [ -n "${SECURE:-}" ]; then
     asks=no
@@ -69,4 +73,4 @@ if [ -n "${SECURE:-}" ]; then
         --tls-ca-cert-file /tls/ca.pem --tls-auth-clients "$asks" --tls-protocols "TLSv1.2 TLSv1.3" "$@"
 fi
 unset REDIS_PASSWORD ADMIN_PASSWORD
-exec docker-entrypoint.sh redis-server /usr/local/etc/redis/redis.conf --aclfile "$own/users.acl" "$@"
+exec docker-entrypoint.sh "$server-server" "${CONFIG:-/usr/local/etc/redis/redis.conf}" --aclfile "$acl" "$@"
