@@ -18,8 +18,8 @@ BACKENDS: dict[str, Backend] = {row.name: row for row in (redis_row, rpc_row)}
 @cache
 def classes(engine: str) -> dict[str, str]:
     """By scheme, the kit's classes that replace Celery's result backends on an engine."""
-    rows = [backend for backend in BACKENDS.values() if backend.fast_class and engine == "fast" and on("commit")]
-    return {scheme: str(backend.fast_class) for backend in rows for scheme in backend.schemes}
+    rows = BACKENDS.values() if engine == "fast" and on("commit") else ()
+    return {scheme: kind for backend in rows for scheme, kind in backend.fast_classes.items()}
 
 
 def room(url: object) -> Backend | None:

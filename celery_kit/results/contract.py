@@ -1,6 +1,6 @@
 """What the module of every result backend supplies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -36,8 +36,8 @@ class Backend:
     thread_safe: bool
     #: The name of the function that asks its server, where it has one: facts(app) returns a `celery_kit.base.facts.Server`.
     facts: str | None = None
-    #: The class that replaces Celery's on ENGINE=fast.
-    fast_class: str | None = None
+    #: By scheme, the class that replaces Celery's on ENGINE=fast.
+    fast_classes: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = field(default_factory=dict)
     #: Those that only earlier versions of Celery have.
     earlier: tuple[Earlier, ...] = ()

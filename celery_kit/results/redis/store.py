@@ -30,9 +30,11 @@ from celery_kit.engine.quick_json import kombus_writer, quoted, text_of
 if TYPE_CHECKING:
     from celery.app.task import Context
     from upstream.celery_results import RedisBackend
+    from upstream.celery_results import SentinelBackend as CelerysSentinelBackend
     from upstream.redis import Client
 else:
     from celery.backends.redis import RedisBackend
+    from celery.backends.redis import SentinelBackend as CelerysSentinelBackend
 
 STORE = script(__name__, "store")
 
@@ -196,3 +198,7 @@ class Backend(RedisBackend):
     @cached_property
     def _client(self) -> Client:
         return self._create_client(**self.connparams)
+
+
+class SentinelBackend(Backend, CelerysSentinelBackend):
+    """The same on the server that sentinels call the primary."""
