@@ -56,8 +56,8 @@ class Stack:
             **certificates.variables(servers=(*self.server.hosts, "results")),
         }
         # The results server is a separate service, or the broker with that name as an alias.
-        self.results = "results" if "results" in self.run("config", "--services").split() else "broker"
-        self.services = sorted(set(services) or {*self.server.hosts, "mail", self.results})
+        self.results = "results" if "results" in self.run("config", "--services").split() else self.server.hosts[0]
+        self.services = sorted(set(services) or {*self.server.hosts, *self.server.nodes, "mail", self.results})
 
     @property
     def network(self) -> str:
@@ -90,7 +90,8 @@ class Stack:
     @cache  # noqa: B019  # a handful of stacks, each as long as the session
     def port(self, number: int, service: str = "") -> int:
         """The host's port for a port of a service; by default of the broker, or of its first node."""
-        return int(self.run("port", service or self.server.hosts[0], str(number)).rpartition(":")[2])
+        first = self.server.hosts if number == self.server.port or not self.server.nodes else self.server.nodes
+        return int(self.run("port", service or first[0], str(number)).rpartition(":")[2])
 
     def urls(self, namespace: str, inside: bool = False) -> str:
         """The broker's URL, or those of its nodes with a semicolon between them, on this machine or `inside` its network."""
@@ -102,7 +103,14 @@ class Stack:
 
     def results_url(self, database: int) -> str:
         """The URL of a database of its results server on this machine."""
+        if self.results == self.server.hosts[0]:
+            return self.urls(str(database))
         return secured(f"redis://{APP}:{PASSWORD}@127.0.0.1:{self.port(6379, self.results)}/{database}")
+
+    def addresses(self) -> dict[str, str]:
+        """The variable of a client of this machine whose server sends it to others."""
+        near = [f"{node}:6379=127.0.0.1:{self.port(6379, node)}" for node in self.server.nodes]
+        return {"ADDRESSES": ",".join(near)} if near else {}
 
     @cache  # noqa: B019  # the same
     def account(self, service: str, role: str) -> str:

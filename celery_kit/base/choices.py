@@ -31,6 +31,8 @@ AUTO = "auto"
 TASK_TIME_LIMIT = 300
 #: A version: the end of an image's tag, and of the name of a queue.
 VERSION = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}"
+#: A server's address.
+PLACE = r"[^\s=:,]+:[0-9]{1,5}"
 #: The largest concurrency of a worker, in tasks at once.
 MOST_CONCURRENCY = 10_000
 
@@ -69,6 +71,7 @@ class Choices:
     spool_most: int
     app_version: str
     queue_version: str
+    addresses: Mapping[str, str]
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ, limit: int = TASK_TIME_LIMIT) -> "Choices":
@@ -119,6 +122,7 @@ class Choices:
             spool_most=whole_number("SPOOL_MOST", value("SPOOL_MOST", "10000"), 1, 10_000_000, "tasks"),
             app_version=_version("APP_VERSION", value("APP_VERSION", "")),
             queue_version=_version("QUEUE_VERSION", value("QUEUE_VERSION", "")),
+            addresses=_addresses(value("ADDRESSES", "")),
         )
 
 
@@ -185,6 +189,14 @@ def _spool(given: str) -> Path | None:
     if given and sys.platform == "win32":
         refuse("SPOOL cannot be had on Windows: it needs file locks of Linux or macOS (docs/pools.md); leave it out")
     return Path(given).resolve() if given else None
+
+
+def _addresses(given: str) -> Mapping[str, str]:
+    pairs = [one.partition("=") for one in given.replace(" ", "").split(",") if one]
+    for place, _, instead in pairs:
+        if not (re.fullmatch(PLACE, place) and re.fullmatch(PLACE, instead)):
+            refuse(f"ADDRESSES={given} is not allowed; pairs of host:port=host:port, between commas")
+    return {place: instead for place, _, instead in pairs}
 
 
 def _version(name: str, given: str) -> str:

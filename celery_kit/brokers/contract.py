@@ -242,6 +242,10 @@ class Broker:
     explain: Callable[[BaseException], str | None] | None = None
     #: Its users and rights as Kubernetes' objects, for an operator of its own; None: its server makes them.
     manifests: Callable[[], list[Options]] | None = None
+    #: The services of its stack that clients are sent to by another one: a program of this machine gets ADDRESSES of them.
+    nodes: tuple[str, ...] = ()
+    #: Whether its stack has TLS (SECURE); without it, that is refused in one line.
+    has_tls: bool = True
     #: The prefix of its own variables; by port of its container, the variable for the port where that is published.
     variables: str | None = None
     ports: Mapping[int, str] = field(default_factory=dict)

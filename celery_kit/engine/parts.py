@@ -49,7 +49,9 @@ PARTS: dict[str, Part] = {
         Part("pipes", "fewer system calls on the pipes to the children", CELERY, pools=("prefork",)),
         Part("wake_up", "a thread that ends a task wakes the loop", {}, pools=("threads", "eventlet", "gevent")),
         Part("take_ahead", "more messages than the prefetch count, by the worker's throughput", {}),
-        Part("fetch", "messages are fetched and acknowledged by one script", KOMBU, brokers=("redis",)),
+        Part(
+            "fetch", "messages are fetched and acknowledged by one script", KOMBU, brokers=("redis", "valkey", "redis-sentinel")
+        ),
         Part(
             "read_ahead", "a transport that reads, and acknowledges, many frames at once", KOMBU | AMQP, brokers=("rabbitmq",)
         ),

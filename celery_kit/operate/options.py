@@ -6,6 +6,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from celery_kit.base.refusals import refuse
 from celery_kit.brokers import BROKERS
 from celery_kit.operate import groups
 from celery_kit.operate.groups import Group
@@ -59,6 +60,10 @@ def codebase_options(command: Any) -> Any:
 
 def check(broker: str, group: Group, backend: str, limit: int) -> None:
     """Refuse what a group's workers would refuse, before anything starts. `limit`: as in Choices.from_environ."""
+    if os.environ.get("SECURE") and not BROKERS[broker].has_tls:
+        refuse(
+            f"SECURE={os.environ['SECURE']}: the stack of BROKER={broker} has no TLS; leave it out, or choose another broker"
+        )
     axes = {"BROKER": broker, "BACKEND": backend, **group.environ()}
     servers = {  # their addresses do not matter here
         "CELERY_BROKER_URL": f"{BROKERS[broker].schemes[0]}://",

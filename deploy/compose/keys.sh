@@ -10,10 +10,11 @@ group() { case $1 in producer) echo 20001 ;; worker) echo 20002 ;; beat) echo 20
 
 # secret FILE [GIVEN]: put GIVEN into FILE; without it, keep what is there, or make a random one of 190 bits.
 secret() {
-    if [ -n "${2:-}" ]; then printf %s "$2" > "$1.new"
-    elif [ ! -s "$1" ]; then head -c 24 /dev/urandom | base64 | tr -d '+/=\n' > "$1.new"
+    draft=$1.$(uname -n).new  # several servers may share the folder
+    if [ -n "${2:-}" ]; then printf %s "$2" > "$draft"
+    elif [ ! -s "$1" ]; then head -c 24 /dev/urandom | base64 | tr -d '+/=\n' > "$draft"
     else return 0; fi
-    mv "$1.new" "$1"
+    mv "$draft" "$1"
 }
 
 # given ROLE: the password that this server is given, where a swarm has made it as a secret; else nothing.
@@ -26,8 +27,9 @@ esac
 share() {
     [ -w /var/tmp ] || return 0  # in a swarm there is no volume to share
     shared=/var/tmp/$KEY.$1
-    { cat "$2"; echo; echo "$3"; } > "$shared.new"
+    draft=$shared.$(uname -n).new
+    { cat "$2"; echo; echo "$3"; } > "$draft"
     # Without the groups of a stack there is nobody to share with.
-    ! chgrp "$(group "$1")" "$shared.new" 2>/dev/null || chmod 440 "$shared.new"
-    mv -f "$shared.new" "$shared"
+    ! chgrp "$(group "$1")" "$draft" 2>/dev/null || chmod 440 "$draft"
+    mv -f "$draft" "$shared"
 }

@@ -3,7 +3,7 @@
 from testbed.servers.contract import Server
 from testbed.servers.rabbitmq import cluster as rabbitmq_cluster
 from testbed.servers.rabbitmq import server as rabbitmq
-from testbed.servers.redis import of_protocol
+from testbed.servers.redis import of_protocol, sentinel
 from testbed.servers.redis import server as redis
 
 __all__ = ["EVERY", "SERVERS", "Server"]
@@ -14,5 +14,6 @@ SERVERS: dict[str, Server] = {"rabbitmq": rabbitmq, "redis": redis}
 EVERY: dict[str, Server] = {
     **SERVERS,
     "rabbitmq-cluster": rabbitmq_cluster,
+    "redis-sentinel": sentinel,
     "valkey": of_protocol("valkey", "valkey/valkey:8"),
 }

@@ -94,6 +94,8 @@ class Server:
     faults: Faults
     #: The services of its compose file that are the broker: the nodes of a cluster, or one.
     hosts: tuple[str, ...] = ("broker",)
+    #: The services that these send their clients to.
+    nodes: tuple[str, ...] = ()
     #: Requeue the unacknowledged messages of a killed worker now. A broker that notices closed connections does it by itself.
     restore: Callable[[Celery], None] = lambda _: None
     #: Put items that are no messages into a queue, with the server's own client. Returns their number.

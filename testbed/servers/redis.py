@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from celery import Celery
 from redis import Redis
 
 from celery_kit.base.target import ROOT
+from celery_kit.brokers.redis.broker import SENTINELS
+from celery_kit.brokers.redis.broker import SERVERS as NODES
 from celery_kit.brokers.redis.facts import product_of
 from testbed.servers.contract import ADMIN, APP, PASSWORD, SECURE, Container, Faults, Port, Server, secured
 
@@ -91,3 +94,10 @@ def of_protocol(name: str, image: str) -> Server:
 
 
 server = of_protocol("redis", "redis:8")
+sentinel = replace(
+    server,
+    url=server.url.replace("redis://", "sentinel://"),
+    port=26379,
+    hosts=SENTINELS,
+    nodes=NODES,
+)

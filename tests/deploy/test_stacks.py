@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from celery_kit.brokers import BROKERS
 from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
 from testbed.servers import SERVERS
@@ -171,7 +172,7 @@ def test_a_port_in_use_is_named_and_nothing_starts(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["BROKER=kafka"], "'kafka' is not one of 'rabbitmq', 'rabbitmq-cluster', 'redis', 'embedded'"),
+        (["BROKER=kafka"], f"'kafka' is not one of {', '.join(map(repr, BROKERS))}"),
         (["BROKER=redis", "POOL=fork"], "'fork' is not one of 'prefork', 'eventlet', 'gevent', 'threads', 'solo'"),
         (["BROKER=redis", "BACKEND=db"], "'db' is not one of 'redis', 'rpc'"),
         (["BROKER=redis", "PYTHON=2.7"], "PYTHON=2.7 is not known; allowed: 3.12, 3.13, 3.14"),

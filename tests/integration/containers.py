@@ -183,6 +183,7 @@ class Running:
             "ENGINE": ENGINE,
             "CELERY_BROKER_URL": self.stack.urls(self.namespace),
             "ACCEPT_CONTENT": "json",
+            **self.stack.addresses(),
             **signing(KEYS),
         }
         if self.combination.backend.has_server:
@@ -204,7 +205,10 @@ class Running:
         given = {**signing(MOUNTED), **ROLES.get(role, {}), "HEARTBEAT_FILE": f"/data/{beat.name}", **environ}
         options = given.pop("OPTIONS", "").split()
         if not self.combination.backend.claims:  # @once needs a store then
-            given.setdefault("ONCE_URL", secured(f"redis://{account}@results:6379/1", "/tls"))
+            stored = secured(f"redis://{account}@results:6379/1", "/tls")
+            if self.stack.server.nodes:
+                stored = self.stack.url_for("worker", self.stack.urls("1", inside=True))
+            given.setdefault("ONCE_URL", stored)
         rights = deployed.rights()
         folders = rights.pop("tmpfs")  # which this client has an attribute for
         container = (

@@ -80,7 +80,7 @@ def test_celerys_own_names_win() -> None:
         ("amqp://one;two", "rabbitmq"),
         ("redis+socket:///run/redis.sock", "redis"),
         ("sqs://", "sqs"),
-        ("sentinel://one;sentinel://two", "sentinel"),
+        ("sentinel://one;sentinel://two", "redis-sentinel"),
         ("filesystem://", "filesystem"),
         ("amqp://one;redis://two", "amqp"),
     ],

@@ -31,6 +31,7 @@ class QoS(virtual.QoS):
 class Channel(virtual.Channel):
     sep: str
     global_keyprefix: str
+    keyprefix_fanout: str
     priority_steps: list[int]
     queue_order_strategy: str
     socket_timeout: float | None
@@ -111,6 +112,7 @@ class Transport:
     channels: Sequence[Any]
     client: Any
     cycle: Any
+    default_port: int
 
     def __init__(self, client: object, **options: object) -> None: ...
     def register_with_event_loop(self, connection: object, loop: Hub) -> None: ...

@@ -1,11 +1,14 @@
 """Redis as the broker: a server that keeps its data (append-only file), database 0."""
 
 import socket
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from celery_kit.base.capabilities import Limit
-from celery_kit.base.choices import MOST_CONCURRENCY
+from celery_kit.base.choices import MOST_CONCURRENCY, secure
+from celery_kit.base.refusals import refuse
 from celery_kit.base.signals import celeryd_init
 from celery_kit.base.types import Connection, Options
 from celery_kit.base.versions import unmet
@@ -55,6 +58,8 @@ def settings(profile: "Choices") -> Options:
             "health_check_interval": 25,
             # Only a limit: one connection for each running task's acknowledgement. kombu's 10 fail on green pools (#1350).
             "max_connections": MOST_CONCURRENCY + 20,
+            # Where a program of another network reaches the servers that sentinels name (sentinel.py).
+            "addresses": profile.addresses,
         },
     }
 
@@ -124,4 +129,31 @@ broker = Broker(
             ),
         },
     },
+)
+
+
+#: The sentinels of a stack, and the servers that they name.
+SENTINELS, SERVERS = (tuple(f"{role}-{number}" for number in (1, 2, 3)) for role in ("sentinel", "broker"))
+
+
+def _of_the_sentinels(environ: Environ, database: int) -> str:
+    """The URLs of the sentinels, with a semicolon between them. They have the accounts of the servers. Refuses SECURE."""
+    if secured := secure(environ):
+        refuse(f"SECURE={secured}: sentinels have no TLS here; leave it out, or choose another broker")
+    user, secret = (quote(part, safe="") for part in account(environ, "BROKER"))
+    return ";".join(f"sentinel://{secret and f'{user}:{secret}@'}{host}:26379/{database}" for host in SENTINELS)
+
+
+#: A primary with replicas, which sentinels watch (sentinel.py). They know no TLS here.
+sentinel = replace(
+    broker,
+    name="redis-sentinel",
+    schemes=("sentinel",),
+    url=partial(_of_the_sentinels, database=0),
+    results_url=partial(_of_the_sentinels, database=1),
+    compose_file="compose.redis-sentinel.yaml",
+    transports={"sentinel": "celery_kit.brokers.redis.sentinel:Transport"} if TRANSPORT else {},
+    hosts=SENTINELS,
+    nodes=SERVERS,
+    has_tls=False,
 )

@@ -18,9 +18,8 @@ from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import quoted
 
 if TYPE_CHECKING:
-    from upstream.kombu_redis import Channel
-
     from celery_kit.base.types import Connection
+    from celery_kit.brokers.redis.transport import Channel
 
 #: Placeholders in a sample's envelope for what each message has of its own.
 BODY, ARGS, KWARGS, SENT_AT, REPLY_TO = (f"@{uuid()}@" for _ in range(5))
@@ -31,7 +30,7 @@ Command = tuple[str, tuple[object, ...], str]
 Fill = Callable[[Part, str], Command]
 
 
-class _Commands:
+class Commands:
     """Records the commands that kombu's channel would send for a message, like kombu's publish batches."""
 
     def __init__(self) -> None:
@@ -64,7 +63,7 @@ class Envelopes:
         message = channel.prepare_message(
             body, sample.priority, sample.content_type, sample.content_encoding, headers, properties
         )
-        commands = _Commands()
+        commands = Commands()
         channel.basic_publish(message, sample.exchange, sample.routing_key, _publish_batch=commands)
         tag = message["properties"]["delivery_tag"]
         own = (b64encode(body).decode(), ARGS, KWARGS, sample.id, tag, SENT_AT, REPLY_TO)
@@ -106,14 +105,14 @@ def like(channel: Channel, part: Part, seconds: float) -> None:
     envelopes = Envelopes() if part.sample.exchange else _envelopes.setdefault(channel, Envelopes())
     commands = envelopes.commands(channel, part, new_id())
     with channel.conn_or_acquire() as client:
-        if len(commands) == 1:
+        if len(commands) == 1 and not channel.replicas:
             name, head, value = commands[0]
             getattr(client, name)(*head, value)
             return
-        with client.pipeline() as pipe:
+        with client.pipeline(transaction=not channel.replicas) as pipe:
             for name, head, value in commands:
                 getattr(pipe, name)(*head, value)
-            pipe.execute()
+            channel.run(pipe)
 
 
 class Bulk:
@@ -135,7 +134,7 @@ class Bulk:
                     values = [value for _, _, value in group]
                     for several in [values] if name == "lpush" else [[value] for value in values]:
                         getattr(pipe, name)(*head, *several)
-                pipe.execute()
+                self.channel.run(pipe)
         except self.errors as error:
             raise UnconfirmedError(str(error), {part.id for part in parts}) from error
 

@@ -23,10 +23,10 @@ from celery_kit.brokers.redis import delayed
 if TYPE_CHECKING:
     from celery import Celery
     from redis import ConnectionPool
-    from upstream.kombu_redis import Channel
     from upstream.redis import Client
 
     from celery_kit.base.types import Connection, Headers
+    from celery_kit.brokers.redis.transport import Channel
 
 #: The largest number of unacknowledged messages whose queues are read. If there are more, only their number is reported.
 MOST = 5_000
@@ -64,6 +64,10 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
         queues.append(Queue(name, sum(mine[0::2]), held[name] if held is not None else None, None, max(ages, default=None)))
     notes = [f"{answers[-1]} messages are unacknowledged"] if held is None else []
     found, holders = faults(info, "broker"), _holders(channel, client, answers[-1])
+    if channel.replicas:
+        said, lacks = replicas(info, channel.known_replicas())
+        notes.append(said)
+        found += lacks
     count, until, moved = delayed.waiting(client, prefix)
     if count:
         next_one = f"due in {until:.0f} s" if until > 0 else f"due since {-until:.0f} s"
@@ -97,6 +101,22 @@ def faults(info: Headers, role: str) -> list[tuple[str, str]]:
     if (most := info.get("maxmemory")) and info["used_memory"] > FULL * most:
         found.append((f"the {role} uses {info['used_memory'] / 1e6:.0f} MB of its {most / 1e6:.0f} MB", "raise maxmemory"))
     return found
+
+
+def replicas(info: Headers, known: int) -> tuple[str, list[tuple[str, str]]]:
+    """The replicas that a primary names in its answer to INFO, in words, and what is wrong if they are fewer than known."""
+    each = [cast("Headers", info[f"slave{number}"]) for number in range(cast("int", info["connected_slaves"]))]
+    there = [str(one["ip"]) for one in each if one["state"] == "online"]
+    said = f"{len(there)} of {known} replicas follow the primary{': ' if there else ''}{', '.join(sorted(there))}"
+    if len(there) >= known:
+        return said, []
+    one_more = "one more, and it refuses to write" if there else "it refuses to write"
+    return said, [
+        (
+            f"only {len(there)} of {known} replicas of the broker follow its primary: {one_more}",
+            "'make ps' shows which server is down, 'make logs' why",
+        )
+    ]
 
 
 def _text(value: bytes | str) -> str:

@@ -319,6 +319,11 @@ class Channel(dead.Channel):
         return client
 
     @property
+    def address(self) -> str:
+        """The server, as a URL."""
+        return str(self.connection.client.as_uri())
+
+    @property
     def lease_key(self) -> tuple[str, str]:
         """The key of the lease in LEASES."""
         return self.server, self.unacked_key
@@ -327,7 +332,7 @@ class Channel(dead.Channel):
         """Begin to hold messages by a lease. Raises redis-py's errors."""
         if self.lease is not None:
             return
-        self.server = self.connection.client.as_uri()
+        self.server = self.address
         try:
             LEASES.setdefault(self.lease_key, Lease(self)).join(self)
         except ResponseError as error:

@@ -17,10 +17,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
+from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import NoPermissionError, ResponseError
 
 from celery_kit.base.messages import QUEUE, SIGNATURE
 from celery_kit.brokers.redis import delayed, leases
+from celery_kit.brokers.redis.bulk import Commands
 from celery_kit.brokers.redis.credentials import read_again
 from celery_kit.brokers.redis.fetch import Fetcher
 from celery_kit.brokers.redis.poller import Poller
@@ -30,12 +32,16 @@ from celery_kit.fixes import patched
 log = logging.getLogger(__name__)
 #: The signature of a message that is not parsed yet.
 SIGNED = re.compile(rb'"%b": ?"([\w.= -]+)"' % SIGNATURE.encode())
+#: Milliseconds to wait for replicas: less than socket_timeout, and so long that a message is seldom sent again for it.
+CONFIRM = 3_000
 if TYPE_CHECKING:
+    from typing import Any
+
     from upstream import kombu_redis as redis
     from upstream import kombu_virtual as virtual
     from upstream.kombu_hub import Hub
     from upstream.kombu_redis import Channel as KombusChannel
-    from upstream.redis import Client, Connection
+    from upstream.redis import Client, Connection, Pipeline
 
     from celery_kit.base.types import Connection as AnyConnection
     from celery_kit.base.types import Headers, Options
@@ -124,6 +130,8 @@ class Channel(ChannelBase):
     #: Whether messages beyond the prefetch count may be fetched: celery_kit/engine/prefetch.py.
     take_ahead = True
     fetcher: Fetcher | None = None
+    #: How many replicas must have a message before it counts as sent.
+    replicas = 0
     #: Of what active_queues was made, and itself.
     _consumed: tuple[list[str], set[str], Collection[str]] = ([], set(), ())
     _own_client: Client | None = None
@@ -152,8 +160,31 @@ class Channel(ChannelBase):
         return max((int(step) for step in self.written if step <= priority), default=min(self.written))
 
     def _put(self, queue: str, message: Headers, _publish_batch: Batch | None = None, **options: object) -> None:
-        if self.engine != "fast" or not delayed.put(self, queue, message, _publish_batch):
+        if self.replicas and _publish_batch is None:
+            commands = Commands()
+            self._put(queue, message, commands, **options)
+            with self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+                for name, arguments in commands.recorded:
+                    getattr(pipe, name)(*arguments)
+                self.run(pipe)
+        elif self.engine != "fast" or not delayed.put(self, queue, message, _publish_batch):
             super()._put(queue, message, _publish_batch=_publish_batch, **options)
+
+    def known_replicas(self) -> int:
+        """How many replicas the server is to have."""
+        return self.replicas
+
+    def run(self, pipe: Pipeline) -> list[Any]:
+        """Send commands that publish, outside of a transaction. Returns their answers. Raises redis-py's errors.
+
+        Raises LostConnection if too few replicas have what they wrote: a failover could lose it.
+        """
+        if not self.replicas:
+            return pipe.execute()
+        answers = pipe.execute_command("WAIT", self.replicas, CONFIRM).execute()
+        if answers.pop() < self.replicas:
+            raise LostConnection(f"no replica of the server has it within {CONFIRM / 1_000:g} s")
+        return answers
 
     def priority(self, n: int) -> int:
         """The step that a message of priority `n` belongs to; kombu expects ascending steps here."""

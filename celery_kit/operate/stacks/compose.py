@@ -285,6 +285,8 @@ class Compose:
         named = {
             name: [ports[host, port] for host in broker.hosts if (host, port) in ports] for port, name in broker.ports.items()
         }
+        near = [f"{name}:{port}=127.0.0.1:{here}" for (name, port), here in sorted(ports.items()) if name in broker.nodes]
+        environ |= {"ADDRESSES": ",".join(near)} if near else {}
         return environ | {name: ",".join(map(str, found)) for name, found in named.items() if found}
 
     def passwords(self, inspected: list[Facts]) -> dict[str, str]:

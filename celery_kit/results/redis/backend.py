@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import quote
 
+from celery_kit.base.conf import transport_options
 from celery_kit.base.types import Options, ResultBackend
 from celery_kit.brokers.contract import Broker, Environ, account, tls
 from celery_kit.brokers.redis.credentials import read_again
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 class RedisBackend(ResultBackend, Protocol):
     """celery.backends.redis.RedisBackend."""
 
+    app: "Celery"
     client: "Redis"
     connparams: Options
+    sentinel: object
     #: Bytes on an object, and text on the class.
     task_keyprefix: bytes
 
@@ -70,9 +73,15 @@ def celerys(app: "Celery", url: str) -> RedisBackend:
 
 
 def fit(backend: RedisBackend) -> RedisBackend:
-    """Have it read its account again each time that it connects, if that is from a file. Remove the option `socket_keepalive`
-    from a backend that connects to a socket file, which does not take it.
+    """Have it read its account again each time that it connects, if that is from a file, and ask sentinels as the broker does.
+
+    Remove the option `socket_keepalive` from a backend that connects to a socket file, which does not take it.
     """
+    if hasattr(backend, "sentinel"):  # redis-py's module, which its class is taken from
+        from celery_kit.brokers.redis import sentinel
+
+        backend.sentinel = sentinel
+        backend.connparams["addresses"] = transport_options(backend.app.conf).get("addresses")
     backend.connparams = read_again(backend.connparams)
     if "path" in backend.connparams:
         backend.connparams.pop("socket_keepalive", None)
@@ -107,7 +116,7 @@ def close_inherited(backend: RedisBackend) -> None:
 
 backend = Backend(
     name="redis",
-    schemes=("redis", "rediss"),
+    schemes=("redis", "rediss", "sentinel"),
     url=url,
     settings=settings,
     has_server=True,
@@ -118,5 +127,8 @@ backend = Backend(
     claims=claims,
     adapt=adapt,
     close_inherited=close_inherited,
-    fast_class="celery_kit.results.redis.store:Backend",
+    fast_classes={
+        **dict.fromkeys(("redis", "rediss"), "celery_kit.results.redis.store:Backend"),
+        "sentinel": "celery_kit.results.redis.store:SentinelBackend",
+    },
 )

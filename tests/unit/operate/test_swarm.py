@@ -190,11 +190,15 @@ def test_what_a_swarm_has_nothing_for_is_one_line() -> None:
     assert why.startswith(f"{ROOT} cannot be written to in a swarm")
 
 
+SWARMED = "BROKER=rabbitmq or BROKER=redis or BROKER=valkey"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "a swarm runs containers, and of a broker one; give BROKER=rabbitmq or BROKER=redis"),
-        (["--broker=rabbitmq-cluster"], "a swarm runs containers, and of a broker one; give BROKER=rabbitmq or BROKER=redis"),
+        ([], f"a swarm runs containers, and of a broker one; give {SWARMED}"),
+        (["--broker=rabbitmq-cluster"], f"a swarm runs containers, and of a broker one; give {SWARMED}"),
+        (["--broker=redis-sentinel"], f"a swarm runs containers, and of a broker one; give {SWARMED}"),
         (["--broker=redis"], "PINS is missing: the nodes get their images from a registry"),
         (["--broker=redis", "--pins=pins.json", "--stack=A b"], "STACK=A b is not allowed; small letters, digits and -"),
         (["--broker=redis", "--pins=pins.json"], "this engine manages no swarm; 'docker swarm init' makes one"),
