@@ -18,11 +18,14 @@ from celery_kit.base.refusals import choose
 from celery_kit.base.target import ROOT
 from celery_kit.pools.table import POOLS
 from testbed.servers import EVERY, SERVERS
+from tests.clusters.replicas import Replicas
 from tests.clusters.setup import Cluster
 from tests.clusters.trials import AFTER, BEFORE, FAULTS, LASTS, QUIET, RATED, SOON, STEADY, trial
 from tests.harness.containers import clean
 
 NOTES, REPORT = ROOT / "reports/clusters.jsonl", ROOT / "docs/reports/clusters.md"
+#: Clusters of another kind than RabbitMQ's nodes.
+KINDS = {"redis-sentinel": Replicas}
 ENGINES = {"kit": "celery-kit", "plain": "plain Celery"}
 #: The least share of the former rate.
 RATE = 0.95
@@ -42,10 +45,12 @@ def main() -> None:
     kept = True
     try:
         for broker in brokers:
-            with Cluster(broker, tuple(pools)) as cluster:
+            with KINDS.get(broker, Cluster)(broker, tuple(pools)) as cluster:
                 product = cluster.stack.server.version(cluster.stack.port)
                 for engine in engines:
                     for fault in faults:
+                        if not FAULTS[fault].fits(cluster):
+                            continue
                         cluster.start_workers(engine)
                         outcome = trial(cluster, fault)
                         one = {**asdict(outcome), "broker": broker, "version": product}
@@ -69,9 +74,10 @@ def broken(one: dict[str, Any]) -> list[str]:
     """What of an outcome is not as it should be."""
     found = [f"not made: {one['error']}"] if one["error"] else []
     found += [f"{pool} exited" for pool in one["ended"]]
+    found += [f"{lost} lost beside" for waits, (_, lost) in one.get("beside", {}).items() if waits != "0" and lost]
     for pool, its in one["pools"].items():
         found += [f"{pool}: {its['lost']} lost"] if its["lost"] else []
-        found += [f"{pool}: paused {its['paused']:g} s"] if its["paused"] > SOON else []
+        found += [f"{pool}: paused {its['paused']:g} s"] if its["paused"] > SOON[one["broker"]] else []
         found += [f"{pool}: rate {its['ratio']:g}"] if its["ratio"] < RATE else []
     return found
 
@@ -82,7 +88,8 @@ def said(one: dict[str, Any]) -> str:
         f"{pool} {its['accepted']} accepted, {its['lost']} lost, {its['twice']} twice, {its['paused']:g} s, {its['ratio']:g}"
         for pool, its in one["pools"].items()
     )
-    sends = f"{one['refused']} refused, slowest send {one['slowest']:g} s, whole after {one['whole']} s"
+    sends = "".join(f"waits for {n}: {a} accepted, {lost} lost; " for n, (a, lost) in one.get("beside", {}).items())
+    sends += f"{one['refused']} refused, slowest send {one['slowest']:g} s, whole after {one['whole']} s"
     verdict = ", ".join(broken(one)) or "as it should be"
     return f"{one['host']} with {','.join(one['connected']) or 'no worker'}: {pools}; {sends}; {verdict}"
 
@@ -91,7 +98,7 @@ def _cell(its: dict[str, Any] | None, pool: str, one: dict[str, Any]) -> str:
     if its is None:
         return ""
     words = [f"**{its['lost']} lost**" if its["lost"] else "0 lost", f"{its['twice']} twice"]
-    words.append(f"**{its['paused']:g} s**" if its["paused"] > SOON else f"{its['paused']:g} s")
+    words.append(f"**{its['paused']:g} s**" if its["paused"] > SOON[one["broker"]] else f"{its['paused']:g} s")
     words.append(f"**{its['ratio']:g}**" if its["ratio"] < RATE else f"{its['ratio']:g}")
     words += ["**exited**"] if pool in one["ended"] else []
     return f"{', '.join(words)} (of {its['accepted']})"
@@ -127,6 +134,7 @@ def report() -> str:
     servers = ", ".join(dict.fromkeys(one["version"] for one in found.values()))
     dates = sorted(one["date"][:10] for one in found.values())
     until = f" to {dates[-1]}" if dates[-1] != dates[0] else ""
+    soon = " or ".join(f"{seconds:g} s ({name})" for name, seconds in SOON.items())
     what = "\n".join(f"| `{name}` | {fault.what} |" for name, fault in FAULTS.items())
     return f"""# Clusters that lose a node
 
@@ -137,7 +145,7 @@ when nothing has been done for {QUIET:g} s.
 
 A cell has the tasks that were lost, and those that were done twice; the longest time from the fault on in which the worker
 began no task; and tasks/s in the last {RATED:g} s, divided by those before the fault. Bold is what should not be: more than
-{SOON:g} s, less than {RATE:g}. celery-kit has its default settings. Plain Celery has the same addresses, late acknowledgement,
+{soon}, less than {RATE:g}. celery-kit has its default settings. Plain Celery has the same addresses, late acknowledgement,
 quorum queues, and no other settings.
 
 Written by `make test-clusters`, {dates[0]}{until}; {servers}, Python 3.13, {versions}.

@@ -30,8 +30,8 @@ from tests.harness.waiting import until
 
 INSIDE = Path(__file__).with_name("inside")
 PROBE = Path(__file__).parents[1] / "faults/inside/fault_probe.py"
-#: The virtual host of the stack, and the seconds that each task takes.
-SPACE, SECONDS = "kit", 0.02
+#: The seconds that each task takes.
+SECONDS = 0.02
 #: Tasks at once of each worker: the pools' own numbers, as far as they are small.
 AT_ONCE = 4
 
@@ -50,7 +50,8 @@ class Cluster:
         self.sent: dict[str, dict[str, float]] = {}
         self.slowest, self.errors = 0.0, list[str]()
         self.stack = Stack(name)
-        self.stack.services = sorted({*self.stack.server.hosts, self.stack.results})
+        self.space, self.hosts = self.stack.server.default, self.stack.server.hosts
+        self.stack.services = sorted({*self.hosts, self.stack.results})
 
     def __enter__(self) -> "Cluster":
         try:
@@ -62,7 +63,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.stop_workers()
-        for host in self.stack.server.hosts:
+        for host in self.hosts:
             with suppress(docker.errors.DockerException):
                 self.stack.container(host).kill()  # a frozen one would take its whole grace
         self.stack.stop()
@@ -93,7 +94,7 @@ class Cluster:
 
     def leaders(self) -> dict[str, str]:
         """By queue of this trial, the host of its leader."""
-        found = {one["name"]: one.get("leader") or one["node"] for one in self.ask(f"queues/{SPACE}")}
+        found = {one["name"]: one.get("leader") or one["node"] for one in self.ask(f"queues/{self.space}")}
         return {name: self.host(found[name]) for name in map(self.queue, self.pools)}
 
     def host(self, node: str) -> str:
@@ -118,7 +119,7 @@ class Cluster:
         for pool in self.pools:
             if self.leaders()[self.queue(pool)] != host:
                 move = (
-                    f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{SPACE}">>, queue, <<"{self.queue(pool)}">>)), '
+                    f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{self.space}">>, queue, <<"{self.queue(pool)}">>)), '
                     f"rabbit_quorum_queue:transfer_leadership(Q, 'rabbit@{node}')."
                 )
                 self.stack.container(host).exec_run(["rabbitmqctl", "-q", "eval", move])
@@ -129,7 +130,7 @@ class Cluster:
 
         def is_whole() -> bool:
             nodes = self.ask("nodes")
-            queues = [one for one in self.ask(f"queues/{SPACE}") if one["name"] in map(self.queue, self.pools)]
+            queues = [one for one in self.ask(f"queues/{self.space}") if one["name"] in map(self.queue, self.pools)]
             return (
                 len(nodes) == len(self.stack.server.hosts)
                 and all(one.get("running") for one in nodes)
@@ -153,7 +154,7 @@ class Cluster:
         self.stop_workers()
         self.engine = engine
         before = {pool: self.ledger.ready(self.node(pool)) for pool in self.pools}
-        url = self.stack.urls(SPACE, inside=True)
+        url = self.stack.urls(self.space, inside=True)
         if engine == "kit":
             url = self.stack.url_for("worker", url)
         for pool in self.pools:
@@ -174,7 +175,7 @@ class Cluster:
                     "BROKER": self.stack.name,
                     "BACKEND": "redis",
                     "CELERY_BROKER_URL": url,
-                    "CELERY_RESULT_BACKEND": f"redis://{self.stack.account(self.stack.results, 'worker')}@results:6379/1",
+                    "CELERY_RESULT_BACKEND": self.results(),
                     "HEARTBEAT_FILE": "/tmp/heartbeat",
                 },
                 mounts=[
@@ -192,6 +193,14 @@ class Cluster:
             until(f"the worker on {pool} consumes", partial(self._started, pool, before[pool]), 120)
         for one in self.workers.values():
             one.reload()
+
+    def results(self) -> str:
+        """The URL of the results server for a worker."""
+        return f"redis://{self.stack.account(self.stack.results, 'worker')}@results:6379/1"
+
+    def beside(self) -> dict[str, set[str]]:
+        """Tasks of producers that a fault itself has started, by kind."""
+        return {}
 
     def stop_workers(self) -> None:
         """Kill the workers."""
@@ -212,12 +221,13 @@ class Cluster:
 
     def producer(self) -> Celery:
         """A producer's app on this machine."""
-        url, results = self.stack.urls(SPACE), self.stack.results_url(1)
+        Stack.port.cache_clear()  # a container that starts again gets other ports
+        url, results = self.stack.urls(self.space), self.stack.results_url(1)
         if self.engine == "plain":
             made = Celery("plain", broker=url, backend=results, set_as_current=False)
             made.conf.update(task_acks_late=True, task_default_queue_type="quorum", task_create_missing_queue_type="quorum")
             return made
-        environ = {"BROKER": self.stack.name, "CELERY_RESULT_BACKEND": results}
+        environ = {"BROKER": self.stack.name, "CELERY_RESULT_BACKEND": results, **self.stack.addresses()}
         own: Celery = kit({**environ, "CELERY_BROKER_URL": self.stack.url_for("producer", url)})
         return own
 
@@ -225,6 +235,7 @@ class Cluster:
     def load(self, a_second: float) -> Iterator[None]:
         """Send to each worker so many tasks a second, from a thread for each, during the block. A send that fails is noted."""
         self.ledger = Ledger(self.folder / "effects")
+        (self.folder / "island").unlink(missing_ok=True)
         self.slowest, self.errors = 0.0, []
         self.sent = {pool: {} for pool in self.pools}
         enough, app = threading.Event(), self.producer()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
 
+from tests.clusters.replicas import Replicas
 from tests.clusters.setup import Cluster, settled
 from tests.harness.waiting import until
 
@@ -15,7 +16,7 @@ STEADY, BEFORE, LASTS, AFTER = 10.0, 20.0, 25.0, 20.0
 #: The seconds at the end of the trial, and as many before the fault, over which rates are taken.
 RATED = 10.0
 #: Seconds within which each worker is to take tasks again.
-SOON = 10.0
+SOON = {"rabbitmq-cluster": 10.0, "redis-sentinel": 15.0}
 #: Seconds without any progress after which a task counts as lost.
 QUIET = 30.0
 
@@ -26,6 +27,13 @@ class Fault:
 
     what: str
     begin: Callable[[Cluster, str], Callable[[], Any]]
+    #: Only of nodes with a network of their own; only of a primary with replicas.
+    between: bool = False
+    divides: bool = False
+
+    def fits(self, cluster: Cluster) -> bool:
+        """Whether the cluster can have it."""
+        return not (self.between if isinstance(cluster, Replicas) else self.divides)
 
 
 def _killed(cluster: Cluster, host: str) -> Callable[[], Any]:
@@ -44,6 +52,8 @@ def _without(*names: str) -> Callable[[Cluster, str], Callable[[], Any]]:
     def begin(cluster: Cluster, host: str) -> Callable[[], Any]:
         node, cut = cluster.stack.container(host), []
         for name in names:
+            if f"{cluster.stack.project}_{name}" not in node.attrs["NetworkSettings"]["Networks"]:
+                continue  # these nodes have no such network
             network = cluster.network(name)
             aliases = node.attrs["NetworkSettings"]["Networks"][network.name]["Aliases"]
             network.disconnect(node, force=True)
@@ -58,12 +68,20 @@ def _without(*names: str) -> Callable[[Cluster, str], Callable[[], Any]]:
     return begin
 
 
+def _divided(cluster: Cluster, host: str) -> Callable[[], Any]:
+    assert isinstance(cluster, Replicas)
+    return cluster.divide(host)
+
+
 FAULTS: dict[str, Fault] = {
     "killed": Fault("SIGKILL of its container, which starts again afterwards", _killed),
     "frozen": Fault("its container is paused: connections stay open, and nothing answers", _frozen),
-    "nodes_cut": Fault("cut from the other nodes; its clients are on the smaller side with it", _without("cluster")),
-    "clients_cut": Fault("cut from its clients; it goes on as a member, and leads", _without("inside")),
+    "nodes_cut": Fault(
+        "cut from the other nodes; its clients are on the smaller side with it", _without("cluster"), between=True
+    ),
+    "clients_cut": Fault("cut from its clients; it goes on as a member, and leads", _without("inside"), between=True),
     "cut": Fault("cut from the other nodes and from its clients", _without("cluster", "inside")),
+    "divided": Fault("cut from them with one sentinel and two producers, which go on to send to it", _divided, divides=True),
 }
 
 
@@ -96,6 +114,8 @@ class Outcome:
     slowest: float = 0.0
     whole: float | None = None
     error: str = ""
+    #: On the smaller side of a cut, by how many replicas a producer waited for: tasks that were accepted, and of these lost.
+    beside: dict[str, tuple[int, int]] = field(default_factory=dict)
     words: dict[str, str] = field(default_factory=dict)
 
 
@@ -130,7 +150,11 @@ def _run(cluster: Cluster, fault: Fault, outcome: Outcome) -> None:
             outcome.whole = round(time.monotonic() - healed, 1)
         time.sleep(AFTER)  # what is compared
         ended = time.monotonic()
+    beside = cluster.beside()
+    cluster.ledger.accepted |= beside.get("1", set())
     settled(cluster.ledger, QUIET)
+    done = {line.task for line in cluster.ledger.lines() if line.event == "end"}
+    outcome.beside = {replicas: (len(ids), len(ids - done)) for replicas, ids in beside.items() if ids}
     _account(cluster, outcome, began, ended)
 
 
@@ -157,6 +181,6 @@ def _account(cluster: Cluster, outcome: Outcome, began: float, ended: float) -> 
     if outcome.refused:
         outcome.words["producer"] = "\n".join(cluster.errors[:5])
     for pool in cluster.pools:
-        if outcome.pools[pool].lost or outcome.pools[pool].paused > SOON:
+        if outcome.pools[pool].lost or outcome.pools[pool].paused > SOON[cluster.stack.name]:
             said = cluster.workers[pool].logs(timestamps=True).decode(errors="replace").splitlines()
             outcome.words[pool] = "\n".join(line[:400] for line in said if "faults.effect" not in line)[-20_000:]
