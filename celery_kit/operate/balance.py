@@ -8,6 +8,7 @@ The figures are those of `make status`: what waits in the broker, and what worke
 workers start and stop is up to the stack (celery_kit/operate/stacks/scaling.py).
 """
 
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,8 @@ FULL = 0.7
 ENOUGH = 20
 #: What a worker has counted since its start: tasks that ended, those that succeeded and their seconds, and the waits by bucket.
 Counts: TypeAlias = Sequence[float]
+#: Called with a worker's node name and its queues.
+Retire: TypeAlias = Callable[[str, Sequence[str]], bool]
 
 
 @dataclass(frozen=True)
@@ -235,12 +238,13 @@ def idle_ones(group: Group, found: Snapshot) -> list[str]:
 
 
 class Balancer:
-    """Gives the groups of a stack the workers that they need. `retire`: has a worker consume nothing; returns whether it holds
-    no task then (celery_kit/operate/look/idle.py). `cooldown`: seconds.
+    """Gives the groups of a stack the workers that they need. `retire`: takes a worker's queues away; returns whether it holds
+    no task then, and gives them back otherwise (celery_kit/operate/look/idle.py). `cooldown`: seconds. `taken`: the file that
+    names the workers that are being stopped, for the next process if this one is killed meanwhile.
     """
 
-    def __init__(self, scaling: Scaling, retire: Callable[[str], bool], cooldown: float) -> None:
-        self.scaling, self.retire, self.cooldown = scaling, retire, cooldown
+    def __init__(self, scaling: Scaling, retire: Retire, cooldown: float, taken: Path) -> None:
+        self.scaling, self.retire, self.cooldown, self.taken = scaling, retire, cooldown, taken
         self._watches: dict[str, Watch] = {}
         self._faults: dict[str, str] = {}  # by group, the last one that was said
 
@@ -265,6 +269,10 @@ class Balancer:
         self._faults[name] = fault
 
     def _balance(self, group: Group, found: Snapshot, now: float) -> Iterator[str]:
+        if left := self._left(group, found):
+            what = "is stopped" if self._stops(*left) else "has its queues again: it is busy"
+            yield f"{group.name}: {left[0]} was being stopped, and {what}"
+            return
         number, watch = self.scaling.count(group), self._watches.get(group.name)
         if watch is None or watch.group != group:
             watch = self._watches[group.name] = Watch(group, self.cooldown)
@@ -277,16 +285,35 @@ class Balancer:
             yield f"{group.name}: {number} -> {wanted} workers: {_words(load, watch.target)}"
         elif wanted < number:
             for node in idle_ones(group, found):
-                if self._retires(node):
-                    self.scaling.end(node)
+                if self._stops(node, found.workers[node]["consuming"] or []):
                     yield f"{group.name}: {number} -> {number - 1} workers: {node} was idle, and is stopped"
                     break
 
-    def _retires(self, node: str) -> bool:
+    def _left(self, group: Group, found: Snapshot) -> tuple[str, list[str]] | None:
+        """The worker of a group that answers, and whose stop was begun and not ended; and the queues that it had."""
+        answer = found.workers.keys() & nodes_of(group, found)
+        return next((one for one in self._noted().items() if one[0] in answer), None)
+
+    def _noted(self) -> dict[str, list[str]]:
+        """The workers whose stop was begun and not ended, and the queues that they had."""
         try:
-            return self.retire(node)
+            return dict(json.loads(self.taken.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+    def _stops(self, node: str, queues: list[str]) -> bool:
+        """Stop a worker if it holds no task. Returns whether it is stopped. After an error, the next round tries again."""
+        noted = {**self._noted(), node: queues}
+        self.taken.write_text(json.dumps(noted))
+        try:
+            done = self.retire(node, queues)
         except Exception as error:  # any error of a broker's client, or of the engine's
             raise NotScaledError(f"{node} could not be asked: {last_line(str(error))}") from error
+        if done:
+            self.scaling.end(node)
+        del noted[node]
+        self.taken.write_text(json.dumps(noted))
+        return done
 
 
 def _words(load: Load, target: float) -> str:
@@ -303,13 +330,13 @@ def run(stack: Stack, scaling: Scaling, take: Callable[[], Snapshot], every: flo
         refuse("no group of the running stack has a max above its min; such as scale = {min = 1, max = 4} (docs/groups.md)")
     codebase = stack.codebase(inspected)
 
-    def retire(node: str) -> bool:
+    def retire(node: str, queues: Sequence[str]) -> bool:
         if not codebase:
-            return idle.retire(node)
-        words = ("operator", "celery_kit.operate.look.idle", node)
+            return idle.retire(node, queues)
+        words = ("operator", "celery_kit.operate.look.idle", node, "--", *queues)
         return stack.python(*words, capture_output=True, timeout=LOOK_SECONDS).returncode == 0
 
-    balancer = Balancer(scaling, retire, cooldown)
+    balancer = Balancer(scaling, retire, cooldown, ROOT / ".kit/balance.taken")
     with _lock():
         while True:
             for line in _round(balancer, take):

@@ -66,7 +66,7 @@ def push(
 @click.option("--workers-first", is_flag=True, envvar="WORKERS_FIRST", help="what sends tasks is updated after all workers")
 @codebase_options
 def contract(base: str | None, workers_first: bool, codebase: codebases.Codebase | None) -> None:
-    """Check that workers of this code and those of a git ref can run each other's messages. Exits with 1 if not."""
+    """Check that workers of this code and those of a git ref can run each other's messages. Exit code 1 if not (make: 2)."""
     if not base:
         refuse("BASE is missing; for example: make contract BASE=origin/main")
     sys.exit(contracts.check(base, codebase, workers_first))

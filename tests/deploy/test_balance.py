@@ -7,12 +7,14 @@ stack's volume, independently of Celery and the broker.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +143,14 @@ def grouped(checkout: Checkout) -> Iterator[Checkout]:
         tasks.unlink(missing_ok=True)
 
 
+def killed_as_it_stops_a_worker(folder: Path) -> Path:
+    """A folder for PATH in which `docker stop` kills who calls it: `make balance` has taken the worker's queues by then."""
+    (program := folder / "bin/docker").parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ "$1" != stop ] || exec kill -KILL $PPID\nexec {shutil.which("docker")} "$@"\n')
+    program.chmod(0o755)
+    return program.parent
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("broker", "pool"), PAIRS[:1] if os.environ.get("QUICK") else PAIRS)
 def test_a_load_step_is_followed_up_and_down(grouped: Checkout, tmp_path: Path, broker: str, pool: str) -> None:
@@ -152,11 +162,15 @@ def test_a_load_step_is_followed_up_and_down(grouped: Checkout, tmp_path: Path, 
     (grouped.folder / "app/workers.toml").write_text(table)
     assert grouped.make("up", f"BROKER={broker}").returncode == 0
     loaded, log = Loaded(grouped, broker), tmp_path / "balance.log"
-    with log.open("w") as file:
-        balance = subprocess.Popen(
-            ["make", "balance", *WORDS],
-            cwd=grouped.folder, env=grouped.environ, stdout=file, stderr=file, process_group=0,
-        )  # fmt: skip
+
+    def starts_balance(**environ: str) -> subprocess.Popen[bytes]:
+        with log.open("a") as file:
+            return subprocess.Popen(
+                ["make", "balance", *WORDS],
+                cwd=grouped.folder, env={**grouped.environ, **environ}, stdout=file, stderr=file, process_group=0,
+            )  # fmt: skip
+
+    balance = starts_balance(PATH=f"{killed_as_it_stops_a_worker(tmp_path)}:{os.environ['PATH']}")
     try:
         few = loaded.sends(BEFORE, seconds)
         until("the group is balanced", lambda: f"load has 1 of 1 to {MOST} workers" in log.read_text(), 30)
@@ -174,11 +188,16 @@ def test_a_load_step_is_followed_up_and_down(grouped: Checkout, tmp_path: Path, 
 
         few = loaded.sends(BEFORE, seconds)
         fell = time.time()
+        until("make balance is killed", lambda: balance.poll() is not None, 240, every=1)
+        assert loaded.workers() == most and "is stopped" not in log.read_text()
+        balance = starts_balance()
+        until("the next one stops that worker", lambda: "was being stopped, and is stopped" in log.read_text(), 60, every=0.5)
         until("one worker is left", lambda: loaded.workers() == 1, 240, every=1)
         print(f"{broker}, {pool}: one worker again {time.time() - fell:.0f} s after the load fell")
         loaded.stops(few)
     finally:
-        os.killpg(balance.pid, signal.SIGTERM)  # who runs the tests in the background has Ctrl-C ignored
+        with suppress(ProcessLookupError):
+            os.killpg(balance.pid, signal.SIGTERM)  # who runs the tests in the background has Ctrl-C ignored
         balance.wait(60)
         print(log.read_text())
     until("all have run", lambda: loaded.sent <= {one.id for one in loaded.notes() if one.event == "end"}, 30, every=0.5)
@@ -195,7 +214,7 @@ def a_busy_worker_keeps_its_queues(loaded: Loaded) -> None:
     long = loaded.sends(0.01, 5)
     task = long.stdout.readline().strip() if long.stdout else ""
     begun = until("it has begun", lambda: [one for one in loaded.notes() if one.id == task], 30, every=0.5)
-    words = [sys.executable, "-m", "celery_kit.operate.look.idle", begun[0].worker]
+    words = [sys.executable, "-m", "celery_kit.operate.look.idle", begun[0].worker, "load"]
     asked = subprocess.run(words, cwd=loaded.checkout.folder, env=loaded.environ, check=False)
     assert asked.returncode == 1
     long.communicate()

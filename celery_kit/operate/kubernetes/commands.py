@@ -152,7 +152,7 @@ def k8s_secrets(secure: str | None, namespace: str, codebase: codebases.Codebase
 @click.command("k8s-check")
 @out_option
 def k8s_check(out: str) -> None:
-    """Check what a folder renders, without a cluster: schemas and rules. Exit code 1 if anything is wrong."""
+    """Check what a folder renders, without a cluster: schemas and rules. Exit code 1 if anything is wrong (make: 2)."""
     found = list(check(ROOT / out))
     for name, what in found:
         click.echo(f"{name}: {what}")

@@ -1,4 +1,4 @@
-"""Take an idle worker out of use, before its process is stopped: `python -m celery_kit.operate.look.idle NODE`.
+"""Take an idle worker out of use, before its process is stopped: `python -m celery_kit.operate.look.idle NODE QUEUE ...`.
 
 It stops consuming. A worker that holds a task nevertheless, because it was sent one at this moment, consumes again, and the
 exit code is 1. Celery's remote control does both: https://docs.celeryq.dev/en/stable/userguide/workers.html#queues
@@ -6,6 +6,7 @@ exit code is 1. Celery's remote control does both: https://docs.celeryq.dev/en/s
 
 import sys
 import time
+from collections.abc import Sequence
 
 from celery_kit.operate.arguments import Parser
 from celery_kit.operate.target import app
@@ -14,19 +15,18 @@ from celery_kit.operate.target import app
 PATIENCE, PAUSE = 2.0, 1.0
 
 
-def retire(node: str) -> bool:
-    """Have a worker consume nothing, by its node name. Returns whether it holds no task then; otherwise it consumes again."""
-    asking = app.control.inspect([node], timeout=PATIENCE)
-    if not _holds_nothing(node):
-        return False
-    queues = [queue["name"] for queue in (asking.active_queues() or {}).get(node, ())]
+def retire(node: str, queues: Sequence[str]) -> bool:
+    """Have a worker consume nothing, by its node name. Returns whether it holds no task then; otherwise it consumes `queues`,
+    also those that an earlier call has taken away and could not give back.
+    """
     done = False
     try:
-        for queue in queues:
-            app.control.cancel_consumer(queue, destination=[node], reply=True, timeout=PATIENCE)
         if _holds_nothing(node):
-            time.sleep(PAUSE)  # a message may have been on its way
-            done = _holds_nothing(node)
+            for queue in queues:
+                app.control.cancel_consumer(queue, destination=[node], reply=True, timeout=PATIENCE)
+            if _holds_nothing(node):
+                time.sleep(PAUSE)  # a message may have been on its way
+                done = _holds_nothing(node)
     finally:
         if not done:
             for queue in queues:
@@ -44,7 +44,9 @@ def main() -> None:
     """Take the worker that the command line names out of use."""
     parser = Parser(description="Have a worker that holds no task consume nothing.")
     parser.add_argument("node", metavar="NODE")
-    sys.exit(not retire(parser.parse_args().node))
+    parser.add_argument("queues", metavar="QUEUE", nargs="*", help="those that it consumes")
+    given = parser.parse_args()
+    sys.exit(not retire(given.node, given.queues))
 
 
 if __name__ == "__main__":

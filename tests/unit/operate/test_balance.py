@@ -3,6 +3,7 @@
 import json
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ class Simulated:
             self.workers[f"mail@{self.made}"] = Worker(self.now + self.START * (self.made > group.scale[0]))
         assert len(self.workers) <= group.scale[1]
 
-    def retire(self, node: str) -> bool:
+    def retire(self, node: str, queues: Sequence[str]) -> bool:
         return not self.workers[node].ends
 
     def end(self, worker: str) -> None:
@@ -189,7 +190,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_load_step_is_followed_up_and_down(step: str) -> None:
+def test_a_load_step_is_followed_up_and_down(step: str, tmp_path: Path) -> None:
     """Ten times the tasks: within 60 s those that begin have waited less than the target, and later there is one worker again.
 
     No busy worker is stopped, which the simulation asserts, and there is no back and forth.
@@ -197,7 +198,7 @@ def test_a_load_step_is_followed_up_and_down(step: str) -> None:
     slots, seconds, told, target, before, after = STEPS[step]
     group = Group("mail", queues=("mail",), scale=(1, 10), target_wait=target)
     simulated = Simulated(group, slots, seconds, told)
-    balancer, numbers = Balancer(simulated, simulated.retire, cooldown=60), list[int]()
+    balancer, numbers = Balancer(simulated, simulated.retire, 60, tmp_path / "taken"), list[int]()
 
     def pass_time(duration: float, rate: float) -> None:
         for tick in range(int(duration * 10)):
@@ -223,11 +224,11 @@ def test_a_load_step_is_followed_up_and_down(step: str) -> None:
     assert numbers == sorted(numbers, reverse=True)
 
 
-def test_long_tasks_are_known_from_before() -> None:
+def test_long_tasks_are_known_from_before(tmp_path: Path) -> None:
     """None has ended for a while, and what waits now would wait too long: nobody has to wait for that first."""
     group = Group("mail", queues=("mail",), scale=(1, 10), target_wait=60)
     simulated = Simulated(group, 1, 30, 30)
-    balancer = Balancer(simulated, simulated.retire, cooldown=60)
+    balancer = Balancer(simulated, simulated.retire, 60, tmp_path / "taken")
     for tick in range(3_000):
         simulated.step(0.03 if tick < 1_000 else 0)
         if tick % 50 == 0:
@@ -255,10 +256,10 @@ class Fixed:
         raise AssertionError("nothing is idle")
 
 
-def test_a_fault_is_said_once_until_it_is_another() -> None:
+def test_a_fault_is_said_once_until_it_is_another(tmp_path: Path) -> None:
     group = Group("mail", queues=("mail",), scale=(2, 4))
     found = Snapshot(Server("Broker", "1"), None, {}, [Member("worker", "", True, "a", group="mail")], groups=(group,))
-    balancer = Balancer(Fixed(1), lambda _: False, 60)
+    balancer = Balancer(Fixed(1), lambda *_: False, 60, tmp_path / "taken")
     away = Snapshot("does not answer: refused", None, {}, [], groups=(group,))
     said = [list(balancer.round(one, now)) for now, one in enumerate([found, found, away, away, found])]
     assert said == [
@@ -300,24 +301,68 @@ def test_what_cannot_be_balanced_is_refused(tmp_path: Path, monkeypatch: pytest.
         assert refusal(Group("mail", scale=(1, 2))) == "'make balance' runs already for this checkout"
 
 
-def test_a_worker_that_does_not_stop_consuming_is_not_stopped() -> None:
+def test_a_worker_that_does_not_stop_consuming_is_not_stopped(tmp_path: Path) -> None:
     """It was sent a task at this moment, and has its queues again."""
     group = Group("mail", queues=("mail",), scale=(1, 2))
     members = [Member("worker", "", True, node, group="mail") for node in ("a", "b", "c")]
     found = Snapshot(Server("Broker", "1"), None, {node: answer() for node in "abc"}, members, groups=(group,))
     asked: list[str] = []
 
-    def retire(node: str) -> bool:
+    def retire(node: str, queues: Sequence[str]) -> bool:
+        assert queues == ["mail"]
         asked.append(node)
         return False
 
-    assert len(list(Balancer(Fixed(3), retire, 60).round(found, 0))) == 1, "it has only said which group there is"
+    assert len(list(Balancer(Fixed(3), retire, 60, tmp_path / "taken").round(found, 0))) == 1, (
+        "it has only said which group there is"
+    )
     assert asked == ["a", "b", "c"]
 
-    def lost(node: str) -> bool:
+    def lost(node: str, queues: Sequence[str]) -> bool:
         raise OSError("the connection is lost")
 
-    assert list(Balancer(Fixed(3), lost, 60).round(found, 0))[1:] == ["mail: a could not be asked: the connection is lost"]
+    assert list(Balancer(Fixed(3), lost, 60, tmp_path / "other").round(found, 0))[1:] == [
+        "mail: a could not be asked: the connection is lost"
+    ]
+
+
+class Killed(BaseException):
+    """As SIGKILL ends a process: nothing of it runs any more."""
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_who_is_killed_while_a_worker_is_stopped_leaves_it_to_the_next(tmp_path: Path, busy: bool) -> None:
+    """Killed after it has taken the worker's queues. The next one stops it, or gives them back if it has got a task."""
+    group = Group("mail", queues=("mail", "news"), scale=(1, 2))
+    members = [Member("worker", "", True, node, group="mail") for node in "ab"]
+
+    class Two(Fixed):
+        ended: list[str] = []  # noqa: RUF012
+
+        def end(self, worker: str) -> None:
+            self.ended.append(worker)
+
+    def round_of(retire: balance.Retire, consuming: tuple[str, ...], now: float) -> list[str]:
+        answers = {"a": answer(consuming=consuming), "b": answer(1)}
+        found = Snapshot(Server("Broker", "1"), None, answers, members, groups=(group,))
+        return list(Balancer(Two(2), retire, 0, tmp_path / "taken").round(found, now))
+
+    def killed(node: str, queues: Sequence[str]) -> bool:
+        raise Killed
+
+    with pytest.raises(Killed):
+        round_of(killed, ("mail", "news"), 1)
+    asked: list[tuple[str, Sequence[str]]] = []
+
+    def retire(node: str, queues: Sequence[str]) -> bool:
+        asked.append((node, queues))
+        return not busy
+
+    said = round_of(retire, (), 2)
+    assert asked == [("a", ["mail", "news"])]
+    assert said == [f"mail: a was being stopped, and {'has its queues again: it is busy' if busy else 'is stopped'}"]
+    assert Two.ended == ([] if busy else ["a"])
+    assert round_of(lambda *_: False, ("mail", "news"), 3) == ["mail has 2 of 1 to 2 workers; a task may wait 10 s"]
 
 
 def test_what_is_noted_of_a_stack_only_its_user_can_read(tmp_path: Path) -> None:
@@ -345,9 +390,6 @@ class Remote:
         assert nodes == ["mail@here"] and timeout
         return self
 
-    def active_queues(self) -> dict[str, list[dict[str, str]]]:
-        return {"mail@here": [{"name": name} for name in self.consuming]}
-
     def active(self) -> dict[str, list[str]] | None:
         now = self.holds.popleft()
         return None if now is None else {"mail@here": now}
@@ -361,7 +403,8 @@ class Remote:
         self.consuming.remove(queue)
 
     def add_consumer(self, queue: str, **_: object) -> None:
-        self.consuming.append(queue)
+        if queue not in self.consuming:  # as Celery does
+            self.consuming.append(queue)
 
 
 @pytest.mark.parametrize(
@@ -381,13 +424,22 @@ def test_a_worker_that_holds_a_task_has_its_queues(
     remote = Remote(*holds)
     monkeypatch.setattr(idle, "app", remote)
     monkeypatch.setattr(idle, "PAUSE", 0)
-    assert idle.retire("mail@here") is retired
+    assert idle.retire("mail@here", ["mail", "news"]) is retired
     assert remote.consuming == ([] if retired else ["mail", "news"])
+
+
+def test_a_busy_worker_has_the_queues_that_an_earlier_try_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That try was killed after the first of two queues, and the worker has got a task from the other one."""
+    remote = Remote(["a task"])
+    remote.consuming = ["news"]
+    monkeypatch.setattr(idle, "app", remote)
+    assert not idle.retire("mail@here", ["mail", "news"])
+    assert sorted(remote.consuming) == ["mail", "news"]
 
 
 def test_a_worker_has_its_queues_when_retiring_it_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     remote = Remote([])  # the second look raises
     monkeypatch.setattr(idle, "app", remote)
     with pytest.raises(IndexError):
-        idle.retire("mail@here")
+        idle.retire("mail@here", ["mail", "news"])
     assert remote.consuming == ["mail", "news"]
