@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlencode
 
+from kombu.utils.imports import symbol_by_name
+
 from celery_kit.base.capabilities import Limits
 from celery_kit.base.choices import secure
 from celery_kit.base.messages import Part
@@ -211,8 +213,8 @@ class Broker:
     url: Callable[[Environ], str]
     #: Celery settings for this broker only.
     settings: Callable[["Choices"], Options]
-    #: Where it stores dead letters; None: nowhere.
-    dead_letters: DeadLetters | None
+    #: The name of the class that stores its dead letters; None: they are stored nowhere.
+    dead_letters: str | None
     #: The name of the function that asks the server for its state: facts(app, connection, environ) returns a `facts.Server`.
     facts: str | None
     #: Its compose file; None if it runs without containers.
@@ -249,6 +251,10 @@ class Broker:
     #: The prefix of its own variables; by port of its container, the variable for the port where that is published.
     variables: str | None = None
     ports: Mapping[int, str] = field(default_factory=dict)
+
+    def letters(self) -> DeadLetters | None:
+        """Where it stores dead letters; None: nowhere. Imports the broker's client, which few commands need."""
+        return symbol_by_name(self.dead_letters)() if self.dead_letters else None
 
 
 def schemes_of(url: str | Sequence[str] | None) -> set[str]:

@@ -50,7 +50,7 @@ class DeadLettering(bootsteps.StartStopStep):
     def __init__(self, parent: WorkerConsumer, **options: object) -> None:
         super().__init__(parent, **options)
         broker = brokers.room(parent.app.conf.broker_read_url)
-        letters = broker.dead_letters if broker and needed("dead letters") else None
+        letters = broker.letters() if broker and needed("dead letters") else None
         self.enabled = letters is not None
         if broker is None or letters is None:  # the kit has no module for this broker, or was not written for this Celery
             if parent.app.conf.security_key:

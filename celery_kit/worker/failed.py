@@ -217,7 +217,7 @@ class Step(bootsteps.StartStopStep):
     def include_if(self, parent: WorkerConsumer) -> bool:
         """Whether there is a place for them."""
         broker = brokers.room(parent.app.conf.broker_read_url)
-        letters = broker.dead_letters if broker and needed("dead letters") else None
+        letters = broker.letters() if broker and needed("dead letters") else None
         if letters and parent.app.conf.failed_most:
             self.keeper = Keeper(parent, letters)
             return True

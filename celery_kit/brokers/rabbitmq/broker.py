@@ -9,7 +9,7 @@ from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Connection, Options
 from celery_kit.brokers.contract import ROLES, Broker, Environ, account, tls
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
-from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, RabbitmqDeadLetters, explain
+from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, explain
 from celery_kit.brokers.rabbitmq.delayed import park
 from celery_kit.brokers.rabbitmq.manifests import manifests
 from celery_kit.engine.parts import engine, on
@@ -86,7 +86,7 @@ broker = Broker(
     schemes=("amqp", "amqps", "pyamqp"),
     url=url,
     settings=settings,
-    dead_letters=RabbitmqDeadLetters(),
+    dead_letters="celery_kit.brokers.rabbitmq.dead:RabbitmqDeadLetters",
     facts="celery_kit.brokers.rabbitmq.facts:facts",
     compose_file="compose.rabbitmq.yaml",
     transports=TRANSPORTS if needed("transport of RabbitMQ") else {},

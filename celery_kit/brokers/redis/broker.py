@@ -14,7 +14,6 @@ from celery_kit.base.types import Connection, Options
 from celery_kit.base.versions import unmet
 from celery_kit.brokers.contract import Broker, Environ, account, tls
 from celery_kit.brokers.redis.bulk import Bulk, like
-from celery_kit.brokers.redis.dead import RedisDeadLetters
 from celery_kit.engine.parts import PARTS, engine, on
 from celery_kit.fixes import needed
 
@@ -107,7 +106,7 @@ broker = Broker(
     schemes=("redis", "rediss"),
     url=url,
     settings=settings,
-    dead_letters=RedisDeadLetters() if TRANSPORT else None,
+    dead_letters="celery_kit.brokers.redis.dead:RedisDeadLetters" if TRANSPORT else None,
     facts="celery_kit.brokers.redis.facts:facts",
     compose_file="compose.redis.yaml",
     transports={"redis": TRANSPORT, "rediss": TRANSPORT} if TRANSPORT else {},

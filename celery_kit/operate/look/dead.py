@@ -72,9 +72,9 @@ def each(app: Celery, decide: Callable[[DeadLetter], Action], done: Callable[[in
     Raises OperationalError if a letter cannot be sent back. Refuses a broker on which the kit stores no dead letters.
     """
     broker = brokers.room(app.conf.broker_read_url)
-    if broker is None or broker.dead_letters is None:
+    if broker is None or (stored := broker.letters()) is None:
         refuse("the kit stores no dead letters on this broker: it has no module for the one that CELERY_BROKER_URL names")
-    broker.dead_letters.each(app, decide, done)
+    stored.each(app, decide, done)
 
 
 def letters(app: Celery) -> list[DeadLetter]:

@@ -151,3 +151,8 @@ def test_a_products_name_is_in_its_room_alone() -> None:
     naming = {str(path.relative_to(kit)) for path in kit.rglob("*.py") if any(map(PRODUCT.search, code_of(path)))}
     assert not {path for path in naming if not path.startswith(tuple(ROOMS))}
     assert not {room for room in ROOMS if not any(path.startswith(room) for path in naming)}, "no longer needed"
+
+
+def test_a_command_imports_no_client_that_it_may_not_need() -> None:
+    """That of Redis is a third of the time of a command that only starts something."""
+    assert run("import sys, celery_kit.operate.cli; print('redis' in sys.modules)") == "False\n"
