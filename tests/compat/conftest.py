@@ -1,6 +1,7 @@
 """Servers that the three sides share, with a worker of each side. QUICK=1 runs each pool once, and prefork on both brokers."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from celery_kit.pools.table import POOLS
 from testbed.servers import SERVERS
 from tests.compat.rig import SIDES, Place, Side, workers
+from tests.harness.groups import Grouped, file_and_broker
 from tests.harness.servers import Server, rabbitmq
 
 QUICK = (
@@ -48,7 +50,7 @@ def place(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Pla
     return places(request.param)
 
 
-@pytest.fixture(scope="session", params=PAIRS, ids="-".join)
+@pytest.fixture(scope="session", params=PAIRS, ids="+".join)
 def sides(request: pytest.FixtureRequest, places: Callable[[str], Place]) -> Iterator[dict[str, Side]]:
     """A worker of each side on one broker and pool, for tests that do not change it: `sides["fast"].client(…)`."""
     broker, pool = request.param
@@ -83,6 +85,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     groups = dict[Any, int]()
     kept = [item for item in items if item not in left_out]
     items[:] = sorted(kept, key=lambda item: groups.setdefault(_workers(item), len(groups)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
+    return Grouped(config, log, _group)
+
+
+def _group(nodeid: str) -> str:
+    """Tests with the same workers of the session, or of a file and a broker."""
+    found = re.search(r"\[(\w+\+\w+)", nodeid) or re.search(r"/test_(?:forks|results)\.py::.*\[(\w+(?:-rpc)?)[-\]]", nodeid)
+    return found[1] if found else file_and_broker(nodeid)
 
 
 def _workers(item: pytest.Item) -> Any:

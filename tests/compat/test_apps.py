@@ -14,7 +14,7 @@ EACH = [n + 1 for n in range(11)]
 
 
 #: On RabbitMQ the two declare the same queue with different arguments, which is an error 406: docs/migration.md.
-ON_REDIS = pytest.mark.parametrize("sides", [pair for pair in PAIRS if pair[0] == "redis"], ids="-".join, indirect=True)
+ON_REDIS = pytest.mark.parametrize("sides", [pair for pair in PAIRS if pair[0] == "redis"], ids="+".join, indirect=True)
 
 
 def test_a_plain_app_beside_the_kits_sends_what_plain_workers_see(sides: dict[str, Side]) -> None:

@@ -19,7 +19,7 @@ WHAT = {
 
 
 def _id(value: Any) -> str:
-    return "-".join(value) if isinstance(value, tuple) else value
+    return "+".join(value) if isinstance(value, tuple) else value
 
 
 @pytest.mark.parametrize(("sides", "what"), covering(PAIRS, WHAT), indirect=["sides"], scope="session", ids=_id)

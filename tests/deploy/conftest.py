@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 
 from celery_kit.base.target import ROOT
 from testbed.stack import PORTS
+from tests.harness.groups import Grouped, file_and_broker
 from tests.harness.ports import free_ports
 
 
@@ -89,3 +91,7 @@ def kill(project: str) -> None:
         for container in docker.from_env().containers.list(filters={"label": f"com.docker.compose.project={project}"}):
             with suppress(docker.errors.APIError):  # it has just exited
                 container.kill()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
+    return Grouped(config, log, file_and_broker)

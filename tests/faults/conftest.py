@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 from tests.faults.setup import Pair, Setup
 from tests.harness.combinations import COMBINATIONS
 from tests.harness.containers import clean, require_engine
+from tests.harness.groups import Grouped
 
 PAIRS = [Pair(one.broker.name, one.pool) for one in COMBINATIONS if one.backend.name == "redis"]
 
@@ -42,15 +42,9 @@ def setups() -> Iterator[Setups]:
         setups.close()
 
 
-class ByPair(LoadScopeScheduling):  # type: ignore[misc]
-    """Runs the trials of a pair in one process, one after the other."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "-".join(nodeid.rpartition("[")[2].rstrip("]").split("-")[:2])
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByPair:
-    return ByPair(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
+    """The trials of a pair share its setup."""
+    return Grouped(config, log, lambda nodeid: "-".join(nodeid.rpartition("[")[2].rstrip("]").split("-")[:2]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
-from xdist.scheduler import LoadScopeScheduling
 
 from celery_kit.base.capabilities import Limit
 from celery_kit.brokers import BROKERS
@@ -19,6 +18,7 @@ from celery_kit.profile import limits
 from celery_kit.results import BACKENDS
 from tests.harness.combinations import COMBINATIONS, Combination, parameters
 from tests.harness.containers import require_engine
+from tests.harness.groups import Grouped
 from tests.integration import report
 from tests.integration.containers import Running, clean, servers, versions
 
@@ -146,15 +146,9 @@ def _turn(one: Combination) -> int:
     return (list(BROKERS).index(one.broker.name) + list(BACKENDS).index(one.backend.name)) % 2
 
 
-class ByCombination(LoadScopeScheduling):  # type: ignore[misc]
-    """A combination's cells run in one process, one after the other. (xdist 3.8's loadgroup does nothing on pytest 9.2.)"""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return nodeid.rpartition("[")[2]
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCombination:
-    return ByCombination(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
+    """The cells of a combination share its workers."""
+    return Grouped(config, log, lambda nodeid: nodeid.rpartition("[")[2])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

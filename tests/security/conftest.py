@@ -15,6 +15,7 @@ from redis import Redis
 
 from celery_kit.brokers import BROKERS
 from testbed.servers import SERVERS
+from tests.harness.groups import Grouped, file_and_broker
 from tests.harness.servers import Server, rabbitmq
 from tests.harness.workers import Process, wait_for_worker, worker_argv
 from tests.security.hostile import Hostile, amqp_message
@@ -133,3 +134,7 @@ def target(urls: tuple[str, dict[str, str]], tmp_path: Path) -> Target:
 @pytest.fixture
 def queue() -> str:
     return f"hostile-{uuid4().hex[:8]}"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
+    return Grouped(config, log, file_and_broker)
