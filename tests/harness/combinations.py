@@ -1,9 +1,10 @@
 """THE table of combinations. Test bodies name no product: they use a combination, or a capability of its rows."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -45,6 +46,15 @@ COMBINATIONS: list[Combination] = [
         _chosen("BROKER", {name: BROKERS[name] for name in EVERY}), _chosen("BACKEND", BACKENDS), _chosen("POOL", POOLS)
     )
 ]
+
+
+T = TypeVar("T")
+
+
+def one_of(values: Iterable[T], turn: int = 0) -> list[T]:
+    """All of them; with QUICK=1 one: that of the `turn`, counted round."""
+    every = list(values)
+    return [every[turn % len(every)]] if os.environ.get("QUICK") and every else every
 
 
 def marks(combination: Combination) -> list[str]:
