@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from celery_kit.base.target import ROOT
 from testbed.stack import PORTS
 from tests.harness.groups import Grouped, file_and_broker
 from tests.harness.ports import free_ports
+
+LONGEST = ("test_balance", "test_stacks", "test_versions")
 
 
 @dataclass
@@ -72,17 +74,24 @@ def of_its_own(name: str) -> dict[str, str]:
     return {**dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True)), "COMPOSE_PROJECT_NAME": name}
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
-    """A clone with ports and names of its own."""
-    checkout = clone(tmp_path_factory.mktemp("checkout") / "celery-kit")
-    checkout.environ |= of_its_own(f"celery-kit-deploy-{os.getpid()}")
+@contextmanager
+def cloned(folder: Path, name: str) -> Iterator[Checkout]:
+    """A clone whose stack has this name, and ports of its own. Afterwards the stack is gone."""
+    checkout = clone(folder)
+    checkout.environ |= of_its_own(name)
     try:
         yield checkout
     finally:
-        kill(checkout.environ["COMPOSE_PROJECT_NAME"])
+        kill(name)
         checkout.make("down")
         checkout.make("down", "VOLUMES=1")  # of the stacks that ran before the last one, too
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """A clone with ports and names of its own."""
+    with cloned(tmp_path_factory.mktemp("checkout") / "celery-kit", f"celery-kit-deploy-{os.getpid()}") as checkout:
+        yield checkout
 
 
 def kill(project: str) -> None:
@@ -95,3 +104,8 @@ def kill(project: str) -> None:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
     return Grouped(config, log, file_and_broker)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest ones first: nothing has to wait for them in the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)

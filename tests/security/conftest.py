@@ -1,6 +1,7 @@
 """Brokers, workers and senders of the tests with hostile messages."""
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,18 +16,22 @@ from redis import Redis
 
 from celery_kit.brokers import BROKERS
 from testbed.servers import SERVERS
+from tests.deploy.conftest import Checkout, cloned
 from tests.harness.groups import Grouped, file_and_broker
 from tests.harness.servers import Server, rabbitmq
 from tests.harness.workers import Process, wait_for_worker, worker_argv
 from tests.security.hostile import Hostile, amqp_message
+from tests.security.test_containers import Running, docker
 
+#: The tests of one stack.
+SHARED = ("containers", "pages", "passwords")
 #: The largest message that RabbitMQ 4 accepts, in bytes.
 MOST = 16 * 1024 * 1024
 
 
 def to_redis(url: str, queue: str, messages: Iterator[Hostile]) -> int:
     """Send them; those that only AMQP has are left out. Returns their number."""
-    client, number = Redis.from_url(url), 0
+    client, number = Redis.from_url(url, socket_timeout=60), 0  # large messages, to a busy machine
     for one in messages:
         if one.table is None and one.encoded is None:
             client.lpush(queue, one.item(queue))
@@ -126,6 +131,25 @@ def urls(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, str]]]
         yield request.param, {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": str(results)}
 
 
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkout]:
+    """The clone of :func:`stack`."""
+    with cloned(tmp_path_factory.mktemp("checkout") / "celery-kit", f"celery-kit-shared-{os.getpid()}") as checkout:
+        yield checkout
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def stack(request: pytest.FixtureRequest, checkout: Checkout) -> Iterator[list[Running]]:
+    """The containers of a stack, with its monitoring; the files of SHARED use the same one."""
+    assert checkout.make("up", f"BROKER={request.param}", "POOL=prefork", "MONITOR=1").returncode == 0
+    try:
+        labels = (f"com.docker.compose.project={checkout.environ['COMPOSE_PROJECT_NAME']}", "com.docker.compose.oneoff=False")
+        filters = [word for one in labels for word in ("--filter", f"label={one}")]  # images have the first one too
+        yield [Running(name) for name in docker("ps", *filters, "--format", "{{.Names}}").split()]
+    finally:
+        checkout.make("down")
+
+
 @pytest.fixture
 def target(urls: tuple[str, dict[str, str]], tmp_path: Path) -> Target:
     return Target(*urls, tmp_path)
@@ -137,4 +161,10 @@ def queue() -> str:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
-    return Grouped(config, log, file_and_broker)
+    """The tests that share a stack run in one process."""
+    return Grouped(config, log, lambda nodeid: re.sub(rf".*test_({'|'.join(SHARED)})\.py", "shared", file_and_broker(nodeid)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest ones first: nothing has to wait for them in the end."""
+    items.sort(key=lambda item: item.path.stem != "test_table")

@@ -9,14 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from celery_kit.base.target import ROOT
 from celery_kit.operate.stacks.images import settings
-from testbed.servers import SERVERS
 from testbed.stack import SESSION
-from tests.deploy.conftest import Checkout
-from tests.deploy.conftest import checkout as checkout
 from tests.harness.containers import LABEL
 
 #: The services whose images are not the kit's.
@@ -108,18 +103,6 @@ CHECKS: dict[str, Callable[[Running], object]] = {
         and one.sh(f"for one in {' '.join(MANAGERS)}; do command -v $one; done; python -m pip --version 2>/dev/null")
     ),
 }
-
-
-@pytest.fixture(scope="module", params=SERVERS)
-def stack(request: pytest.FixtureRequest, checkout: Checkout) -> Iterator[list[Running]]:
-    """The containers of a stack, with its monitoring."""
-    assert checkout.make("up", f"BROKER={request.param}", "POOL=prefork", "MONITOR=1").returncode == 0
-    try:
-        labels = (f"com.docker.compose.project={checkout.environ['COMPOSE_PROJECT_NAME']}", "com.docker.compose.oneoff=False")
-        filters = [word for one in labels for word in ("--filter", f"label={one}")]  # images have the first one too
-        yield [Running(name) for name in docker("ps", *filters, "--format", "{{.Names}}").split()]
-    finally:
-        checkout.make("down")
 
 
 @contextmanager

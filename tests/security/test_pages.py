@@ -28,13 +28,11 @@ from celery_kit.operate.stacks.images import settings
 from testbed.servers import SERVERS
 from testbed.stack import SESSION
 from tests.deploy.conftest import Checkout
-from tests.deploy.conftest import checkout as checkout
 from tests.harness.containers import LABEL
 from tests.harness.servers import Server
 from tests.harness.waiting import until
 from tests.security.conftest import place_of
 from tests.security.test_containers import Running, docker
-from tests.security.test_containers import stack as stack
 
 #: Paths of Flower's pages: each that it has, with a name where it wants one.
 FLOWER = [(one.regex.pattern if isinstance(one, URLSpec) else one[0]).rstrip("$") for one in handlers]

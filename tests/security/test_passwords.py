@@ -16,12 +16,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tests.deploy.conftest import Checkout
-from tests.deploy.conftest import checkout as checkout
 from tests.harness.kit import kit
 from tests.harness.waiting import until
 from tests.security.conftest import place_of
 from tests.security.test_containers import Running, docker
-from tests.security.test_containers import stack as stack
 
 #: Accounts that are tried first, and those of former versions of the kit.
 GUESSES = (("guest", "guest"), ("kit", "kit"), ("admin", "admin"), ("admin", "kit"), ("kit", ""), ("default", ""))
