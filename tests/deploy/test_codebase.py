@@ -13,7 +13,7 @@ from celery_kit.operate.stacks.codebase import Codebase
 from celery_kit.operate.stacks.images import image
 from tests.deploy.conftest import Checkout, clone, kill, of_its_own
 from tests.deploy.test_embedded import NO_DOCKER
-from tests.harness.combinations import COMBINATIONS
+from tests.harness.combinations import COMBINATIONS, one_of
 from tests.harness.terminal import Terminal
 
 #: Plain Celery: no word of the kit, a server that is nowhere, a setting that the kit would not have.
@@ -47,7 +47,7 @@ PAIRS = [
     pytest.param(one.broker.name, one.pool.name, id=f"{one.broker.name}-{one.pool.name}")
     for one in COMBINATIONS
     if one.backend.name == "redis"
-    and (GIVEN["APP"] or (one.broker.name, one.pool.name) in (("redis", "prefork"), ("rabbitmq", "gevent")))
+    and (GIVEN["APP"] or (one.broker.name, one.pool.name) in one_of([("redis", "prefork"), ("rabbitmq", "gevent")], 1))
 ]
 
 
@@ -166,22 +166,25 @@ def test_without_docker_it_runs_in_its_own_folder(checkout: Checkout, shop: Path
         assert checkout.make("down", **NO_DOCKER).returncode == 0
 
 
+#: What is named, and what is said of it.
+WRONG: list[tuple[dict[str, str], str]] = [
+    ({"SOURCE": "/none"}, "SOURCE=/none is no folder"),
+    ({"APP": "store:app"}, "has no module store"),
+    ({"APP": "shop.nothing:app"}, "cannot be imported (ModuleNotFoundError: "),
+    ({"APP": "shop.tasks:tabulate"}, "is no Celery app, but of type module"),
+    ({"APP": "wrong.syntax:app"}, "cannot be imported (SyntaxError: "),
+    ({"REQUIREMENTS": ""}, "No module named 'tabulate'; REQUIREMENTS= names its packages"),
+    ({"REQUIREMENTS": "celery==5.6.3"}, "asks for celery==5.6.3, the kit pins celery==5.7"),
+    ({"REQUIREMENTS": "tabulate==99"}, "cannot be installed beside the kit's packages: No matching distribution found"),
+]
+
+
 @pytest.mark.parametrize(
-    ("named", "said"),
-    [
-        ({"SOURCE": "/none"}, "SOURCE=/none is no folder"),
-        ({"APP": "store:app"}, "has no module store"),
-        ({"APP": "shop.nothing:app"}, "cannot be imported (ModuleNotFoundError: "),
-        ({"APP": "shop.tasks:tabulate"}, "is no Celery app, but of type module"),
-        ({"APP": "wrong.syntax:app"}, "cannot be imported (SyntaxError: "),
-        ({"REQUIREMENTS": ""}, "No module named 'tabulate'; REQUIREMENTS= names its packages"),
-        ({"REQUIREMENTS": "celery==5.6.3"}, "asks for celery==5.6.3, the kit pins celery==5.7"),
-        ({"REQUIREMENTS": "tabulate==99"}, "cannot be installed beside the kit's packages: No matching distribution found"),
-    ],
+    ("named", "said", "broker"),
+    [(*one, broker) for turn, one in enumerate(WRONG) for broker in one_of(["embedded", "redis"], turn)],
 )
-@pytest.mark.parametrize("broker", ["embedded", "redis"])
 def test_what_cannot_run_is_one_line_and_nothing_starts(
-    checkout: Checkout, shop: Path, tmp_path: Path, broker: str, named: dict[str, str], said: str
+    checkout: Checkout, shop: Path, tmp_path: Path, named: dict[str, str], said: str, broker: str
 ) -> None:
     if text := named.get("REQUIREMENTS"):
         (tmp_path / "requirements.txt").write_text(f"{text}\n")

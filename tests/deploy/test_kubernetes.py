@@ -18,6 +18,7 @@ from celery_kit.operate.kubernetes.check import rendered
 from celery_kit.operate.kubernetes.objects import Pod, Rendered
 from celery_kit.operate.stacks.images import settings
 from tests.deploy.conftest import Checkout, clone
+from tests.harness.combinations import one_of
 from tests.harness.containers import LABEL, LABELS
 from tests.harness.waiting import until
 
@@ -143,7 +144,7 @@ def test_what_a_user_types(place: Checkout) -> None:
     assert "probes: Deployment/worker-mail: readinessProbe missing" in found.stdout.splitlines()
 
 
-@pytest.mark.parametrize("secure", ["", "mutual"])
+@pytest.mark.parametrize("secure", one_of(["", "mutual"], 1))
 def test_the_pods_run_as_they_are_rendered(place: Checkout, tmp_path: Path, secure: str) -> None:
     """Servers, workers and beat of a stack whose servers are rendered whole: a task is sent, runs, and its result is read."""
     given = {"BROKER": "redis", "SECURE": secure, "OUT": str(tmp_path / "out")}

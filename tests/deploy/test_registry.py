@@ -17,6 +17,7 @@ from celery_kit.operate.stacks import registry as registries
 from celery_kit.operate.stacks.images import settings
 from tests.deploy.conftest import Checkout
 from tests.harness.certificates import certificate
+from tests.harness.combinations import one_of
 from tests.harness.containers import LABELS
 from tests.harness.ports import free_port
 from tests.harness.waiting import until
@@ -57,7 +58,7 @@ def engine() -> docker.DockerClient:
     return docker.from_env()
 
 
-@pytest.fixture(params=["plain", "TLS", "TLS and a password"])
+@pytest.fixture(params=one_of(["plain", "TLS", "TLS and a password"], 2))
 def registry(engine: docker.DockerClient, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Registry]:
     folder, port = tmp_path / "registry", free_port()
     folder.mkdir(mode=0o755)

@@ -1,4 +1,4 @@
-"""The stacks of containers, as a user types them."""
+"""The stacks of containers, as a user types them. QUICK=1: each pool once, and some tests on one broker."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from celery_kit.pools.table import POOLS
 from celery_kit.results import BACKENDS
 from testbed.servers import SERVERS
 from tests.deploy.conftest import Checkout
+from tests.harness.combinations import one_of
 from tests.harness.terminal import Terminal
 from tests.harness.waiting import until
 
@@ -58,8 +59,7 @@ def nothing_left(checkout: Checkout) -> Iterator[None]:
     assert not containers(checkout)
 
 
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("broker", SERVERS)
+@pytest.mark.parametrize(("broker", "pool"), [(one, pool) for turn, pool in enumerate(POOLS) for one in one_of(SERVERS, turn)])
 def test_up_send_result_down(checkout: Checkout, broker: str, pool: str) -> None:
     up = checkout.make("up", f"BROKER={broker}", f"POOL={pool}")
     assert up.returncode == 0
@@ -74,7 +74,7 @@ def test_up_send_result_down(checkout: Checkout, broker: str, pool: str) -> None
     assert volumes(checkout), "down deleted the data"
 
 
-@pytest.mark.parametrize("broker", SERVERS)
+@pytest.mark.parametrize("broker", one_of(SERVERS))
 @pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if not backend.has_server])
 def test_without_a_results_server(checkout: Checkout, broker: str, backend: str) -> None:
     assert checkout.make("up", f"BROKER={broker}", "POOL=threads", f"BACKEND={backend}", "SCALE=2").returncode == 0
@@ -109,7 +109,7 @@ def test_a_compose_file_works_alone(checkout: Checkout, broker: str) -> None:
     assert checkout.run("docker", "compose", "-f", file, "down").returncode == 0
 
 
-@pytest.mark.parametrize("broker", SERVERS)
+@pytest.mark.parametrize("broker", one_of(SERVERS, 1))
 def test_a_worker_of_this_machine_works_for_the_stack(checkout: Checkout, broker: str) -> None:
     """`make dev` beside the containers: what is written into app/ now runs, and its mail is caught with theirs."""
     assert checkout.make("up", f"BROKER={broker}", "POOL=threads").returncode == 0
@@ -143,7 +143,7 @@ print(app.send_task("mail.send_email", ["a@b.c", "from a program"]).get(timeout=
 """
 
 
-@pytest.mark.parametrize("broker", SERVERS)
+@pytest.mark.parametrize("broker", one_of(SERVERS))
 def test_a_program_of_this_machine_gets_the_addresses(checkout: Checkout, broker: str) -> None:
     assert checkout.make("up", f"BROKER={broker}", "POOL=threads").returncode == 0
     shown = dict(line.split("=", 1) for line in checkout.make("urls").stdout.splitlines())
