@@ -7,11 +7,13 @@ VENV = .venv$(if $(filter 5.5 5.6,$(CELERY)),-$(CELERY))
 $(foreach one,$(.VARIABLES),$(if $(filter command,$(origin $(one))),$(eval override $(one) := $$(value $(one)))$(eval export $(one))))
 KIT = $(VENV)/bin/python -m celery_kit.operate.cli
 PYTEST = $(VENV)/bin/pytest
+BUILD = $(if $(IMAGES_MADE),:,$(KIT) images)
 
 .DEFAULT_GOAL := help
 # What is typed, and what that needs, is never a file, whatever the folder holds.
-TESTS = lint test-unit test-compat test-examples test-security test-cost test-browser test-matrix test-faults test-deploy
-.PHONY: help env down $(TESTS) $(MAKECMDGOALS)
+CHECKS = lint test-unit
+TESTS = test-compat test-examples test-security test-cost test-browser test-matrix test-faults test-deploy
+.PHONY: help env down fetch checks $(CHECKS) $(TESTS) $(MAKECMDGOALS)
 .SILENT:
 
 help:         ## the commands of this file
@@ -96,7 +98,19 @@ env:
 	deploy/env.sh local
 
 test: export QUICK = 1
-test: $(TESTS)  ## from a bare machine: the matrix on 5 of 20, faults on 2 of 10; more: test-*
+test: export IMAGES_MADE = 1
+test:         ## from a bare machine: the matrix on 5 of 20, faults on 2 of 10; more: test-*
+	deploy/env.sh dev && rm -f .kit/stages && $(MAKE) --no-print-directory -j2 fetch checks && deploy/stages.sh $(TESTS) && cat .kit/stages
+
+# What stages of `make test` need, made while others run that need none of it.
+fetch:
+	deploy/stages.sh fetch-images && deploy/env.sh audit && deploy/browser.sh
+
+fetch-images:
+	BROKER= POOL= COMPOSE_PROFILES=monitor $(KIT) images
+
+checks:
+	deploy/stages.sh $(CHECKS)
 
 lint:         ## style, types, shell scripts, Dockerfiles
 	deploy/env.sh dev && deploy/lint.sh
@@ -105,25 +119,25 @@ test-unit:    ## tests that need no container
 	deploy/env.sh dev && deploy/kubectl.sh && $(PYTEST) tests/unit -n 2 --dist loadfile --no-loadscope-reorder
 
 test-cost:    ## what a task costs on each broker and pool: frames, round trips, calls of sockets and files, bytes of log
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine/rabbitmq/test_cost.py tests/unit/brokers/redis/test_round_trips.py
+	deploy/env.sh dev && $(BUILD) && $(PYTEST) tests/engine/rabbitmq/test_cost.py $(if $(QUICK),,tests/unit/brokers/redis/test_round_trips.py)
 
 test-compat:  ## the kit on either engine beside plain Celery, on each broker and pool: what Celery gives, the kit gives; BROKER= POOL=
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/compat --reruns 2
+	deploy/env.sh dev && $(BUILD) && $(PYTEST) tests/compat -n 3 --no-loadscope-reorder --reruns 2
 
 test-security: ## what must not be possible, on running stacks; hostile messages, on each broker, pool and engine; FUZZED=1: those of test-fuzz
-	deploy/env.sh dev && deploy/env.sh audit && BROKER= POOL= $(KIT) images && $(PYTEST) tests/security -n 3 --dist loadfile -q --no-header
+	deploy/env.sh dev && deploy/env.sh audit && BROKER= POOL= $(BUILD) && $(PYTEST) tests/security -n 4 --no-loadscope-reorder -q --no-header
 
 test-fuzz:    ## what decides about a message, by a coverage-guided fuzzer, BROKER= SECONDS=600 each; writes docs/reports/fuzz.md
 	deploy/env.sh dev && .venv/bin/python -m tests.fuzz.run
 
 test-hostile: ## some hostile messages on the kit and on plain Celery, prefork and solo; writes docs/reports/hostile.md (BROKER= POOL=)
-	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m tests.security.beside
+	deploy/env.sh dev && BROKER= POOL= $(BUILD) && .venv/bin/python -m tests.security.beside
 
 test-checks:  ## what must not be possible, tried on the kit, on plain Celery in compose, and with weaknesses planted; writes docs/reports/checks.md (BROKER= ONLY= SIDES=kit|plain)
-	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m tests.security.checks
+	deploy/env.sh dev && BROKER= POOL= $(BUILD) && .venv/bin/python -m tests.security.checks
 
 test-packages: ## Sentry, OpenTelemetry, Django, celery-batches … on the kit, beside plain Celery (minutes)
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/packages
+	deploy/env.sh dev && $(BUILD) && $(PYTEST) tests/packages
 
 test-layers:  ## two builds of an image from nothing: the same layers; writes docs/reports/layers.md (minutes; POOL=)
 	deploy/env.sh dev && .venv/bin/python -m deploy.supply.twice
@@ -132,16 +146,16 @@ test-operator: ## logs, progress, doctor, traces, make dev: workers of every poo
 	deploy/env.sh dev && $(PYTEST) tests/operator
 
 test-producer: ## a producer whose broker is away, the spool, batches that are cut, on real servers that stop
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/producer
+	deploy/env.sh dev && $(BUILD) && $(PYTEST) tests/producer
 
 test-monitor: ## MONITOR=1: Flower in a browser, metrics, alerts by rule and in life
-	deploy/env.sh dev && deploy/browser.sh && $(KIT) images && $(PYTEST) tests/deploy/test_monitor.py
+	deploy/env.sh dev && deploy/browser.sh && $(BUILD) && $(PYTEST) tests/deploy/test_monitor.py
 
 test-matrix:  ## every row on every combination: BROKER= POOL= BACKEND= choose some, CELERY=5.6|5.5 an earlier Celery, SIGNED=1 signs messages; with APP= SOURCE= a stack of each with your code: TASK= ARGS=
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) $(if $(APP),tests/deploy/test_codebase.py -k each,tests/integration -n 10 --reruns 2) -q --no-header
+	deploy/env.sh dev && $(BUILD) && $(PYTEST) $(if $(APP),tests/deploy/test_codebase.py -k each,tests/integration -n 10 --reruns 2) -q --no-header
 
 test-faults:  ## each fault on every broker and pool, and on plain Celery; writes docs/reports/faults.* (hours; QUICK=1: minutes)
-	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.faults.run
+	deploy/env.sh dev && $(BUILD) && .venv/bin/python -m tests.faults.run
 
 test-clusters: ## lose the node that leads the queues, killed, frozen or cut off, under load, on every pool, and on plain Celery; writes docs/reports/clusters.md (BROKER= POOL= FAULT= SIDES=kit|plain)
 	deploy/env.sh dev && POOL= $(KIT) images && .venv/bin/python -m tests.clusters.run
@@ -150,25 +164,25 @@ test-crash:   ## workers that are killed during quick tasks, beside plain Celery
 	deploy/env.sh dev && .venv/bin/python -m tests.crash.run
 
 test-shutdown: ## a worker that is asked to stop, on every broker and pool
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/faults/test_shutdown.py -n 4 -q --no-header
+	deploy/env.sh dev && $(BUILD) && $(PYTEST) tests/faults/test_shutdown.py -n 4 -q --no-header
 
 test-engine:  ## ENGINE=fast on real servers: workers that are killed and stopped, transports, result backend
-	deploy/env.sh dev && $(KIT) images && $(PYTEST) tests/engine
+	deploy/env.sh dev && $(BUILD) && $(PYTEST) tests/engine
 
 test-limits:  ## that each row of a limit is needed exactly where it stands: each is inverted, and its test must fail
-	deploy/env.sh dev && $(KIT) images && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 10 -q --no-header -rfX
+	deploy/env.sh dev && $(BUILD) && INVERT_LIMITS=1 $(PYTEST) tests/integration -n 10 -q --no-header -rfX
 
 test-examples: ## the wheel in an empty environment: each of examples/ on each broker and two pools; QUICK=1: one combination each
-	deploy/env.sh dev && $(PYTEST) tests/examples -q --no-header
+	deploy/env.sh dev && $(PYTEST) tests/examples -n 3 -q --no-header
 
 test-upstream: ## Celery's own integration suite with the kit installed in its app, beside plain Celery; writes docs/reports/upstream.md (hours; KIT=1: the default engine alone; PAIRS= WORKERS= SIDES= MODULES=)
-	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m tests.upstream.run
+	deploy/env.sh dev && $(BUILD) && .venv/bin/python -m tests.upstream.run
 
 test-browser: ## the pages that the kit makes, in a real browser
 	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/browser
 
 test-deploy:  ## the commands of this file, as a user types them
-	deploy/env.sh dev && $(PYTEST) tests/deploy -n 3 --dist loadfile --reruns 2 --ignore tests/deploy/test_monitor.py
+	deploy/env.sh dev && $(PYTEST) tests/deploy -n 4 --no-loadscope-reorder --reruns 2 --ignore tests/deploy/test_monitor.py
 
 test-autoscale: ## a load step on what make k8s AUTOSCALE=1 renders: its questions, asked of a real Prometheus, and the autoscaler's arithmetic (minutes)
 	deploy/env.sh dev && deploy/kubectl.sh && POOL= COMPOSE_PROFILES=monitor $(KIT) images && $(PYTEST) tests/autoscale -q --no-header -s
@@ -207,7 +221,7 @@ docs-matrix:  ## take the last run of test-matrix into the docs: tables, page, s
 	.venv/bin/python -m docs.take_matrix && deploy/browser.sh && SCREENSHOT=1 $(PYTEST) tests/browser && $(MAKE) docs
 
 docs-probe:   ## what a health probe says and costs in a worker's container; writes docs/reports/probe.md
-	deploy/env.sh dev && $(KIT) images && .venv/bin/python -m docs.probe
+	deploy/env.sh dev && $(BUILD) && .venv/bin/python -m docs.probe
 
 docs-site:    ## README and docs as a site, in site/
 	deploy/env.sh docs && .venv/bin/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going -c docs . site && echo site/index.html

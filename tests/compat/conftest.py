@@ -88,10 +88,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:
-    return Grouped(config, log, _group)
+    return Grouped(config, log, group_of)
 
 
-def _group(nodeid: str) -> str:
+def group_of(nodeid: str) -> str:
     """Tests with the same workers of the session, or of a file and a broker."""
     found = re.search(r"\[(\w+\+\w+)", nodeid) or re.search(r"/test_(?:forks|results)\.py::.*\[(\w+(?:-rpc)?)[-\]]", nodeid)
     return found[1] if found else file_and_broker(nodeid)
