@@ -1,9 +1,9 @@
 """A worker in the client's process, as in users' tests (celery.contrib.testing)."""
 
 import os
+from pathlib import Path
 from typing import Any
 
-import pytest
 from celery.contrib.testing import tasks  # noqa: F401  # celery.ping, which checks that the worker works
 from celery.contrib.testing.worker import start_worker
 
@@ -21,19 +21,8 @@ def gives(pool: str) -> list[Any]:
 
 
 def by_fixture(pool: str) -> int:
-    """The exit code of pytest for the test in this file."""
-    return int(pytest.main(["-q", "-p", "celery.contrib.pytest", "-p", "no:cacheprovider", "-c", os.devnull, __file__]))
+    """The exit code of pytest for the test in ../by_fixture.py."""
+    import pytest  # not in every client and worker: it takes as long as all else that they import
 
-
-@pytest.fixture
-def celery_app() -> Any:
-    return app
-
-
-@pytest.fixture(scope="session")
-def celery_worker_pool() -> str:
-    return os.environ["POOL"]
-
-
-def test_add(celery_worker: Any) -> None:
-    assert [one.get(timeout=20) for one in [add.delay(n, 1) for n in range(20)]] == list(range(1, 21))
+    test = Path(__file__).parents[1] / "by_fixture.py"
+    return int(pytest.main(["-q", "-p", "celery.contrib.pytest", "-p", "no:cacheprovider", "-c", os.devnull, str(test)]))
