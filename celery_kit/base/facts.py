@@ -9,20 +9,22 @@ from urllib.parse import unquote
 from celery import Celery
 from kombu.utils.url import maybe_sanitize_url
 
-from celery_kit.base.messages import FAILED
+from celery_kit.base.messages import FAILED, PAUSED
 from celery_kit.base.types import Channel, Connection
 
 #: How long to wait for one server, in seconds. Short, because a person is waiting for the answer.
 PATIENCE = 1.0
 
-#: Queues that carry no tasks: remote control and its replies, events, the queues of RabbitMQ's delayed delivery, failed tasks.
-INTERNAL = ("pidbox", "celeryev", "celery_delayed", FAILED)
+#: Queues that carry no tasks: remote control and its replies, events, the queues of RabbitMQ's delayed delivery, failed tasks,
+#: pauses.
+INTERNAL = ("pidbox", "celeryev", "celery_delayed", FAILED, PAUSED)
 
 
 @dataclass(frozen=True)
 class Queue:
     """`waiting`, `unacknowledged` and `consumers` are numbers; `oldest` is the seconds since the next message was sent, by its
-    header `sent`, or since its ETA. None: the broker does not report it.
+    header `sent`, or since its ETA. `paused`: no worker begins its tasks until it is resumed. None: the broker does not report
+    it.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Queue:
     unacknowledged: int | None = None
     consumers: int | None = None
     oldest: float | None = None
+    paused: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ class Member:
     group: str = ""
 
 
+def process(one: Member) -> dict[str, object]:
+    """A process of the stack as JSON has it."""
+    return {"role": one.role, "state": one.state, "running": one.running, "worker": one.node, "group": one.group or None}
+
+
 #: The upper bounds of a histogram's buckets, in seconds. The last bucket has none.
 BOUNDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0)
 
@@ -115,7 +123,7 @@ class Measured(TypedDict):
 #: The fields of a worker's report (celery_kit/observe/vitals.py), and the types that each may have.
 VITALS: dict[str, tuple[type, ...]] = {
     "pool": (str,), "version": (str,), "visibility_timeout": (int, float), "longest_task": (int, float), "clock": (int, float),
-    **dict.fromkeys(("consuming", "tasks", "measures"), (list,)),
+    **dict.fromkeys(("consuming", "paused", "tasks", "measures"), (list,)),
     **dict.fromkeys(("concurrency", "registered", "active", "reserved", "scheduled", "processed", "memory"), (int,)),
 }  # fmt: skip
 
@@ -128,6 +136,8 @@ class Vitals(TypedDict):
     version: str | None
     concurrency: int | None
     consuming: list[str] | None
+    #: Queues that it would consume, and that are paused.
+    paused: list[str] | None
     #: Names of its tasks, and their number, where the list is cut (celery_kit/observe/vitals.py).
     tasks: list[str] | None
     registered: int | None
@@ -150,7 +160,7 @@ def vitals_of(answer: object) -> Vitals:
     """
     given = answer if isinstance(answer, dict) else {}
     found = {name: given.get(name) if isinstance(given.get(name), kinds) else None for name, kinds in VITALS.items()}
-    for name in ("consuming", "tasks"):
+    for name in ("consuming", "paused", "tasks"):
         if isinstance(names := found[name], list):
             found[name] = [str(one) for one in names]
     if isinstance(measures := found["measures"], list):

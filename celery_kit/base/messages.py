@@ -14,6 +14,8 @@ from celery_kit.base.types import Headers
 DEAD = "celery.dead"
 #: The queue, or the key, that holds the messages of failed tasks, which are bounded in number and age.
 FAILED = f"{DEAD}.failed"
+#: The exchange and the queue, or the key, that say which queues are paused.
+PAUSED = "celery-kit.paused"
 #: The header that counts a message's earlier deliveries. RabbitMQ's name for it, which the kit uses on every broker.
 DELIVERIES = "x-delivery-count"
 #: The header in which a worker notes why it dead-letters a message.

@@ -228,6 +228,10 @@ class TaskConsumer(Protocol):
 
     def consume(self) -> None: ...
 
+    def add_queue(self, queue: Queue) -> object: ...
+
+    def cancel_by_queue(self, queue: str) -> None: ...
+
     def cancel(self) -> None: ...
 
 
@@ -341,6 +345,10 @@ class WorkerConsumer(Protocol):
     channel_errors: tuple[type[BaseException], ...]
     #: None before the step Tasks.
     task_consumer: TaskConsumer | None
+    add_task_queue: Callback
+    #: Its queues that are paused, and asks the broker which are (celery_kit/worker/pausing.py).
+    paused: frozenset[str]
+    look_for_pauses: Callable[[], list[str]]
     event_dispatcher: EventDispatcher
     qos: Prefetch
     #: By task, the token bucket of its rate limit.

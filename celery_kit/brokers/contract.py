@@ -1,7 +1,7 @@
 """What the module of every broker supplies."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -177,6 +177,22 @@ class DeadLetters(Protocol):
         """What stores failed tasks over a connection. Raises the connection's errors."""
 
 
+class Pauses(Protocol):
+    """Which queues are paused. The broker stores it, so that it survives a restart of everything.
+
+    Each method raises the errors of the connection.
+    """
+
+    def fits(self, queue: str) -> bool:
+        """Whether the broker can note a queue of this name. Asks nothing."""
+
+    def put(self, connection: Connection, queue: str, paused: bool) -> None:
+        """Pause a queue, or resume it, in one step. Of several at the same time the last one holds."""
+
+    def paused(self, connection: Connection, queues: Collection[str]) -> set[str]:
+        """Those of the queues that are paused now."""
+
+
 class FailedTasks(Protocol):
     """Stores failed tasks beside the dead letters, for one thread: at most `failed_most`, each for `failed_expires` seconds."""
 
@@ -217,6 +233,8 @@ class Broker:
     dead_letters: str | None
     #: The name of the function that asks the server for its state: facts(app, connection, environ) returns a `facts.Server`.
     facts: str | None
+    #: The name of the class that notes which queues are paused, a :class:`Pauses`; None: none can be.
+    pauses: str | None = None
     #: Its compose file; None if it runs without containers.
     compose_file: str | None = None
     #: The services of that file that its URLs name: one, or the nodes of a cluster.

@@ -111,7 +111,7 @@ class Progress:
         try:
             if not self.connection:
                 self.connection = self._connect()
-            return any(self.depth(self.connection, queue) for queue in self.queues)
+            return any(self.depth(self.connection, queue) for queue in self.queues - self.parent.paused)
         except Exception as error:
             logger.warning("the broker could not be asked for waiting messages: %r", error)
             self.close()

@@ -46,6 +46,7 @@ def _register(**_: object) -> None:
         """Pool, concurrency, queues, numbers of tasks, names of registered tasks, memory (bytes), what became of tasks."""
         consumer = panel.consumer
         consuming = [queue.name for queue in getattr(consumer.task_consumer, "queues", [])]
+        paused = set(getattr(consumer, "paused", ())) & {*panel.app.amqp.queues.consume_from}
         info = consumer.pool.info if consumer.pool else {}
         limits = [getattr(task, "time_limit", None) or panel.app.conf.task_time_limit or 0 for task in panel.app.tasks.values()]
         active = len(state.active_requests)
@@ -58,6 +59,7 @@ def _register(**_: object) -> None:
             "version": panel.app.conf.get("app_version") or None,
             "concurrency": info.get("max-concurrency", 1),
             "consuming": consuming,
+            "paused": sorted(paused),
             "tasks": known[:MOST_TASKS],
             "registered": len(known),
             "active": active,

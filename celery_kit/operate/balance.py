@@ -212,9 +212,9 @@ class Watch:
         busy = len(self._answered.intersection(nodes) - answers.keys())
         self._answered |= answers.keys()
         slots = max((one["concurrency"] or 1 for one in answers.values()), default=self.group.concurrency or 1)
-        queues = (
-            [one for one in found.broker.queues if one.name in self.group.queues] if isinstance(found.broker, Server) else []
-        )
+        # Tasks of a paused queue wait for somebody, not for a worker.
+        every = found.broker.queues if isinstance(found.broker, Server) else []
+        queues = [one for one in every if one.name in self.group.queues and not one.paused]
         return Sample(
             now,
             slots,

@@ -1,5 +1,6 @@
 """The commands behind `make`: `python -m celery_kit.operate.cli COMMAND`. Options are given by name or by the environment."""
 
+import json
 import os
 import signal
 import sys
@@ -9,19 +10,19 @@ import click
 from dotenv import dotenv_values, load_dotenv
 
 from celery_kit.base.choices import TASK_TIME_LIMIT
-from celery_kit.base.facts import PATIENCE, Member
-from celery_kit.base.refusals import choose, refuse
+from celery_kit.base.facts import PATIENCE, Member, process
+from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.brokers.contract import ROLES
-from celery_kit.operate import deploy, groups
-from celery_kit.operate.arguments import OF_DEAD
-from celery_kit.operate.current import IN_CONTAINERS, Stack, look, meant, running_stack, stack_of
+from celery_kit.operate import deploy, groups, tasks
+from celery_kit.operate.current import IN_CONTAINERS, Stack, groups_of, join, look, meant, running_stack, stack_of
 from celery_kit.operate.options import (
     backend_option,
     broker_option,
     check,
     codebase_options,
+    json_option,
     pool_option,
     python_option,
     typed,
@@ -30,7 +31,8 @@ from celery_kit.operate.options import (
 from celery_kit.operate.stacks import certificates, passwords
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks.compose import Compose
-from celery_kit.operate.stacks.docker import EngineSilentError, Facts, others
+from celery_kit.operate.stacks.docker import EngineSilentError, others
+from celery_kit.operate.stacks.images import CODE, KIT, Code
 from celery_kit.operate.stacks.local import Local
 from celery_kit.operate.stacks.ports import published_ports
 from celery_kit.operate.stacks.pythons import on_this_machine
@@ -123,11 +125,6 @@ def up(
   make status    make logs    make urls    make down""")
 
 
-def _run(role: str, *argv: str) -> NoReturn:
-    """Run a module in the running stack, in a role, and exit with its exit code."""
-    sys.exit(running_stack().python(role, *argv).returncode)
-
-
 @cli.command()
 @click.option("--volumes", is_flag=True, envvar="VOLUMES", help="delete the stack's data too")
 @click.option("--yes", is_flag=True, envvar="YES", help="delete data without asking")
@@ -150,62 +147,26 @@ def _down(stack: Stack, volumes: bool, yes: bool) -> bool:
 
 
 @cli.command()
-@click.option("--task", envvar="TASK", help="the task's name, such as mail.send_email")
-@click.option("--args", envvar="ARGS", default="[]", help="its arguments, a JSON array")
-@click.option("--kwargs", envvar="KWARGS", default="{}", help="its keyword arguments, a JSON object")
-@click.option("--countdown", type=float, envvar="COUNTDOWN", help="seconds before it runs")
-@click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
-def send(task: str | None, args: str, kwargs: str, countdown: float | None, wait: float | None) -> None:
-    """Send a task to the running stack; prints its id."""
-    if not task:
-        refuse('TASK is missing; for example: make send TASK=mail.send_email ARGS=\'["a@b.c", "hi"]\'')
-    options = [("--countdown", countdown), ("--wait", wait)]
-    flags = [f"{flag}={value}" for flag, value in options if value is not None]
-    _run("producer", "celery_kit.operate.look.send", *flags, "--", task, args, kwargs)
-
-
-@cli.command()
-def forward() -> None:
-    """Send what waits in the spool of the running stack (SPOOL)."""
-    _run("producer", "celery_kit.operate.look.send", "forward")
-
-
-@cli.command()
-@click.option("--id", "task_id", envvar="ID", help="the task's id")
-@click.option("--wait", type=float, envvar="WAIT", help="seconds to wait for the result")
-@click.option("--forget", is_flag=True, envvar="FORGET", help="delete the result")
-@click.option("--watch", is_flag=True, envvar="WATCH", help="follow the task until it ends, with a progress bar")
-def result(task_id: str | None, wait: float | None, forget: bool, watch: bool) -> None:
-    """Show a task's state and result, by its id."""
-    if not task_id:
-        refuse("ID is missing; for example: make result ID=the id that 'make send' printed")
-    if watch:
-        _join(running_stack(), "producer")
-        from celery_kit.operate.look import watch as watching
-
-        sys.argv[1:] = [task_id]
-        watching.main()
-    flags = [*([f"--wait={wait}"] if wait is not None else []), *(["--forget"] if forget else [])]
-    _run("producer", "celery_kit.operate.look.result", *flags, "--", task_id)
-
-
-@cli.command()
-def status() -> None:
+@json_option
+def status(as_json: bool) -> None:
     """Show the running stack's broker, queues, workers and beat."""
     stack = running_stack()
-    inspected = _join(stack)
+    inspected = join(stack)
     from celery_kit.operate.look import status  # not before the environment names the stack
 
-    click.echo("\n".join(status.lines(look(stack, inspected, stack.members(inspected), PATIENCE))))
+    found = look(stack, inspected, stack.members(inspected), PATIENCE)
+    click.echo(json.dumps(status.document(found)) if as_json else "\n".join(status.lines(found)))
 
 
 @cli.command()
 @click.option("--role", type=click.Choice(ROLES), default="producer", envvar="ROLE", help="whose; default: a producer's")
-def urls(role: str) -> None:
+@json_option
+def urls(role: str, as_json: bool) -> None:
     """Print the addresses of the running stack's servers and of its mail catcher on this machine, with their passwords."""
-    inspected = _join(stack := running_stack(), role)
+    inspected = join(stack := running_stack(), role)
     servers = {name: os.environ[name] for name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")}
-    click.echo("\n".join(f"{name}={value}" for name, value in {**servers, **stack.passwords(inspected)}.items()))
+    found = {**servers, **stack.passwords(inspected)}
+    click.echo(json.dumps(found) if as_json else "\n".join(f"{name}={value}" for name, value in found.items()))
 
 
 @cli.command("certificates")
@@ -233,9 +194,10 @@ def renew_passwords(renew: str | None) -> None:
 
 
 @cli.command()
-def doctor() -> None:
+@json_option
+def doctor(as_json: bool) -> None:
     """Check the machine and the running stack, and print each fault and how to fix it."""
-    from celery_kit.operate.look.doctor import CODE, KIT, Code, Scene, show
+    from celery_kit.operate.look.doctor import Scene, show
 
     try:
         stack = next((one for one in meant() if one.running()), None)
@@ -243,8 +205,8 @@ def doctor() -> None:
         stack = None  # which is found below
     if stack is None:
         folder = ROOT / (os.environ.get("SOURCE") or "app")
-        sys.exit(show(Scene(stack=False, ports=published_ports(), folder=folder)))
-    inspected = _join(stack)
+        sys.exit(show(Scene(stack=False, ports=published_ports(), folder=folder), as_json))
+    inspected = join(stack)
     containers = inspected if isinstance(stack, Compose) else []
     codebase = stack.codebase(inspected)
     code = (Code(codebase.source, "/srv/source"), KIT) if codebase else CODE
@@ -252,7 +214,8 @@ def doctor() -> None:
     def taken(members: list[Member], patience: float) -> "Snapshot":
         return look(stack, inspected, members, patience)
 
-    sys.exit(show(Scene(stack.members(inspected), containers, look=taken, code=code, folder=codebases.code_of(codebase))))
+    folder = codebases.code_of(codebase)
+    sys.exit(show(Scene(stack.members(inspected), containers, look=taken, code=code, folder=folder), as_json))
 
 
 @cli.command()
@@ -262,7 +225,7 @@ def doctor() -> None:
 def top(every: float) -> None:
     """Show the status again and again, until Ctrl-C."""
     stack = running_stack()
-    _join(stack)
+    join(stack)
     from celery_kit.operate.look import top  # not before the environment names the stack
 
     top.show(every, lambda: _now(stack))
@@ -280,7 +243,7 @@ def balance(every: float, cooldown: float) -> None:
     """Keep each worker group between its min and max workers, by how long tasks wait, until Ctrl-C."""
     if not isinstance(stack := running_stack(), Compose):
         refuse("the embedded stack has as many workers as it was started with: 'make balance' is for stacks of containers")
-    _join(stack)
+    join(stack)
     from celery_kit.operate import balance as balancing
 
     balancing.run(stack, Containers(stack.project, stack.inspected), lambda: _now(stack), every, cooldown)
@@ -292,35 +255,27 @@ def _now(stack: Stack) -> "Snapshot":
     return look(stack, inspected, stack.members(inspected), PATIENCE)
 
 
-def _join(stack: Stack, role: str = "operator") -> list[Facts]:
-    """Set this process' environment to that of a stack, in a role. Returns the descriptions of the stack's processes."""
-    inspected = stack.inspected()
-    os.environ.update(stack.environment(inspected, role))
-    return inspected
-
-
-@cli.command(params=[click.Option([f"--{name}"], envvar=name.upper(), help=what) for name, what in OF_DEAD.items()])
-def dead(**given: str | None) -> None:
-    """List failed tasks and dead letters, with their reasons; RETRY= sends them back, DROP= deletes them."""
-    _run("operator", "celery_kit.operate.look.dead", *(f"--{name}={value}" for name, value in given.items() if value))
-
-
 @cli.command()
 @click.option("--follow", is_flag=True, envvar="FOLLOW", help="follow until Ctrl-C")
 @click.option("--group", envvar="GROUP", help="of one worker group alone")
 def logs(follow: bool, group: str | None) -> None:
     """Show the running stack's logs."""
     stack = running_stack()
-    known = {one.name: one for one in stack.groups(stack.inspected())} if group else {}
-    if group and not known:
-        refuse(f"GROUP={group}: the stack runs without worker groups (docs/groups.md)")
-    stack.logs(follow, known[choose("GROUP", group, known)] if group else None)
+    stack.logs(follow, groups_of(stack, group)[group] if group else None)
 
 
 @cli.command()
-def ps() -> None:
+@json_option
+def ps(as_json: bool) -> None:
     """Show the running stack's processes or containers."""
-    running_stack().ps()
+    stack = running_stack()
+    if not as_json:
+        stack.ps()
+        return
+    inspected = stack.inspected()
+    named = {str(one.get("Name") or one["name"]).lstrip("/"): one for one in inspected}
+    found = zip(named, stack.members([*named.values()]), strict=True)
+    click.echo(json.dumps({"processes": [{"name": name, **process(one)} for name, one in found]}))
 
 
 @cli.command()
@@ -338,14 +293,14 @@ def demo(pool: str, backend: str) -> None:
 def dev() -> None:
     """Run a worker of the running stack on this machine, and restart it when code changes. Ctrl-C stops it."""
     given, stack = {"POOL": os.environ.get("POOL"), "CELERY_WORKER_QUEUES": os.environ.get("QUEUES")}, running_stack()
-    inspected = _join(stack, "worker")
+    inspected = join(stack, "worker")
     os.environ.update({name: value for name, value in given.items() if value})
     from celery_kit.operate.stacks.dev import main as develop
 
     develop(codebase=stack.codebase(inspected))
 
 
-for command in deploy.COMMANDS:
+for command in (*deploy.COMMANDS, *tasks.COMMANDS):
     cli.add_command(command)
 
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import Signature
 from pathlib import Path
@@ -303,7 +303,7 @@ def _at(codebase: Codebase, source: Path) -> Codebase:
     return replace(codebase, source=source, requirements=own)
 
 
-def check(base: str, codebase: Codebase | None, workers_first: bool) -> int:
+def check(base: str, codebase: Codebase | None, workers_first: bool, as_json: bool = False) -> int:
     """Print the findings. Returns the exit code: 1 if something breaks. `workers_first`: new messages meet no old worker."""
     groups.read(code_of(codebase), "prefork", 1)  # refuses a table that is wrong; that of the other version is left out then
     if codebase:
@@ -334,10 +334,13 @@ def check(base: str, codebase: Codebase | None, workers_first: bool) -> int:
     if workers_first:
         lines = [replace(one, note=True) if one.way == NEW else one for one in lines]
     lines.sort(key=lambda one: one.note)
-    for line in lines:
-        print(line)
     breaks = sum(not one.note for one in lines)
     number = len(old.interface["tasks"].keys() | new.interface["tasks"].keys())
+    if as_json:
+        print(json.dumps({"base": base, "tasks": number, "findings": [asdict(one) for one in lines]}))
+        return 1 if breaks else 0
+    for line in lines:
+        print(line)
     ends = f"{breaks} findings break" if breaks > 1 else "1 finding breaks" if breaks else "nothing breaks"
     print(f"{number} tasks, against {base}: {ends}", file=sys.stderr)
     return 1 if breaks else 0

@@ -13,6 +13,7 @@ from celery_kit.base.facts import Member
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
+from celery_kit.operate.groups import Group
 from celery_kit.operate.stacks.compose import Compose
 from celery_kit.operate.stacks.docker import Facts, others
 from celery_kit.operate.stacks.local import Local
@@ -61,8 +62,24 @@ def look(stack: Stack, inspected: list[Facts], members: list[Member], patience: 
         given = json.dumps([patience, [asdict(one) for one in members]])
         with suppress(subprocess.TimeoutExpired, LookupError, ValueError, TypeError):
             done = stack.python(
-                "operator", "celery_kit.operate.look.status", "--json", input=given, capture_output=True, timeout=LOOK_SECONDS
+                "operator", "celery_kit.operate.look.status", "--packed", input=given, capture_output=True, timeout=LOOK_SECONDS
             )
             found = status.unpacked(done.stdout.strip().splitlines()[-1])
             return replace(status.seen(found, stack.seen(inspected)), groups=running)
     return replace(status.snapshot(lambda: members, patience), groups=running)
+
+
+def join(stack: Stack, role: str = "operator") -> list[Facts]:
+    """Set this process' environment to that of a stack, in a role. Returns the descriptions of the stack's processes."""
+    inspected = stack.inspected()
+    os.environ.update(stack.environment(inspected, role))
+    return inspected
+
+
+def groups_of(stack: Stack, name: str) -> dict[str, Group]:
+    """The groups of a stack, by name. Refuses a name that none of them has."""
+    known = {one.name: one for one in stack.groups(stack.inspected())}
+    if not known:
+        refuse(f"GROUP={name}: the stack runs without worker groups (docs/groups.md)")
+    choose("GROUP", name, known)
+    return known

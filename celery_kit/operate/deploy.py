@@ -1,5 +1,6 @@
 """The commands that bring workers to other machines: images, a registry, versions, a Docker Swarm, Kubernetes."""
 
+import json
 import os
 import sys
 
@@ -17,6 +18,7 @@ from celery_kit.operate.options import (
     broker_option,
     check,
     codebase_options,
+    json_option,
     pool_option,
     python_option,
     typed,
@@ -64,12 +66,13 @@ def push(
 @click.command()
 @click.option("--base", envvar="BASE", help="a git ref: the code to compare with, such as origin/main")
 @click.option("--workers-first", is_flag=True, envvar="WORKERS_FIRST", help="what sends tasks is updated after all workers")
+@json_option
 @codebase_options
-def contract(base: str | None, workers_first: bool, codebase: codebases.Codebase | None) -> None:
+def contract(base: str | None, workers_first: bool, as_json: bool, codebase: codebases.Codebase | None) -> None:
     """Check that workers of this code and those of a git ref can run each other's messages. Exit code 1 if not (make: 2)."""
     if not base:
         refuse("BASE is missing; for example: make contract BASE=origin/main")
-    sys.exit(contracts.check(base, codebase, workers_first))
+    sys.exit(contracts.check(base, codebase, workers_first, as_json))
 
 
 @click.command()
@@ -86,6 +89,7 @@ def contract(base: str | None, workers_first: bool, codebase: codebases.Codebase
 @click.option("--renew", is_flag=True, envvar="RENEW", help="with new passwords of the servers")
 @click.option("--look", is_flag=True, envvar="LOOK", help="print what runs, and change nothing")
 @click.option("--down", is_flag=True, envvar="DOWN", help="take it down; its data stays")
+@json_option
 @codebase_options
 def stack(
     broker: str,
@@ -99,6 +103,7 @@ def stack(
     renew: bool,
     look: bool,
     down: bool,
+    as_json: bool,
     codebase: codebases.Codebase | None,
 ) -> None:
     """Start a stack on the Docker Swarm that this engine manages, or replace what has changed of it."""
@@ -107,7 +112,13 @@ def stack(
         refuse(f"a swarm runs containers, and of a broker one; give {' or '.join(contained)}")
     if not (down or look or pins):
         refuse("PINS is missing: the nodes get their images from a registry. 'make push REGISTRY=…' writes PINS=pins.json")
+    if as_json and not look:
+        refuse("JSON=1 is for LOOK=1, which prints what runs")
     swarm.check(name)
+    if as_json:
+        swarm.refuse_unless_there(name)
+        click.echo(json.dumps({"stack": name, "services": [one._asdict() for one in swarm.services(name)]}))
+        return
     if down or look:
         click.echo(swarm.remove(name) if down else "\n".join(swarm.look(name)))
         return

@@ -388,7 +388,8 @@ def faults(
                 f"group {one.name} has {number} of {one.scale[0]} workers",
                 f"'make logs GROUP={one.name}' shows why; 'make up'",
             )
-        late = [queue for queue in queues if queue.name in one.queues and (queue.oldest or 0) > (one.target_wait or MOST_WAIT)]
+        mine = [queue for queue in queues if queue.name in one.queues and not queue.paused]
+        late = [queue for queue in mine if (queue.oldest or 0) > (one.target_wait or MOST_WAIT)]
         for queue in late:
             yield (
                 f"a task has waited in queue {queue.name} for {queue.oldest:.0f} s; group {one.name} has {one.target_wait:g} s",

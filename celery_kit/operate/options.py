@@ -24,6 +24,10 @@ def choice(name: str, values: dict[str, Any], default: str) -> Any:
     )
 
 
+#: Of each command that shows something: docs/json.md.
+json_option = click.option(
+    "--json", "as_json", is_flag=True, envvar="JSON", help="1: one JSON document on standard output (docs/json.md)"
+)
 broker_option = choice("broker", BROKERS, "embedded")
 pool_option = choice("pool", POOLS, "prefork")
 backend_option = choice("backend", BACKENDS, "redis")

@@ -17,12 +17,18 @@ COMMANDS = {
     "top": "the same, live, until Ctrl-C",
     "doctor": "what is wrong, and how to fix it",
     "dead": "dead letters and failed tasks, with their reasons; --retry ID|all sends them back, --drop ID|all deletes them",
+    "pause": "have no worker begin tasks of a QUEUE, until `resume QUEUE`; survives restarts",
+    "resume": "have workers consume a paused QUEUE again",
     "send": "send a task: TASK [ARGS] [KWARGS], in JSON; `send forward` sends the tasks in the spool",
     "result": "a task's state and result, by its id",
     "watch": "follow a task to its end, by its id",
     "exporter": "metrics for Prometheus, on port 9808",
     "monitor": "Flower, with the password of MONITOR_PASSWORD_FILE",
 }
+
+
+#: Those that a module runs together with another command. It finds the command's name in sys.argv.
+MODULES = {"resume": "pause"}
 
 
 def _help() -> str:
@@ -46,7 +52,7 @@ def main() -> None:
 
 def _run(command: str) -> None:
     try:
-        import_module(f"celery_kit.operate.look.{command}").main()
+        import_module(f"celery_kit.operate.look.{MODULES.get(command, command)}").main()
     except ModuleNotFoundError as error:
         _refuse_without(command, error)
     except KeyboardInterrupt:

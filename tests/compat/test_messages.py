@@ -69,7 +69,7 @@ def letters(side: Side) -> int:
     """The number of dead letters from this side's queue."""
     with side.python("-m", "celery_kit.operate.look.dead", "--json") as process:
         out, _ = process.communicate(timeout=SECONDS)
-    return sum(json.loads(line)["queue"] == side.queue for line in out.splitlines())
+    return sum(letter["queue"] == side.queue for letter in json.loads(out)["letters"])
 
 
 def test_celery_runs_what_the_table_says(place: Place) -> None:

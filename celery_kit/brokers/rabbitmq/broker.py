@@ -88,6 +88,7 @@ broker = Broker(
     settings=settings,
     dead_letters="celery_kit.brokers.rabbitmq.dead:RabbitmqDeadLetters",
     facts="celery_kit.brokers.rabbitmq.facts:facts",
+    pauses="celery_kit.brokers.rabbitmq.pauses:RabbitmqPauses",
     compose_file="compose.rabbitmq.yaml",
     transports=TRANSPORTS if needed("transport of RabbitMQ") else {},
     delays_tasks=True,

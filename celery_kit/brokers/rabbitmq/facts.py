@@ -11,13 +11,14 @@ from base64 import b64encode
 from collections.abc import Mapping
 from ssl import CERT_NONE, SSLContext, create_default_context
 from typing import TYPE_CHECKING, cast
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from celery import Celery
 
 from celery_kit.base.facts import PATIENCE, Queue, Server, known_queues
+from celery_kit.base.messages import PAUSED
 from celery_kit.base.types import Channel, Connection, Headers
 from celery_kit.brokers.contract import Environ
 
@@ -78,15 +79,17 @@ def facts(app: Celery, connection: Connection, environ: Environ) -> Server:
         reported = []
         notes.append(f"its management interface does not answer ({error}): other queues, and what workers hold, are not shown")
     held = {queue["name"]: queue.get("messages_unacknowledged") for queue in reported}
+    paused = _paused(connection, environ) if reported else None
     queues = []
-    for name in known_queues(app, held):
+    for name in known_queues(app, (*held, *(paused or ()))):
         channel: Channel = connection.channel()
+        stopped = None if paused is None else name in paused
         try:
             now = channel.queue_declare(name, passive=True)
-            queues.append(Queue(name, now.message_count, held.get(name), now.consumer_count))
+            queues.append(Queue(name, now.message_count, held.get(name), now.consumer_count, paused=stopped))
             channel.close()
         except connection.channel_errors:  # no worker has declared it yet; the error closes the channel
-            queues.append(Queue(name, 0, 0, 0))
+            queues.append(Queue(name, 0, 0, 0, paused=stopped))
     delayed = sum(queue.get("messages", 0) for queue in reported if queue["name"].startswith(DELAYED))
     if delayed:
         notes.append(f"{delayed} messages wait for their ETA")
@@ -99,6 +102,16 @@ def facts(app: Celery, connection: Connection, environ: Environ) -> Server:
         except OSError as error:  # it waits for each node
             faults.append((f"the broker does not say how its nodes are ({error})", "make ps; one of them may be frozen"))
     return Server("RabbitMQ", version, queues, notes=notes, faults=faults, delayed=delayed if reported else None)
+
+
+def _paused(connection: Connection, environ: Environ) -> set[str]:
+    """The paused queues."""
+    vhost = quote(connection.virtual_host, safe="")
+    try:
+        bound = management(connection, environ, f"exchanges/{vhost}/{PAUSED}/bindings/source")
+    except HTTPError:  # no worker or operator has declared the exchange yet
+        return set()
+    return {one["routing_key"] for one in bound}
 
 
 def too_old(version: str) -> list[tuple[str, str]]:

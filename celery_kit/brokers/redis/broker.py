@@ -108,6 +108,7 @@ broker = Broker(
     settings=settings,
     dead_letters="celery_kit.brokers.redis.dead:RedisDeadLetters" if TRANSPORT else None,
     facts="celery_kit.brokers.redis.facts:facts",
+    pauses="celery_kit.brokers.redis.pauses:RedisPauses",
     compose_file="compose.redis.yaml",
     transports={"redis": TRANSPORT, "rediss": TRANSPORT} if TRANSPORT else {},
     delays_tasks=DELAYS,

@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
 from celery_kit.base.correlation import SENT
 from celery_kit.base.facts import Held, Queue, Server, known_queues
 from celery_kit.brokers.contract import Environ
-from celery_kit.brokers.redis import delayed
+from celery_kit.brokers.redis import delayed, pauses
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -49,7 +50,8 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
     info = client.info()
     keys = client.scan_iter(match=f"{prefix}_kombu.binding.*", count=1_000)
     bound = [member for key in keys for member in client.smembers(key)]
-    names = known_queues(app, (_text(member).split(channel.sep)[-1] for member in bound))
+    paused = _paused(client, prefix)
+    names = known_queues(app, (*(_text(member).split(channel.sep)[-1] for member in bound), *paused))
     pipe = client.pipeline(transaction=False)
     for name in names:
         for step in steps:
@@ -61,7 +63,8 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
     for position, name in enumerate(names):
         mine = answers[position * number : (position + 1) * number]
         ages = [age for age in map(_age, mine[1::2]) if age is not None]
-        queues.append(Queue(name, sum(mine[0::2]), held[name] if held is not None else None, None, max(ages, default=None)))
+        mine_held, oldest = held[name] if held is not None else None, max(ages, default=None)
+        queues.append(Queue(name, sum(mine[0::2]), mine_held, None, oldest, name in paused))
     notes = [f"{answers[-1]} messages are unacknowledged"] if held is None else []
     found, holders = faults(info, "broker"), _holders(channel, client, answers[-1])
     if channel.replicas:
@@ -72,7 +75,7 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
     if count:
         next_one = f"due in {until:.0f} s" if until > 0 else f"due since {-until:.0f} s"
         notes.append(f"{count} messages wait for their ETA, the next one is {next_one}")
-        if until < -delayed.OVERDUE and not moved:
+        if until < -delayed.OVERDUE and not moved and not paused:  # workers that consume nothing move none
             found.append(
                 (
                     f"{count} messages wait for their ETA, the first since {-until:.0f} s too long: no worker moves them",
@@ -81,6 +84,13 @@ def facts(app: Celery, connection: Connection, _: Environ) -> Server:
             )
     memory = info["used_memory"]
     return Server(*product_of(info), queues, memory, notes=notes, faults=found, held=holders, delayed=count)
+
+
+def _paused(client: Client, prefix: str) -> set[str]:
+    try:
+        return pauses.names(client, prefix)
+    except ResponseError:  # somebody has put something else there, or the account has no right to read it
+        return set()
 
 
 def product_of(info: Headers) -> tuple[str, str]:

@@ -356,6 +356,7 @@ class Fetcher:
                 answer = connection.read_response(push_request=True, disable_decoding=True)
                 if answer is not None:
                     self._take(answer)
+        self._notified = self._notified or bool(self.ready)  # of queues that are still consumed
         self._requeue()
         self.flush()
 

@@ -245,7 +245,7 @@ class Channel(ChannelBase):
 
     def _basic_cancel(self, consumer_tag: str) -> object:
         answer = super()._basic_cancel(consumer_tag)
-        if self.fetcher and not self.active_queues and not self._closing:
+        if self.fetcher and not self._closing:
             self.fetcher.hand_back()
         return answer
 

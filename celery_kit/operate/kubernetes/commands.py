@@ -18,7 +18,7 @@ from celery_kit.operate.groups import Group
 from celery_kit.operate.kubernetes.check import check
 from celery_kit.operate.kubernetes.render import HOME, OUT, URLS, Wanted, notes, write
 from celery_kit.operate.kubernetes.secrets import manifest
-from celery_kit.operate.options import backend_option, broker_option, codebase_options, pool_option, python_option
+from celery_kit.operate.options import backend_option, broker_option, codebase_options, json_option, pool_option, python_option
 from celery_kit.operate.stacks import codebase as codebases
 from celery_kit.operate.stacks import registry as registries
 from celery_kit.operate.stacks.images import image, settings, unversioned
@@ -151,9 +151,13 @@ def k8s_secrets(secure: str | None, namespace: str, codebase: codebases.Codebase
 
 @click.command("k8s-check")
 @out_option
-def k8s_check(out: str) -> None:
+@json_option
+def k8s_check(out: str, as_json: bool) -> None:
     """Check what a folder renders, without a cluster: schemas and rules. Exit code 1 if anything is wrong (make: 2)."""
     found = list(check(ROOT / out))
+    if as_json:
+        click.echo(json.dumps({"folder": out, "findings": [{"name": name, "what": what} for name, what in found]}))
+        sys.exit(bool(found))
     for name, what in found:
         click.echo(f"{name}: {what}")
     if found:

@@ -257,17 +257,21 @@ def triggers(group: Group, namespace: str, prometheus: str, tasks: int) -> Itera
 
     `backlog`: a worker for so many tasks, `tasks`, that wait or that workers hold, prefetched or running. With a target wait:
     `wait`, what one task in twenty waited at least in the last minute, and `oldest`, how long the next one has waited, which
-    also tells while no task starts. The workers are multiplied by how many times longer than the target these are.
+    also tells while no task starts. The workers are multiplied by how many times longer than the target these are. What waits
+    in a paused queue counts in neither.
     """
     queues = "|".join(re.escape(name) for name in group.queues)
     of = ",".join([f"queue=~{json.dumps(queues)}"] * bool(queues) + [f'namespace="{namespace}"'] * bool(namespace))
-    held = " + ".join(f"sum(celery_kit_queue_{name}{{{of}}})" for name in ("waiting", "unacknowledged"))
+    running = f"unless celery_kit_queue_paused{{{of}}} == 1"
+    held = f"(sum(celery_kit_queue_waiting{{{of}}} {running}) or vector(0)) + sum(celery_kit_queue_unacknowledged{{{of}}})"
     yield _trigger("backlog", "AverageValue", prometheus, held, tasks)
     if group.target_wait:
         waits = f"sum by (le) (rate(celery_kit_task_wait_seconds_bucket{{{of}}}[1m]))"
         # Without any start there is no quantile, NaN, and so no answer.
         yield _trigger("wait", "Value", prometheus, f"histogram_quantile(0.95, {waits}) >= 0", group.target_wait)
-        yield _trigger("oldest", "Value", prometheus, f"max(celery_kit_queue_oldest_seconds{{{of}}})", group.target_wait)
+        yield _trigger(
+            "oldest", "Value", prometheus, f"max(celery_kit_queue_oldest_seconds{{{of}}} {running})", group.target_wait
+        )
 
 
 def _trigger(name: str, kind: str, prometheus: str, query: str, threshold: float) -> Facts:

@@ -112,7 +112,7 @@ def main() -> None:
     parser = Parser(description="List dead letters, failed tasks among them; send them back, drop them.")
     for name, what in OF_DEAD.items():
         parser.add_argument(f"--{name}", default="", help=what)
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--json", action="store_true", help="one JSON object (docs/json.md)")
     given = parser.parse_args()
     if given.retry and given.drop:
         refuse("RETRY and DROP contradict each other; give one of them")
@@ -149,16 +149,18 @@ def main() -> None:
     if ids and not seen:
         refuse(f"no dead letter has the id {meant.id}; '{advice('make', 'celery-kit')} dead' lists them")
     seen.sort(key=lambda one: (_rank(one), one.when))
+    if given.json:
+        print(json.dumps({"done": DONE[action] if wanted else "listed", "letters": [asdict(letter) for letter in seen]}))
+        return
     for letter in seen:
-        print(json.dumps(asdict(letter)) if given.json else _line(letter))
-        if given.id and not given.json and letter.traceback:
+        print(_line(letter))
+        if given.id and letter.traceback:
             print(plain(letter.traceback.rstrip(), kept="\n\t"))
-    if not given.json:
-        kinds = Counter(letter.kind for letter in seen)
-        if len(kinds) > 1:
-            print(", ".join(f"{number} {plain(kind)}" for kind, number in kinds.items()))
-        listed = "dead letter" if len(seen) == 1 else "dead letters"
-        print(f"{len(seen)} {DONE[action] if wanted else listed}")
+    kinds = Counter(letter.kind for letter in seen)
+    if len(kinds) > 1:
+        print(", ".join(f"{number} {plain(kind)}" for kind, number in kinds.items()))
+    listed = "dead letter" if len(seen) == 1 else "dead letters"
+    print(f"{len(seen)} {DONE[action] if wanted else listed}")
 
 
 def _rank(letter: DeadLetter) -> int:

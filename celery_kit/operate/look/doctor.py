@@ -4,7 +4,6 @@ The checks are a table of functions that take the scene and yield faults. Faults
 from that product's module (`Server.faults`), so that no check names a product.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from celery_kit.operate import groups
 from celery_kit.operate.arguments import Parser, advice, standalone
 from celery_kit.operate.look.status import Snapshot, snapshot
 from celery_kit.operate.stacks.docker import EngineSilentError, Facts, ask, last_line, memory_used, port_holder
+from celery_kit.operate.stacks.images import CODE, Code
 from celery_kit.operate.stacks.ports import service_of
 from celery_kit.operate.stacks.services import GROUP
 from celery_kit.produce.spool import OURS
@@ -41,45 +41,6 @@ DISK_BYTES = 1_000_000_000
 API = (1, 44)
 #: The largest share of its memory limit that a container may use.
 MEMORY_SHARE = 0.9
-#: Folders of a codebase that are not copied into its image (deploy/Dockerfile).
-NOT_COPIED = {".git", ".venv", "venv", "__pycache__"}
-
-
-@dataclass(frozen=True)
-class Code:
-    """A folder whose code is copied into an image, and the folder in the image."""
-
-    folder: Path
-    inside: str
-
-    def __str__(self) -> str:
-        return f"{self.folder.name if self.folder.parent == ROOT else self.folder}/"
-
-    def here(self) -> dict[str, str]:
-        """The SHA-256 of each Python or Lua file, by its path relative to the folder."""
-        found = (path for path in self.folder.rglob("*") if path.suffix in (".py", ".lua") and path.is_file())
-        names = {path: path.relative_to(self.folder) for path in found}
-        return {
-            f"./{name}": hashlib.sha256(path.read_bytes()).hexdigest()
-            for path, name in names.items()
-            if not NOT_COPIED & {*name.parts}
-        }
-
-    def differs(self, container: str) -> bool:
-        """Whether a container has other code. False if it cannot be asked. Files that a .dockerignore may leave out may be
-        missing there.
-        """
-        listed = f"cd {self.inside} && find . \\( -name '*.py' -o -name '*.lua' \\) -type f -exec sha256sum {{}} +"
-        lines = ask("docker", "exec", container, "sh", "-c", listed).stdout.splitlines()
-        here, there = self.here(), {name: told for told, _, name in (line.partition("  ") for line in lines)}
-        if (self.folder / ".dockerignore").exists():
-            here = {name: told for name, told in here.items() if name in there}
-        return bool(there) and here != there
-
-
-KIT = Code(ROOT / "celery_kit", "/srv/celery_kit")
-#: The code in this repository's images.
-CODE = (Code(ROOT / "app", "/srv/app"), KIT)
 
 
 @dataclass
@@ -236,7 +197,7 @@ def workers_live(scene: Scene) -> Found:
 def workers_consume(scene: Scene) -> Found:
     """Workers that consume no queue."""
     for node, answer in scene.now.workers.items():
-        if answer["consuming"] == []:
+        if answer["consuming"] == [] and not answer["paused"]:
             yield (
                 f"worker {node} lives and consumes nothing",
                 f"celery -A app control -d {node} add_consumer QUEUE; or restart it",
@@ -248,7 +209,7 @@ def queues_are_consumed(scene: Scene) -> Found:
     reported = [answer["consuming"] for answer in scene.now.workers.values()]
     consumed = {name for names in reported for name in names or ()}
     for queue in scene.broker.queues if scene.broker and reported and None not in reported else []:
-        if queue.waiting and queue.name not in consumed:
+        if queue.waiting and queue.name not in consumed and not queue.paused:
             yield (
                 f"{queue.waiting} tasks wait in queue {queue.name}, which no worker consumes",
                 f"start a worker with -Q {queue.name}",
@@ -320,6 +281,14 @@ def worker_groups(scene: Scene) -> Found:
     yield from () if standalone() else groups.faults(scene.folder, running, scene.members, queues)
 
 
+def notes(scene: Scene) -> Found:
+    """What somebody has chosen and may have forgotten; no fault."""
+    for queue in scene.broker.queues if scene.stack and scene.broker else []:
+        if queue.paused:
+            resume = advice(f"make resume QUEUE={queue.name}", f"celery-kit resume {queue.name}")
+            yield f"queue {queue.name} is paused; {queue.waiting} tasks wait in it", resume
+
+
 Check = Callable[[Scene], Found]
 MACHINE: tuple[Check, ...] = (engine, packages, ports, overcommit, disk, spool, worker_groups)
 STACK: tuple[Check, ...] = (
@@ -334,12 +303,18 @@ def examine(scene: Scene) -> list[tuple[str, str]]:
     return [found for check in checks for found in check(scene)]
 
 
-def show(scene: Scene) -> int:
-    """Print the faults. Returns the exit code: 1 if there are any."""
-    found = examine(scene)
-    for what, fix in found:
-        print(f"✗ {what}\n  → {fix}")
+def show(scene: Scene, as_json: bool = False) -> int:
+    """Print the faults, and what is no fault and worth a note. Returns the exit code: 1 if there are faults."""
+    found, noted = examine(scene), [*notes(scene)]
     checks = len(MACHINE) + (len(STACK) if scene.stack else 0)
+    if as_json:
+        kinds = {"faults": found, "notes": noted}
+        listed = {name: [{"what": what, "fix": fix} for what, fix in some] for name, some in kinds.items()}
+        print(json.dumps({"stack": scene.stack, "checks": checks, **listed}))
+        return 1 if found else 0
+    for sign, each in (("✗", found), ("·", noted)):
+        for what, fix in each:
+            print(f"{sign} {what}\n  → {fix}")
     about = "the machine and the stack" if scene.stack else "the machine (no stack runs)"
     if not found:
         print(f"✓ {checks} checks of {about}: nothing found")
@@ -382,8 +357,10 @@ def _holder(port: int) -> str:
 
 def main() -> None:
     """Check the machine, and the stack if the environment names its broker or its app."""
-    Parser(description="Check the machine and the app's stack, and print each fault with what to do about it.").parse_args()
-    raise SystemExit(show(Scene(stack=any(os.environ.get(name) for name in ("CELERY_BROKER_URL", "CELERY_APP")))))
+    parser = Parser(description="Check the machine and the app's stack, and print each fault with what to do about it.")
+    parser.add_argument("--json", action="store_true", help="one JSON object (docs/json.md)")
+    as_json = parser.parse_args().json
+    raise SystemExit(show(Scene(stack=any(os.environ.get(name) for name in ("CELERY_BROKER_URL", "CELERY_APP"))), as_json))
 
 
 if __name__ == "__main__":

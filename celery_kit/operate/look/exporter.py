@@ -88,8 +88,11 @@ def metrics(found: Snapshot) -> Iterator[Metric]:
     for name, what in (("waiting", "Messages that wait"), ("unacknowledged", "Messages that workers hold")):
         yield gauge(f"queue_{name}", what, [({"queue": queue.name}, getattr(queue, name)) for queue in queues])
     yield gauge("queue_oldest_seconds", "Since the next message was sent", [({"queue": q.name}, q.oldest) for q in queues])
+    paused = [({"queue": q.name}, None if q.paused is None else float(q.paused)) for q in queues]
+    yield gauge("queue_paused", "1: paused, so that no worker begins its tasks", paused)
     yield gauge("queue_workers", "Workers that consume it", [({"queue": q.name}, consumed[q.name]) for q in queues])
-    yield gauge("workers", "Workers that consume something", [({}, sum(bool(a["consuming"]) for a in found.workers.values()))])
+    working = sum(bool(a["consuming"] or a["paused"]) for a in found.workers.values())
+    yield gauge("workers", "Workers that consume something, or whose queues are paused", [({}, working)])
     for field, what in OF_A_WORKER:
         answers = [({"worker": node, "pool": answer["pool"] or ""}, answer[field]) for node, answer in found.workers.items()]
         yield gauge(f"worker_{field}", what, answers)

@@ -22,12 +22,17 @@ MOST_SHOWN = 100
 UNREADABLE = (DecodeError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
-def show(result: AnyResult, wait: float | None = None, as_json: bool = False) -> None:
-    """Print an outcome, after waiting for it up to `wait` seconds."""
+def awaited(result: AnyResult, wait: float | None = None) -> Outcome:
+    """An outcome, after waiting for it up to `wait` seconds."""
     if wait is not None:
         with suppress(ResultTimeout):
             result.get(timeout=wait, propagate=False)
-    found = outcome(result)
+    return outcome(result)
+
+
+def show(result: AnyResult, wait: float | None = None, as_json: bool = False) -> None:
+    """Print an outcome, after waiting for it up to `wait` seconds."""
+    found = awaited(result, wait)
     if as_json:
         print(json.dumps(asdict(found), default=repr))
     else:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from typing import NoReturn, TypeVar
 
 from celery.exceptions import OperationalError
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("kwargs", nargs="?", default="{}", help="a JSON object")
     parser.add_argument("--countdown", type=float, help="seconds from now")
     parser.add_argument("--wait", type=float, metavar="SECONDS", help="wait this long for the result, and print it")
+    parser.add_argument("--json", action="store_true", help="one JSON object (docs/json.md)")
     given = parser.parse_args()
     if given.task == "forward":
         forward()
@@ -48,20 +50,28 @@ def _send(given: argparse.Namespace) -> None:
     for args in calls:
         _check_arguments(given.task, args, kwargs)
 
+    sent: list[dict[str, object]] = []
     try:
         for args in calls:
             result = send(given.task, args, kwargs, countdown=given.countdown)
-            print(result.id, flush=True)
+            sent.append({"id": result.id, "result": None})
+            if not given.json:
+                print(result.id, flush=True)
             if given.wait is not None:
-                from celery_kit.operate.look.result import show  # only with --wait
+                from celery_kit.operate.look.result import awaited, show  # only with --wait
 
-                show(result, given.wait)
+                if given.json:
+                    sent[-1]["result"] = asdict(awaited(result, given.wait))
+                else:
+                    show(result, given.wait)
     except (OperationalError, ConnectionError) as error:
         _unavailable(error)
     except app.connection().channel_errors as error:
         refuse(explained(app, error) or f"the broker refuses the task: {error}")
     except OSError as error:
         _unusable(error)
+    if given.json:
+        print(json.dumps({"sent": sent}, default=repr))
     if app.spooled and app.spooled.spool.names():
         how = advice("make forward", "celery-kit send forward")
         print(f"celery-kit: the broker is unavailable; tasks wait in {app.conf.spool}: '{how}' sends them", file=sys.stderr)

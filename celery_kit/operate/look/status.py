@@ -6,7 +6,7 @@ It waits for no server or worker longer than a second, because the table has to 
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +22,10 @@ from celery_kit.operate.groups import Group
 from celery_kit.operate.target import app
 
 SHOWN_TASKS = 30
+#: What JSON=1 has of a worker's report.
+WORKERS = (
+    "pool", "version", "concurrency", "consuming", "paused", "active", "reserved", "scheduled", "processed", "memory"
+)  # fmt: skip
 GROUPS = ("group", "pool", "consuming", "queues", "target wait")
 #: Facts about a server, or why it did not answer.
 Found = TypeVar("Found", bound=Server | str | None)
@@ -159,6 +163,46 @@ def _unpacked_server(given: Any) -> Any:
     return Server(**{**given, **shapes})
 
 
+def document(found: Snapshot) -> dict[str, object]:
+    """What JSON=1 prints, of what the table shows (docs/json.md)."""
+    nodes = sorted({*found.workers, *(one.node for one in found.members if one.node)})
+    groups = {one.node: one.group for one in found.members}
+    empty = vitals_of({})
+    return {
+        "broker": _of_server(found.broker, found.broker_url),
+        "results": found.results and _of_server(found.results, found.results_url),
+        "queues": [asdict(one) for one in found.broker.queues] if isinstance(found.broker, Server) else [],
+        "held": [asdict(one) for one in found.broker.held] if isinstance(found.broker, Server) else [],
+        "groups": [
+            {**asdict(one), "consuming": _consuming(one, found), "paused": is_paused(one.queues, found)}
+            for one in found.groups or ()
+        ],
+        "workers": [
+            {
+                "name": node,
+                "state": state_of(node, found),
+                "group": groups.get(node) or None,
+                **{name: value for name, value in found.workers.get(node, empty).items() if name in WORKERS},
+            }
+            for node in nodes
+        ],
+        "beats": [
+            {"state": one.state, "running": one.running, "entries": [{"name": name, **it} for name, it in one.said.items()]}
+            for one in found.members
+            if one.role == "beat"
+        ],
+        "tasks": sorted({name for answer in found.workers.values() for name in answer["tasks"] or ()}),
+        "unasked": found.unasked or None,
+    }
+
+
+def _of_server(server: Server | str, url: str) -> dict[str, object]:
+    if isinstance(server, str):
+        return {"answers": False, "why": server.partition(": ")[2], "url": url}
+    about = {name: getattr(server, name) for name in ("product", "version", "memory", "keys", "notes", "delayed")}
+    return {"answers": True, "why": None, "url": server.url or url, **about}
+
+
 def lines(found: Snapshot) -> list[str]:
     """The table of `make status`, by lines."""
     shown = [f"broker    {_server(found.broker, found.broker_url)}"]
@@ -170,11 +214,15 @@ def lines(found: Snapshot) -> list[str]:
     else:
         shown.append("results   as messages, to whoever sent the task; no server")
     if isinstance(found.broker, Server):
-        queues = [
+        queues: list[tuple[str, ...]] = [
             (one.name, *map(_number, (one.waiting, one.unacknowledged, one.consumers)), _age(one.oldest))
             for one in found.broker.queues
         ]
-        shown += ["", *_columns(("queue", "waiting", "unacknowledged", "consumers", "oldest"), queues)]
+        of_queues: tuple[str, ...] = ("queue", "waiting", "unacknowledged", "consumers", "oldest")
+        if any(one.paused for one in found.broker.queues):
+            of_queues = (*of_queues, "state")
+            queues = [(*row, "paused" * bool(one.paused)) for row, one in zip(queues, found.broker.queues, strict=True)]
+        shown += ["", *_columns(of_queues, queues)]
         held = [(str(one.number), _holder(one), one.queue, one.task, one.id) for one in found.broker.held]
         shown += ["", *_columns(("unacknowledged", "held by", "queue", "task", "id"), held)] if held else []
     headings: tuple[str, ...] = ("worker", "pool", "at once", "state", "consumes", "active", "reserved", "processed", "memory")
@@ -189,20 +237,33 @@ def lines(found: Snapshot) -> list[str]:
 
 def _group(group: Group, found: Snapshot) -> tuple[str, ...]:
     """A group's row: how many of its workers consume, and how long its target lets a task wait."""
-    nodes = [one.node for one in found.members if one.node and one.group == group.name]
-    consuming = sum(state_of(node, found) == "consuming" for node in nodes)
+    consuming = _consuming(group, found)
     least, most = group.scale
     bounds = f"{least}" if least == most else f"{least}-{most}"
-    return (group.name, group.pool, f"{consuming} of {bounds}", ",".join(group.queues), _age(group.target_wait))
+    state = "paused" if is_paused(group.queues, found) else f"{consuming} of {bounds}"
+    return (group.name, group.pool, state, ",".join(group.queues), _age(group.target_wait))
+
+
+def _consuming(group: Group, found: Snapshot) -> int:
+    """How many of a group's workers consume."""
+    nodes = [one.node for one in found.members if one.node and one.group == group.name]
+    return sum(state_of(node, found) == "consuming" for node in nodes)
+
+
+def is_paused(queues: Collection[str], found: Snapshot) -> bool:
+    """Whether all of these queues are paused."""
+    paused = {one.name for one in found.broker.queues if one.paused} if isinstance(found.broker, Server) else set()
+    return bool(queues) and paused.issuperset(queues)
 
 
 def state_of(node: str, found: Snapshot) -> str:
-    """A worker's state in words: `consuming` is what it should be."""
+    """A worker's state in words: `consuming` is what it should be, or `paused`, where all of its queues are."""
     member = next((member for member in found.members if member.node == node), None)
     if answer := found.workers.get(node):
         if answer["consuming"] is None:
             return "alive, does not report what it consumes"
-        return "consuming" if answer["consuming"] else "ALIVE, CONSUMES NOTHING"
+        idle = "paused" if answer["paused"] else "ALIVE, CONSUMES NOTHING"
+        return "consuming" if answer["consuming"] else idle
     if member is None or not member.running:
         return (member.state if member else "unknown").upper()
     if isinstance(found.broker, str) or found.unasked:
@@ -292,8 +353,12 @@ def _first_line(error: BaseException) -> str:
 def main() -> None:
     """Print the table, or the snapshot as JSON."""
     parser = Parser(description="Show broker, queues and workers.")
-    parser.add_argument("--json", action="store_true", help="as one line of JSON; seconds and members come by standard input")
-    if parser.parse_args().json:
+    parser.add_argument("--json", action="store_true", help="one JSON object (docs/json.md)")
+    parser.add_argument("--packed", action="store_true", help="for another process; seconds and members come by standard input")
+    given = parser.parse_args()
+    if given.json:
+        print(json.dumps(document(snapshot())))
+    elif given.packed:
         patience, members = json.load(sys.stdin)
         print(packed(snapshot(lambda: [Member(**one) for one in members], patience)))
     else:

@@ -1,9 +1,12 @@
-"""The images of the stacks: which base images there are, what an image is called, and how it is built."""
+"""The images of the stacks: which base images there are, what an image is called, how it is built, and which code it holds."""
 
+import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
@@ -113,3 +116,44 @@ def unversioned(tag: str) -> str:
 def image_size(image: str) -> int:
     """The size of an image with its base, in bytes."""
     return int(answered(ask("docker", "image", "inspect", "--format", "{{.Size}}", image)))
+
+
+#: Folders of a codebase that are not copied into its image (deploy/Dockerfile).
+NOT_COPIED = {".git", ".venv", "venv", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Code:
+    """A folder whose code is copied into an image, and the folder in the image."""
+
+    folder: Path
+    inside: str
+
+    def __str__(self) -> str:
+        return f"{self.folder.name if self.folder.parent == ROOT else self.folder}/"
+
+    def here(self) -> dict[str, str]:
+        """The SHA-256 of each Python or Lua file, by its path relative to the folder."""
+        found = (path for path in self.folder.rglob("*") if path.suffix in (".py", ".lua") and path.is_file())
+        names = {path: path.relative_to(self.folder) for path in found}
+        return {
+            f"./{name}": hashlib.sha256(path.read_bytes()).hexdigest()
+            for path, name in names.items()
+            if not NOT_COPIED & {*name.parts}
+        }
+
+    def differs(self, container: str) -> bool:
+        """Whether a container has other code. False if it cannot be asked. Files that a .dockerignore may leave out may be
+        missing there.
+        """
+        listed = f"cd {self.inside} && find . \\( -name '*.py' -o -name '*.lua' \\) -type f -exec sha256sum {{}} +"
+        lines = ask("docker", "exec", container, "sh", "-c", listed).stdout.splitlines()
+        here, there = self.here(), {name: told for told, _, name in (line.partition("  ") for line in lines)}
+        if (self.folder / ".dockerignore").exists():
+            here = {name: told for name, told in here.items() if name in there}
+        return bool(there) and here != there
+
+
+KIT = Code(ROOT / "celery_kit", "/srv/celery_kit")
+#: The code in this repository's images.
+CODE = (Code(ROOT / "app", "/srv/app"), KIT)

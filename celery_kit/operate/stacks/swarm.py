@@ -6,7 +6,8 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
@@ -97,10 +98,15 @@ def remove(name: str) -> str:
     return f"stack {name}: stopped; its data stays, in volumes of the node with the label {PLACE}"
 
 
-def look(name: str) -> list[str]:
-    """The lines of a stack that runs, and then, if this engine has its beat, those of `make status`. Changes nothing."""
+def refuse_unless_there(name: str) -> None:
+    """Refuse the name of no stack that runs."""
     if not any(STACK in one["Spec"]["Labels"] for one in _services(name)):
         refuse(f"no stack {name} of the kit runs in this swarm; 'make stack PINS=pins.json' starts one")
+
+
+def look(name: str) -> list[str]:
+    """The lines of a stack that runs, and then, if this engine has its beat, those of `make status`. Changes nothing."""
+    refuse_unless_there(name)
     words = ("--filter", f"label={NAMESPACE}={name}", "--format", '{{.ID}}={{.Label "com.docker.swarm.service.name"}}')
     here = {service: one for one, _, service in (line.partition("=") for line in ask("docker", "ps", *words).stdout.split())}
     if not (beat := here.get(f"{name}_beat")):
@@ -117,17 +123,33 @@ def look(name: str) -> list[str]:
     return [*lines(name), "", *(line for line in said if not line.startswith("beat "))]  # which only the lines above know
 
 
-def lines(name: str) -> list[str]:
-    """A line for each service of a stack: how many of its containers run, on which nodes, and a group's pool and queues."""
-    tasks, rows = _running(name), [("service", "running", "nodes", "pool", "queues")]
+class Service(NamedTuple):
+    """A service of a stack: how many of its containers run, of how many, on which nodes, and a group's pool and queues."""
+
+    name: str
+    running: int
+    wanted: int
+    nodes: list[str]
+    pool: str | None
+    queues: list[str]
+
+
+def services(name: str) -> Iterator[Service]:
+    """What runs of a stack."""
+    tasks = _running(name)
     for one in _services(name):
         labels, nodes = one["Spec"]["Labels"], tasks.get(one["Spec"]["Name"], [])
         group = Group.from_note(labels.get(GROUP) or "{}") if GROUP in labels else None
-        where = ", ".join(sorted(set(nodes))) or "-"
-        rows.append((
-            one["Spec"]["Name"], f"{len(nodes)} of {_replicas(one)}", where,
-            group.pool if group else "", ",".join(group.queues) if group else "",
-        ))  # fmt: skip
+        pool, queues = (group.pool, [*group.queues]) if group else (None, [])
+        yield Service(one["Spec"]["Name"], len(nodes), _replicas(one), sorted(set(nodes)), pool, queues)
+
+
+def lines(name: str) -> list[str]:
+    """A line for each service of a stack."""
+    rows = [("service", "running", "nodes", "pool", "queues")]
+    for one in services(name):
+        where = ", ".join(one.nodes) or "-"
+        rows.append((one.name, f"{one.running} of {one.wanted}", where, one.pool or "", ",".join(one.queues)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{word:<{width}}" for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from celery_kit.operate.look import doctor
-from celery_kit.operate.look.doctor import Code, Scene, images
+from celery_kit.operate.look.doctor import Scene, images
+from celery_kit.operate.stacks import images as built
+from celery_kit.operate.stacks.images import Code
 
 WORKER = {
     "Id": "1f2e",
@@ -31,7 +32,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Code:
         assert argv[:3] == ("docker", "exec", WORKER["Id"])
         return subprocess.run(argv[3:], capture_output=True, text=True, check=False)
 
-    monkeypatch.setattr(doctor, "ask", ask)
+    monkeypatch.setattr(built, "ask", ask)
     return Code(here, str(inside))
 
 
