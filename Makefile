@@ -1,6 +1,7 @@
 # What a user types. Every recipe is one line; logic stands in app/ and deploy/, with tests.
 # Knobs: BROKER=embedded|rabbitmq|rabbitmq-cluster|redis  POOL=prefork|eventlet|gevent|threads|solo  BACKEND=redis|rpc  SCALE=1
 # A codebase of your own: APP=shop.celery:app  SOURCE=../shop  REQUIREMENTS=../shop/requirements.txt  QUEUES=shop,payments
+# JSON=1 with a command that shows something: one JSON document on standard output (docs/json.md).
 # CELERY=5.6|5.5 takes another Celery than the locked one, with an environment and images of its own.
 VENV = .venv$(if $(filter 5.5 5.6,$(CELERY)),-$(CELERY))
 # What is typed reaches the commands as it is: `$(…)` in it is not run.
@@ -54,6 +55,12 @@ top: env      ## the same, live; EVERY=2 seconds
 
 balance: env  ## keep each worker group between its min and max workers, by how long its tasks wait; EVERY=5 COOLDOWN=60 seconds
 	$(KIT) balance
+
+pause: env    ## have no worker begin tasks of QUEUE=mail[,load], or of the queues of GROUP=load, until they are resumed; survives restarts
+	$(KIT) pause
+
+resume: env   ## have workers consume a paused QUEUE=mail[,load] again, or those of GROUP=load
+	$(KIT) resume
 
 dead: env     ## failed tasks and dead letters: RETRY=ID|all sends back, DROP=ID|all deletes; TASK= KIND= SINCE= REASON= ID=
 	$(KIT) dead

@@ -24,7 +24,16 @@ PAGES = {
         *("docs/packages", "docs/once", "docs/spool"),
     ],
     "Run": [
-        *("docs/delivery", "docs/growing", "docs/groups", "docs/scaling", "docs/versions", "docs/swarm", "docs/kubernetes"),
+        *(
+            "docs/delivery",
+            "docs/growing",
+            "docs/groups",
+            "docs/scaling",
+            "docs/json",
+            "docs/versions",
+            "docs/swarm",
+            "docs/kubernetes",
+        ),
         *("docs/monitoring", "docs/shutdown", "docs/failures", "docs/security", "docs/supply"),
         *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe", "docs/reports/layers"),
         *("docs/reports/checks", "docs/reports/fuzz", "docs/reports/hostile"),

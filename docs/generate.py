@@ -21,6 +21,7 @@ from celery_kit.brokers import BROKERS
 from celery_kit.engine import parts as engine
 from celery_kit.fixes import FIXES, PARTS
 from celery_kit.operate import groups as worker_groups
+from celery_kit.operate.documents import DOCUMENTS, SAME, WITHOUT
 from celery_kit.operate.kubernetes.rules import RULES
 from celery_kit.operate.look import exporter
 from celery_kit.operate.look.status import Snapshot
@@ -228,7 +229,7 @@ def metrics() -> str:
     worker = vitals_of(
         {"pool": "", "consuming": [], "active": 0, "reserved": 0, "processed": 0, "memory": 0, "measures": [task]}
     )
-    found = Snapshot(Server("", "", [Queue("", 0, 0, 0, 0.0)], delayed=0), None, {"": worker}, [])
+    found = Snapshot(Server("", "", [Queue("", 0, 0, 0, 0.0, False)], delayed=0), None, {"": worker}, [])
     with patch.dict(os.environ, BEAT_HEARTBEAT_FILE=__file__):
         told = list(exporter.metrics(found))
     return table(
@@ -262,6 +263,20 @@ def groups() -> str:
         ("field", "allowed", "what it is", "left out"),
         *((f"`{one.name}`", one.kind.words, one.what, one.otherwise) for one in worker_groups.FIELDS.values()),
     )
+
+
+def documents() -> str:
+    """What commands print with JSON=1."""
+    return table(
+        ("command", "field", "what it is"),
+        *((f"`{name}`", f"`{field}`", what) for name, fields in DOCUMENTS.items() for field, what in fields.items()),
+        *((f"`{name}`", "", f"as `{other}`") for name, other in SAME.items()),
+    )
+
+
+def without_document() -> str:
+    """The commands that print none."""
+    return table(("command", "why"), *((f"`{name}`", why) for name, why in WITHOUT.items()))
 
 
 def kubernetes_components() -> str:
@@ -356,7 +371,7 @@ def parts() -> str:
 
 
 _TABLES = (
-    alerts, metrics, groups, kubernetes_components, kubernetes_rules,
+    alerts, metrics, groups, documents, without_document, kubernetes_components, kubernetes_rules,
     pools, backends, brokers, broker_differences, pool_differences, faults, bench,
     benchmark, choices, packages, speed, messages, changes, fixes, parts, compatibility, earlier,
 )  # fmt: skip

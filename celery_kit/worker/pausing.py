@@ -39,6 +39,7 @@ class Step(bootsteps.StartStopStep):
             self.pauses: Pauses = symbol_by_name(broker.pauses)()
             self.connection: Connection | None = None
             self.timer: TimerEntry | None = None
+            self.said = ""
             self.looking = Lock()  # on green pools a command and the timer look at the same time
             parent.look_for_pauses = self.look
             parent.add_task_queue = self.unless_paused(parent, parent.add_task_queue)
@@ -99,8 +100,10 @@ class Step(bootsteps.StartStopStep):
             connection.collect(socket_timeout=1)
 
     def unknown(self, error: Exception) -> None:
-        """Note that the broker could not be asked."""
-        logger.warning("the broker could not be asked which queues are paused: %r", error)
+        """Note that the broker could not be asked; the same error once."""
+        if repr(error) != self.said:
+            self.said = repr(error)
+            logger.warning("the broker could not be asked which queues are paused: %r", error)
 
     def apply(self, paused: Collection[str]) -> None:
         """Cancel the consumers of these queues, and consume the worker's others. Called by the worker's loop."""

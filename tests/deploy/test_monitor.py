@@ -220,6 +220,8 @@ celery_kit_queue_waiting{namespace="shop",queue="mailxhigh"} 1000x20
 celery_kit_queue_waiting{namespace="other",queue="mail-low"} 1000x20
 celery_kit_queue_unacknowledged{namespace="shop",queue="mail.high"} 10x20
 celery_kit_queue_oldest_seconds{namespace="shop",queue="mail.high"} 7x20
+celery_kit_queue_paused{namespace="shop",queue="mail-low"} 0x8 1x11
+celery_kit_queue_paused{namespace="shop",queue="mail.high"} 0x17 1x2
 celery_kit_task_wait_seconds_bucket{namespace="shop",queue="mail.high",le="0.1"} 0x20
 celery_kit_task_wait_seconds_bucket{namespace="shop",queue="mail.high",le="20.1"} 0+10x5 50x14
 celery_kit_task_wait_seconds_bucket{namespace="shop",queue="mail.high",le="+Inf"} 0+10x5 50x14
@@ -227,13 +229,17 @@ celery_kit_task_wait_seconds_bucket{namespace="shop",queue="mail.high",le="+Inf"
 
 
 def test_what_the_autoscaler_asks_is_answered(checkout: Checkout) -> None:
-    """Its questions of Kubernetes' folder, by promtool; without any start of a task there is no wait, instead of NaN."""
+    """Its questions of Kubernetes' folder, by promtool; without any start of a task there is no wait, instead of NaN. What waits
+    in a paused queue does not count.
+    """
     asked = {one["name"]: one["metadata"]["query"] for one in triggers(MAIL, "shop", "http://prometheus:9090", 100)}
     answers = [(asked["backlog"], "1m", 45), (asked["oldest"], "1m", 7), (f"round({asked['wait']}, 0.5)", "1m", 19)]
+    answers += [(asked["backlog"], "4m", 40), (asked["oldest"], "4m", 7), (asked["backlog"], "5m", 10)]  # queues are paused
     expected: list[dict[str, Any]] = [
         {"expr": query, "eval_time": at, "exp_samples": [{"labels": "{}", "value": value}]} for query, at, value in answers
     ]
     expected.append({"expr": asked["wait"], "eval_time": "4m", "exp_samples": []})
+    expected.append({"expr": asked["oldest"], "eval_time": "5m", "exp_samples": []})
     series = [dict(zip(("series", "values"), line.split(" ", 1), strict=True)) for line in OF_QUEUES.strip().splitlines()]
     test = {"interval": "15s", "input_series": series, "promql_expr_test": expected}
     (checkout.folder / "deploy/observability/autoscaler.test.yml").write_text(yaml.safe_dump({"tests": [test]}))
