@@ -229,8 +229,8 @@ celery_kit_task_wait_seconds_bucket{namespace="shop",queue="mail.high",le="+Inf"
 
 
 def test_what_the_autoscaler_asks_is_answered(checkout: Checkout) -> None:
-    """Its questions of Kubernetes' folder, by promtool; without any start of a task there is no wait, instead of NaN. What waits
-    in a paused queue does not count.
+    """Its questions of Kubernetes' folder, by promtool; without any start of a task there is no wait, instead of NaN. In
+    a paused queue nothing waits for a worker.
     """
     asked = {one["name"]: one["metadata"]["query"] for one in triggers(MAIL, "shop", "http://prometheus:9090", 100)}
     answers = [(asked["backlog"], "1m", 45), (asked["oldest"], "1m", 7), (f"round({asked['wait']}, 0.5)", "1m", 19)]
