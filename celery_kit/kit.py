@@ -34,7 +34,7 @@ from celery_kit.pools import table
 from celery_kit.produce import alike, delay, spool
 from celery_kit.profile import once_url
 from celery_kit.results import bound
-from celery_kit.worker import dead_lettering, grace, pausing
+from celery_kit.worker import dead_lettering, grace
 
 if TYPE_CHECKING:
     from celery_kit.produce.publishing import AMQP
@@ -53,7 +53,7 @@ STEPS = [
     )
 ]
 #: Modules that prepare the workers of the kit's apps when they start.
-AT_THE_START = (table, prefetch, pipes, vitals, grace, pausing)
+AT_THE_START = (table, prefetch, pipes, vitals, grace)
 
 logger = logging.getLogger(__name__)
 _installed: "WeakSet[Celery]" = WeakSet()

@@ -225,14 +225,10 @@ class TaskConsumer(Protocol):
     queues: Sequence[Queue]
     #: Consumer tags, by queue name.
     _active_tags: dict[str, str]
-
-    def consume(self) -> None: ...
-
-    def add_queue(self, queue: Queue) -> object: ...
-
-    def cancel_by_queue(self, queue: str) -> None: ...
-
-    def cancel(self) -> None: ...
+    consume: Callable[[], None]
+    cancel: Callable[[], None]
+    add_queue: Callable[[Queue], object]
+    cancel_by_queue: Callable[[str], None]
 
 
 class WorkerRequest(Protocol):
@@ -343,12 +339,9 @@ class WorkerConsumer(Protocol):
     connection: Connection
     connection_errors: tuple[type[BaseException], ...]
     channel_errors: tuple[type[BaseException], ...]
-    #: None before the step Tasks.
-    task_consumer: TaskConsumer | None
+    task_consumer: TaskConsumer | None  # None before the step Tasks
     add_task_queue: Callback
-    #: Its queues that are paused, and asks the broker which are (celery_kit/worker/pausing.py).
-    paused: frozenset[str]
-    look_for_pauses: Callable[[], list[str]]
+    paused: frozenset[str]  # its queues that are: celery_kit/worker/pausing.py
     event_dispatcher: EventDispatcher
     qos: Prefetch
     #: By task, the token bucket of its rate limit.

@@ -14,7 +14,6 @@ from celery.utils.log import get_logger
 from kombu.utils.imports import symbol_by_name
 
 from celery_kit import brokers
-from celery_kit.base.signals import celeryd_init
 from celery_kit.base.types import Callback, Connection, Control, TimerEntry, WorkerConsumer
 from celery_kit.brokers.contract import Pauses
 from celery_kit.observe.health import BOUNDED
@@ -41,8 +40,17 @@ class Step(bootsteps.StartStopStep):
             self.timer: TimerEntry | None = None
             self.said = ""
             self.looking = Lock()  # on green pools a command and the timer look at the same time
-            parent.look_for_pauses = self.look
             parent.add_task_queue = self.unless_paused(parent, parent.add_task_queue)
+            self.answer()
+
+    def answer(self) -> None:
+        """Have the worker answer the command `pauses`."""
+        from celery.worker import control, state  # only in workers
+
+        @control.inspect_command()
+        def pauses(_: Control) -> dict[str, object]:
+            """Look which queues are paused, and stop or start consuming them."""
+            return {"paused": self.look(), "held": len(state.reserved_requests)}
 
     def start(self, parent: WorkerConsumer) -> None:
         """Look before anything is consumed. Raises the connection's errors: a worker that cannot know does not start."""
@@ -136,18 +144,3 @@ class Step(bootsteps.StartStopStep):
             self.apply({*parent.paused, queue})
 
         return add_task_queue
-
-
-def connect() -> None:
-    """Have every worker answer the command `pauses`."""
-    celeryd_init.connect(_register, weak=False)
-
-
-def _register(**_: object) -> None:
-    from celery.worker import control, state  # only in workers
-
-    @control.inspect_command()
-    def pauses(panel: Control) -> dict[str, object]:
-        """Look which queues are paused, and stop or start consuming them."""
-        look = getattr(panel.consumer, "look_for_pauses", None)
-        return {"paused": look() if look else [], "held": len(state.reserved_requests)}

@@ -7,6 +7,7 @@ import re
 import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -135,6 +136,33 @@ def test_what_was_accepted_survives_a_stop(checkout: Checkout, stack: Path) -> N
     assert checkout.make("down").returncode == 0
     assert checkout.make("up", "POOL=threads").returncode == 0
     assert "SUCCESS" in checkout.make("result", f"ID={sent.stdout.strip()}", "WAIT=40").stdout
+    assert checkout.make("down").returncode == 0
+
+
+def test_a_pause_outlives_the_stack(checkout: Checkout, stack: Path) -> None:
+    """What each command says as JSON is all that it prints on standard output."""
+    assert "QUEUE=nix is not known; allowed: celery" in checkout.refusal(checkout.make("pause", "QUEUE=nix"))
+    assert "the stack runs without worker groups" in checkout.refusal(checkout.make("resume", "GROUP=nix", "JSON=1"))
+    done = checkout.make("pause", "QUEUE=celery")
+    assert done.returncode == 0 and "celery is paused: " in done.stdout
+
+    def said(command: str, *words: str) -> Any:
+        return json.loads(checkout.make(command, *words, "JSON=1").stdout)
+
+    (sent,) = said("send", "TASK=mail.send_email", 'ARGS=["a@b.c", "hi"]')["sent"]
+    assert checkout.make("down").returncode == 0
+    assert checkout.make("up", "POOL=threads").returncode == 0
+    found = said("status")
+    assert [(one["name"], one["waiting"], one["paused"]) for one in found["queues"]] == [("celery", 1, True)]
+    assert [(one["state"], one["paused"]) for one in found["workers"]] == [("paused", ["celery"])]
+    assert [one["fix"] for one in said("doctor")["notes"]] == ["make resume QUEUE=celery"]
+    assert said("result", f"ID={sent['id']}")["state"] == "PENDING"
+    assert said("dead") == {"done": "listed", "letters": []}
+    assert {"worker", "beat"} <= {one["role"] for one in said("ps")["processes"]}
+    assert {*said("urls")} >= {"CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "MAIL_URL"}
+    (state,) = said("resume", "QUEUE=celery")["queues"]
+    assert (state["paused"], state["changed"], state["waiting"]) == (False, True, 1)
+    assert said("result", f"ID={sent['id']}", "WAIT=40")["state"] == "SUCCESS"
     assert checkout.make("down").returncode == 0
 
 

@@ -91,7 +91,7 @@ def test_pauses_at_once(cell: Cell) -> None:
     """Of several pauses and resumes at the same time one holds, and the worker keeps to that one."""
     name, queue = node(cell, "watched"), "watched.too"
     operator = cell.running.operator()
-    pauses = symbol_by_name(cell.combination.broker.pauses)()
+    pauses = symbol_by_name(str(cell.combination.broker.pauses))()
 
     def change(number: int) -> None:
         with operator.connection_for_write() as connection:

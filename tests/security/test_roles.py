@@ -17,6 +17,8 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
 
+from celery_kit.base.messages import PAUSED
+from celery_kit.brokers.rabbitmq.pauses import ARGUMENTS
 from testbed.servers import SERVERS
 from testbed.servers.contract import TRUSTED, secured
 from testbed.stack import Stack
@@ -74,11 +76,19 @@ TAKES = (
     "RPOP tasks", "LPOP tasks", "BRPOP tasks 1", "LRANGE tasks 0 -1", "LINDEX tasks 0", "LREM tasks 0 one", "LTRIM tasks 0 0",
     "DEL tasks", "UNLINK tasks", "RENAME tasks others", "LMOVE tasks others LEFT LEFT", "EXPIRE tasks 100", "DUMP tasks",
 )  # fmt: skip
-READS = ("HGETALL celery.dead", "HGET celery.dead.failed id", "HVALS unacked", "ZRANGE _celery-kit.delayed 0 -1", "SCAN 0")
+READS = (
+    "SMEMBERS _celery-kit.paused",
+    "HGETALL celery.dead",
+    "HGET celery.dead.failed id",
+    "HVALS unacked",
+    "ZRANGE _celery-kit.delayed 0 -1",
+    "SCAN 0",
+)
 WRITES = (
     "SET celery-task-meta-x other", "SETEX celery-task-meta-x 9 other", "PUBLISH celery-task-meta-x other", "SET other 1",
     "HSET celery.dead id other", "HDEL celery.dead id", "HDEL celery.dead.failed id", "DEL unacked", "DEL celery.dead",
-    "ZREM _celery-kit.delayed x", "DEL _celery-kit.delayed", "SADD _kombu.binding.celery mine", "DEL _kombu.binding.celery",
+    "ZREM _celery-kit.delayed x", "DEL _celery-kit.delayed", "SADD _celery-kit.paused tasks", "SREM _celery-kit.paused x",
+    "SADD _kombu.binding.celery mine", "DEL _kombu.binding.celery",
 )  # fmt: skip
 CONTROLS = (
     "PUBLISH /0.celery.pidbox shutdown",
@@ -155,6 +165,8 @@ def prepared(channel: Any) -> None:
         channel.queue_declare(name, durable=True, auto_delete=False)
         channel.basic_publish(amqp.Message("message"), routing_key=name)
     channel.queue_bind("tasks", "tasks", "tasks")
+    channel.exchange_declare(PAUSED, "direct", durable=True, auto_delete=False)
+    channel.queue_declare(PAUSED, durable=True, auto_delete=False, arguments=ARGUMENTS)
 
 
 def publish(exchange: str, key: str = "tasks") -> Attempt:
@@ -187,6 +199,10 @@ TAKE: dict[str, Attempt] = {
     "purge the failed tasks": lambda channel: channel.queue_purge("celery.dead.failed"),
     "copy tasks to a queue of its own": bind(REPLIES, "tasks"),
 }
+PAUSE: dict[str, Attempt] = {
+    "pause a queue": lambda channel: channel.queue_bind(PAUSED, PAUSED, "tasks"),
+    "resume a queue": lambda channel: channel.queue_unbind(PAUSED, PAUSED, "tasks"),
+}
 FORGE: dict[str, Attempt] = {
     "make a dead letter": publish("celery.dead"),
     "send to any queue": publish("", "celery.dead"),
@@ -212,6 +228,7 @@ MAY: dict[str, dict[str, Any]] = {
         "answer": publish("", REPLIES),
         "bind": bind("tasks", "tasks"),
         "send events": publish("celeryev"),
+        "ask whether a queue is paused": publish(PAUSED),
     },
     "monitor": {
         "send remote control": publish("celery.pidbox", ""),
@@ -236,17 +253,19 @@ HTTP: tuple[tuple[str, str, Any], ...] = (
 ADMINISTRATE: dict[str, Any] = {f"{method} {path}": (method, path, body) for method, path, body in HTTP}
 LOOK: dict[str, Any] = {f"GET {path}": ("GET", path, None) for path in ("overview", "queues/kit", "connections", "nodes")}
 MAY_NOT: dict[str, dict[str, Any]] = {
-    "producer": {**TAKE, **FORGE, **LOOK, **ADMINISTRATE},
-    "beat": {**TAKE, **FORGE, "read an answer": get(REPLIES), **LOOK, **ADMINISTRATE},
+    "producer": {**TAKE, **PAUSE, **FORGE, **LOOK, **ADMINISTRATE},
+    "beat": {**TAKE, **PAUSE, **FORGE, "read an answer": get(REPLIES), **LOOK, **ADMINISTRATE},
     "worker": {
         "send by RabbitMQ's own exchange": publish("amq.topic"),
         "copy from RabbitMQ's own exchange": bind("tasks", "amq.topic"),
         "read answers to remote control": get("a.reply.celery.pidbox"),
+        **PAUSE,
         **LOOK,
         **ADMINISTRATE,
     },
     "monitor": {
         **TAKE,
+        **PAUSE,
         **{
             name: attempt
             for name, attempt in FORGE.items()

@@ -33,6 +33,8 @@ RUN_BY = {
     "make urls": "tests/deploy/test_stacks.py::test_a_program_of_this_machine_gets_the_addresses",
     "make doctor": "tests/deploy/test_doctor.py::test_the_faults_of_a_stack",
     "make dead": "tests/deploy/test_embedded.py::test_what_cannot_be_run_is_listed_sent_back_and_dropped",
+    "make pause": "tests/deploy/test_embedded.py::test_a_pause_outlives_the_stack",
+    "make resume": "tests/deploy/test_embedded.py::test_a_pause_outlives_the_stack",
     "make logs": "tests/deploy/test_stacks.py::test_beat_sends_by_its_timetable",
     "make ps": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
     "make top": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",

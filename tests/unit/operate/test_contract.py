@@ -1,6 +1,7 @@
 """`make contract`: what breaks between two versions of an app is found, and what does not is not."""
 
 import inspect
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,9 @@ def test_what_only_old_workers_cannot_run_is_a_note_if_workers_are_updated_first
     said = contract(folder, WORKERS_FIRST="1")
     assert said.exit_code == 0
     assert [line.startswith(f"note: {NEW}") for line in said.stdout.splitlines()] == [True] * 3
+    found = json.loads(contract(folder, WORKERS_FIRST="1", JSON="1").stdout)
+    assert (found["base"], found["tasks"], len(found["findings"])) == ("HEAD", 2, 3)
+    assert all({*one} == {"way", "task", "what", "do", "note"} and one["note"] for one in found["findings"])
 
 
 ROUTED = """'mail': {'queue': 'mail'}, 'sms': {'queue': 'sms'}, 'fax': {'queue': 'fax'}"""

@@ -407,6 +407,7 @@ def test_what_is_typed_is_rendered_and_checked(typed: Callable[..., Any], tmp_pa
     assert of(objects, "Namespace", "shop")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     done = typed("k8s-check", **given)
     assert (done.exit_code, done.output) == (0, f"{tmp_path}/out: renders, fits the schemas, and keeps every rule\n")
+    assert json.loads(typed("k8s-check", **given, JSON="1").output) == {"folder": f"{tmp_path}/out", "findings": []}
 
 
 def test_pinned_images_are_taken(typed: Callable[..., Any], tmp_path: Path) -> None:
