@@ -8,9 +8,11 @@ consumer is cancelled. Tasks that the worker holds are run.
 
 from collections.abc import Collection
 from threading import Lock
+from typing import Any
 
 from celery import bootsteps
 from celery.utils.log import get_logger
+from kombu import Exchange, Queue
 from kombu.utils.imports import symbol_by_name
 
 from celery_kit import brokers
@@ -130,16 +132,25 @@ class Step(bootsteps.StartStopStep):
             consumer.consume()
 
     def unless_paused(self, parent: WorkerConsumer, celerys: Callback) -> Callback:
-        """Celery's handler of `add_consumer`, which only notes a queue that is paused as one of the worker's own."""
+        """Celery's handler of `add_consumer`, which only declares a queue that is paused, as one of the worker's own."""
 
-        def add_task_queue(queue: str, *args: object, **options: object) -> None:
+        def add_task_queue(
+            queue: str,
+            exchange: str | None = None,
+            exchange_type: str | None = None,
+            routing_key: str | None = None,
+            **more: Any,
+        ) -> None:
             with self.looking:
                 paused = self.ask([queue])
-            queues = parent.app.amqp.queues
-            if not paused or queue not in queues:
-                celerys(queue, *args, **options)
-                self.look()
+            consumer, queues = parent.task_consumer, parent.app.amqp.queues
+            if not paused or consumer is None:
+                celerys(queue, exchange, exchange_type, routing_key, **more)
                 return
+            if queue not in queues:  # asking for a missing one would make it, of another type
+                kind = Exchange(exchange or queue, exchange_type or "direct")
+                queues.add(Queue(queue, kind, routing_key=routing_key or queue, **more))
+            consumer.add_queue(queues[queue])
             queues.select_add(queues[queue])
             self.apply({*parent.paused, queue})
 

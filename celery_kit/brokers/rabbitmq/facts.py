@@ -82,8 +82,11 @@ def facts(app: Celery, connection: Connection, environ: Environ) -> Server:
     paused = _paused(connection, environ) if reported else None
     queues = []
     for name in known_queues(app, (*held, *(paused or ()))):
-        channel: Channel = connection.channel()
         stopped = None if paused is None else name in paused
+        if held and name not in held:  # not there: to ask for it is an error, which the broker logs
+            queues.append(Queue(name, 0, 0, 0, paused=stopped))
+            continue
+        channel: Channel = connection.channel()
         try:
             now = channel.queue_declare(name, passive=True)
             queues.append(Queue(name, now.message_count, held.get(name), now.consumer_count, paused=stopped))
@@ -104,13 +107,13 @@ def facts(app: Celery, connection: Connection, environ: Environ) -> Server:
     return Server("RabbitMQ", version, queues, notes=notes, faults=faults, delayed=delayed if reported else None)
 
 
-def _paused(connection: Connection, environ: Environ) -> set[str]:
-    """The paused queues."""
+def _paused(connection: Connection, environ: Environ) -> set[str] | None:
+    """The paused queues; None if the account may not know."""
     vhost = quote(connection.virtual_host, safe="")
     try:
         bound = management(connection, environ, f"exchanges/{vhost}/{PAUSED}/bindings/source")
-    except HTTPError:  # no worker or operator has declared the exchange yet
-        return set()
+    except HTTPError as error:
+        return set() if error.code == 404 else None  # not found: no worker or operator has declared the exchange yet
     return {one["routing_key"] for one in bound}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from celery_kit.base.target import ROOT
-from celery_kit.operate.script import COMMANDS
+from celery_kit.operate.script import COMMANDS, MODULES
 
 SHOP = "import celery\napp = celery.Celery('shop', broker='memory://', backend='cache+memory://')\n"
 
@@ -27,7 +27,14 @@ def script(project: Path, *argv: str, **environ: str) -> "subprocess.CompletedPr
 
 
 def test_every_command_has_its_module() -> None:
-    assert all(find_spec(f"celery_kit.operate.look.{command}") for command in COMMANDS)
+    assert all(find_spec(f"celery_kit.operate.look.{MODULES.get(command, command)}") for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+def test_a_broker_that_the_kit_does_not_know_pauses_nothing(project: Path, command: str) -> None:
+    ran = script(project, "--app", "shop", command, "mail")
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+    assert "no queue of this broker can be paused" in ran.stderr
 
 
 @pytest.mark.parametrize("named", [("--app", "shop"), ("-A", "shop:app"), ()])
