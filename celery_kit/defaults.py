@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 from celery import Celery
 from celery.app.utils import Settings
@@ -25,6 +26,9 @@ from celery_kit.base.conf import OPTIONS, transport_options
 from celery_kit.base.refusals import refuse, unless_refused
 from celery_kit.base.types import Options
 from celery_kit.profile import Profile, of_an_app
+
+if TYPE_CHECKING:
+    from celery.beat import Service
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +66,10 @@ def general(profile: Profile) -> Options:
         "accept_content": list(profile.accept_content),  # the serializers that workers and readers of results accept
         "task_compression": profile.task_compression,  # of both, an algorithm such as gzip; None: off
         "result_compression": profile.result_compression,  # of both, an algorithm such as gzip; None: off
-        "beat_scheduler": "celery_kit.observe.beat:Scheduler",  # it reports when each entry ran, and that beat is alive
+        # It reports when each entry ran, and that beat is alive. With BEATS=2 and more, one beat leads, and the others follow.
+        "beat_scheduler": f"celery_kit.{'produce.beats' if profile.beats > 1 else 'observe.beat'}:Scheduler",
         "beat_max_loop_interval": 10,  # seconds; how often beat reports that it is alive
+        "beats": profile.beats,  # the kit's own, celery_kit/produce/beats.py
         "worker_hijack_root_logger": False,  # celery_kit/observe/logs.py sets it up
         # Whether what a task prints is logged. A debugger needs it on the terminal.
         "worker_redirect_stdouts": profile.redirect_stdouts,
@@ -241,6 +247,13 @@ def _warn_of_contradictions(conf: Settings, **_: object) -> None:
         logger.warning("celery-kit: %s", line)
 
 
+def _check_beats(sender: "Service", **_: object) -> None:
+    if sender.app.conf.get("beats", 1) > 1:
+        from celery_kit.produce import beats  # a single beat does not need it
+
+        beats.check(sender)
+
+
 def _warn(profile: Profile) -> None:
     if profile.delivery != "at-least-once":
         logger.warning(
@@ -256,6 +269,7 @@ def connect(app: Celery) -> None:
     """Add these defaults to the settings of `app`, each time that it reads them."""
     app.on_after_configure.connect(_add, weak=False)
     signals.celeryd_after_setup.connect(_warn_of_contradictions, weak=False)
+    signals.beat_init.connect(_check_beats, weak=False)
     if getattr(app, "configured", False):  # read already; they are read again if the app gets a settings object later
         _add(app)
 

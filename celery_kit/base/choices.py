@@ -66,6 +66,7 @@ class Choices:
     log_format: str
     data_dir: Path
     secure: str
+    beats: int
     publish_timeout: int
     spool: Path | None
     spool_most: int
@@ -117,6 +118,7 @@ class Choices:
             log_format=choose("LOG_FORMAT", value("LOG_FORMAT", "text"), LOG_FORMATS),
             data_dir=data_dir(environ),
             secure=secure(environ),
+            beats=beats(environ),
             publish_timeout=whole_number("PUBLISH_TIMEOUT", value("PUBLISH_TIMEOUT", "10"), 1, 3_600, "seconds"),
             spool=_spool(value("SPOOL", "")),
             spool_most=whole_number("SPOOL_MOST", value("SPOOL_MOST", "10000"), 1, 10_000_000, "tasks"),
@@ -145,6 +147,11 @@ def stop_grace(environ: Mapping[str, str] = os.environ) -> int:
 def data_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """The folder that tasks read and write."""
     return Path(environ.get("DATA_DIR") or ".kit/data").resolve()
+
+
+def beats(environ: Mapping[str, str] = os.environ) -> int:
+    """How many beats a stack has. Of several, one leads (celery_kit/produce/beats.py)."""
+    return whole_number("BEATS", environ.get("BEATS") or "1", 1, 9)
 
 
 def secure(environ: Mapping[str, str] = os.environ) -> str:

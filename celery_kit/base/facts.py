@@ -86,6 +86,7 @@ class Member:
 
     `role`: worker, beat, broker … `state`: in words. `node`: the worker's name; None for others.
     `said`: what beat wrote about its timetable; empty for others. `group`: the worker's, by name; empty: it is in none.
+    `leads`: of several beats, whether this one leads; None for all others.
     """
 
     role: str
@@ -94,6 +95,7 @@ class Member:
     node: str | None = None
     said: dict[str, TimetableEntry] = field(default_factory=dict)
     group: str = ""
+    leads: bool | None = None
 
 
 def process(one: Member) -> dict[str, object]:

@@ -133,6 +133,9 @@ class Connection(Protocol):
 
     def clone(self, **options: Any) -> Connection: ...
 
+    def maybe_switch_next(self) -> None:
+        """Take the next URL, if there are several, for the next attempt to connect."""
+
     def connect(self) -> object:
         """Connect, unless it is connected, by one attempt. Raises the connection's errors."""
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 from urllib.parse import urlencode
 
 from kombu.utils.imports import symbol_by_name
@@ -205,6 +205,60 @@ class FailedTasks(Protocol):
         """Give back what it has opened, but the connection."""
 
 
+class Run(TypedDict):
+    """What an entry of beat's timetable did last: when it was sent, in ISO 8601, and how often it was."""
+
+    last_run_at: str
+    total_run_count: int
+
+
+def run_of(given: object) -> Run | None:
+    """The run that somebody has stored, as JSON had it; None for anything else."""
+    at, count = (given.get("last_run_at"), given.get("total_run_count")) if isinstance(given, dict) else (None, None)
+    return {"last_run_at": at, "total_run_count": count} if isinstance(at, str) and type(count) is int else None
+
+
+class Lead(Protocol):
+    """Which of several beats leads, and the last runs of the timetable, kept by the broker. For one beat, in one thread.
+
+    Each call asks the broker, and raises one of `errors` if that is unavailable. After an error it is not known what the broker
+    has done: the next :meth:`hold` says whether this beat leads, and :meth:`runs` what was sent.
+    """
+
+    connection: Connection
+    errors: tuple[type[BaseException], ...]
+
+    def __init__(self, app: "Celery") -> None: ...
+
+    def hold(self) -> str:
+        """Lead, if no other beat does, and go on leading: to be called every second. Returns an empty text if another leads,
+        and otherwise the name of its term, which is another one if a beat may have led in between.
+        """
+
+    def now(self) -> float:
+        """The broker's time, in seconds since 1970, as of the last :meth:`hold` and the monotonic clock. Asks nothing."""
+
+    def runs(self) -> dict[str, Run]:
+        """The last run of each entry that was stored, by the entry's name. Anything else that was stored is left out."""
+
+    def keep(self, runs: Mapping[str, Run]) -> bool:
+        """Store the runs of all entries in place of those that are stored. Returns False, and stores nothing, if another beat
+        leads now.
+        """
+
+    def fire(self, name: str, run: Run, part: Part | None, queue: str = "") -> bool:
+        """Publish a message, and store the run of its entry, both or neither. Returns False if another beat may lead now: then
+        it usually has done neither, and :meth:`runs` says. None in place of a message stores the run alone. `queue`: the one
+        that has to get the message; raises UnroutedError if that is not there yet.
+        """
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether the broker has answered that it does not take this message, and would again."""
+
+    def leave(self) -> None:
+        """Let another beat lead at once. Raises nothing."""
+
+
 class Bulk(Protocol):
     """Publishes many messages at once. `timeout`: seconds to wait for the broker."""
 
@@ -258,6 +312,8 @@ class Broker:
     bulk: type[Bulk] | None = None
     #: like(channel, part, seconds): publishes one message like its sample, and returns after the broker has accepted it.
     like: Callable[..., None] | None = None
+    #: The name of the class by which one of several beats leads; None: only one may run.
+    lead: str | None = None
     #: explain(error): one line on an error that a declaration would get again and again, and what to do; None for other errors.
     explain: Callable[[BaseException], str | None] | None = None
     #: Its users and rights as Kubernetes' objects, for an operator of its own; None: its server makes them.

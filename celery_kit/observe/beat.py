@@ -19,18 +19,25 @@ from celery_kit.observe import health
 logger = logging.getLogger(__name__)
 #: The file with the timetable has the name of HEARTBEAT_FILE and this ending.
 TIMETABLE = ".timetable"
+#: The key beside the entries of that file which says whether a beat leads others. No entry has an empty name.
+LEADS = ""
 #: What is stored beside the entries, by Celery's names: if it differs from the app's, Celery begins again.
 KEPT = ("__version__", "tz", "utc_enabled")
 #: The most bytes of the stored runs: some hundred thousand entries.
 MOST = 16 * 1024 * 1024
 
 
-def timetable_in(text: str) -> dict[str, TimetableEntry]:
-    """What beat wrote into the file of its timetable; nothing if it is no timetable, as anybody may write there."""
+def timetable_in(text: str) -> tuple[dict[str, TimetableEntry], bool | None]:
+    """What beat wrote into the file of its timetable, and whether it leads others; None: it is alone.
+
+    Nothing if it is no timetable, as anybody may write there.
+    """
     with suppress(ValueError, RecursionError):
         found = json.loads(text)
-        return found if isinstance(found, dict) else {}
-    return {}
+        if isinstance(found, dict):
+            leads = found.pop(LEADS, None)
+            return found, leads if isinstance(leads, bool) else None
+    return {}, None
 
 
 class _JsonShelf(dict[str, Any]):
@@ -65,9 +72,14 @@ class _JsonShelf(dict[str, Any]):
 
 
 class Scheduler(PersistentScheduler):
-    """Celery's scheduler. Each round also writes HEARTBEAT_FILE, if that is set, and the timetable beside it."""
+    """Celery's scheduler. Each round also writes HEARTBEAT_FILE, if that is set, and the timetable beside it.
+
+    Of several beats (celery_kit/produce/beats.py) the one that leads writes BEAT_HEARTBEAT_FILE too, which they share.
+    """
 
     schedule_filename: str
+    #: Whether this beat leads; None: it is alone.
+    leads: bool | None = None
 
     def _open_schedule(self) -> _JsonShelf:
         return _JsonShelf(Path(self.schedule_filename), self._restored_entry)
@@ -103,7 +115,16 @@ class Scheduler(PersistentScheduler):
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send what is due. Returns the seconds until the next round."""
         seconds = super().tick(*args, **kwargs)
-        if file := os.environ.get("HEARTBEAT_FILE"):
-            health.put(Path(f"{file}{TIMETABLE}"), json.dumps(self.timetable()))
-            health.write(Path(file), health.now() + health.heartbeat_seconds())
+        self.show()
         return seconds
+
+    def show(self, alive: bool = True) -> None:
+        """Write the files. `alive`: with the sign of life."""
+        until = health.now() + health.heartbeat_seconds()
+        if file := os.environ.get("HEARTBEAT_FILE"):
+            said = self.timetable() if self.leads is None else {**self.timetable(), LEADS: self.leads}
+            health.put(Path(f"{file}{TIMETABLE}"), json.dumps(said))
+            if alive:
+                health.write(Path(file), until)
+        if alive and self.leads is not False and (shared := os.environ.get("BEAT_HEARTBEAT_FILE")):
+            health.write(Path(shared), until)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from celery import Celery, Task, signals
 from celery.app.routes import MapRoute
@@ -26,6 +26,9 @@ from celery_kit.base.types import AnyResult, AnyTask, Headers, Options
 from celery_kit.engine.parts import DELAY, PRODUCER, SEND_MANY, on
 from celery_kit.engine.quick_json import JSON, kombus_writer, text_of
 from celery_kit.produce.publishing import Producer, brief, must_arrive
+
+if TYPE_CHECKING:
+    from kombu import Connection as KombusConnection
 
 #: Headers of a task's message that may be left out, with the value that a worker then assumes.
 SILENT: Options = {
@@ -89,7 +92,7 @@ class Pattern(NamedTuple):
         )
 
 
-class _Recorder(KombuProducer):
+class Recorder(KombuProducer):
     """Records what Celery would publish, in place of the last step before the channel.
 
     `raw`: the body before it is serialized.
@@ -99,9 +102,9 @@ class _Recorder(KombuProducer):
     raw: tuple[object, object, object]
     recorded: Published
 
-    def __init__(self, producer: Producer) -> None:
-        self.with_retries = producer.with_retries
-        super().__init__(producer.connection, auto_declare=False)
+    def __init__(self, producer: KombuProducer) -> None:
+        self.with_retries: Callable[..., object] = getattr(producer, "with_retries", lambda step: step())
+        super().__init__(cast("KombusConnection", producer.connection), auto_declare=False)
 
     def publish(self, body: Any, **options: Any) -> None:  # type: ignore[override]  # kombu spells the options out
         """Record a message."""
@@ -117,7 +120,7 @@ class Maker:
 
     def __init__(self, app: Celery, task: AnyTask, options: Options, producer: Producer, side: str) -> None:
         self.app, self.task, self.options, self.producer = app, task, options, producer
-        self.recorder = _Recorder(producer)
+        self.recorder = Recorder(producer)
         #: What this producer has declared, by its hash.
         self.declared: dict[int, Exchange | Queue] = {}
         self.celery_makes_each = any(reason.holds(self) for reason in REASONS if side in reason.sides)
@@ -139,21 +142,26 @@ class Maker:
             if hash(entity) not in self.declared:
                 self.producer.with_retries(partial(self.producer.maybe_declare, entity))
                 self.declared[hash(entity)] = entity
-        body = made.body if isinstance(made.body, bytes) else made.body.encode()
-        task_id, headers, properties = result.id, made.headers, made.properties
-        sample = Sample(
-            task_id,
-            made.priority,
-            made.content_type,
-            made.content_encoding,
-            needed(headers),
-            properties,
-            made.exchange,
-            made.routing_key,
-            bool(made.mandatory) or must_arrive(made.declare, made.exchange, made.routing_key),
-        )
-        described: tuple[Any, Any] = (headers.get("argsrepr"), headers.get("kwargsrepr"))
-        return Part(sample, task_id, body, *described, headers.get(SENT, 0.0), properties["reply_to"])
+        return part_of(result.id, made)
+
+
+def part_of(task_id: str, made: Published) -> Part:
+    """The message that Celery has made, as its own sample."""
+    body = made.body if isinstance(made.body, bytes) else made.body.encode()
+    headers, properties = made.headers, made.properties
+    sample = Sample(
+        task_id,
+        made.priority,
+        made.content_type,
+        made.content_encoding,
+        needed(headers),
+        properties,
+        made.exchange,
+        made.routing_key,
+        bool(made.mandatory) or must_arrive(made.declare, made.exchange, made.routing_key),
+    )
+    described: tuple[Any, Any] = (headers.get("argsrepr"), headers.get("kwargsrepr"))
+    return Part(sample, task_id, body, *described, headers.get(SENT, 0.0), properties["reply_to"])
 
 
 def needed(headers: Headers) -> Headers:

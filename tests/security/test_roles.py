@@ -29,6 +29,7 @@ from tests.security.conftest import place_of
 #: Roles that a container or a program has. An operator may do all that the app can, an administrator everything.
 LIMITED = ("producer", "beat", "worker", "monitor")
 REPLIES = "2f1b7f3e-90a3-4a57-9d3c-1c1f0a6b7c8d"
+TOKEN = "celery-kit.beat.app"
 OTHERS = "3a1b7f3e-90a3-4a57-9d3c-1c1f0a6b7c8d"
 
 
@@ -103,12 +104,19 @@ SENDS = (
     "PUBLISH /3.celery message", "ZCOUNT _celery-kit.delayed -inf 5", "EVAL return|redis.call('LPUSH','tasks','x') 1 tasks",
     "MULTI", "PING",
 )  # fmt: skip
+#: What beats have among themselves.
+LEADS = (
+    "WATCH _celery-kit.beat.leader",
+    "SET _celery-kit.beat.leader me",
+    "HSET _celery-kit.beat a run",
+    "DEL _celery-kit.beat",
+)
 REDIS_MAY = {
     "producer": (
         *SENDS, "GET celery-task-meta-x", "MGET celery-task-meta-x", "SUBSCRIBE celery-task-meta-x", f"BRPOP {REPLIES} 1",
         "SET chord-unlock-x.s 2", "DEL celery-task-meta-y",
     ),
-    "beat": SENDS,
+    "beat": (*SENDS, *LEADS, "GET _celery-kit.beat.leader", "HGETALL _celery-kit.beat"),
     "worker": (
         *TAKES[:-1], *WRITES, *SENDS, "HGETALL celery.dead", "PSUBSCRIBE /0.celery.pidbox", f"LPUSH {REPLIES} answer",
         "SCRIPT LOAD return|1",
@@ -120,7 +128,7 @@ REDIS_MAY = {
     ),
 }  # fmt: skip
 REDIS_MAY_NOT = {
-    "producer": (*TAKES, *READS, *WRITES, *CONTROLS, *SCRIPTS, *ADMINISTRATES),
+    "producer": (*TAKES, *READS, *WRITES, *LEADS[1:], "HGETALL _celery-kit.beat", *CONTROLS, *SCRIPTS, *ADMINISTRATES),
     "beat": (
         *TAKES, *READS, *WRITES, *CONTROLS, *SCRIPTS, *ADMINISTRATES, "GET celery-task-meta-x", "SUBSCRIBE celery-task-meta-x",
         f"RPOP {REPLIES}", "DEL celery-task-meta-x",
@@ -128,7 +136,7 @@ REDIS_MAY_NOT = {
     "worker": (*ADMINISTRATES, "SCAN 0", "RANDOMKEY", "DBSIZE", "FUNCTION FLUSH", "SCRIPT FLUSH"),
     "monitor": (
         *(one for one in TAKES if one.split()[0] not in ("LRANGE", "LINDEX", "DUMP")), *WRITES, "LPUSH tasks message",
-        "PUBLISH /0.celeryev event", "PUBLISH /0.news message", SCRIPTS[0], "FUNCTION FLUSH", *ADMINISTRATES,
+        "PUBLISH /0.celeryev event", "PUBLISH /0.news message", SCRIPTS[0], "FUNCTION FLUSH", *LEADS[1:], *ADMINISTRATES,
     ),
 }  # fmt: skip
 
@@ -159,9 +167,10 @@ def prepared(channel: Any) -> None:
     """What is there when a role comes, as a worker declares it."""
     for name in ("tasks", "celery.dead", "celeryev", "celery_delayed_27"):
         channel.exchange_declare(name, "topic", durable=True, auto_delete=False)
+    channel.exchange_declare("celery-kit.beat", "direct", durable=True, auto_delete=False)
     for name in ("celery.pidbox", "reply.celery.pidbox"):
         channel.exchange_declare(name, "fanout", durable=False, auto_delete=False)
-    for name in ("tasks", "celery.dead", "celery.dead.failed", REPLIES, OTHERS, "celeryev.one", "a.reply.celery.pidbox"):
+    for name in ("tasks", "celery.dead", "celery.dead.failed", REPLIES, OTHERS, TOKEN, "celeryev.one", "a.reply.celery.pidbox"):
         channel.queue_declare(name, durable=True, auto_delete=False)
         channel.basic_publish(amqp.Message("message"), routing_key=name)
     channel.queue_bind("tasks", "tasks", "tasks")
@@ -221,7 +230,14 @@ MAY: dict[str, dict[str, Any]] = {
         "read it": get(REPLIES),
         "count what waits": lambda channel: channel.queue_declare("tasks", passive=True),
     },
-    "beat": {"send a task": publish("tasks"), "name its queue of replies": declare(REPLIES)},
+    "beat": {
+        "send a task": publish("tasks"),
+        "name its queue of replies": declare(REPLIES),
+        "declare the queue of who leads": declare(TOKEN),
+        "bind it": bind(TOKEN, "celery-kit.beat"),
+        "lead": publish("celery-kit.beat", TOKEN),
+        "see who leads": get(TOKEN),
+    },
     "worker": {
         **{name: attempt for name, attempt in TAKE.items() if "copy" not in name},
         "send a task": publish("tasks"),
@@ -253,7 +269,15 @@ HTTP: tuple[tuple[str, str, Any], ...] = (
 ADMINISTRATE: dict[str, Any] = {f"{method} {path}": (method, path, body) for method, path, body in HTTP}
 LOOK: dict[str, Any] = {f"GET {path}": ("GET", path, None) for path in ("overview", "queues/kit", "connections", "nodes")}
 MAY_NOT: dict[str, dict[str, Any]] = {
-    "producer": {**TAKE, **PAUSE, **FORGE, **LOOK, **ADMINISTRATE},
+    "producer": {
+        **TAKE,
+        **PAUSE,
+        **FORGE,
+        "lead in place of beat": publish("celery-kit.beat", TOKEN),
+        "see which beat leads": get(TOKEN),
+        **LOOK,
+        **ADMINISTRATE,
+    },
     "beat": {**TAKE, **PAUSE, **FORGE, "read an answer": get(REPLIES), **LOOK, **ADMINISTRATE},
     "worker": {
         "send by RabbitMQ's own exchange": publish("amq.topic"),

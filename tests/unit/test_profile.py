@@ -32,6 +32,8 @@ def profile(**environ: str) -> Profile:
         ({"BROKER": "rabbitmq"}, "BROKER=rabbitmq contradicts CELERY_BROKER_URL, which begins with redis:"),
         ({"TIMEZONE": "Mars/Olympus"}, "TIMEZONE=Mars/Olympus is not known"),
         ({"TIMEZONE": "../etc/passwd"}, "TIMEZONE=../etc/passwd is not known"),
+        ({"BEATS": "0"}, "BEATS=0 is not allowed; a whole number from 1 to 9"),
+        ({"BEATS": "two"}, "BEATS=two is not allowed; a whole number from 1 to 9"),
         ({"TASK_TIME_LIMIT": "soon"}, "TASK_TIME_LIMIT=soon is not allowed; a whole number from 0 to 86400 seconds"),
         ({"TASK_TIME_LIMIT": "-1"}, "TASK_TIME_LIMIT=-1 is not allowed"),
         ({"WORKER_CONCURRENCY": "-1"}, "WORKER_CONCURRENCY=-1 is not allowed"),

@@ -96,6 +96,7 @@ broker = Broker(
     explain=explain,
     bulk=Bulk,
     like=like,
+    lead="celery_kit.brokers.rabbitmq.beats:Lead",
     close_inherited=close_inherited,
     manifests=manifests,
     variables="RABBITMQ_",

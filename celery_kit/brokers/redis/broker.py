@@ -114,6 +114,7 @@ broker = Broker(
     delays_tasks=DELAYS,
     bulk=Bulk,
     like=like,
+    lead="celery_kit.brokers.redis.beats:Lead" if TRANSPORT else None,
     explain=explain,
     close_inherited=close_inherited,
     limits={

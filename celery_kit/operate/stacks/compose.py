@@ -359,12 +359,12 @@ def _member(one: Facts) -> Member:
     state, service = one["State"], service_of(one)
     health = state.get("Health", {}).get("Status")
     words = f"{state['Status']}{f', {health}' if health and state['Running'] else ''}"
-    said: Facts = {}
+    said, leads = timetable_in("")
     if service == "beat" and state["Running"]:
-        said = timetable_in(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)
+        said, leads = timetable_in(ask("docker", "exec", one["Id"], "sh", "-c", f'cat "$HEARTBEAT_FILE{TIMETABLE}"').stdout)
     if not state["Running"]:
         words += f" ({state['ExitCode']})"
     group = json.loads(one["Config"]["Labels"].get(GROUP, "{}")).get("name", "")
     role = role_of(service)
     node = f"{group or 'celery'}@{one['Config']['Hostname']}" if role == "worker" else None
-    return Member(role, words, state["Running"], node, said, group)
+    return Member(role, words, state["Running"], node, said, group, leads)

@@ -52,13 +52,13 @@ NOT_YET = {"BROKER": "embedded", "CELERY_BROKER_URL": NOWHERE, "CELERY_RESULT_BA
 def _member(one: Facts) -> Member:
     name, running = one["name"], one["running"]
     role = role_of(name.rstrip("0123456789"))
-    said: Facts = {}
+    said, leads = timetable_in("")
     if role == "beat" and running:
         with suppress(OSError, ValueError):
-            said = timetable_in((HOME / f"{name}.beat{TIMETABLE}").read_text())
+            said, leads = timetable_in((HOME / f"{name}.beat{TIMETABLE}").read_text())
     node = f"{node_of(name)}@{socket.gethostname()}" if role == "worker" else None
     group = node_of(name).rpartition("-")[0] if node else ""
-    return Member(role, f"{'running' if running else 'exited'}, process {one['pid']}", running, node, said, group)
+    return Member(role, f"{'running' if running else 'exited'}, process {one['pid']}", running, node, said, group, leads)
 
 
 class Local:
