@@ -19,6 +19,7 @@ from celery_kit.operate import deploy, groups, tasks
 from celery_kit.operate.current import IN_CONTAINERS, Stack, groups_of, join, look, meant, running_stack, stack_of
 from celery_kit.operate.options import (
     backend_option,
+    beats_option,
     broker_option,
     check,
     codebase_options,
@@ -63,6 +64,7 @@ def cli() -> None:
 @backend_option
 @python_option
 @click.option("--scale", type=click.IntRange(1, 100), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
+@beats_option
 @click.option("--monitor", is_flag=True, envvar="MONITOR", help="start Flower, metrics and alerts too")
 @click.option("--grafana", is_flag=True, envvar="GRAFANA", help="like --monitor, and Grafana with a dashboard")
 @click.option(

@@ -15,6 +15,7 @@ from celery_kit.operate import groups
 from celery_kit.operate.kubernetes import commands as kubernetes
 from celery_kit.operate.options import (
     backend_option,
+    beats_option,
     broker_option,
     check,
     codebase_options,
@@ -81,6 +82,7 @@ def contract(base: str | None, workers_first: bool, as_json: bool, codebase: cod
 @backend_option
 @python_option
 @click.option("--scale", type=click.IntRange(1, 1000), default=1, envvar="SCALE", show_envvar=True, help="how many workers")
+@beats_option
 @click.option("--monitor", is_flag=True, envvar="MONITOR", help="start Flower, metrics and alerts too")
 @click.option("--queues", envvar="QUEUES", help="the queues that the workers consume, between commas")
 @click.option("--secure", envvar="SECURE", expose_value=False, help="1: TLS between all parts; mutual: on both sides")

@@ -6,6 +6,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from celery_kit.base.choices import beats
 from celery_kit.base.refusals import refuse
 from celery_kit.brokers import BROKERS
 from celery_kit.operate import groups
@@ -41,6 +42,17 @@ def _python(context: click.Context, option: click.Parameter, given: str | None) 
 #: Its value is not passed on: image names depend on PYTHON in the environment (celery_kit/operate/stacks/images.py).
 python_option = click.option(
     "--python", envvar="PYTHON", callback=_python, expose_value=False, help=f"of images: {', '.join(PYTHONS)}; else {DEFAULT}"
+)
+
+
+def _beats(context: click.Context, option: click.Parameter, given: str | None) -> None:
+    os.environ |= {"BEATS": given} if given else {}
+    beats(os.environ)
+
+
+#: Its value is not passed on: the stacks' files and beat itself read BEATS.
+beats_option = click.option(
+    "--beats", envvar="BEATS", callback=_beats, expose_value=False, help="how many beats, of which one leads, 1 to 9; else 1"
 )
 
 

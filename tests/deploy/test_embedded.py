@@ -172,3 +172,25 @@ def test_a_killed_stack_leaves_nothing_that_stands_in_the_way(checkout: Checkout
     assert checkout.make("up", "POOL=solo").returncode == 0
     assert "left over from a stack that was killed" in (stack / "stack.log").read_text()
     assert checkout.make("down").returncode == 0
+
+
+def test_of_two_beats_one_leads(checkout: Checkout) -> None:
+    """Another one leads when it is killed, which ends no stack, and it is started again to follow."""
+
+    def beats() -> list[str]:
+        shown = checkout.make("status").stdout.splitlines()
+        return sorted(line.rpartition(", ")[2] for line in shown if line.startswith("beat "))
+
+    checkout.make("down")
+    assert checkout.make("up", "POOL=solo", "BEATS=2", **NO_DOCKER).returncode == 0
+    until("one leads", lambda: beats() == ["follows", "leads"], 30)
+    notes = [json.loads(file.read_text()) for file in (checkout.folder / ".kit/embedded").glob("beat*.pid")]
+    shown = checkout.make("status").stdout
+    leader = next(one["pid"] for one in notes if f"process {one['pid']}, leads" in shown)
+    os.kill(leader, signal.SIGKILL)
+    until(
+        "another one leads",
+        lambda: beats() == ["follows", "leads"] and f"{leader}, leads" not in checkout.make("status").stdout,
+        60,
+    )
+    checkout.make("down")

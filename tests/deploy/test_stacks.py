@@ -159,6 +159,34 @@ def test_beat_sends_by_its_timetable(checkout: Checkout) -> None:
     until("beat's report ran", lambda: "reports.daily_statistics" in checkout.make("logs").stdout, 60)
 
 
+@pytest.mark.parametrize("words", [["BROKER=redis"], ["BROKER=rabbitmq", "BACKEND=rpc"]], ids=["redis", "rabbitmq"])
+def test_of_two_beats_one_leads(checkout: Checkout, words: list[str]) -> None:
+    """Another one leads when it is killed. `make status` names it, `make doctor` finds nothing wrong."""
+
+    def beats() -> list[str]:
+        return [line for line in checkout.make("status").stdout.splitlines() if line.startswith("beat ")]
+
+    def led(line: str) -> list[str]:
+        return [one for one in beats() if line in one]
+
+    assert checkout.make("up", *words, "POOL=threads", "BEATS=2", REPORT_EVERY="1").returncode == 0
+    until("one leads", lambda: len(led(", leads")) == len(led(", follows")) == 1, 60)
+    until("beat's report ran", lambda: "reports.daily_statistics" in checkout.make("logs").stdout, 60)
+    assert not [line for line in checkout.make("doctor").stdout.splitlines() if "beat" in line]
+    project = checkout.environ["COMPOSE_PROJECT_NAME"]
+    leader = next(number for number in (1, 2) if '"": true' in said_by(f"{project}-beat-{number}"))
+    subprocess.run(["docker", "pause", f"{project}-beat-{leader}"], check=True, stdout=subprocess.DEVNULL)
+    until("the other one leads", lambda: '"": true' in said_by(f"{project}-beat-{3 - leader}"), 60)
+    subprocess.run(["docker", "unpause", f"{project}-beat-{leader}"], check=True, stdout=subprocess.DEVNULL)
+    until("one follows again", lambda: len(led(", leads")) == len(led(", follows")) == 1, 60)
+
+
+def said_by(beat: str) -> str:
+    """What a beat has written about its timetable."""
+    command = ["docker", "exec", beat, "sh", "-c", 'cat "$HEARTBEAT_FILE.timetable"']
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def test_a_port_in_use_is_named_and_nothing_starts(checkout: Checkout) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -177,6 +205,7 @@ def test_a_port_in_use_is_named_and_nothing_starts(checkout: Checkout) -> None:
         (["BROKER=redis", "BACKEND=db"], "'db' is not one of 'redis', 'rpc'"),
         (["BROKER=redis", "PYTHON=2.7"], "PYTHON=2.7 is not known; allowed: 3.12, 3.13, 3.14"),
         (["BROKER=redis", "SCALE=0"], "0 is not in the range"),
+        (["BROKER=redis", "BEATS=10"], "BEATS=10 is not allowed; a whole number from 1 to 9"),
         (["BROKER=redis", "TIMEZONE=Mars/Olympus"], "TIMEZONE=Mars/Olympus is not known"),
         (["BROKER=redis", "TASK_TIME_LIMIT=soon"], "TASK_TIME_LIMIT=soon is not allowed"),
     ],

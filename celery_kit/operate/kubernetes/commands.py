@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from celery_kit.base.choices import TASK_TIME_LIMIT
+from celery_kit.base.choices import TASK_TIME_LIMIT, beats
 from celery_kit.base.choices import secure as secured
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.target import ROOT
@@ -75,6 +75,8 @@ def k8s(
     own = [name for name in URLS if settings().get(name)]
     if URLS[0] not in own:
         choose("BROKER", broker, [name for name in BROKERS if (HOME / "components/broker" / name).is_dir()])
+    if (number := beats()) > 1:
+        refuse(f"BEATS={number}: a rendered cluster has one beat, which Kubernetes starts again; take BEATS=1")
     if pins and registry:
         refuse("PINS names the images, and their registry; leave REGISTRY out")
     table = groups.read(codebases.code_of(codebase), pool, scale)

@@ -246,11 +246,17 @@ def clocks(scene: Scene) -> Found:
 
 
 def one_beat(scene: Scene) -> Found:
-    """More than one beat, in the stack or on this machine."""
-    number = sum(member.role == "beat" and member.running for member in scene.members)
-    number = max(number, len(_beats_here()))
+    """More than one beat that sends, in the stack or on this machine; or none."""
+    beats = [member for member in scene.members if member.role == "beat" and member.running]
+    alone, leading = [one for one in beats if one.leads is None], [one for one in beats if one.leads]
+    if beats and not alone and not leading:
+        yield f"none of {len(beats)} beats leads: no scheduled task is sent", "'make logs' says why; a beat leads within 15 s"
+    elif len(leading) > 1:
+        who = "; ".join(one.state for one in leading)
+        yield f"{len(leading)} beats think that they lead ({who}): one of them is frozen, or cut off", "restart that one"
+    number = max(len(beats), len(_beats_here())) if alone or not beats else 0
     if number > 1:
-        yield f"{number} beats run: each sends every scheduled task", "stop all but one"
+        yield f"{number} beats run: each sends every scheduled task", "stop all but one, or start them with BEATS=2"
 
 
 def memory(scene: Scene) -> Found:
@@ -329,13 +335,16 @@ def _installed(name: str) -> str | None:
 
 
 def _beats_here() -> list[int]:
-    """The process ids of beats on this machine that use the same broker."""
+    """The process ids of beats on this machine that use the same broker, and of which none follows another."""
     wanted = f"CELERY_BROKER_URL={os.environ.get('CELERY_BROKER_URL', '')}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"beat" in words and b"celery" in words and wanted in (folder / "environ").read_bytes().split(b"\0"):
+            if b"beat" not in words or b"celery" not in words:
+                continue
+            environ = (folder / "environ").read_bytes().split(b"\0")
+            if wanted in environ and not any(re.fullmatch(rb"BEATS=[2-9]", one) for one in environ):
                 found.append(int(folder.name))
         except OSError:
             continue

@@ -305,8 +305,9 @@ def _beats(members: list[Member]) -> list[str]:
     for member in members:
         if member.role != "beat":
             continue
-        shown.append(f"beat      {member.state if member.running else member.state.upper()}")
-        for name, entry in member.said.items() if member.running else []:
+        leads = {None: "", True: ", leads", False: ", follows"}[member.leads]
+        shown.append(f"beat      {member.state + leads if member.running else member.state.upper()}")
+        for name, entry in member.said.items() if member.running and member.leads is not False else []:
             last = f"last run {_ago(entry['last'])} ago" if entry["last"] else "not run yet"
             shown.append(f"          {name}: {last}, next in {_ago(entry['next'])}")
     return shown

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from celery_kit.base import times
+from celery_kit.base.choices import beats as number_of_beats
 from celery_kit.base.choices import data_dir, task_time_limit
 from celery_kit.base.refusals import Absent, refuse
 from celery_kit.base.target import ROOT
@@ -182,6 +183,7 @@ def run(groups: Sequence[Group], backend: str, owner: str, codebase: Codebase | 
         about |= {"queue_version": version} if (version := os.environ.get("QUEUE_VERSION")) else {}
         pidfile.write(STATE, os.getpid(), **about)
         broker, processes, beats = server(), _Processes(), list[Path]()
+        started, several = dict[str, tuple[list[str], Mapping[str, str], Path]](), number_of_beats() > 1
         try:
             end_leftovers()
             for file in HOME.glob("*.beat*"):
@@ -192,9 +194,12 @@ def run(groups: Sequence[Group], backend: str, owner: str, codebase: Codebase | 
             pidfile.write(STATE, os.getpid(), **about)
             for name, (argv, own) in _commands(groups, codebase).items():
                 environ = environment(about) | ({"PYTHONPATH": str(ROOT)} if name == "mail" else environ_of(codebase)) | own
-                beats += [] if asked else [processes.start(name, argv, environ, folder_of(codebase))]
+                started[name] = (argv, environ, folder_of(codebase))
+                beats += [] if asked else [processes.start(name, *started[name])]
             while not asked:
-                if died := processes.died():
+                if (died := processes.died()) and several and about["ready"] and died.startswith("beat"):
+                    processes.start(died, *started[died])  # another one leads meanwhile
+                elif died:
                     refuse(f"{died} of the embedded stack exited by itself; its log is {HOME / died}.log")
                 if not about["ready"] and all(beat.exists() for beat in beats[1:]):  # the mail catcher has no heartbeat
                     about["ready"] = True
@@ -226,7 +231,13 @@ def _commands(groups: Sequence[Group], codebase: Codebase | None) -> dict[str, t
     of_beat = {name: value for name, value in groups[0].environ().items() if name == "QUEUE_VERSION"}
     return {
         "mail": ([sys.executable, str(ROOT / "deploy/mail/catcher.py")], {}),
-        "beat": ([python, "-m", "celery", "-A", APP, "beat", *log, "--schedule", schedule], of_beat),
+        **{
+            f"beat{number if number > 1 else ''}": (
+                [python, "-m", "celery", "-A", APP, "beat", *log, "--schedule", schedule],
+                of_beat,
+            )
+            for number in range(1, number_of_beats() + 1)
+        },
         **{
             name: (command(POOLS[one.pool], [*log, "--hostname", f"{node_of(name)}@%h"], python=python), one.environ())
             for name, one in workers.items()

@@ -451,6 +451,7 @@ def test_findings_are_a_line_each_and_exit_with_1(typed: Callable[..., Any], tmp
         ({"BROKER": "embedded"}, "BROKER=embedded is not known; allowed: "),
         ({"NAMESPACE": "Shop!"}, "NAMESPACE=Shop! is not allowed"),
         ({"SECURE": "yes"}, "SECURE=yes is not known"),
+        ({"BEATS": "2"}, "BEATS=2: a rendered cluster has one beat, which Kubernetes starts again; take BEATS=1"),
         ({"AUTOSCALE": "1"}, "AUTOSCALE=1 needs MONITOR=1"),
         ({"AUTOSCALE": "1", "MONITOR": "1"}, "AUTOSCALE=1: the worker runs as many tasks at once as its node has cores"),
         ({"PINS": "pins.json", "REGISTRY": "a/b"}, "leave REGISTRY out"),

@@ -6,8 +6,8 @@ from unittest.mock import patch
 
 import pytest
 
-from celery_kit.base.facts import BOUNDS, VITALS, Held, Member, Queue, Server, readable, vitals_of
-from celery_kit.operate.look import exporter
+from celery_kit.base.facts import BOUNDS, VITALS, Held, Member, Queue, Server, TimetableEntry, readable, vitals_of
+from celery_kit.operate.look import doctor, exporter
 from celery_kit.operate.look.doctor import STACK, Scene, orphans, redelivery
 from celery_kit.operate.look.exporter import metrics
 from celery_kit.operate.look.status import Snapshot, lines, packed, unpacked
@@ -137,3 +137,37 @@ def test_messages_that_nobody_holds_are_found(answer: dict[str, float]) -> None:
         faults = [what for what, _ in orphans(Scene())]
     assert faults[0] == "the message of task t 2, held by worker b@x, which is dead"
     assert faults[1:] == (["30 unacknowledged messages, which no worker holds"] if answer else [])
+
+
+def beat(leads: bool | None, state: str = "running", running: bool = True) -> Member:
+    """A beat of a stack, with an entry."""
+    entry: TimetableEntry = {"last": None, "next": "2026-12-01T10:00:00+00:00", "runs": 0}
+    return Member("beat", state, running, None, {"daily": entry}, leads=leads)
+
+
+@pytest.mark.parametrize(
+    ("leads", "shown"), [((None,), ["running"]), ((True, False), ["running, leads", "running, follows"])], ids=["one", "two"]
+)
+def test_it_is_shown_which_beat_leads(leads: tuple[bool | None, ...], shown: list[str]) -> None:
+    """The timetable is that of the leader."""
+    table = lines(Snapshot(Server("Broker", "1"), None, {}, [beat(one) for one in leads]))
+    assert [line.removeprefix("beat      ") for line in table if line.startswith("beat ")] == shown
+    assert sum("daily: not run yet" in line for line in table) == 1
+
+
+@pytest.mark.parametrize(
+    ("leads", "found"),
+    [
+        ((None,), []),
+        ((True, False), []),
+        ((True, False, False), []),
+        ((False, False), ["none of 2 beats leads: no scheduled task is sent"]),
+        ((True, True), ["2 beats think that they lead (one; two): one of them is frozen, or cut off"]),
+        ((None, None), ["2 beats run: each sends every scheduled task"]),
+        ((True, None), ["2 beats run: each sends every scheduled task"]),
+    ],
+)
+def test_who_leads_is_checked(leads: tuple[bool | None, ...], found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_beats_here", list)
+    members = [beat(one, name) for one, name in zip(leads, ("one", "two", "three"), strict=False)]
+    assert [what for what, _ in doctor.one_beat(doctor.Scene(members))] == found

@@ -113,6 +113,12 @@ def test_workers_start_before_their_predecessors_stop_and_nothing_else_does(make
         assert first or deploy["replicas"] == 1
 
 
+def test_there_are_as_many_beats_as_are_asked_for(make: Make) -> None:
+    for number in ("1", "3"):
+        beat = make("redis", BEATS=number)["services"]["beat"]
+        assert beat["deploy"]["replicas"] == int(number) and beat["environment"]["BEATS"] == number
+
+
 @pytest.mark.parametrize("elsewhere", [True, False])
 def test_what_has_data_is_on_the_node_with_the_label_and_workers_elsewhere(make: Make, elsewhere: bool) -> None:
     for broker in SERVERS:
