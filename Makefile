@@ -23,7 +23,7 @@ help:         ## the commands of this file
 demo: env     ## real work on an embedded broker, no Docker; POOL= works here too
 	$(KIT) demo
 
-up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE= MONITOR=1 SECURE=1; of your own code: APP= SOURCE= REQUIREMENTS=
+up: env       ## start a stack: BROKER= POOL= BACKEND= SCALE= BEATS= MONITOR=1 SECURE=1; of your own code: APP= SOURCE= REQUIREMENTS=
 	$(KIT) up
 
 down: env     ## stop the stack; VOLUMES=1 deletes its data too, in a terminal once you agree (YES=1)
@@ -169,6 +169,9 @@ test-clusters: ## lose the node that leads the queues, killed, frozen or cut off
 
 test-crash:   ## workers that are killed during quick tasks, beside plain Celery; writes docs/reports/crash.md (long; PART= BROKER= POOL= ENGINE=)
 	deploy/env.sh dev && .venv/bin/python -m tests.crash.run
+
+test-beats:   ## two and three beats, of which one leads, that are killed, frozen, cut off, and whose clocks are set; writes docs/reports/beats.md (20 minutes; BROKER= BEATS= FAULTS=20)
+	deploy/env.sh dev && BROKER= POOL= BEATS= $(KIT) images && .venv/bin/python -m tests.beats.run
 
 test-shutdown: ## a worker that is asked to stop, on every broker and pool
 	deploy/env.sh dev && $(BUILD) && $(PYTEST) tests/faults/test_shutdown.py -n 4 -q --no-header

@@ -1,19 +1,23 @@
 """A TCP proxy with faults: `python link.py NAME:PORT:HOST:PORT…`, in a container of its own between a client and a server.
 
-The file `/data/link.NAME` has the state of that link: `open`, `slow` (each chunk is 0.1 s late in both directions), `half-open`
-(existing connections stall for good, new ones work) or `dark` (nothing passes, nothing is refused).
+The file `link.NAME` in /data, or in the folder LINKS, has the state of that link: `open`, `slow` (each chunk is 0.1 s late in
+both directions), `half-open` (existing connections stall for good, new ones work) or `dark` (nothing passes, nothing is
+refused).
 """
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
 LATE = 0.1  # seconds
+FOLDER = Path(os.environ.get("LINKS", "/data"))
+HOST = os.environ.get("LINKS_HOST", "0.0.0.0")  # it runs alone in a container
 
 
 class Link:
     def __init__(self, name: str, host: str, port: int) -> None:
-        self.file, self.host, self.port = Path("/data") / f"link.{name}", host, port
+        self.file, self.host, self.port = FOLDER / f"link.{name}", host, port
         self.state, self.stalled = "open", 0
         self.opened = 0
 
@@ -56,7 +60,7 @@ async def main() -> None:
     waiting = []
     for name, port, host, far_port in (word.split(":") for word in sys.argv[1:]):
         link = Link(name, host, int(far_port))
-        await asyncio.start_server(link.serve, "0.0.0.0", int(port))  # it runs alone in a container
+        await asyncio.start_server(link.serve, HOST, int(port))
         waiting.append(link.watch())
     await asyncio.gather(*waiting)
 

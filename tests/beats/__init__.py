@@ -1,0 +1,1 @@
+"""Several beats, of which one leads, under faults: `make test-beats`."""
