@@ -289,6 +289,8 @@ class Broker:
     facts: str | None
     #: The name of the class that notes which queues are paused, a :class:`Pauses`; None: none can be.
     pauses: str | None = None
+    #: The name of the class by which messages are moved from it and to it (celery_kit/brokers/moving.py).
+    end: str | None = None
     #: Its compose file; None if it runs without containers.
     compose_file: str | None = None
     #: The services of that file that its URLs name: one, or the nodes of a cluster.

@@ -70,7 +70,7 @@ class Delayed:
         with self.app.amqp.Connection(**producers.info()) as connection:
             channel: Declares = connection.default_channel  # type: ignore[assignment]  # its stub has no methods
             try:
-                self._declare(connection, channel, queue)
+                self.declare(connection, channel, queue)
             except AccessRefused:  # a producer need not have the right to it: workers bind what they consume
                 another: Declares = connection.channel()  # type: ignore[assignment]
                 try:
@@ -78,7 +78,8 @@ class Delayed:
                 except NotFound as error:  # the task would be dropped at the end of its delay
                     raise UnroutedError(f"no worker has declared queue {queue.name!r} yet") from error
 
-    def _declare(self, connection: Connection, channel: Declares, queue: Queue) -> None:
+    def declare(self, connection: Connection, channel: Declares, queue: Queue) -> None:
+        """Declare a queue and what delays tasks, and bind them. `channel`: one that an error may close. Raises AccessRefused."""
         try:
             channel.exchange_declare(delivery.CELERY_DELAYED_DELIVERY_EXCHANGE, KIND, passive=True)
         except AccessRefused:

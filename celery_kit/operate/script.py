@@ -19,6 +19,7 @@ COMMANDS = {
     "dead": "dead letters and failed tasks, with their reasons; --retry ID|all sends them back, --drop ID|all deletes them",
     "pause": "have no worker begin tasks of a QUEUE, until `resume QUEUE`; survives restarts",
     "resume": "have workers consume a paused QUEUE again",
+    "migrate": "move all messages to another broker: --from URL --to URL",
     "send": "send a task: TASK [ARGS] [KWARGS], in JSON; `send forward` sends the tasks in the spool",
     "result": "a task's state and result, by its id",
     "watch": "follow a task to its end, by its id",

@@ -15,6 +15,8 @@ class Message:
 
     body: Any
     properties: dict[str, Any]
+    #: Where it came from, once it is delivered.
+    delivery_info: dict[str, Any]
     delivery_tag: int
     #: While its frames arrive: of the method that brings it, and whether all have arrived.
     frame_args: bytes

@@ -89,6 +89,7 @@ broker = Broker(
     dead_letters="celery_kit.brokers.rabbitmq.dead:RabbitmqDeadLetters",
     facts="celery_kit.brokers.rabbitmq.facts:facts",
     pauses="celery_kit.brokers.rabbitmq.pauses:RabbitmqPauses",
+    end="celery_kit.brokers.rabbitmq.moving:RabbitmqEnd",
     compose_file="compose.rabbitmq.yaml",
     transports=TRANSPORTS if needed("transport of RabbitMQ") else {},
     delays_tasks=True,

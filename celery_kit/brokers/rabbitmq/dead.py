@@ -215,7 +215,7 @@ def _all(channel: Channel, home: str) -> list[DeadMessage]:
     # Until the queue is empty, not as many as the broker counts: a slow broker counts none (rabbit_quorum_queue:stat).
     while got := channel.basic_get(home):
         message = channel.message_to_python(got)  # Queue.get would raise the errors of a message
-        one = DeadMessage(home, message, _letter(message))
+        one = DeadMessage(home, message, letter(message))
         key = one.letter.id if home == FAILED else len(found)
         if earlier := found.pop(key, None):
             earlier.message.ack()
@@ -223,7 +223,7 @@ def _all(channel: Channel, home: str) -> list[DeadMessage]:
     return list(found.values())
 
 
-def _letter(message: Message) -> DeadLetter:
+def letter(message: Message) -> DeadLetter:
     """The letter of a message in the queue, to which anybody can publish anything."""
     try:
         return _noted(message)

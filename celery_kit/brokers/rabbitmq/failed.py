@@ -69,10 +69,10 @@ def noted(message: Message, letter: DeadLetter) -> Headers:
     headers = {**message.headers, NOTE: asdict(letter)}
     if not message.errors:
         headers.pop("compression", None)  # kombu has decompressed the body
-    return _fitting(headers)
+    return fitting(headers)
 
 
-def _fitting(headers: Headers) -> Headers:
+def fitting(headers: Headers) -> Headers:
     """The headers that fit one frame with the letter: of others the largest are left out, and their names noted."""
     try:
         sizes = {name: len(name) + _size(value) for name, value in headers.items()}

@@ -109,6 +109,7 @@ broker = Broker(
     dead_letters="celery_kit.brokers.redis.dead:RedisDeadLetters" if TRANSPORT else None,
     facts="celery_kit.brokers.redis.facts:facts",
     pauses="celery_kit.brokers.redis.pauses:RedisPauses",
+    end="celery_kit.brokers.redis.moving:RedisEnd" if TRANSPORT else None,
     compose_file="compose.redis.yaml",
     transports={"redis": TRANSPORT, "rediss": TRANSPORT} if TRANSPORT else {},
     delays_tasks=DELAYS,
