@@ -49,6 +49,7 @@ class Ledger:
         self.channel.basic_consume(name, callback=self._received)
         for _ in range(2):  # the former client's last messages may stand between the two marks
             self._mark()
+        self.commit()  # which acknowledges the marks
 
     def _received(self, raw: Raw) -> None:
         if mark := headers_of(raw).get(MARK):

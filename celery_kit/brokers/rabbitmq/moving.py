@@ -211,7 +211,7 @@ class RabbitmqEnd:
             about = Claimed(**headers_of(raw)[CLAIM])
             letter = letter_from(about.letter) if about.letter else None
             one = replace(_read(raw, about.place, about.queue), due=about.due, letter=letter)
-            one.properties |= {"expiration": about.expiration} if about.expiration else {}
+            one.properties.update({"expiration": about.expiration} if about.expiration else {})
             found[about.number] = one
         return Batch(about.token, about.to, [found[number] for number in sorted(found)], about.of)
 
