@@ -65,6 +65,9 @@ resume: env   ## have workers consume a paused QUEUE=mail[,load] again, or those
 dead: env     ## failed tasks and dead letters: RETRY=ID|all sends back, DROP=ID|all deletes; TASK= KIND= SINCE= REASON= ID=
 	$(KIT) dead
 
+migrate: env  ## another broker takes over, with the tasks that wait: FROM=redis TO=rabbitmq, or two URLs; again goes on, the other way round goes back
+	$(KIT) migrate
+
 dev: env      ## a worker on this machine, on the running stack, that restarts when code changes: app/, or SOURCE
 	$(KIT) dev
 

@@ -79,7 +79,7 @@ class Delayed:
                     raise UnroutedError(f"no worker has declared queue {queue.name!r} yet") from error
 
     def declare(self, connection: Connection, channel: Declares, queue: Queue) -> None:
-        """Declare a queue and what delays tasks, and bind them. `channel`: one that an error may close. Raises AccessRefused."""
+        """Declare a queue and what delays tasks, and bind them. An error may close `channel`. Raises AccessRefused."""
         try:
             channel.exchange_declare(delivery.CELERY_DELAYED_DELIVERY_EXCHANGE, KIND, passive=True)
         except AccessRefused:

@@ -46,7 +46,9 @@ class Place:
         return Side(what, self.url, self.environ)
 
 
-def fill(place: Place, queued: int, delayed: int = 0, dead: int = 0, failed: int = 0, queues: tuple[str, ...] = ("celery",)) -> None:
+def fill(
+    place: Place, queued: int, delayed: int = 0, dead: int = 0, failed: int = 0, queues: tuple[str, ...] = ("celery",)
+) -> None:
     """Send tasks, and store dead letters and failed tasks, by the kit's own means."""
     app = place.app()
     if place.url.startswith("redis"):
@@ -84,8 +86,9 @@ def letters(app: Any, place: Place, kind: str, number: int) -> None:
         queue = Queue(name)(connection.channel())
         for _ in range(number):
             message = until_got(queue)
-            id = message.headers["id"]
-            letter = DeadLetter(id, TASK, "celery", "a test", moment(), 1, kind, worker="w", traceback="Traceback …")
+            letter = DeadLetter(
+                message.headers["id"], TASK, "celery", "a test", moment(), 1, kind, worker="w", traceback="Traceback …"
+            )
             if kind == "failed":
                 keeps = broker.dead_letters.failed(app, connection)
                 keeps.put([(message, letter)])
@@ -104,12 +107,12 @@ def until_got(queue: Any) -> Any:
     return message
 
 
-def about(place: str, queue: str, headers: dict[str, Any], properties: dict[str, Any], body: bytes, letter: Any = None) -> Any:
-    """What of a message must be the same at both ends."""
+def about(place: str, queue: str, headers: dict[str, Any], properties: dict[str, Any], body: bytes, letter: Any = None) -> str:
+    """What of a message must be the same at both ends, as text."""
     same = {name: value for name, value in headers.items() if not name.startswith(OWN) and value is not None}
     to = [properties.get(name) or "" for name in ("correlation_id", "reply_to")]
-    told = {name: value for name, value in (letter or {}).items()}
-    return json.dumps([place, queue, same, to, properties.get("priority") or 0, body.decode(), told], sort_keys=True, default=str)
+    parts = [place, queue, same, to, properties.get("priority") or 0, body.decode(), letter]
+    return json.dumps(parts, sort_keys=True, default=str)
 
 
 def found(place: Place) -> Counter[str]:
@@ -118,7 +121,7 @@ def found(place: Place) -> Counter[str]:
 
 
 def _in_redis(url: str) -> Iterator[str]:
-    client = Redis.from_url(url)
+    client: Any = Redis.from_url(url)
     for key in map(bytes.decode, client.keys("*")):
         if client.type(key) == b"list":
             assert not key.startswith("_celery.migrating"), "a claim is left"
@@ -162,8 +165,6 @@ def difference(before: Counter[str], after: Counter[str]) -> dict[str, Any]:
     """What is lost, twice, or another than before; empty if nothing is."""
     twice = {one: number for one, number in after.items() if number > before[one]}
     return {name: value for name, value in {"lost": before - after, "twice, or changed": twice}.items() if value}
-
-
 
 
 __all__ = ["Place", "difference", "fill", "found", "sign"]

@@ -1,7 +1,7 @@
 """The tool, in a process that kills itself: `python -m tests.migrate.killed POINT NUMBER --from URL --to URL`.
 
-POINT is a step of a move and a moment: `before`; `half`, when half of its messages are sent to RabbitMQ; `sent`, when the command
-that decides is sent, and its answer not yet read; `after`. NUMBER: in which batch.
+POINT is a moment and a step of a move. The moments: `before`; `half`, when some of its messages are sent to RabbitMQ; `sent`,
+when the command that decides is sent, and its answer not yet read; `after`. NUMBER: in which batch.
 """
 
 import importlib
@@ -9,6 +9,9 @@ import os
 import signal
 import sys
 from typing import Any
+
+import amqp
+import redis.connection
 
 from celery_kit.operate.look import migrate
 
@@ -46,9 +49,8 @@ def arm(kind: Any, step: str, moment: str, number: int) -> None:
 
 def hook() -> None:
     """Have what sends commands kill the process while it is armed."""
-    from amqp import Channel, spec
-    from redis.connection import AbstractConnection
-
+    Channel: Any = amqp.Channel
+    AbstractConnection: Any = redis.connection.AbstractConnection
     read, commit, publish = AbstractConnection.read_response, Channel.tx_commit, Channel._basic_publish
 
     def read_response(self: Any, *given: Any, **options: Any) -> Any:
@@ -58,7 +60,7 @@ def hook() -> None:
 
     def tx_commit(self: Any) -> Any:
         if armed == "sent":
-            self.send_method(spec.Tx.Commit)
+            self.send_method(amqp.spec.Tx.Commit)
             die()
         return commit(self)
 

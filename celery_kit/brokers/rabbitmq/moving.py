@@ -38,6 +38,7 @@ from celery_kit.fixes.delayed_messages import Delayed
 
 if TYPE_CHECKING:
     from celery import Celery
+    from kombu import Connection as KombusConnection
     from upstream.amqp import Channel
     from upstream.amqp import Connection as AmqpConnection
     from upstream.amqp import Message as Raw
@@ -256,7 +257,9 @@ class RabbitmqEnd:
             given = {**(about.get("effective_policy_definition") or {}), **(about.get("arguments") or {})}
             for limit in LIMITS:
                 if any(given.get(prefix + limit) is not None for prefix in ("", "x-")):
-                    refuse(f"the queue {name!r} of the target has {limit}: it refuses or drops messages; move without the limit")
+                    refuse(
+                        f"the queue {name!r} of the target has {limit}: it refuses or drops messages; move without the limit"
+                    )
             queue = self.app.amqp.queues[name]
             try:
                 queue(self.connection.channel()).declare()
@@ -266,7 +269,7 @@ class RabbitmqEnd:
                     refuse(f"RabbitMQ refuses the queue {name!r} of the target: {error.reply_text}")
                 self._reached[name] = False
             if self._reached[name]:
-                Delayed(self.app).declare(self.connection, self.connection.channel(), queue)
+                Delayed(self.app).declare(cast("KombusConnection", self.connection), self.connection.channel(), queue)
         return self._reached[name]
 
     def _message(self, one: Moving, more: Headers, expiration: str | None) -> object:
@@ -337,6 +340,6 @@ def _fitting(one: Moving) -> Moving:
         fits = False
     if fits or one.letter:
         return one
-    id, task = (str(one.headers.get(name) or "") for name in ("id", "task"))
+    task_id, task = (str(one.headers.get(name) or "") for name in ("id", "task"))
     reason = f"its headers are more than RabbitMQ takes, or of another kind; {MOST_HEADERS} bytes are allowed"
-    return replace(one, place="dead", letter=DeadLetter(id, task, one.queue, reason, moment(), 0))
+    return replace(one, place="dead", letter=DeadLetter(task_id, task, one.queue, reason, moment(), 0))

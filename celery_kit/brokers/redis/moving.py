@@ -26,13 +26,17 @@ from celery_kit.brokers.redis.failed import INDEX, client_of, record_of
 
 if TYPE_CHECKING:
     from celery import Celery
-    from upstream.kombu_redis import Channel
 
     from celery_kit.base.types import Connection, Headers
+    from celery_kit.brokers.redis.leases import Channel
 
-CLAIM, STORE, DROP = script(__name__, "claim"), script(__name__, "store"), """
+CLAIM, STORE, DROP = (
+    script(__name__, "claim"),
+    script(__name__, "store"),
+    """
 if redis.call('LINDEX', KEYS[1], 0) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-"""
+""",
+)
 #: The keys of the claim, of this end's name, and how those of notes begin.
 CLAIMED, NAME, NOTED = (f"_{moving.PREFIX}{of}" for of in ("", ".name", ".noted:"))
 #: Seconds for which a note stays.
@@ -51,7 +55,7 @@ class RedisEnd:
         dead.collect(app, self.channel, self.client)
         self._restore_ended()
         bound = (
-            cast("bytes", member).decode("utf-8", "replace").split(self.channel.sep)[-1]
+            member.decode("utf-8", "replace").split(self.channel.sep)[-1]
             for key in self.client.scan_iter(f"{self.prefix}_kombu.binding.*", 1_000)
             for member in self.client.smembers(key)
         )
@@ -113,7 +117,7 @@ class RedisEnd:
         """Claim messages, by one script. A queue's most urgent ones come first."""
         keys = map(self._key, (CLAIMED, delayed.DELAYED, DEAD, FAILED, INDEX))
         lists = list(self._lists)
-        words = (*keys, *lists, moving.token(), to, moving.MOST, moving.BYTES)
+        words: tuple[str | int, ...] = (*keys, *lists, moving.token(), to, moving.MOST, moving.BYTES)
         found = cast("list[bytes]", self.client.eval(CLAIM, 5 + len(lists), *words))
         if not found:
             return None

@@ -40,14 +40,24 @@ class Side:
     environ: Mapping[str, str]
 
     @property
+    def row(self) -> brokers.Broker | None:
+        """Its broker's row: that of its stack, or else by its URL."""
+        return brokers.BROKERS.get(self.environ.get("BROKER", "")) or brokers.room(self.url)
+
+    @property
     def shown(self) -> str:
         """Its URL, without the password."""
         return readable(maybe_sanitize_url(self.url))
 
 
+def of_url(what: str, url: str) -> Side:
+    """The side at a URL. BROKER in the environment is that of a stack."""
+    return Side(what, url, {name: value for name, value in os.environ.items() if name != "BROKER"})
+
+
 def opened(app: Celery, side: Side, queues: Sequence[str]) -> tuple[End, "Connection"]:
     """One side, connected. Refuses a broker that the kit has no module for, or that cannot be reached."""
-    row = brokers.room(side.url)
+    row = side.row
     if row is None or row.end is None:
         known = sorted({scheme for one in brokers.BROKERS.values() if one.end for scheme in one.schemes})
         refuse(f"{side.what}={side.shown} cannot take part; allowed are URLs that begin with {', '.join(known)}")
@@ -61,6 +71,18 @@ def opened(app: Celery, side: Side, queues: Sequence[str]) -> tuple[End, "Connec
         refuse(f"{side.what}={side.shown} cannot be reached ({plain(str(error))})")
     except BusyError as error:
         refuse(f"{side.what}={side.shown}: {error}")
+
+
+def app_of(target: Side) -> Celery:
+    """The app, with the settings that it has on the target: it declares its queues there. Changes this process' environment."""
+    os.environ.pop("BROKER", None)  # .env may name the one that is left
+    os.environ.update({**target.environ, "CELERY_BROKER_URL": target.url})
+    from celery_kit.operate.target import app
+
+    found = brokers.room(app.conf.broker_write_url)
+    if found is not brokers.room(target.url):
+        refuse(f"the app names a broker itself, and not {target.what}={target.shown}; set that in its settings first")
+    return app
 
 
 def told(moved: Mapping[str, int]) -> str:
@@ -78,11 +100,14 @@ def run(app: Celery, source: Side, target: Side, queues: Sequence[str] = ()) -> 
     moved: Counter[str] = Counter()
     try:
         if type(from_) is type(to) and from_.same(to):
-            refuse(f"FROM={source.shown} and TO={target.shown} are the same place; give another database, virtual host or prefix")
+            refuse(
+                f"FROM={source.shown} and TO={target.shown} are the same place; give another database, virtual host or prefix"
+            )
         there = from_.counts()
         room, size = to.room(), from_.size()
         if room is not None and size > room:
-            refuse(f"TO={target.shown} has room for {room / 1e6:.0f} MB, and {size / 1e6:.0f} MB are to be moved: give it more memory")
+            much = f"{room / 1e6:.0f} MB, and {size / 1e6:.0f} MB are to be moved"
+            refuse(f"TO={target.shown} has room for {much}: give it more memory")
         print(f"to move: {told(there)}", flush=True)
         total = sum(there.values())
         with bar("moved") as draw:
@@ -118,13 +143,8 @@ def main() -> None:
     parser.add_argument("--to", dest="target", required=True, metavar="URL", help="the broker that takes over")
     parser.add_argument("--queues", default="", help="queues that the source does not list, between commas")
     given = parser.parse_args()
-    os.environ["CELERY_BROKER_URL"] = given.target  # before the app has its settings
-    from celery_kit.operate.target import app
-
-    if brokers.room(app.conf.broker_write_url) is not brokers.room(given.target):
-        refuse(f"the app names another broker itself than TO={readable(maybe_sanitize_url(given.target))}; set that in its settings")
-    sides = Side("FROM", given.source, os.environ), Side("TO", given.target, os.environ)
-    run(app, *sides, [one for one in given.queues.split(",") if one])
+    source, target = of_url("FROM", given.source), of_url("TO", given.target)
+    run(app_of(target), source, target, [one for one in given.queues.split(",") if one])
 
 
 if __name__ == "__main__":

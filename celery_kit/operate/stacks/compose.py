@@ -92,11 +92,17 @@ def _consumer_timeout(groups: Sequence[Group] = ()) -> dict[str, str]:
 
 
 class Compose:
-    """This checkout's stack of one broker. Without a broker, it is whichever stack the checkout has."""
+    """This checkout's stack of one broker. Without a broker, it is whichever stack the checkout has.
 
-    def __init__(self, broker: str | None = None) -> None:
+    `project`: its name, of several stacks of this checkout.
+    """
+
+    def __init__(self, broker: str | None = None, project: str = "") -> None:
         self.file = BROKERS[broker].compose_file if broker else None
         self.hosts = BROKERS[broker].hosts if broker else ()
+        self._named = (project,) if project else ()
+        if project:
+            self.project = project
 
     def _compose(
         self, *argv: str, env: Mapping[str, str] | None = None, **options: Unpack[RunOptions]
@@ -115,7 +121,7 @@ class Compose:
         return mine[0].project if mine else order[0]
 
     def _mine(self) -> list[Container]:
-        return [one for one in _own() if one.project == self.project and one.file == (self.file or one.file)]
+        return [one for one in _own(*self._named) if one.project == self.project and one.file == (self.file or one.file)]
 
     def running(self) -> bool:
         """Whether any of its containers is running."""
@@ -226,6 +232,13 @@ class Compose:
             refuse(f"the data of the stack {self.project} could not be deleted; the reason stands above")
         return f"stack {self.project}: {'stopped' if there else 'did not run'}; its data {'is deleted' if volumes else 'stays'}"
 
+    def turn(self, command: str, role: str) -> int:
+        """Start or stop the containers of a role, a worker's after its tasks. Returns how many. Refuses if that fails."""
+        services = [name for one in self.inspected() if role_of(name := service_of(one)) == role]
+        if services and self._compose(command, *sorted(set(services)), capture_output=True).returncode:
+            refuse(f"the {role} of the stack {self.project} did not {command}; 'docker compose -p {self.project} ps' shows it")
+        return len(services)
+
     def python(self, role: str, *argv: str, **options: Unpack[RunOptions]) -> subprocess.CompletedProcess[str]:
         """Run `python -m …` inside the stack, on the task codebase, with the accounts of a role.
 
@@ -320,6 +333,16 @@ class Compose:
         self._compose("ps", "--all")
 
 
+def stacks_of(broker: str) -> list[Compose]:
+    """The running stacks of a broker that this checkout has, whatever their names."""
+    file = BROKERS[broker].compose_file
+    return [Compose(broker, name) for name in sorted({one.project for one in containers() if _runs_here(one, file)})]
+
+
+def _runs_here(one: Container, file: str | None) -> bool:
+    return one.runs and one.folder == ROOT and one.file == file
+
+
 def _is_mine(one: Facts) -> bool:
     return role_of(service_of(one)) in ("worker", "beat")
 
@@ -348,9 +371,12 @@ def _workers(inspected: list[Facts]) -> list[Facts]:
     return [one for one in inspected if role_of(service_of(one)) == "worker"]
 
 
-def _own() -> list[Container]:
-    """This checkout's containers. With COMPOSE_PROJECT_NAME, also those of a folder that is missing: it has moved here."""
-    given, names = settings().get("COMPOSE_PROJECT_NAME"), _names()
+def _own(*projects: str) -> list[Container]:
+    """This checkout's containers. With COMPOSE_PROJECT_NAME, also those of a folder that is missing: it has moved here.
+
+    `projects`: names of stacks, if they are not those that this checkout's stack may have now.
+    """
+    given, names = settings().get("COMPOSE_PROJECT_NAME"), projects or _names()
     found = [one for one in containers() if one.project in names]
     return [one for one in found if one.folder == ROOT or (given and not one.folder.exists())]
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from celery_kit.results.redis.claims import Claims
 
 
+#: How many keys are copied by one round trip.
+AT_ONCE = 200
+
+
 class RedisBackend(ResultBackend, Protocol):
     """celery.backends.redis.RedisBackend."""
 
@@ -105,6 +109,29 @@ def adapt(backend: RedisBackend) -> None:
         listen(backend, ResultConsumer)
 
 
+def copy(app: "Celery", source: str, target: str) -> int:
+    """Copy a database to another one, key by key, each with the time that it has to live. Raises redis-py's errors."""
+    from redis.exceptions import ResponseError
+
+    former, latter, copied = celerys(app, source).client, celerys(app, target).client, 0
+    keys = list(former.scan_iter(count=1_000))
+    for start in range(0, len(keys), AT_ONCE):
+        several = keys[start : start + AT_ONCE]
+        with former.pipeline(transaction=False) as reading, latter.pipeline(transaction=False) as writing:
+            for key in several:
+                reading.dump(key)
+                reading.pttl(key)
+            answers = reading.execute()
+            for key, content, left in zip(several, answers[::2], answers[1::2], strict=True):
+                if content is not None:  # it has not expired meanwhile
+                    writing.restore(key, max(0, left), content)
+            for answer in writing.execute(raise_on_error=False):
+                if isinstance(answer, ResponseError) and not str(answer).startswith("BUSYKEY"):
+                    raise answer
+                copied += not isinstance(answer, ResponseError)
+    return copied
+
+
 def close_inherited(backend: RedisBackend) -> None:
     """In a forked child: make another client, and subscribe by another connection."""
     pubsub, backend.result_consumer._pubsub = backend.result_consumer._pubsub, None
@@ -125,6 +152,7 @@ backend = Backend(
     thread_safe=True,
     facts="celery_kit.results.redis.facts:facts",
     claims=claims,
+    copy=copy,
     adapt=adapt,
     close_inherited=close_inherited,
     fast_classes={
