@@ -14,6 +14,7 @@ from uuid import uuid4
 from kombu import Connection, Queue
 from redis import Redis
 
+from celery_kit import brokers
 from celery_kit.base.messages import DEAD, FAILED, NOTE
 from celery_kit.brokers.contract import DeadLetter, moment
 from celery_kit.operate.look.migrate import Side
@@ -69,12 +70,8 @@ def sign(place: Place) -> None:
     Redis.from_url(place.url).set("_celery-kit.delayed.movers", 1, ex=600)
 
 
-def letters(app: Any, place: Place, kind: str, number: int) -> None:
-    """Store dead letters, or failed tasks, of messages that are sent, taken and acknowledged."""
-    if not number:
-        return
-    from celery_kit import brokers
-
+def letters(app: Any, place: Place, kind: str, number: int, task: str = TASK, first: int = 0) -> int:
+    """Store dead letters, or failed tasks, of messages that are sent, taken and acknowledged. Returns the next number."""
     broker = brokers.room(place.url)
     assert broker and broker.dead_letters
     broker.dead_letters.prepare(app)
@@ -82,13 +79,12 @@ def letters(app: Any, place: Place, kind: str, number: int) -> None:
     with app.connection_for_write() as connection:
         app.amqp.queues[name](connection.default_channel).declare()
         for one in range(number):
-            app.send_task(TASK, [str(one)], queue=name)
+            app.send_task(task, [first + one], queue=name)
         queue = Queue(name)(connection.channel())
         for _ in range(number):
             message = until_got(queue)
-            letter = DeadLetter(
-                message.headers["id"], TASK, "celery", "a test", moment(), 1, kind, worker="w", traceback="Traceback …"
-            )
+            about = (message.headers["id"], task, "celery", "a test", moment(), 1, kind)
+            letter = DeadLetter(*about, worker="w", traceback="Traceback …")
             if kind == "failed":
                 keeps = broker.dead_letters.failed(app, connection)
                 keeps.put([(message, letter)])
@@ -96,6 +92,7 @@ def letters(app: Any, place: Place, kind: str, number: int) -> None:
             else:
                 broker.dead_letters.put(app, message, letter)
             message.ack()
+    return first + number
 
 
 def until_got(queue: Any) -> Any:

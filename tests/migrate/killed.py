@@ -49,9 +49,9 @@ def arm(kind: Any, step: str, moment: str, number: int) -> None:
 
 def hook() -> None:
     """Have what sends commands kill the process while it is armed."""
-    Channel: Any = amqp.Channel
-    AbstractConnection: Any = redis.connection.AbstractConnection
-    read, commit, publish = AbstractConnection.read_response, Channel.tx_commit, Channel._basic_publish
+    channel: Any = amqp.Channel
+    connection: Any = redis.connection.AbstractConnection
+    read, commit, publish = connection.read_response, channel.tx_commit, channel._basic_publish
 
     def read_response(self: Any, *given: Any, **options: Any) -> Any:
         if armed == "sent":
@@ -71,8 +71,8 @@ def hook() -> None:
             die()
         return publish(self, *given, **options)
 
-    AbstractConnection.read_response = read_response
-    Channel.tx_commit, Channel._basic_publish = tx_commit, basic_publish
+    connection.read_response = read_response
+    channel.tx_commit, channel._basic_publish = tx_commit, basic_publish
 
 
 def main() -> None:
