@@ -175,6 +175,8 @@ test-crash:   ## workers that are killed during quick tasks, beside plain Celery
 
 test-beats:   ## two and three beats, of which one leads, that are killed, frozen, cut off, and whose clocks are set; writes docs/reports/beats.md (20 minutes; BROKER= BEATS= FAULTS=20)
 	deploy/env.sh dev && BROKER= POOL= BEATS= $(KIT) images && .venv/bin/python -m tests.beats.run
+test-migrate: ## moves between brokers under load, killed at each point, rolled back; writes docs/reports/migrate.md (an hour; QUICK=1 ONLY=load|points|plain)
+	deploy/env.sh dev && .venv/bin/python -m tests.migrate.run
 
 test-shutdown: ## a worker that is asked to stop, on every broker and pool
 	deploy/env.sh dev && $(BUILD) && $(PYTEST) tests/faults/test_shutdown.py -n 4 -q --no-header
