@@ -23,7 +23,7 @@ from tests.migrate.ends import Place, letters, sign
 
 QUEUE, TASK = "celery", "crash.short"
 #: Seconds until the delayed tasks are due: they must still wait when they are moved.
-DELAY = 150
+DELAY = 90
 #: How many tasks a second the producer sends, which goes over first.
 RATE = 20
 Figures = dict[str, Any]

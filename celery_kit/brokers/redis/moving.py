@@ -52,8 +52,7 @@ class RedisEnd:
         self.app, self.channel = app, cast("Channel", connection.default_channel)
         self.client, self.prefix = client_of(self.channel), self.channel.global_keyprefix
         self._expires = int(app.conf.get("failed_expires") or WEEK)
-        dead.collect(app, self.channel, self.client)
-        self._restore_ended()
+        self._restored = False
         bound = (
             member.decode("utf-8", "replace").split(self.channel.sep)[-1]
             for key in self.client.scan_iter(f"{self.prefix}_kombu.binding.*", 1_000)
@@ -70,8 +69,10 @@ class RedisEnd:
     def _key(self, name: str) -> str:
         return f"{self.prefix}{name}"
 
-    def _restore_ended(self) -> None:
-        """Requeue what dead workers hold, as a worker does."""
+    def _restore(self) -> None:
+        """Requeue what dead workers hold, and store what waits to be dead-lettered, as a worker does that starts."""
+        self._restored = True
+        dead.collect(self.app, self.channel, self.client)
         self.channel.hold()
         if lease := self.channel.lease:
             lease.keep(self.channel)
@@ -115,6 +116,8 @@ class RedisEnd:
 
     def claim(self, to: str) -> Batch | None:
         """Claim messages, by one script. A queue's most urgent ones come first."""
+        if not self._restored:
+            self._restore()
         keys = map(self._key, (CLAIMED, delayed.DELAYED, DEAD, FAILED, INDEX))
         lists = list(self._lists)
         words: tuple[str | int, ...] = (*keys, *lists, moving.token(), to, moving.MOST, moving.BYTES)

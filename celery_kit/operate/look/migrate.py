@@ -99,15 +99,15 @@ def run(app: Celery, source: Side, target: Side, queues: Sequence[str] = ()) -> 
     errors = (*former.connection_errors, *former.channel_errors, *latter.connection_errors, *latter.channel_errors)
     moved: Counter[str] = Counter()
     try:
-        if type(from_) is type(to) and from_.same(to):
-            refuse(
-                f"FROM={source.shown} and TO={target.shown} are the same place; give another database, virtual host or prefix"
-            )
         there = from_.counts()
         room, size = to.room(), from_.size()
         if room is not None and size > room:
             much = f"{room / 1e6:.0f} MB, and {size / 1e6:.0f} MB are to be moved"
             refuse(f"TO={target.shown} has room for {much}: give it more memory")
+        if type(from_) is type(to) and from_.same(to):
+            refuse(
+                f"FROM={source.shown} and TO={target.shown} are the same place; give another database, virtual host or prefix"
+            )
         print(f"to move: {told(there)}", flush=True)
         total = sum(there.values())
         with bar("moved") as draw:
