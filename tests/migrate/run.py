@@ -9,8 +9,9 @@ import json
 import os
 import platform
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -35,6 +36,7 @@ from tests.migrate.trials import DELAY, RATE, WAYS, Trial, run
 NOTES, REPORT = ROOT / "reports/migrate.jsonl", ROOT / "docs/reports/migrate.md"
 PARTS = ("load", "points", "plain")
 KINDS = ("redis", "rabbitmq")
+FIGURES = ("seconds", "tasks", "while it moved", "dead", "failed", "lost", "twice")
 PACKAGES = ("celery", "kombu", "amqp", "redis")
 #: What is killed in its second batch: as many messages as three batches have.
 QUEUED, DELAYED, OTHERS = 300, 30, 120
@@ -136,7 +138,11 @@ def trials() -> Iterator[tuple[str, str, str, str]]:
         yield "plain", source, target, "sent by plain Celery"
 
 
-DO = {"load": under_load, "points": at_a_point, "plain": lambda servers, source, target, _: from_plain(servers, source, target)}
+DO: dict[str, Callable[[Servers, str, str, str], Outcome]] = {
+    "load": under_load,
+    "points": at_a_point,
+    "plain": lambda servers, source, target, _: from_plain(servers, source, target),
+}
 
 
 def outcomes() -> dict[tuple[str, ...], Outcome]:
@@ -152,71 +158,73 @@ def note(trial: tuple[str, ...], outcome: Outcome) -> None:
         file.write(json.dumps({"trial": trial, **outcome, "at": f"{datetime.now(UTC):%F}"}) + "\n")
 
 
+ABOUT = """
+Messages that are moved while producers and workers run, killed, rolled back. Written by `make test-migrate`, {dates}; {cores}
+cores, Python {python}, {packages}; {versions}.
+"""
+LOAD = """
+The source has 5,000 tasks in its queue, 500 that are due {delay} s later, 100 dead letters, 100 failed tasks, and a worker
+that is stopped as the move begins. A producer sends {rate} tasks a second, and goes over first. A worker runs at the target.
+Each task counts its runs in Redis; dead letters and failed tasks are sent back at the target. Killed: SIGKILL, five times at
+random, and run again. Rolled back: killed, run again, all of it moved back, to a worker there, and over again.
+"""
+AT_POINTS = """
+{queued} queued, {delayed} delayed, {others} dead and {others} failed messages; the move kills itself in its second batch, and
+is run again. Half: after 50 messages are sent to RabbitMQ. Sent: the command that decides is sent, its answer not read. Then
+the target must have each message once, with its id, headers, priority, ETA, expiry, queue, body and reason, and the source
+none.
+"""
+PLAIN = """
+{queued} tasks, and {delayed} with an ETA, sent by Celery without the kit (a classic queue, kombu's lists). Those with an ETA
+wait in the target's own way afterwards, or in its queue where no worker of the kit runs yet.
+"""
+
+
 def report(versions: str) -> str:
     """The report's text."""
     found = outcomes()
-    load = [(one, outcome) for one, outcome in found.items() if one[0] == "load"]
-    points = {one: outcome for one, outcome in found.items() if one[0] == "points"}
     dates = sorted({outcome["at"] for outcome in found.values()})
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    text = [
-        "# Moves between brokers",
-        "",
-        "Messages that are moved while producers and workers run, killed, rolled back. Written by `make test-migrate`,",
-        f"{' to '.join(dict.fromkeys([dates[0], dates[-1]]))}; {os.cpu_count()} cores, Python {platform.python_version()},",
-        f"{packages};",
-        f"{versions}.",
-        "",
-        "## Under load",
-        "",
-        f"The source has 5,000 tasks in its queue, 500 that are due {DELAY} s later, 100 dead letters, 100 failed tasks, and a",
-        f"worker that is stopped as the move begins. A producer sends {RATE} tasks a second, and goes over first. A worker runs at",
-        "the target. Each task counts its runs in Redis; dead letters and failed tasks are sent back at the target. Killed: SIGKILL,",
-        "five times at random, and run again. Rolled back: killed, run again, all of it moved back, to a worker there, and over",
-        "again.",
-        "",
-        "| from | to | | seconds | tasks | sent meanwhile | dead | failed | lost | run twice |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(
-            f"| {one[1]} | {one[2]} | {one[3]} | {it['seconds']} | {it['tasks']:,} | {it['while it moved']:,} | {it['dead']} |"
-            f" {it['failed']} | {it['lost']} | {it['twice']} |"
-            for one, it in load
-        ),
-        "",
-        "## Killed at each point",
-        "",
-        f"{QUEUED} queued, {DELAYED} delayed, {OTHERS} dead and {OTHERS} failed messages; the move kills itself in its second",
-        "batch, and is run again. Half: after 50 messages are sent to RabbitMQ. Sent: the command that decides is sent, its answer",
-        "not read. Then the target must have each message once, with its id, headers, priority, ETA, expiry, queue, body and",
-        "reason, and the source none.",
-        "",
-        f"| point | {' | '.join(f'{source} to {target}' for source, target in product(KINDS, KINDS))} |",
-        f"| --- |{' --- |' * 4}",
-        *(f"| {point} |{_row(points, point)}" for point in POINTS if any(one[3] == point for one in points)),
-        "",
-        "## From plain Celery",
-        "",
-        f"{QUEUED} tasks, and {DELAYED} with an ETA, sent by Celery without the kit (a classic queue, kombu's lists). Those with an",
-        "ETA wait in the target's own way afterwards, or in its queue where no worker of the kit runs yet.",
-        "",
-        "| from | to | moved | |",
-        "| --- | --- | --- | --- |",
-        *(
-            f"| {one[1]} | {one[2]} | {it['moved']} | {'each once' if it['fine'] else '**wrong**'} |"
-            for one, it in found.items()
-            if one[0] == "plain"
-        ),
-        "",
+    words = {
+        "dates": " to ".join(dict.fromkeys([dates[0], dates[-1]])),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        "versions": versions,
+        **{"delay": DELAY, "rate": RATE, "queued": QUEUED, "delayed": DELAYED, "others": OTHERS},
+    }
+    about, load, points, plain = (
+        textwrap.fill(" ".join(text.format(**words).split()), 128) for text in (ABOUT, LOAD, AT_POINTS, PLAIN)
+    )
+    under = [
+        ("from", "to", "", "seconds", "tasks", "sent meanwhile", "dead", "failed", "lost", "run twice"),
+        *((*one[1:], *(f"{it[name]:,}" for name in FIGURES)) for one, it in found.items() if one[0] == "load"),
     ]
-    return "\n".join(text)
+    pairs = list(product(KINDS, KINDS))
+    at = [
+        ("point", *(f"{source} to {target}" for source, target in pairs)),
+        *((point, *(_cell(found.get(("points", *pair, point))) for pair in pairs)) for point in POINTS),
+    ]
+    from_plain_celery = [
+        ("from", "to", "moved", ""),
+        *((*one[1:3], str(it["moved"]), _cell({"killed": True, **it})) for one, it in found.items() if one[0] == "plain"),
+    ]
+    parts = [
+        f"# Moves between brokers\n\n{about}",
+        f"## Under load\n\n{load}\n\n{_table(under)}",
+        f"## Killed at each point\n\n{points}\n\n{_table([row for row in at if any(row[1:])])}",
+        f"## From plain Celery\n\n{plain}\n\n{_table(from_plain_celery)}",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def _row(points: dict[tuple[str, ...], Outcome], point: str) -> str:
-    cells = []
-    for source, target in product(KINDS, KINDS):
-        one = points.get(("points", source, target, point))
-        cells.append("" if one is None else "each once" if one["fine"] and one["killed"] else "**wrong**")
-    return "".join(f" {cell} |" for cell in cells)
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *others = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *others])
+
+
+def _cell(one: Outcome | None) -> str:
+    """In words, whether all was moved, by a run that was killed."""
+    return "" if one is None else "each once" if one["fine"] and one["killed"] else "**wrong**"
 
 
 def main() -> None:

@@ -30,13 +30,7 @@ if TYPE_CHECKING:
     from celery_kit.base.types import Connection, Headers
     from celery_kit.brokers.redis.leases import Channel
 
-CLAIM, STORE, DROP = (
-    script(__name__, "claim"),
-    script(__name__, "store"),
-    """
-if redis.call('LINDEX', KEYS[1], 0) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-""",
-)
+CLAIM, STORE, DROP = script(__name__, "claim"), script(__name__, "store"), script(__name__, "drop")
 #: The keys of the claim, of this end's name, and how those of notes begin.
 CLAIMED, NAME, NOTED = (f"_{moving.PREFIX}{of}" for of in ("", ".name", ".noted:"))
 #: Seconds for which a note stays.

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, cast
 from urllib.parse import quote
 
+from celery.states import READY_STATES
+
 from celery_kit.base.conf import transport_options
 from celery_kit.base.types import Options, ResultBackend
 from celery_kit.brokers.contract import Broker, Environ, account, tls
@@ -33,6 +35,7 @@ class RedisBackend(ResultBackend, Protocol):
     sentinel: object
     #: Bytes on an object, and text on the class.
     task_keyprefix: bytes
+    decode_result: Callable[..., Options]
 
 
 def url(environ: Environ, broker: Broker) -> str:
@@ -110,26 +113,39 @@ def adapt(backend: RedisBackend) -> None:
 
 
 def copy(app: "Celery", source: str, target: str) -> int:
-    """Copy a database to another one, key by key, each with the time that it has to live. Raises redis-py's errors."""
+    """Copy a database to another one, key by key, each with the time that it has to live. Raises redis-py's errors.
+
+    What is there already stays, but the state of a task that has ended replaces one that has not.
+    """
     from redis.exceptions import ResponseError
 
-    former, latter, copied = celerys(app, source).client, celerys(app, target).client, 0
-    keys = list(former.scan_iter(count=1_000))
+    former, latter = celerys(app, source), celerys(app, target)
+    keys, copied = cast("list[bytes]", list(former.client.scan_iter(count=1_000))), 0
     for start in range(0, len(keys), AT_ONCE):
         several = keys[start : start + AT_ONCE]
-        with former.pipeline(transaction=False) as reading, latter.pipeline(transaction=False) as writing:
+        with former.client.pipeline(transaction=False) as reading, latter.client.pipeline(transaction=False) as writing:
             for key in several:
                 reading.dump(key)
                 reading.pttl(key)
             answers = reading.execute()
             for key, content, left in zip(several, answers[::2], answers[1::2], strict=True):
                 if content is not None:  # it has not expired meanwhile
-                    writing.restore(key, max(0, left), content)
+                    writing.restore(key, max(0, left), content, replace=_ended(former, key) and not _ended(latter, key))
             for answer in writing.execute(raise_on_error=False):
                 if isinstance(answer, ResponseError) and not str(answer).startswith("BUSYKEY"):
                     raise answer
                 copied += not isinstance(answer, ResponseError)
     return copied
+
+
+def _ended(backend: RedisBackend, key: bytes) -> bool:
+    """Whether a key has the state of a task that has ended."""
+    if not key.startswith(backend.task_keyprefix):
+        return False
+    try:
+        return backend.decode_result(backend.client.get(key))["status"] in READY_STATES
+    except Exception:  # it is not there, or anything
+        return False
 
 
 def close_inherited(backend: RedisBackend) -> None:

@@ -49,6 +49,7 @@ RUN_BY = {
 #: The same, of commands that only other pages name.
 RUN_BY_TOO = {
     "make certificates": "tests/security/test_tls.py::test_new_certificates_while_tasks_run",
+    "make migrate": "tests/deploy/test_migrate.py::test_another_broker_takes_over",
     "make passwords": "tests/security/test_passwords.py::test_new_passwords_while_tasks_run",
     "make push": "tests/deploy/test_registry.py::test_what_is_pushed_is_pinned",
     "make stack": "tests/swarm/test_swarm.py::test_images_are_replaced_under_load",
@@ -136,7 +137,7 @@ def test_every_variable_of_the_pages_is_one_of_the_code() -> None:
     known = set[str]()
     for source in sources:
         if source.is_file() and source.suffix not in skip:
-            known |= set(re.findall(r"\b[A-Z][A-Z0-9_]{2,}\b|\bID\b", source.read_text(errors="ignore")))
+            known |= set(re.findall(r"\b[A-Z][A-Z0-9_]{2,}\b|\b(?:ID|TO)\b", source.read_text(errors="ignore")))
     for page in WRITTEN:
         for part in code(page.read_text()):
             named = set(re.findall(r"\b([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[A-Z][A-Z0-9]+(?==))", part))
