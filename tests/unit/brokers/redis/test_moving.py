@@ -104,9 +104,12 @@ def test_two_runs_at_a_time_move_each_message_once(places: tuple[Place, Place]) 
         assert first == two.claim(and_to.name())
         to.store(first)
         one.drop(first)
-        move(one, to, lambda _: None)
+        second = one.claim(to.name())
         and_to.store(first)  # it was frozen meanwhile
         two.drop(first)
+        assert second
+        assert second == two.claim(to.name())
+        move(one, to, lambda _: None)
     assert not difference(before, found(target))
 
 
