@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -74,7 +74,7 @@ class End(Protocol):
     """One end of a move. All methods raise the errors of its connection."""
 
     def __init__(self, app: Celery, connection: Connection, environ: Mapping[str, str], queues: Sequence[str]) -> None:
-        """`queues`: names of queues that the server may not list. Raises BusyError."""
+        """`queues`: the only ones whose messages are moved; empty: all that are known."""
 
     def name(self) -> str:
         """A name that this end keeps, and that tells it from others."""
@@ -99,6 +99,9 @@ class End(Protocol):
 
     def drop(self, batch: Batch) -> None:
         """Forget a claim. Does nothing if it is dropped."""
+
+    def prepare(self, queues: Iterable[str]) -> None:
+        """Make queues ready to take messages, before any is claimed. Refuses those that cannot."""
 
     def noted(self, token: str) -> bool:
         """Whether the batch with this token was stored here."""

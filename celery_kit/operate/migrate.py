@@ -52,7 +52,7 @@ def _side(what: str, given: str) -> tuple["Side", Stack | None]:
 @click.command()
 @click.option("--from", "source", envvar="FROM", help=f"the broker that is left: {', '.join(IN_CONTAINERS)}, or a URL")
 @click.option("--to", "target", envvar="TO", help="the broker that takes over")
-@click.option("--queues", envvar="QUEUES", default="", help="queues that the source does not list, between commas")
+@click.option("--queues", envvar="QUEUES", default="", help="only these queues, between commas; default: all")
 def migrate(source: str | None, target: str | None, queues: str) -> None:
     """Have another broker take over: move all messages to it, each once. Run it again to go on, or the other way round."""
     if not source or not target:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -83,7 +83,7 @@ class RabbitmqEnd:
         dead.declare(self.channel, DEAD, FAILED)
         self._expires = int(app.conf.get("failed_expires") or 604_800)
         self._listed = self._list()
-        names = {*queues, *app.amqp.queues, str(app.conf.task_default_queue), *self._listed}
+        names = set(queues) or {*app.amqp.queues, str(app.conf.task_default_queue), *self._listed}
         self._queues = [name for name in sorted(filter(moving.is_moved, names)) if self._can_be_read(name)]
         self._levels = [name for name in map(level_name, range(MAX_LEVEL, -1, -1)) if self._is_there(name)]
         self._reached: dict[str, bool] = {}  # queues that are there; whether delayed messages reach them
@@ -224,6 +224,11 @@ class RabbitmqEnd:
 
     # A target
 
+    def prepare(self, queues: Iterable[str]) -> None:
+        """Declare queues, as the app does. Refuses those with a limit."""
+        for name in queues:
+            self._reach(name)
+
     def noted(self, token: str) -> bool:
         """Whether the note is there."""
         return token in map(_token, self._notes.entries.values())
@@ -242,7 +247,13 @@ class RabbitmqEnd:
                 self._notes.publish(self._message(one, {}, _expiration(one)), one.queue)
         note = self.channel.prepare_message(b"", headers={TOKEN: batch.token}, properties={"expiration": WEEK})
         self._notes.publish(note, NOTED)
-        self._commit(self._notes)
+        try:
+            self._commit(self._notes)
+        except PreconditionFailed as error:  # it has stored the others, and closed the channel
+            del self._notes
+            self.forget(batch.token)
+            some = f"RabbitMQ has refused some of {len(messages)} messages ({error.reply_text}); others of these may run twice"
+            raise NoRoomError(some) from error
         self._notes.await_(lambda: self.noted(batch.token))
 
     def _store_letter(self, one: Moving, letter: DeadLetter) -> None:

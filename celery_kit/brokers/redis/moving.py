@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from time import time
 from typing import TYPE_CHECKING, cast
 
@@ -52,7 +52,7 @@ class RedisEnd:
             for key in self.client.scan_iter(f"{self.prefix}_kombu.binding.*", 1_000)
             for member in self.client.smembers(key)
         )
-        names = {*queues, *app.amqp.queues, str(app.conf.task_default_queue), *bound}
+        names = set(queues) or {*app.amqp.queues, str(app.conf.task_default_queue), *bound}
         steps = self.channel.priority_steps
         self._lists = {
             self._key(self.channel._q_for_pri(name, step)): name
@@ -164,6 +164,9 @@ class RedisEnd:
     def drop(self, batch: Batch) -> None:
         """Delete the claim."""
         self.client.eval(DROP, 1, self._key(CLAIMED), batch.token)
+
+    def prepare(self, queues: Iterable[str]) -> None:
+        """Nothing: a list is there once something is in it. Of the keys of other kinds the script complains."""
 
     def noted(self, token: str) -> bool:
         """Whether the note is there."""

@@ -108,6 +108,7 @@ def run(app: Celery, source: Side, target: Side, queues: Sequence[str] = ()) -> 
             refuse(
                 f"FROM={source.shown} and TO={target.shown} are the same place; give another database, virtual host or prefix"
             )
+        to.prepare(name for name in there if name not in WORDS)
         print(f"to move: {told(there)}", flush=True)
         total = sum(there.values())
         with bar("moved") as draw:
@@ -141,7 +142,7 @@ def main() -> None:
     parser = Parser(description="Move all messages of a broker to another one. Run it again to go on.")
     parser.add_argument("--from", dest="source", required=True, metavar="URL", help="the broker that is left")
     parser.add_argument("--to", dest="target", required=True, metavar="URL", help="the broker that takes over")
-    parser.add_argument("--queues", default="", help="queues that the source does not list, between commas")
+    parser.add_argument("--queues", default="", help="only these queues, between commas; default: all")
     given = parser.parse_args()
     source, target = of_url("FROM", given.source), of_url("TO", given.target)
     run(app_of(target), source, target, [one for one in given.queues.split(",") if one])
