@@ -52,8 +52,8 @@ def _side(what: str, given: str) -> tuple["Side", Stack | None]:
 @click.command()
 @click.option("--from", "source", envvar="FROM", help=f"the broker that is left: {', '.join(IN_CONTAINERS)}, or a URL")
 @click.option("--to", "target", envvar="TO", help="the broker that takes over")
-@click.option("--queues", envvar="QUEUES", default="", help="only these queues, between commas; default: all")
-def migrate(source: str | None, target: str | None, queues: str) -> None:
+@click.option("--only", envvar="ONLY", default="", help="only these queues, between commas; default: all")
+def migrate(source: str | None, target: str | None, only: str) -> None:
     """Have another broker take over: move all messages to it, each once. Run it again to go on, or the other way round."""
     if not source or not target:
         refuse("FROM and TO are both needed; for example: make migrate FROM=redis TO=rabbitmq, or two URLs")
@@ -70,7 +70,7 @@ def migrate(source: str | None, target: str | None, queues: str) -> None:
     if former and latter and (copy := _copies(former, latter)):
         servers = [one.environment(one.inspected(), ADMIN)["CELERY_RESULT_BACKEND"] for one in (former, latter)]
         click.echo(f"results: {copy(app, *servers)} keys copied")
-    moves.run(app, from_, to, [one for one in queues.split(",") if one])
+    moves.run(app, from_, to, [one for one in only.split(",") if one])
     if isinstance(latter, Compose):
         click.echo(f"next: COMPOSE_PROJECT_NAME={latter.project} in .env; 'make migrate FROM={target} TO={source}' goes back")
 

@@ -142,10 +142,10 @@ def main() -> None:
     parser = Parser(description="Move all messages of a broker to another one. Run it again to go on.")
     parser.add_argument("--from", dest="source", required=True, metavar="URL", help="the broker that is left")
     parser.add_argument("--to", dest="target", required=True, metavar="URL", help="the broker that takes over")
-    parser.add_argument("--queues", default="", help="only these queues, between commas; default: all")
+    parser.add_argument("--only", default="", help="only these queues, between commas; default: all")
     given = parser.parse_args()
     source, target = of_url("FROM", given.source), of_url("TO", given.target)
-    run(app_of(target), source, target, [one for one in given.queues.split(",") if one])
+    run(app_of(target), source, target, [one for one in given.only.split(",") if one])
 
 
 if __name__ == "__main__":
