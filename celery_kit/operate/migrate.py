@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
+from celery import Celery
 
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.brokers import BROKERS
@@ -66,22 +67,21 @@ def migrate(source: str | None, target: str | None, only: str) -> None:
     from celery_kit.operate.look import migrate as moves  # not before the values are checked
 
     app = moves.app_of(to)
-    _hand_over(former, latter)
-    if former and latter and (copy := _copies(former, latter)):
-        servers = [one.environment(one.inspected(), ADMIN)["CELERY_RESULT_BACKEND"] for one in (former, latter)]
-        click.echo(f"results: {copy(app, *servers)} keys copied")
-    moves.run(app, from_, to, [one for one in only.split(",") if one])
+    moves.run(app, from_, to, [one for one in only.split(",") if one], lambda: _hand_over(app, former, latter))
     if isinstance(latter, Compose):
         click.echo(f"next: COMPOSE_PROJECT_NAME={latter.project} in .env; 'make migrate FROM={target} TO={source}' goes back")
 
 
-def _hand_over(former: Stack | None, latter: Stack | None) -> None:
-    """Stop what sends and runs tasks on the one stack, and start it on the other: never two beats at a time."""
+def _hand_over(app: Celery, former: Stack | None, latter: Stack | None) -> None:
+    """Stop what sends and runs tasks on the one stack, and start it on the other; then copy the results."""
     steps = [(former, "stop", "beat"), (latter, "start", "beat"), (latter, "start", "worker"), (former, "stop", "worker")]
     for stack, command, role in steps:
         if isinstance(stack, Compose) and (number := stack.turn(command, role)):
             done = {"stop": "stopped", "start": "started, or running"}[command]
             click.echo(f"{stack.project}: {number} {role}{'s' * (number > 1)} {done}")
+    if former and latter and (copy := _copies(former, latter)):
+        servers = [one.environment(one.inspected(), ADMIN)["CELERY_RESULT_BACKEND"] for one in (former, latter)]
+        click.echo(f"results: {copy(app, *servers)} keys copied")
 
 
 def _copies(former: Stack, latter: Stack) -> Callable[..., int] | None:

@@ -91,8 +91,13 @@ def told(moved: Mapping[str, int]) -> str:
     return ", ".join([f"{number} in {plain(name)}" for name, number in moved.items() if name not in WORDS] + rest) or "nothing"
 
 
-def run(app: Celery, source: Side, target: Side, queues: Sequence[str] = ()) -> None:
-    """Move everything, with a bar, and print what was moved. Refuses what cannot be done, and what has to be done first."""
+def run(
+    app: Celery, source: Side, target: Side, queues: Sequence[str] = (), begin: Callable[[], object] = lambda: None
+) -> None:
+    """Move everything, with a bar, and print what was moved. Refuses what cannot be done, and what has to be done first.
+
+    `begin`: called once nothing is refused, before any message is claimed.
+    """
     from celery_kit.operate.look.dead import bar
 
     (from_, former), (to, latter) = opened(app, source, queues), opened(app, target, queues)
@@ -109,7 +114,8 @@ def run(app: Celery, source: Side, target: Side, queues: Sequence[str] = ()) -> 
                 f"FROM={source.shown} and TO={target.shown} are the same place; give another database, virtual host or prefix"
             )
         to.prepare(name for name in there if name not in WORDS)
-        print(f"to move: {told(there)}", flush=True)
+        begin()
+        print(f"to move: {told(there := from_.counts())}", flush=True)
         total = sum(there.values())
         with bar("moved") as draw:
 
