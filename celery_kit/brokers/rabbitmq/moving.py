@@ -248,13 +248,19 @@ class RabbitmqEnd:
         note = self.channel.prepare_message(b"", headers={TOKEN: batch.token}, properties={"expiration": WEEK})
         self._notes.publish(note, NOTED)
         try:
-            self._commit(self._notes)
+            gone = self._commit(self._notes)
         except PreconditionFailed as error:  # it has stored the others, and closed the channel
             del self._notes
             self.forget(batch.token)
             some = f"RabbitMQ has refused some of {len(messages)} messages ({error.reply_text}); others of these may run twice"
             raise NoRoomError(some) from error
         self._notes.await_(lambda: self.noted(batch.token))
+        if gone:
+            self.forget(batch.token)
+            names = ", ".join(sorted(gone))
+            refuse(
+                f"queues were deleted meanwhile ({names}): run the same again; others of {len(messages)} tasks may run twice"
+            )
 
     def _store_letter(self, one: Moving, letter: DeadLetter) -> None:
         left = ceil(1_000 * (moving.stored_at(letter) + self._expires - time.time()))
@@ -297,13 +303,11 @@ class RabbitmqEnd:
             properties=properties | ({"expiration": expiration} if expiration else {}),
         )
 
-    def _commit(self, ledger: Ledger) -> None:
-        """Commit. Refuses if the broker takes only some of the messages, which may be in both brokers then."""
+    def _commit(self, ledger: Ledger) -> set[str]:
+        """Commit. Returns the queues that are gone, with the messages for them. Raises NoRoomError."""
         if getattr(self.connection.connection, "blocked", False):
             raise NoRoomError("RabbitMQ is out of memory or disk, and accepts no message")
-        if returned := ledger.commit():
-            self.forget(next(iter(map(_token, self._notes.entries.values())), ""))
-            refuse(f"the queues {', '.join(sorted(returned))} were deleted meanwhile; their messages are still at the source")
+        return ledger.commit()
 
     def forget(self, token: str) -> None:
         """Remove the note."""
