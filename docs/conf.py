@@ -38,6 +38,8 @@ PAGES = {
         *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe", "docs/reports/layers"),
         *("docs/reports/beats", "docs/reports/checks", "docs/reports/fuzz", "docs/reports/hostile"),
         *("docs/delivery", "docs/change-broker", "docs/growing", "docs/groups", "docs/scaling", "docs/versions", "docs/swarm", "docs/kubernetes"),
+        *("docs/delivery", "docs/change-broker", "docs/growing"),
+        *("docs/groups", "docs/scaling", "docs/versions", "docs/swarm", "docs/kubernetes"),
         *("docs/monitoring", "docs/shutdown", "docs/failures", "docs/security", "docs/supply"),
         *("docs/reports/faults", "docs/reports/crash", "docs/reports/migrate", "docs/reports/probe", "docs/reports/layers"),
         *("docs/reports/checks", "docs/reports/fuzz", "docs/reports/hostile"),
