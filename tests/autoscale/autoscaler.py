@@ -56,7 +56,7 @@ class Autoscaler:
         self.recommended.append((now, wanted))
         down, up = (self._within(now, rules[name]["stabilizationWindowSeconds"]) for name in ("scaleDown", "scaleUp"))
         wanted = min(up) if pods < min(up) else min(pods, max(down))
-        wanted = max(least, min(most, self._limited(pods, wanted, rules, now)))
+        wanted = int(max(least, min(most, self._limited(pods, wanted, rules, now))))
         if wanted != pods:
             self.changed.append((now, wanted - pods))
         return wanted

@@ -73,8 +73,9 @@ def sign(place: Place) -> None:
 def letters(app: Any, place: Place, kind: str, number: int, task: str = TASK, first: int = 0) -> int:
     """Store dead letters, or failed tasks, of messages that are sent, taken and acknowledged. Returns the next number."""
     broker = brokers.room(place.url)
-    assert broker and broker.dead_letters
-    broker.dead_letters.prepare(app)
+    dead = broker.letters() if broker else None
+    assert dead
+    dead.prepare(app)
     name = f"of-{kind}"
     with app.connection_for_write() as connection:
         app.amqp.queues[name](connection.default_channel).declare()
@@ -86,11 +87,11 @@ def letters(app: Any, place: Place, kind: str, number: int, task: str = TASK, fi
             about = (message.headers["id"], task, "celery", "a test", moment(), 1, kind)
             letter = DeadLetter(*about, worker="w", traceback="Traceback …")
             if kind == "failed":
-                keeps = broker.dead_letters.failed(app, connection)
+                keeps = dead.failed(app, connection)
                 keeps.put([(message, letter)])
                 keeps.close()
             else:
-                broker.dead_letters.put(app, message, letter)
+                dead.put(app, message, letter)
             message.ack()
     return first + number
 

@@ -25,11 +25,11 @@ from celery_kit.brokers.redis.bulk import Envelopes
 
 if TYPE_CHECKING:
     from celery import Celery
-    from upstream.kombu_redis import Channel
     from upstream.redis import Pipeline
 
     from celery_kit.base.messages import Part
     from celery_kit.base.types import Connection
+    from celery_kit.brokers.redis.transport import Channel
 
 #: The hash with the runs; the lease has the same name and an ending. An app with a name has keys of its own.
 RUNS, LEASE = "_celery-kit.beat", ".leader"
