@@ -16,6 +16,7 @@ from celery import Celery, bootsteps
 from celery.exceptions import WorkerLostError
 from celery.utils.log import get_logger
 from kombu import Queue
+from kombu.exceptions import OperationalError
 
 from celery_kit import brokers
 from celery_kit.base import security
@@ -73,6 +74,9 @@ class DeadLettering(bootsteps.StartStopStep):
         parent.on_invalid_task = self.storing_first(parent, parent.on_invalid_task, "is not accepted")
         parent.create_task_handler = self.guarded(parent, parent.create_task_handler)
         self.connection_errors = (*parent.connection_errors, *parent.channel_errors)
+        # What a producer raises after its time limit. Celery's consumer, which sends as it starts (mingle), would exit for it
+        # if the broker is lost again meanwhile.
+        parent.connection_errors = (*parent.connection_errors, OperationalError)
         self.guard_the_pool(parent)
 
     def start(self, parent: WorkerConsumer) -> None:

@@ -51,7 +51,7 @@ class Cluster:
         self.slowest, self.errors = 0.0, list[str]()
         self.stack = Stack(name)
         self.space, self.hosts = self.stack.server.default, self.stack.server.hosts
-        self.stack.services = sorted({*self.hosts, self.stack.results})
+        self.stack.services = sorted({*self.hosts, self.stack.results, "mail"})
 
     def __enter__(self) -> "Cluster":
         try:
@@ -186,6 +186,7 @@ class Cluster:
                 network=self.stack.network,
                 **rights,
             )
+            self.stack.let_out(container)
             container.start()
             container.reload()
             self.workers[pool] = container

@@ -224,6 +224,8 @@ class Connection(Bounded, KombusConnection):
 
     def collect(self) -> None:
         """Close the socket without asking the broker, like py-amqp."""
+        if self.address and self._transport and not self._transport.connected:  # it was found closed, or broken
+            self.failed()
         lifeline.remove(self)
         super().collect()
 
