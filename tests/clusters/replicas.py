@@ -23,7 +23,7 @@ class Replicas(Cluster):
     def __init__(self, name: str, pools: tuple[str, ...] = tuple(POOLS)) -> None:
         super().__init__(name, pools)
         self.space, self.hosts = self.stack.server.default, self.stack.server.nodes
-        self.stack.services = sorted({*self.stack.server.hosts, *self.hosts})
+        self.stack.services = sorted({*self.stack.server.hosts, *self.hosts, "mail"})
 
     def _client(self, port: int, host: str) -> Any:
         account: dict[str, Any] = {"username": ADMIN, "password": PASSWORD}
