@@ -196,7 +196,7 @@ test-upstream: ## Celery's own integration suite with the kit installed in its a
 test-browser: ## the pages that the kit makes, in a real browser
 	deploy/env.sh dev && deploy/browser.sh && $(PYTEST) tests/browser
 
-test-deploy:  ## the commands of this file, as a user types them
+test-deploy:  ## the commands of this file, as a user types them; QUICK=1: each case once, not on every broker
 	deploy/env.sh dev && $(PYTEST) tests/deploy -n 4 --no-loadscope-reorder --reruns 2 --ignore tests/deploy/test_monitor.py
 
 test-autoscale: ## a load step on what make k8s AUTOSCALE=1 renders: its questions, asked of a real Prometheus, and the autoscaler's arithmetic (minutes)
