@@ -149,26 +149,40 @@ class GreenPidbox(_Careful, pidbox.gPidbox):
     _do_reset: Callback
 
     def loop(self, c: WorkerConsumer) -> None:
-        """Answer commands until the worker stops or loses its connection."""
-        resets = self._resets
+        """Answer commands until the worker stops or loses its connection.
+
+        A worker that consumes nothing, because its queues are paused, reads nothing from its connection, and does not notice
+        that it is lost: the mailbox connects again by itself then.
+        """
         shutdown = self._node_shutdown = Event()
         stopped = self._node_stopped = Event()
         try:
-            with c.connection_for_read(heartbeat=c.amqheartbeat) as connection:
-                logger.info("pidbox: Connected to %s.", connection.as_uri())
-                self._open(c, connection, shutdown)
-                while not shutdown.is_set() and c.connection:
-                    if resets < self._resets:
-                        resets = self._resets
-                        self._do_reset(c, connection)
-                    try:
-                        connection.drain_events(timeout=1.0)
-                    except TimeoutError as error:
-                        if error.errno:  # not the timeout: TCP has given the connection up
-                            raise
-                    connection.heartbeat_check(c.amqheartbeat_rate)
+            while not shutdown.is_set() and c.connection:
+                try:
+                    self._answer(c, shutdown)
+                except c.connection_errors as error:
+                    if c.task_consumer is None or c.task_consumer.queues:
+                        raise
+                    logger.warning("pidbox: the connection is lost: %r", error)
+                    time.sleep(EVERY)
         finally:
             stopped.set()
+
+    def _answer(self, c: WorkerConsumer, shutdown: Event) -> None:
+        resets = self._resets
+        with c.connection_for_read(heartbeat=c.amqheartbeat) as connection:
+            logger.info("pidbox: Connected to %s.", connection.as_uri())
+            self._open(c, connection, shutdown)
+            while not shutdown.is_set() and c.connection:
+                if resets < self._resets:
+                    resets = self._resets
+                    self._do_reset(c, connection)
+                try:
+                    connection.drain_events(timeout=1.0)
+                except TimeoutError as error:
+                    if error.errno:  # not the timeout: TCP has given the connection up
+                        raise
+                connection.heartbeat_check(c.amqheartbeat_rate)
 
     def _open(self, c: WorkerConsumer, connection: Connection, shutdown: Event) -> None:
         while not shutdown.is_set() and c.connection:
