@@ -41,7 +41,7 @@ class Step(bootsteps.StartStopStep):
             self.connection: Connection | None = None
             self.timer: TimerEntry | None = None
             self.said = ""
-            self.last: Collection[str] = ()
+            self.answered: Collection[str] = ()
             self.looking = Lock()  # on green pools a command and the timer look at the same time
             parent.add_task_queue = self.unless_paused(parent, parent.add_task_queue)
             self.answer()
@@ -82,11 +82,11 @@ class Step(bootsteps.StartStopStep):
     def look(self) -> list[str]:
         """Ask the broker, and have the worker's loop consume accordingly. Returns the worker's queues that are paused."""
         with self.looking:
-            self.last = self.ask(self.own())
+            self.answered = self.ask(self.own())
             if self.timer is not None:
                 # Without an event loop, what was added last is called first: each call applies the last answer.
-                self.parent.call_soon(lambda: self.apply(self.last))
-            return sorted(self.last)
+                self.parent.call_soon(lambda: self.apply(self.answered))
+            return sorted(self.answered)
 
     def ask(self, queues: Collection[str]) -> Collection[str]:
         """Those of the queues that are paused; if the broker does not answer, as far as it was known before."""

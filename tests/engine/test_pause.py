@@ -1,5 +1,6 @@
 """A pause outlives workers and server, and a worker that nobody has told learns it. celery_kit/worker/pausing.py"""
 
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -7,6 +8,7 @@ from celery import Celery
 
 from celery_kit.base.choices import ENGINES
 from celery_kit.brokers.redis.pauses import KEY, RedisPauses
+from celery_kit.observe.health import now
 from celery_kit.pools.table import POOLS
 from celery_kit.worker.pausing import EVERY
 from tests.engine.rig import Worker, done, producer, send, worker
@@ -34,7 +36,7 @@ def said(one: Worker, what: str) -> None:
 def answers(app: Celery) -> list[list[str]]:
     """The paused queues of each worker that answers, after it has looked again."""
     try:
-        return [one["paused"] for found in app.control.broadcast("pauses", reply=True, limit=1) for one in found.values()]
+        return [one["paused"] for found in app.control.broadcast("pauses", reply=True, limit=1) or () for one in found.values()]
     except OSError:  # the server is starting
         return []
 
@@ -78,6 +80,22 @@ def test_what_was_fetched_and_not_begun_waits_as_well(server: Server, queue: str
         put(app, queue, False)
         app.control.broadcast("pauses", reply=True, limit=1)
         until("the rest has run", lambda: done(server, ids) == 400, 60)
+
+
+def test_a_paused_worker_is_healthy(server: Server, queue: str, tmp_path: Path) -> None:
+    """Messages wait, it has room for them and takes none: for longer than it may, were its queue not paused."""
+    app, file, seconds = producer(server), tmp_path / "heartbeat", 5
+    put(app, queue, True)
+    send(app, queue, 3)
+    with worker(server, "threads", "fast", queue, HEARTBEAT_FILE=str(file), HEARTBEAT_SECONDS=str(seconds)):
+        until("it is healthy", file.exists)
+        begun = now()
+
+        def long_enough() -> bool:
+            assert int(file.read_text().split()[1]) > 0
+            return now() > begun + 3 * seconds
+
+        until("it would count as stuck by now", long_enough, 60)
 
 
 def test_what_cannot_be_read_as_a_set_pauses_nothing(queue: str) -> None:
