@@ -34,7 +34,6 @@ RUN_BY = {
     "make doctor": "tests/deploy/test_doctor.py::test_the_faults_of_a_stack",
     "make dead": "tests/deploy/test_embedded.py::test_what_cannot_be_run_is_listed_sent_back_and_dropped",
     "make pause": "tests/deploy/test_embedded.py::test_a_pause_outlives_the_stack",
-    "make resume": "tests/deploy/test_embedded.py::test_a_pause_outlives_the_stack",
     "make logs": "tests/deploy/test_stacks.py::test_beat_sends_by_its_timetable",
     "make ps": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
     "make top": "tests/deploy/test_embedded.py::test_what_runs_is_watched_and_worked_on",
@@ -48,6 +47,7 @@ RUN_BY = {
 }
 #: The same, of commands that only other pages name.
 RUN_BY_TOO = {
+    "make resume": "tests/deploy/test_embedded.py::test_a_pause_outlives_the_stack",
     "make certificates": "tests/security/test_tls.py::test_new_certificates_while_tasks_run",
     "make migrate": "tests/deploy/test_migrate.py::test_another_broker_takes_over",
     "make passwords": "tests/security/test_passwords.py::test_new_passwords_while_tasks_run",
