@@ -20,6 +20,7 @@ from celery_kit.base.messages import plain
 from celery_kit.base.refusals import choose, refuse
 from celery_kit.base.types import Connection
 from celery_kit.brokers.contract import Pauses
+from celery_kit.observe.health import Progress
 from celery_kit.operate.arguments import Parser, advice, next_look, standalone
 from celery_kit.operate.target import app
 from celery_kit.worker.pausing import EVERY
@@ -78,8 +79,7 @@ def change(word: Word, queues: Sequence[str], known: Collection[str] = ()) -> Do
     Refuses (one line, exit code 2) a queue that nobody knows, and a broker that does not answer; nothing is changed then.
     """
     with _broker() as (pauses, connection, server):
-        there = {one.name: one for one in server.queues}
-        allowed = sorted({*there, *app.amqp.queues.consume_from, *known})
+        allowed = sorted({*(one.name for one in server.queues), *app.amqp.queues.consume_from, *known})
         for name in queues:
             choose("QUEUE", name, allowed)
             if not pauses.fits(name):
@@ -90,7 +90,7 @@ def change(word: Word, queues: Sequence[str], known: Collection[str] = ()) -> Do
         answers = app.control.broadcast("pauses", reply=True, timeout=PATIENCE) or []
         after = pauses.paused(connection, queues)
         states = [
-            State(name, name in after, (name in after) != (name in before), there[name].waiting if name in there else 0)
+            State(name, name in after, (name in after) != (name in before), Progress.depth(connection, name))
             for name in dict.fromkeys(queues)
         ]
     reports = sorted((node, one) for answer in answers for node, one in answer.items())
