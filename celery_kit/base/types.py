@@ -133,9 +133,6 @@ class Connection(Protocol):
 
     def clone(self, **options: Any) -> Connection: ...
 
-    def maybe_switch_next(self) -> None:
-        """Take the next URL, if there are several, for the next attempt to connect."""
-
     def connect(self) -> object:
         """Connect, unless it is connected, by one attempt. Raises the connection's errors."""
 
@@ -149,6 +146,7 @@ class Connection(Protocol):
         """Wait for one event, for `timeout` seconds at most. Raises TimeoutError, or one of the transport's errors."""
 
     def heartbeat_check(self, rate: int = ...) -> None: ...
+    def maybe_switch_next(self) -> None: ...
 
     def get_heartbeat_interval(self) -> float:
         """Seconds; 0 without heartbeats."""
