@@ -84,8 +84,10 @@ class Ledger:
         return self._transaction.commit()
 
     def remove(self, tags: list[int]) -> None:
-        """Remove entries, in a transaction."""
+        """Remove entries, in a transaction. All of them by one acknowledgement."""
+        whole = len(tags) == len(self.entries)
+        for tag in tags[-1:] if whole else tags:
+            self.channel.basic_ack(tag, multiple=whole)
         for tag in tags:
-            self.channel.basic_ack(tag)
             del self.entries[tag]
         self.commit()

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 #: The queues of claimed messages, and of notes.
 CLAIMED, NOTED = moving.PREFIX, f"{moving.PREFIX}.noted"
+#: The most messages of a claim. Of more acknowledgements of one quorum queue the broker sends some later, or never if the client
+#: is gone by then (quorum_commands_soft_limit, 32): these messages would be claimed, and in their queue again.
+AT_ONCE = 20
 #: The header of a claimed message: what it is. That of a note: its token.
 CLAIM, TOKEN = "celery-kit-claim", "celery-kit-token"
 #: Milliseconds for which a note stays that no run removes.
@@ -167,7 +170,7 @@ class RabbitmqEnd:
             return self._former()
         token, found, size = moving.token(), list[Moving](), 0
         for place, name in self._places():
-            while len(found) < moving.MOST and size < moving.BYTES and (raw := self._claims.channel.basic_get(name)):
+            while len(found) < AT_ONCE and size < moving.BYTES and (raw := self._claims.channel.basic_get(name)):
                 found.append(self._moving(place, name, raw))
                 self._claims.channel.basic_ack(raw.delivery_tag)
                 size += len(found[-1].body)
