@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 #: The queues of claimed messages, and of notes.
 CLAIMED, NOTED = moving.PREFIX, f"{moving.PREFIX}.noted"
-#: The most messages of a claim. Of more acknowledgements of one quorum queue the broker sends some later, or never if the client
-#: is gone by then (quorum_commands_soft_limit, 32): these messages would be claimed, and in their queue again.
+#: The most messages of a claim. Of more acknowledgements of one quorum queue the broker sends some later, or never if the
+#: client is gone by then (quorum_commands_soft_limit, 32): these messages would be claimed, and in their queue again.
 AT_ONCE = 20
 #: The header of a claimed message: what it is. That of a note: its token.
 CLAIM, TOKEN = "celery-kit-claim", "celery-kit-token"
