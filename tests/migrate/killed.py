@@ -67,7 +67,7 @@ def hook() -> None:
     def basic_publish(self: Any, *given: Any, **options: Any) -> Any:
         global published
         published += 1
-        if armed == "half" and published == 50:
+        if armed == "half" and published == 10:
             die()
         return publish(self, *given, **options)
 

@@ -171,7 +171,7 @@ random, and run again. Rolled back: killed, run again, all of it moved back, to 
 """
 AT_POINTS = """
 {queued} queued, {delayed} delayed, {others} dead and {others} failed messages; the move kills itself in its second batch, and
-is run again. Half: after 50 messages are sent to RabbitMQ. Sent: the command that decides is sent, its answer not read. Then
+is run again. Half: after 10 messages are sent to RabbitMQ. Sent: the command that decides is sent, its answer not read. Then
 the target must have each message once, with its id, headers, priority, ETA, expiry, queue, body and reason, and the source
 none.
 """
