@@ -160,8 +160,8 @@ def note(trial: tuple[str, ...], outcome: Outcome) -> None:
 
 
 ABOUT = """
-Messages that are moved while producers and workers run, killed, rolled back, as far as the tables go: what is not in them, or is
-an empty cell, was not tried at full size. Written by `make test-migrate`, {dates}; {cores} cores, Python {python}, {packages};
+Messages that are moved while producers and workers run, killed, rolled back, as far as the tables go: what is not in them, or
+is an empty cell, was not tried at full size. Written by `make test-migrate`, {dates}; {cores} cores, Python {python}, {packages};
 {versions}.
 """
 LOAD = """
