@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import report
+from bench.arrivals import Load
 from bench.contenders import CELERYS, CORES, DEPLOYED, FAST, OTHERWISE, PEER_ROWS, PLAIN, PYTHON, SETTINGS, Contender, otherwise
 from bench.idle import side_by_side
 from bench.limits import LIMITS
@@ -28,6 +29,9 @@ from bench.parts import ROWS, SIDES, contender, lines, without
 from bench.publish import WAYS
 from bench.rounds import ROOT, Case, NothingDoneError, consume, environment
 from bench.soak import soak
+from bench.steady import BACKLOGS
+from bench.steady import backlog as backlog_of
+from bench.steady import steady as steadily
 from celery_kit.base.refusals import choose, refuse, whole_number
 from celery_kit.engine.parts import WORKER, Part
 from celery_kit.pools.table import POOLS
@@ -38,6 +42,8 @@ from testbed.servers import EVERY, SERVERS
 REPORTS = Path("reports")
 #: For an idle stack, in a full and a quick run: tasks, of which ten are beyond the 99th percentile, and idle seconds.
 IDLE, GLANCE = (1_000, 10.0), (100, 3.0)
+#: Tasks/s that arrive at a worker whose queue is empty.
+RATES = (20, 200)
 Measure = Callable[[Servers], dict[str, Any]]
 
 
@@ -240,8 +246,35 @@ def _soak(contender: Contender, case: Case, tasks: int) -> Measure:
     return lambda servers: soak(servers, contender, case, tasks)
 
 
+def steady(plan: Plan) -> Iterator[Trial]:
+    """What a task costs at rates at which the queue is empty: a worker of each pool as `make up` starts it, and the servers."""
+    for broker in plan.brokers:
+        for pool in plan.pools:
+            for rate in RATES:
+                case = Case(broker, pool, rate=rate)
+                yield Trial("steady", f"steady {case}", FAST.name, case, _steadily(case, plan.seconds))
+        case = Case(broker, "solo", rate=RATES[1], size=10_000)
+        yield Trial("steady", f"steady {case}", FAST.name, case, _steadily(case, plan.seconds))
+
+
+def _steadily(case: Case, seconds: float) -> Measure:
+    return lambda servers: steadily(servers, DEPLOYED[1], case, Load(case.rate, seconds, size=case.size))
+
+
+def backlog(plan: Plan) -> Iterator[Trial]:
+    """What a message that waits, and a result, take of the servers' memory and disk."""
+    for broker in plan.brokers:
+        for size in BACKLOGS:
+            case = Case(broker, "solo", size=size)
+            yield Trial("backlog", f"backlog {case}", FAST.name, case, _backlog(case))
+
+
+def _backlog(case: Case) -> Measure:
+    return lambda servers: backlog_of(servers, DEPLOYED[1], case)
+
+
 SECTIONS: dict[str, Callable[[Plan], Iterator[Trial]]] = {
-    one.__name__: one for one in (deployed, pools, peers, limits, publish, work, choices, parts, idle, lasting)
+    one.__name__: one for one in (deployed, pools, peers, limits, publish, work, choices, parts, idle, steady, backlog, lasting)
 }
 
 

@@ -219,6 +219,38 @@ def idle(found: dict[str, Any]) -> str:
     return f"{text}\n\nPlain Celery / celery-kit: x plain Celery." if rows else ""
 
 
+def steady(found: dict[str, Any]) -> str:
+    rows = []
+    for one in of(found, "steady"):
+        case, parties = one["case"], ("cpu", "broker", "results")
+        cells = [number(one, name) if name in one["rounds"][0] else "" for name in parties]
+        rows.append([case["broker"], case["pool"], f"{case['size']:,}", f"{case['rate']}", number(one), *cells])
+    head = [
+        "broker",
+        "pool",
+        "bytes a task",
+        "tasks/s that arrive",
+        "done, tasks/s",
+        "CPU us a task: worker",
+        "broker",
+        "results",
+    ]
+    return table(head, rows)
+
+
+def backlog(found: dict[str, Any]) -> str:
+    rows = [
+        [
+            one["case"]["broker"],
+            f"{one['case']['size']:,}",
+            *(number(one, name) for name in ("message", "disk", "result", "broker")),
+        ]
+        for one in of(found, "backlog")
+    ]
+    head = ["broker", "bytes a task", "memory a waiting task, bytes", "disk", "memory a result", "CPU us a task, at full speed"]
+    return table(head, rows)
+
+
 def lasting(found: dict[str, Any]) -> str:
     rows = []
     for one in of(found, "lasting"):
@@ -288,6 +320,8 @@ TABLES: dict[str, tuple[Callable[[dict[str, Any]], str], tuple[str, ...]]] = {
     "What a choice gains or costs": (choices, ("choices",)),
     "What a part of the fast engine is worth": (parts, ("parts",)),
     "Idle": (idle, ("idle",)),
+    "Tasks that arrive at a rate": (steady, ("steady",)),
+    "What waits in the broker": (backlog, ("backlog",)),
     "Where plain Celery is ahead": (slower, ("pools", *WORK, "idle")),
     "A worker that goes on": (lasting, ("lasting",)),
     "Which pool for which work": (best, WORK),

@@ -34,7 +34,9 @@ class NothingDoneError(RuntimeError):
 
 @dataclass(frozen=True)
 class Case:
-    """A case: `size` in bytes a task, `depth` in tasks in the queue (0: enough for the round), number of `workers`."""
+    """A case: `size` in bytes a task, `depth` in tasks in the queue (0: enough for the round), number of `workers`, `rate` in
+    tasks/s that arrive (0: all of them are there).
+    """
 
     broker: str
     pool: str
@@ -42,6 +44,7 @@ class Case:
     size: int = 100
     depth: int = 0
     workers: int = 1
+    rate: int = 0
 
 
 @dataclass(frozen=True)
