@@ -80,6 +80,12 @@ logs: env     ## the running stack's logs; FOLLOW=1 follows them, GROUP= shows o
 ps: env       ## the running stack's containers or processes
 	$(KIT) ps
 
+backup: env   ## what the running stack's servers hold, in a file: OUT=; STOP=1 stops the broker for it, as RabbitMQ needs
+	$(KIT) backup
+
+restore: env  ## the same in a stack that is down: FILE= [YES=1, in the place of data that is there]
+	$(KIT) restore
+
 images: env   ## build the worker images, one tag a pool: POOL= PYTHON=; of your own code: APP= SOURCE= REQUIREMENTS=
 	$(KIT) images
 
@@ -207,6 +213,9 @@ test-swarm:   ## make stack on three nodes, engines in containers: a node is kil
 
 bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 minutes; ONLY= ROUNDS= COMPARE=reports/bench.json
 	deploy/env.sh dev && BROKER= POOL= COMPOSE_PROFILES=monitor $(KIT) images && .venv/bin/python -m bench
+
+test-backup:  ## make backup and make restore on each broker
+	deploy/env.sh dev && $(PYTEST) tests/deploy/test_backup.py
 
 sbom:         ## what each image holds, as an SBOM (CycloneDX) and a licence list, in supply/; POOL= chooses one: a pool, mail, monitor
 	deploy/env.sh dev && .venv/bin/python -m deploy.supply sbom

@@ -272,6 +272,24 @@ class Bulk(Protocol):
 
 
 @dataclass(frozen=True)
+class Copy:
+    """How `make backup` copies the data of a server.
+
+    `volume`: the key of its volume in the Compose file. `version`: the command, in its image, that prints its version.
+    `save(url)`: has the running server write what it holds to a file of the volume, and returns when that is done; raises the
+    connection's errors. None: its files can be copied only while it is stopped.
+    """
+
+    volume: str
+    version: tuple[str, ...] = ()
+    save: Callable[[str], None] | None = None
+    #: Patterns of files that are left out. Of the others, by path, where a copy has it, and what a copy has in addition.
+    without: tuple[str, ...] = ()
+    moved: Mapping[str, str] = field(default_factory=dict)
+    added: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Broker:
     """A row of the table of brokers."""
 
@@ -324,6 +342,8 @@ class Broker:
     nodes: tuple[str, ...] = ()
     #: Whether its stack has TLS (SECURE); without it, that is refused in one line.
     has_tls: bool = True
+    #: How its data is copied; None: it cannot be.
+    copy: Copy | None = None
     #: The prefix of its own variables; by port of its container, the variable for the port where that is published.
     variables: str | None = None
     ports: Mapping[int, str] = field(default_factory=dict)

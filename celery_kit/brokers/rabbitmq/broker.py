@@ -7,7 +7,7 @@ from urllib.parse import quote
 from celery_kit.base.capabilities import DOCS, Limit
 from celery_kit.base.refusals import refuse
 from celery_kit.base.types import Connection, Options
-from celery_kit.brokers.contract import ROLES, Broker, Environ, account, tls
+from celery_kit.brokers.contract import ROLES, Broker, Copy, Environ, account, tls
 from celery_kit.brokers.rabbitmq.bulk import Bulk, like
 from celery_kit.brokers.rabbitmq.dead import BROKER_LIMIT, explain
 from celery_kit.brokers.rabbitmq.delayed import park
@@ -100,6 +100,8 @@ broker = Broker(
     lead="celery_kit.brokers.rabbitmq.beats:Lead",
     close_inherited=close_inherited,
     manifests=manifests,
+    # Queues, with their messages, are files that only a stopped node leaves alone.
+    copy=Copy(volume="rabbitmq-data", version=("rabbitmqctl", "version"), without=("*.pid",)),
     variables="RABBITMQ_",
     ports={15672: "RABBITMQ_MANAGEMENT_PORT"},
     limits={

@@ -1,6 +1,7 @@
 """Redis as the broker: a server that keeps its data (append-only file), database 0."""
 
 import socket
+import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from celery_kit.base.refusals import refuse
 from celery_kit.base.signals import celeryd_init
 from celery_kit.base.types import Connection, Options
 from celery_kit.base.versions import unmet
-from celery_kit.brokers.contract import Broker, Environ, account, tls
+from celery_kit.brokers.contract import Broker, Copy, Environ, account, tls
 from celery_kit.brokers.redis.bulk import Bulk, like
 from celery_kit.engine.parts import PARTS, engine, on
 from celery_kit.fixes import needed
@@ -96,6 +97,40 @@ def explain(error: BaseException) -> str | None:
     return f"Redis refuses this account: {error}; give it the right, or use the account of another role (docs/security.md)"
 
 
+def save(url: str) -> None:
+    """Have the server write all databases as they are at one moment to dump.rdb (BGSAVE), and wait until that is done.
+
+    Raises redis.ConnectionError, and redis.ResponseError if the server could not write it.
+    """
+    from redis import Redis, ResponseError  # only here: `make backup`
+
+    with Redis.from_url(url, socket_timeout=60) as client:
+
+        def saves() -> int:
+            """How many it has made, once it makes none."""
+            while (found := client.info("persistence"))["rdb_bgsave_in_progress"]:
+                time.sleep(0.1)
+            if found["rdb_last_bgsave_status"] != "ok":
+                raise ResponseError("its last BGSAVE failed; its log says why")
+            return int(found["rdb_saves"])
+
+        before = saves()
+        client.bgsave(schedule=True)  # after a rewrite of the append-only file, if one is on
+        while saves() == before:
+            time.sleep(0.1)
+
+
+#: A snapshot is made the first file of an append-only file: with `appendonly yes` a server reads no other. The format:
+#: https://redis.io/docs/latest/operate/oss_and_stack/management/persistence/#how-it-works
+COPY = Copy(
+    volume="redis-data",
+    version=("redis-server", "--version"),
+    save=save,
+    without=("appendonlydir/*", "temp-*"),
+    moved={"dump.rdb": "appendonlydir/appendonly.aof.1.base.rdb"},
+    added={"appendonlydir/appendonly.aof.manifest": "file appendonly.aof.1.base.rdb seq 1 type b\n"},
+)
+
 #: On ENGINE=plain workers hold them, and list them.
 WAITS = Limit(
     "differently", "the list is empty: the broker holds the task, no worker does", "celery_kit/brokers/redis/delayed.py"
@@ -118,6 +153,7 @@ broker = Broker(
     lead="celery_kit.brokers.redis.beats:Lead" if TRANSPORT else None,
     explain=explain,
     close_inherited=close_inherited,
+    copy=COPY,
     limits={
         "quorum_queues": Limit("cannot", "a queue is a list, on one server; the argument is ignored", "seen by this test"),
         **({"scheduled": WAITS} if DELAYS else {}),

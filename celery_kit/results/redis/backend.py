@@ -9,6 +9,7 @@ from celery.states import READY_STATES
 from celery_kit.base.conf import transport_options
 from celery_kit.base.types import Options, ResultBackend
 from celery_kit.brokers.contract import Broker, Environ, account, tls
+from celery_kit.brokers.redis.broker import COPY
 from celery_kit.brokers.redis.credentials import read_again
 from celery_kit.fixes import needed
 from celery_kit.results.contract import Backend
@@ -170,6 +171,7 @@ backend = Backend(
     claims=claims,
     copy=copy,
     adapt=adapt,
+    copy=COPY,
     close_inherited=close_inherited,
     fast_classes={
         **dict.fromkeys(("redis", "rediss"), "celery_kit.results.redis.store:Backend"),

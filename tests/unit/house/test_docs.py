@@ -61,6 +61,8 @@ RUN_BY_TOO = {
         f"make {command}": "tests/security/test_supply.py::test_what_a_user_types_about_an_image"
         for command in ("sbom", "sign", "verify", "audit")
     },
+    "make backup": "tests/deploy/test_backup.py::test_what_was_there_is_there_again",
+    "make restore": "tests/deploy/test_backup.py::test_what_was_there_is_there_again",
     "make forward": (
         "tests/producer/test_spool.py::test_a_task_is_accepted_while_the_broker_is_away_and_forwarded_by_a_command"
     ),
