@@ -80,6 +80,9 @@ logs: env     ## the running stack's logs; FOLLOW=1 follows them, GROUP= shows o
 ps: env       ## the running stack's containers or processes
 	$(KIT) ps
 
+plan: env     ## workers, cores, memory and disk that tasks need: RATE= SECONDS_PER_TASK= PAYLOAD= [CPU_PER_TASK= WAIT_P95= BROKER= POOL= CORES= OUTAGE=]
+	$(KIT) plan
+
 backup: env   ## what the running stack's servers hold, in a file: OUT=; STOP=1 stops the broker for it, as RabbitMQ needs
 	$(KIT) backup
 
@@ -213,6 +216,9 @@ test-swarm:   ## make stack on three nodes, engines in containers: a node is kil
 
 bench:        ## each pool and engine beside plain Celery and peers; QUICK=1: 3 minutes; ONLY= ROUNDS= COMPARE=reports/bench.json
 	deploy/env.sh dev && BROKER= POOL= COMPOSE_PROFILES=monitor $(KIT) images && .venv/bin/python -m bench
+
+test-plan:    ## what make plan says of three loads, and what then happens; writes docs/reports/plan.md (minutes; ROUNDS= SECONDS= FIGURES=)
+	deploy/env.sh dev && BROKER= POOL= $(KIT) images && .venv/bin/python -m bench.planned
 
 test-backup:  ## make backup and make restore on each broker
 	deploy/env.sh dev && $(PYTEST) tests/deploy/test_backup.py

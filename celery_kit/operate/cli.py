@@ -15,7 +15,7 @@ from celery_kit.base.refusals import refuse
 from celery_kit.base.target import ROOT
 from celery_kit.brokers import BROKERS
 from celery_kit.brokers.contract import ROLES
-from celery_kit.operate import backup, deploy, groups, tasks
+from celery_kit.operate import backup, deploy, groups, plan, tasks
 from celery_kit.operate.current import IN_CONTAINERS, Stack, groups_of, join, look, meant, running_stack, stack_of
 from celery_kit.operate.migrate import migrate
 from celery_kit.operate.options import (
@@ -303,7 +303,7 @@ def dev() -> None:
     develop(codebase=stack.codebase(inspected))
 
 
-for command in (*deploy.COMMANDS, *tasks.COMMANDS, *backup.COMMANDS, migrate):
+for command in (*deploy.COMMANDS, *tasks.COMMANDS, *backup.COMMANDS, *plan.COMMANDS, migrate):
     cli.add_command(command)
 
 

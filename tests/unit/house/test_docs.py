@@ -61,6 +61,7 @@ RUN_BY_TOO = {
         f"make {command}": "tests/security/test_supply.py::test_what_a_user_types_about_an_image"
         for command in ("sbom", "sign", "verify", "audit")
     },
+    "make plan": "tests/unit/operate/test_plan.py::test_what_a_user_types",
     "make backup": "tests/deploy/test_backup.py::test_what_was_there_is_there_again",
     "make restore": "tests/deploy/test_backup.py::test_what_was_there_is_there_again",
     "make forward": (
