@@ -161,8 +161,8 @@ def note(trial: tuple[str, ...], outcome: Outcome) -> None:
 
 ABOUT = """
 Messages that are moved while producers and workers run, killed, rolled back, as far as the tables go: what is not in them, or
-is an empty cell, was not tried at full size. Written by `make test-migrate`, {dates}; {cores} cores, Python {python}, {packages};
-{versions}.
+is an empty cell, was not tried at full size. Written by `make test-migrate`, {dates}; {cores} cores, Python {python},
+{packages}; {versions}.
 """
 LOAD = """
 The source has 5,000 tasks in its queue, 500 that are due {delay} s later, 100 dead letters, 100 failed tasks, and a worker
