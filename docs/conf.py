@@ -28,7 +28,7 @@ PAGES = {
         *("docs/versions", "docs/swarm", "docs/kubernetes"),
         *("docs/monitoring", "docs/shutdown", "docs/failures", "docs/security", "docs/supply"),
         *("docs/reports/faults", "docs/reports/crash", "docs/reports/migrate", "docs/reports/probe", "docs/reports/layers"),
-        *("docs/reports/beats", "docs/reports/checks", "docs/reports/fuzz", "docs/reports/hostile"),
+        *("docs/reports/beats", "docs/reports/clusters", "docs/reports/checks", "docs/reports/fuzz", "docs/reports/hostile"),
         *("docs/delivery", "docs/growing", "docs/groups", "docs/scaling", "docs/versions"),
         *("docs/delivery", "docs/capacity", "docs/growing", "docs/groups", "docs/scaling", "docs/versions"),
         *("docs/swarm", "docs/kubernetes"),

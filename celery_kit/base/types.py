@@ -380,8 +380,7 @@ class WorkerConsumer(Protocol):
 class EventLoop(Protocol):
     """A worker's event loop: kombu.asynchronous.hub.Hub, of which the stubs say that `on_tick` is a list."""
 
-    #: Called when the loop is about to wait.
-    on_tick: MutableSet[Callback]
+    on_tick: MutableSet[Callback]  # called when the loop is about to wait
     #: Writes jobs to children, by the file descriptors of their pipes.
     consolidate_callback: Callable[[Sequence[int]], object]
 

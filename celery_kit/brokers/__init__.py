@@ -18,7 +18,7 @@ from celery_kit.brokers.redis.broker import sentinel as redis_sentinel_row
 
 __all__ = ["BROKERS", "Broker", "Queues", "close_inherited", "explained", "other_broker", "room", "schemes_of", "transports"]
 
-valkey_row = replace(redis_row, name="valkey", compose_file="compose.valkey.yaml")
+valkey_row = replace(redis_row, name="valkey", compose_file="compose.valkey.yaml", copy=None)
 BROKERS: dict[str, Broker] = {
     row.name: row for row in (rabbitmq_row, rabbitmq_cluster_row, redis_row, redis_sentinel_row, valkey_row, embedded_row)
 }

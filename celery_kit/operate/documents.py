@@ -25,7 +25,7 @@ DOCUMENTS: Mapping[str, Mapping[str, str]] = {
         "groups": "worker groups, as in the table of groups, with consuming (workers) and paused",
         "workers": "each with name, state (words), group, pool, version, concurrency, consuming and paused (queues), active, "
         "reserved, scheduled, processed (tasks), memory (bytes)",
-        "beats": "each with state, running, and entries: name, last, next (ISO 8601), runs",
+        "beats": "each with state, running, leads (null: it is the only one), and entries: name, last, next (ISO 8601), runs",
         "tasks": "names of the tasks that workers know, 100 of a worker at most",
         "unasked": "why the workers could not be asked, or null",
     },
@@ -69,9 +69,11 @@ WITHOUT = {
     "top": "live, for a terminal; `status` has the document",
     "logs": "what the processes write; LOG_FORMAT=json has them write JSON",
     "balance": "goes on until Ctrl-C, and says what it does",
+    "plan": "an estimate, for a person to read; the table of groups in it is TOML",
     "k8s-secrets": "prints JSON anyway: a manifest",
     **dict.fromkeys(("passwords", "certificates"), "makes new ones, or says how"),
     **dict.fromkeys(
-        ("up", "down", "forward", "demo", "dev", "images", "push", "k8s"), "acts; `status` or `ps` shows what came of it"
+        ("up", "down", "forward", "demo", "dev", "images", "push", "k8s", "migrate", "backup", "restore"),
+        "acts; `status` or `ps` shows what came of it",
     ),
 }

@@ -87,4 +87,4 @@ def _hand_over(app: Celery, former: Stack | None, latter: Stack | None) -> None:
 def _copies(former: Stack, latter: Stack) -> Callable[..., int] | None:
     """What copies the results of one stack to the other, where both store them on servers of one kind."""
     rows = [room(one.environment(one.inspected(), OPERATOR)["CELERY_RESULT_BACKEND"]) for one in (former, latter)]
-    return rows[0].copy if rows[0] and rows[0] is rows[1] else None
+    return rows[0].carry if rows[0] and rows[0] is rows[1] else None

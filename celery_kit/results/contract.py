@@ -43,9 +43,9 @@ class Backend:
     earlier: tuple[Earlier, ...] = ()
     #: claims(app, url): the store for the claims of `celery_kit/once.py`, where a server of this kind can be one.
     claims: Callable[["Celery", str], "Claims"] | None = None
-    #: copy(app, source, target): copies what a server holds to another one, by their URLs, but nothing that is there already.
+    #: carry(app, source, target): copies what a server holds to another one, by their URLs, but nothing that is there already.
     #: Returns how many keys it has copied. None: there is nothing that another process could read.
-    copy: Callable[["Celery", str, str], int] | None = None
+    carry: Callable[["Celery", str, str], int] | None = None
     #: close_inherited(backend): closes, in a forked child, its end of the parent's sockets, and sends nothing to the server.
     close_inherited: Callable[..., None] | None = None
     #: How the data of its server is copied; None: it has none.

@@ -8,7 +8,6 @@ consumer is cancelled. Tasks that the worker holds are run.
 
 from collections.abc import Collection
 from threading import Lock
-from typing import Any
 
 from celery import bootsteps
 from celery.utils.log import get_logger
@@ -141,7 +140,7 @@ class Step(bootsteps.StartStopStep):
             exchange: str | None = None,
             exchange_type: str | None = None,
             routing_key: str | None = None,
-            **more: Any,
+            **more: object,
         ) -> None:
             with self.looking:
                 paused = self.ask([queue])
@@ -151,7 +150,7 @@ class Step(bootsteps.StartStopStep):
                 return
             if queue not in queues:  # asking for a missing one would make it, of another type
                 kind = Exchange(exchange or queue, exchange_type or "direct")
-                queues.add(Queue(queue, kind, routing_key=routing_key or queue, **more))
+                queues.add(Queue(queue, kind, routing_key=routing_key or queue, **more))  # type: ignore[arg-type]
             consumer.add_queue(queues[queue])
             queues.select_add(queues[queue])
             self.apply({*parent.paused, queue})

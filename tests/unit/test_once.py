@@ -72,7 +72,7 @@ def test_the_claims_are_in_the_results_server_or_in_a_store_of_their_own(
 def test_a_store_that_cannot_hold_claims_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         Profile.from_environ({"BROKER": "rabbitmq", "ONCE_URL": "amqp://broker"})
-    assert capsys.readouterr().err == "celery-kit: the scheme of ONCE_URL=amqp is not known; allowed: redis, rediss\n"
+    assert capsys.readouterr().err == "celery-kit: the scheme of ONCE_URL=amqp is not known; allowed: redis, rediss, sentinel\n"
 
 
 def test_a_worker_without_a_store_is_refused_at_its_start() -> None:

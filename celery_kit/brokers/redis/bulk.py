@@ -18,6 +18,8 @@ from celery_kit.engine.parts import on
 from celery_kit.engine.quick_json import quoted
 
 if TYPE_CHECKING:
+    from upstream.redis import Pipeline
+
     from celery_kit.base.types import Connection
     from celery_kit.brokers.redis.transport import Channel
 
@@ -96,6 +98,18 @@ class Envelopes:
 _envelopes: WeakKeyDictionary[Channel, Envelopes] = WeakKeyDictionary()
 
 
+def _replicas(channel: Channel) -> int:
+    """How many replicas must have a message; kombu's own channel, where the kit's cannot be had, knows of none."""
+    return getattr(channel, "replicas", 0)
+
+
+def _run(channel: Channel, pipe: Pipeline) -> None:
+    if _replicas(channel):
+        channel.run(pipe)
+    else:
+        pipe.execute()
+
+
 def like(channel: Channel, part: Part, seconds: float) -> None:
     """Publish one message, usually by one command. Raises redis-py's errors.
 
@@ -105,14 +119,14 @@ def like(channel: Channel, part: Part, seconds: float) -> None:
     envelopes = Envelopes() if part.sample.exchange else _envelopes.setdefault(channel, Envelopes())
     commands = envelopes.commands(channel, part, new_id())
     with channel.conn_or_acquire() as client:
-        if len(commands) == 1 and not channel.replicas:
+        if len(commands) == 1 and not _replicas(channel):
             name, head, value = commands[0]
             getattr(client, name)(*head, value)
             return
-        with client.pipeline(transaction=not channel.replicas) as pipe:
+        with client.pipeline(transaction=not _replicas(channel)) as pipe:
             for name, head, value in commands:
                 getattr(pipe, name)(*head, value)
-            channel.run(pipe)
+            _run(channel, pipe)
 
 
 class Bulk:
@@ -134,7 +148,7 @@ class Bulk:
                     values = [value for _, _, value in group]
                     for several in [values] if name == "lpush" else [[value] for value in values]:
                         getattr(pipe, name)(*head, *several)
-                self.channel.run(pipe)
+                _run(self.channel, pipe)
         except self.errors as error:
             raise UnconfirmedError(str(error), {part.id for part in parts}) from error
 

@@ -12,7 +12,7 @@ https://valkey.io/topics/sentinel/, https://valkey.io/commands/wait/.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from kombu.utils.url import url_to_parts
 from redis import Redis
@@ -24,7 +24,7 @@ from celery_kit.fixes import needed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from upstream.redis import ConnectionPool
+    from upstream.redis import Client, ConnectionPool
 
     from celery_kit.base.types import Options
 
@@ -46,17 +46,17 @@ class Sentinel(redis_py.Sentinel):
     Without the name of a primary it is that of a stack, whose sentinels have the accounts of its servers.
     """
 
-    def __init__(self, *sentinels: Any, addresses: Mapping[str, str] | None = None, **parameters: Any) -> None:
+    def __init__(self, *sentinels: object, addresses: Mapping[str, str] | None = None, **parameters: object) -> None:
         self.addresses = dict(addresses or {})
         super().__init__(*sentinels, **parameters)  # type: ignore[no-untyped-call]
 
     def master_for(
         self,
         service_name: str | None,
-        redis_class: Any = Redis,
+        redis_class: type = Redis,
         connection_pool_class: type[redis_py.SentinelConnectionPool] = redis_py.SentinelConnectionPool,
-        **parameters: Any,
-    ) -> Any:
+        **parameters: object,
+    ) -> Client:
         """A client of the primary. Its connections ask the sentinels where that is."""
         given = self.connection_kwargs | parameters
         shared = {} if service_name else {name: given[name] for name in SHARED if given.get(name)}
@@ -64,7 +64,8 @@ class Sentinel(redis_py.Sentinel):
             known = one.connection_pool.connection_kwargs
             known |= {name: PATIENCE for name in TIMES if known.get(name) is None} | shared
         name = service_name or MASTER
-        return super().master_for(name, Redis, connection_pool_class, **parameters)  # type: ignore[no-untyped-call]
+        client: Client = super().master_for(name, Redis, connection_pool_class, **parameters)  # type: ignore[no-untyped-call]
+        return client
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
         """The primary's address. Raises MasterNotFoundError, a ConnectionError, during a failover."""
@@ -103,13 +104,13 @@ class Channel(transport.Channel):
             places, self.min_other_sentinels, self.sentinel_kwargs or {}, addresses=self.addresses, **parameters
         )
         vars(self)["_async_sentinel_manager" if asynchronous else "_sentinel_manager"] = sentinel  # kombu closes it
-        pool: ConnectionPool = sentinel.master_for(self.master_name).connection_pool
-        return pool
+        return sentinel.master_for(self.master_name).connection_pool
 
     def known_replicas(self) -> int:
         """How many replicas the sentinels have seen, those that are gone included. Raises redis-py's errors."""
-        pool: Any = self.client.connection_pool
-        asked: dict[str, Any] = pool.sentinel_manager.sentinels[0].sentinel_masters()  # the one that has answered last
+        manager: redis_py.Sentinel = vars(self.client.connection_pool)["sentinel_manager"]
+        # The one that has answered last. redis-py's annotation says that it answers a list.
+        asked = cast("dict[str, dict[str, str]]", manager.sentinels[0].sentinel_masters())
         return int(asked[self.master_name or MASTER]["num-slaves"])
 
     @property

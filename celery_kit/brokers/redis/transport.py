@@ -35,8 +35,6 @@ SIGNED = re.compile(rb'"%b": ?"([\w.= -]+)"' % SIGNATURE.encode())
 #: Milliseconds to wait for replicas: less than socket_timeout, and so long that a message is seldom sent again for it.
 CONFIRM = 3_000
 if TYPE_CHECKING:
-    from typing import Any
-
     from upstream import kombu_redis as redis
     from upstream import kombu_virtual as virtual
     from upstream.kombu_hub import Hub
@@ -174,7 +172,7 @@ class Channel(ChannelBase):
         """How many replicas the server is to have."""
         return self.replicas
 
-    def run(self, pipe: Pipeline) -> list[Any]:
+    def run(self, pipe: Pipeline) -> list[object]:
         """Send commands that publish, outside of a transaction. Returns their answers. Raises redis-py's errors.
 
         Raises LostConnection if too few replicas have what they wrote: a failover could lose it.

@@ -187,7 +187,12 @@ def document(found: Snapshot) -> dict[str, object]:
             for node in nodes
         ],
         "beats": [
-            {"state": one.state, "running": one.running, "entries": [{"name": name, **it} for name, it in one.said.items()]}
+            {
+                "state": one.state,
+                "running": one.running,
+                "leads": one.leads,
+                "entries": [{"name": name, **it} for name, it in one.said.items()],
+            }
             for one in found.members
             if one.role == "beat"
         ],

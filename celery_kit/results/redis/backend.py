@@ -113,7 +113,7 @@ def adapt(backend: RedisBackend) -> None:
         listen(backend, ResultConsumer)
 
 
-def copy(app: "Celery", source: str, target: str) -> int:
+def carry(app: "Celery", source: str, target: str) -> int:
     """Copy a database to another one, key by key, each with the time that it has to live. Raises redis-py's errors.
 
     What is there already stays, but the state of a task that has ended replaces one that has not.
@@ -169,7 +169,7 @@ backend = Backend(
     thread_safe=True,
     facts="celery_kit.results.redis.facts:facts",
     claims=claims,
-    copy=copy,
+    carry=carry,
     adapt=adapt,
     copy=COPY,
     close_inherited=close_inherited,

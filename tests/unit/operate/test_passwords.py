@@ -16,7 +16,7 @@ def server(name: str, mounted: bool = True, **state: bool) -> dict[str, Any]:
     return {
         "Id": name,
         "Name": f"/kit-{name}-1",
-        "Config": {"Labels": {"com.docker.compose.service": name}},
+        "Config": {"Labels": {"com.docker.compose.service": name}, "Env": [f"KEY={name}"]},
         "State": {"Running": True, "Paused": False, **state},
         "Mounts": [{"Destination": passwords.START}] * mounted,
     }

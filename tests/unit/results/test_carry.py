@@ -6,7 +6,7 @@ from typing import Any
 
 from redis import Redis
 
-from celery_kit.results.redis.backend import copy
+from celery_kit.results.redis.backend import carry
 from tests.harness.kit import kit
 from tests.harness.servers import Server
 
@@ -19,8 +19,8 @@ def test_results_are_copied_and_what_has_ended_stays() -> None:
         app.backend.store_result("runs", None, "STARTED")
         former, latter = Redis.from_url(source), Redis.from_url(target)
         former.set("claim", "mine", ex=100)
-        assert copy(app, source, target) == 452
-        assert copy(app, source, target) == 0
+        assert carry(app, source, target) == 452
+        assert carry(app, source, target) == 0
         assert 0 < int(latter.ttl("claim")) <= 100
         assert 0 < int(latter.ttl("celery-task-meta-t7")) <= 86_400
 
@@ -29,10 +29,10 @@ def test_results_are_copied_and_what_has_ended_stays() -> None:
             other.backend.store_result("runs", "done there", "SUCCESS")
             latter.delete("celery-task-meta-t1")
             other.backend.store_result("t1", None, "STARTED")
-        assert copy(app, source, target) == 1
+        assert carry(app, source, target) == 1
         states: dict[str, Any] = {name: _state(latter, name) for name in ("runs", "t1")}
         assert states == {"runs": "SUCCESS", "t1": "SUCCESS"}
-        assert copy(app, target, source) == 1  # back: the task ended there
+        assert carry(app, target, source) == 1  # back: the task ended there
         assert _state(former, "runs") == "SUCCESS"
 
 
