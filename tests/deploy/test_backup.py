@@ -79,19 +79,19 @@ def test_what_was_there_is_there_again(checkout: Checkout, broker: str) -> None:
     passwords = addresses(checkout, "admin")
     needs_stop = any(row.version and not row.save for row in [BROKERS[broker].copy] if row)
     if needs_stop:
-        assert "STOP=1 stops workers, beat and broker" in checkout.refusal(checkout.make("backup", "OUT=kept.tar"))
-    done = checkout.make("backup", "OUT=kept.tar", *["STOP=1"] * needs_stop)
+        assert "STOP=1 stops workers, beat and broker" in checkout.refusal(checkout.make("backup", f"OUT={broker}.tar"))
+    done = checkout.make("backup", f"OUT={broker}.tar", *["STOP=1"] * needs_stop)
     assert done.returncode == 0 and ("ran on" in done.stdout) != needs_stop
-    file = checkout.folder / "kept.tar"
+    file = checkout.folder / f"{broker}.tar"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     after = sent(checkout, "mail.send_email", '["a@b.c", "after"]')
     assert subjects(checkout) == ["after", "before"], "the stack works on, and nothing of the queue ran"
-    assert "'make down' takes it down" in checkout.refusal(checkout.make("restore", "FILE=kept.tar", "YES=1"))
+    assert "'make down' takes it down" in checkout.refusal(checkout.make("restore", f"FILE={broker}.tar", "YES=1"))
     assert checkout.make("down").returncode == 0
-    assert "YES=1 replaces it" in checkout.refusal(checkout.make("restore", "FILE=kept.tar"))
+    assert "YES=1 replaces it" in checkout.refusal(checkout.make("restore", f"FILE={broker}.tar"))
     assert checkout.make("down", f"BROKER={broker}", "VOLUMES=1").returncode == 0
 
-    assert checkout.make("restore", "FILE=kept.tar").returncode == 0
+    assert checkout.make("restore", f"FILE={broker}.tar").returncode == 0
     assert checkout.make("up", *words, "QUEUES=celery,parked").returncode == 0
     until("what waited has run", lambda: {"waited 0", "waited 5", "waited 9"} <= {*subjects(checkout)}, 90, every=1)
     assert [state(checkout, one) for one in waiting["queued"]] == ["SUCCESS"] * 3, "by the ids that they had"
