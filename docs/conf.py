@@ -33,7 +33,7 @@ PAGES = {
         *("docs/delivery", "docs/capacity", "docs/growing", "docs/groups", "docs/scaling", "docs/versions"),
         *("docs/swarm", "docs/kubernetes"),
         *("docs/monitoring", "docs/shutdown", "docs/failures", "docs/backup", "docs/security", "docs/supply"),
-        *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe", "docs/reports/layers"),
+        *("docs/reports/faults", "docs/reports/crash", "docs/reports/probe", "docs/reports/layers", "docs/reports/plan"),
         *("docs/reports/checks", "docs/reports/fuzz", "docs/reports/hostile"),
     ],
     "The kit": [
