@@ -3,6 +3,7 @@
 import heapq
 import itertools
 import json
+import os
 import math
 import random
 import statistics
@@ -114,7 +115,8 @@ def test_make_up_takes_what_is_planned(tmp_path: Path, broker: str, pool: str) -
 
 
 def typed(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["make", "plan", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    environ = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return subprocess.run(["make", "plan", *words], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
 
 
 def test_what_a_user_types() -> None:
