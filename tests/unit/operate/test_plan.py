@@ -3,8 +3,8 @@
 import heapq
 import itertools
 import json
-import os
 import math
+import os
 import random
 import statistics
 import subprocess
