@@ -161,7 +161,7 @@ def test_a_pause_outlives_the_stack(checkout: Checkout, stack: Path) -> None:
     assert {"worker", "beat"} <= {one["role"] for one in said("ps")["processes"]}
     assert {*said("urls")} >= {"CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "MAIL_URL"}
     (state,) = said("resume", "QUEUE=celery")["queues"]
-    assert (state["paused"], state["changed"], state["waiting"]) == (False, True, 1)
+    assert (state["paused"], state["changed"]) == (False, True)  # its task may have been taken meanwhile
     assert said("result", f"ID={sent['id']}", "WAIT=40")["state"] == "SUCCESS"
     assert checkout.make("down").returncode == 0
 
