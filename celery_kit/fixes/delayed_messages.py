@@ -164,7 +164,7 @@ def _start(self: _Step, consumer: WorkerConsumer) -> None:
     A queue that is added by remote control is bound at once: Celery leaves that to producers, who may have no right to it.
     """
     self._validate_configuration(consumer.app)
-    if "add_task_queue" not in vars(consumer):
+    if "makes_delays" not in vars(consumer):  # once, in front of what other steps have put there
         vars(consumer)["add_task_queue"] = partial(_added, consumer, getattr(consumer, "add_task_queue"))  # noqa: B009
     making = threading.Thread(target=self.celerys_start, args=(consumer,), name="delays", daemon=True)
     vars(consumer)["makes_delays"] = making.is_alive
