@@ -220,7 +220,7 @@ def test_a_worker_looks_for_waiting_messages_where_it_consumes(places: Callable[
     try:
         app.send_task("any.task")  # to the first
         with app.connection_for_read() as connection:
-            parent = SimpleNamespace(app=app, connection=connection)
+            parent = SimpleNamespace(app=app, connection=connection, paused=frozenset())
             assert Progress(parent, 30).waiting()
             connection.maybe_switch_next()
             assert not Progress(parent, 30).waiting()
