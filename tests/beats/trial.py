@@ -57,10 +57,10 @@ def run(setup: Setup, faults: int, seed: int) -> dict[str, Any]:
         beat = leader if leader and chance.random() < 0.75 else chance.choice(setup.beats)
         kinds[f"{kind}, leader" if beat is leader else f"{kind}, follower"] += 1
         _begin(kind, beat, chance)
-        time.sleep(LASTS[kind])
+        time.sleep(LASTS[kind])  # how long the fault lasts
         _end(kind, beat)
-        time.sleep(BETWEEN)
-    time.sleep(LATE)
+        time.sleep(BETWEEN)  # due times without a fault, which are counted too
+    time.sleep(LATE)  # what is due may be this late, and a second one of its kind would come by then
     ended = time.time()
     for beat in setup.beats:
         beat.process.process.terminate()

@@ -141,14 +141,14 @@ def _run(cluster: Cluster, fault: Fault, outcome: Outcome) -> None:
         began = time.monotonic()
         end = fault.begin(cluster, outcome.host)
         try:
-            time.sleep(LASTS)  # how long it lasts
+            time.sleep(LASTS)  # how long the fault lasts
         finally:
             end()
         healed = time.monotonic()
         with suppress(AssertionError):
             cluster.whole()
             outcome.whole = round(time.monotonic() - healed, 1)
-        time.sleep(AFTER)  # what is compared
+        time.sleep(AFTER)  # the rate after the fault is measured over this time
         ended = time.monotonic()
     beside = cluster.beside()
     cluster.ledger.accepted |= beside.get("1", set())
